@@ -1,0 +1,165 @@
+"""Running the OCI runtime: one process per operation, ended by the kernel if we die.
+
+Every call is asynchronous: it is forked here, reaped by the reaper, and tells its end by a
+callback, so that the loop goes on reaping and serving while a runtime works.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from supervisor import fds, spawn
+from supervisor.errors import RuntimeMissingError, ShimError, reason
+from supervisor.reaper import wait_for
+from supervisor.runtime import find_program
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from supervisor.loop import Loop
+    from supervisor.reaper import Reaper
+    from supervisor.waitstatus import Termination
+
+CALL_LIMIT_S = 30.0
+"""For calls that have no reason to take long (kill, delete, state): then the runtime is killed."""
+
+_MOST_OUTPUT = 1 << 20
+
+
+class RuntimeCalls:
+    """Starts the runtime and knows which of its processes still run."""
+
+    def __init__(self, loop: Loop, reaper: Reaper, *, name: str, cwd: str, null_fd: int) -> None:
+        """Borrow everything. `name` is looked for in PATH now.
+
+        Raises:
+            RuntimeMissingError: PATH has no such program.
+        """
+        program = find_program(name, os.environ.get("PATH", os.defpath))
+        if program is None:
+            raise RuntimeMissingError(f"{name} not installed on system")
+        self._program = program
+        self._loop = loop
+        self._reaper = reaper
+        self._cwd = cwd
+        self._null_fd = null_fd
+        self._running: dict[int, str] = {}
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no runtime process of ours is left to be reaped."""
+        return not self._running
+
+    def run(
+        self,
+        argv: Sequence[str],
+        on_end: Callable[[Termination], None],
+        *,
+        cwd: str | None = None,
+        stdio: tuple[int, int, int] | None = None,
+        limit_s: float | None = CALL_LIMIT_S,
+    ) -> int:
+        """Start `argv` and return its pid; `on_end` follows when it has been reaped.
+
+        Args:
+            argv: From `supervisor.runtime`.
+            on_end: Called once, from the loop.
+            cwd: Default: the state directory.
+            stdio: Descriptors lent for 0, 1 and 2; default /dev/null.
+            limit_s: SIGKILL after so long; None for no limit.
+
+        Raises:
+            ShimError: It could not be started.
+        """
+        null_fd = self._null_fd
+        try:
+            pid = spawn.exec_program(
+                self._program,
+                argv,
+                cwd=cwd or self._cwd,
+                stdio=stdio or (null_fd, null_fd, null_fd),
+            )
+        except OSError as error:
+            # The words of Go's os/exec, which engines have shown for years, and what failed.
+            failed = f"chdir {cwd}: " if cwd is not None and error.filename == cwd else ""
+            raise ShimError(f"fork/exec {self._program}: {failed}{reason(error)}") from error
+        timer = f"runtime {pid}"
+        self._running[pid] = timer
+        if limit_s is not None:
+            self._loop.call_after(timer, limit_s, lambda: self.kill(pid))
+
+        def on_exit(termination: Termination) -> None:
+            self._loop.cancel(timer)
+            del self._running[pid]
+            on_end(termination)
+
+        self._reaper.expect(pid, on_exit)
+        return pid
+
+    def capture(self, argv: Sequence[str], on_end: Callable[[Termination, bytes], None]) -> None:
+        """As `run`, and hand over up to 1 MiB of what it wrote to stdout.
+
+        Read after its end, not while it runs: a pipe of 1 MiB holds it, and a runtime that wrote
+        more is killed by the limit.
+        """
+        rfd, wfd = fds.pipe(_MOST_OUTPUT)
+        os.set_blocking(rfd.fileno(), False)
+
+        def on_exit(termination: Termination) -> None:
+            try:
+                output = os.read(rfd.fileno(), _MOST_OUTPUT)
+            except BlockingIOError:
+                output = b""  # it left a process behind that still holds the pipe
+            rfd.close()
+            on_end(termination, output)
+
+        try:
+            self.run(argv, on_exit, stdio=(self._null_fd, wfd.fileno(), self._null_fd))
+        except ShimError:
+            rfd.close()
+            raise
+        finally:
+            wfd.close()
+
+    def kill(self, pid: int) -> None:
+        """Kill one runtime process, if it still runs."""
+        if pid in self._running:
+            os.kill(pid, signal.SIGKILL)  # unreaped, so the pid is its own
+
+    def kill_running(self) -> None:
+        """Kill every runtime process that still runs."""
+        for pid in self._running:
+            os.kill(pid, signal.SIGKILL)
+
+
+def ask_runtime(name: str, argv: Sequence[str]) -> bytes:
+    """Run the runtime and wait for it; returns what it wrote to stdout, whatever its status.
+
+    Only for a front end before it supervises: afterwards there is one reaper and one loop.
+
+    Raises:
+        RuntimeMissingError: PATH has no such program.
+        ShimError: It could not be started.
+    """
+    program = find_program(name, os.environ.get("PATH", os.defpath))
+    if program is None:
+        raise RuntimeMissingError(f"{name} not installed on system")
+    null = fds.Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+    rfd, wfd = fds.pipe()
+    try:
+        pid = spawn.exec_program(
+            program, argv, cwd="/", stdio=(null.fileno(), wfd.fileno(), null.fileno())
+        )
+        wfd.close()
+        output = b""
+        while chunk := os.read(rfd.fileno(), 65536):
+            output += chunk
+        wait_for(pid)
+    except OSError as error:
+        raise ShimError(f"fork/exec {program}: {reason(error)}") from error
+    finally:
+        for owner in (null, rfd, wfd):
+            owner.close()
+    return output

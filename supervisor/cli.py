@@ -1,0 +1,121 @@
+"""`forkshim`: the operator's command. Arguments in, one exit status out; no traceback."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+
+from supervisor import __version__, fds
+from supervisor.errors import ShimError
+from supervisor.run import DEFAULT_ROOT, RunRequest, run
+from supervisor.signals import parse_signal
+
+_STATUSES = """\
+exit status: the container's own; 128+n if signal n ended it. Without a container:
+  1 the runtime failed   2 usage   5 runtime not installed   6 bundle missing or not valid
+  75 the id is in use    143 stopped before the container existed
+"""
+
+
+def main() -> int:
+    """Run the command with `sys.argv`; returns its exit status."""
+    fds.ensure_stdio()
+    request = parse(sys.argv[1:])
+    try:
+        return run(request)
+    except ShimError as error:
+        message = f"forkshim: {request.container_id}: {error}"
+        print(message, file=sys.stderr)  # noqa: T201 -- a command talks on stderr
+        return error.exit_status
+
+
+def parse(arguments: list[str]) -> RunRequest:
+    """Read the command line; ends the process with status 2 and a usage line if it is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="forkshim",
+        description="Supervises one OCI container with forked IO workers.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"forkshim {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser(
+        "run",
+        help="create and start a container, and supervise it to its end",
+        epilog=_STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_run_arguments(command)
+    words = parser.parse_args(arguments)
+    return RunRequest(
+        container_id=words.id,
+        bundle=words.bundle,
+        runtime=words.runtime,
+        runtime_args=tuple(words.runtime_arg),
+        no_pivot=words.no_pivot,
+        root=words.root,
+        detach=words.detach,
+        terminal=words.terminal,
+        interactive=words.interactive,
+        stop_signal=words.stop_signal,
+        stop_timeout_s=words.stop_timeout,
+        log=words.log,
+    )
+
+
+def _add_run_arguments(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--bundle", default=".", metavar="DIR", help="the OCI bundle (default: here)")
+    add("--runtime", default="runc", metavar="NAME", help="runc, crun or a path (default: runc)")
+    add(
+        "--runtime-arg",
+        action="append",
+        default=[],
+        metavar="ARG",
+        help="a global option for the runtime, e.g. --runtime-arg=--systemd-cgroup; repeatable",
+    )
+    add("--no-pivot", action="store_true", help="pass --no-pivot: for a rootfs on a ramdisk")
+    add(
+        "--root",
+        default=DEFAULT_ROOT,
+        metavar="DIR",
+        help=f"where the state directories are (default: {DEFAULT_ROOT})",
+    )
+    add("--detach", action="store_true", help="return when the container runs; needs --log")
+    add("-t", "--terminal", action="store_true", help="give the container a terminal")
+    add("-i", "--interactive", action="store_true", help="give the container our stdin")
+    add(
+        "--stop-timeout",
+        type=_seconds,
+        default=10.0,
+        metavar="S",
+        help="seconds from the stop signal to SIGKILL (default: 10)",
+    )
+    add(
+        "--stop-signal",
+        type=_signal,
+        default=15,
+        metavar="SIG",
+        help="what a stop sends: TERM, SIGQUIT, 3, RTMIN+3 (default: TERM)",
+    )
+    add(
+        "--log",
+        metavar="SINK",
+        help="where output goes: passthrough (default), null, file:PATH, or the path of a fifo",
+    )
+    add("id", metavar="ID", help="the container's name: letters, digits, _ + . -")
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"not a number of seconds: {text!r}")
+    return seconds
+
+
+def _signal(text: str) -> int:
+    try:
+        return parse_signal(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"not a signal: {text!r}") from None

@@ -1,0 +1,65 @@
+"""The messages of the `control` fifo, from bytes to values. Pure.
+
+A message is a line of three decimal numbers, `type width height`: 0 closes stdin, 1 resizes the
+console, others are from the future or from 2016-06 and are passed over. A line that is none is
+passed over too, and the next good one counts again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_LONGEST_LINE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class CloseStdin:
+    """Let go of our write end of the client's stdin fifo."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """Set the console's size, ioctl_tty(2) TIOCSWINSZ: each 0 to 65535."""
+
+    columns: int
+    rows: int
+
+
+Message = CloseStdin | Resize
+
+
+class ControlParser:
+    """Keeps the beginning of a line until its end has come; never more than 256 bytes of it."""
+
+    def __init__(self) -> None:
+        """Start at the beginning of a line."""
+        self._begun = b""
+        self._is_too_long = False
+
+    def feed(self, data: bytes) -> list[Message]:
+        """Take what read(2) returned and return the messages that are complete now."""
+        *lines, begun = (self._begun + data).split(b"\n")
+        messages = []
+        for line in lines:
+            message = None if self._is_too_long else _parse(line)
+            self._is_too_long = False
+            if message is not None:
+                messages.append(message)
+        if len(begun) > _LONGEST_LINE:
+            self._is_too_long, begun = True, b""
+        self._begun = begun
+        return messages
+
+
+def _parse(line: bytes) -> Message | None:
+    words = line.split()
+    if len(words) != 3 or len(line) > _LONGEST_LINE:
+        return None
+    if not all(word.removeprefix(b"-").isdigit() for word in words):
+        return None
+    kind, columns, rows = (int(word) for word in words)
+    if kind == 0:
+        return CloseStdin()
+    if kind == 1:
+        return Resize(columns & 0xFFFF, rows & 0xFFFF)  # the 2016 shim cut them to uint16 as well
+    return None

@@ -1,0 +1,248 @@
+"""From a runtime's create, exec or restore to a pid and a console, or to an error and its remains.
+
+Three things have to come together: the runtime's exit with 0, a pid file that names a child of
+ours, and with a terminal the console. The runtime may be quick and its container dead before
+we have read the pid; the reaper remembers that status.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from supervisor import console, fds, runtime, statedir
+from supervisor.errors import RuntimeFailedError, ShimError, StoppedError
+from supervisor.log import rfc3339
+from supervisor.waitstatus import Exited, Termination
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from supervisor.calls import RuntimeCalls
+    from supervisor.log import Log
+    from supervisor.loop import Loop
+    from supervisor.oci import CheckpointRecord, ProcessRecord
+    from supervisor.reaper import Reaper
+
+_LIMIT = "console"
+_MOST_LOG = 1 << 20
+
+
+class Creation:
+    """One create, exec or restore. Owns the console until it is taken."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        reaper: Reaper,
+        calls: RuntimeCalls,
+        caller: runtime.RuntimeCaller,
+        record: ProcessRecord,
+        checkpoint: CheckpointRecord | None,
+    ) -> None:
+        """Borrow everything; nothing happens before `begin`."""
+        self._loop = loop
+        self._reaper = reaper
+        self._calls = calls
+        self._caller = caller
+        self._record = record
+        self._checkpoint = checkpoint
+        self._socket: console.ConsoleSocket | None = None
+        self._watched_fd = -1
+        self._runtime_pid = 0
+        self._has_succeeded = False
+        self._is_over = False
+        self._is_cancelled = False
+        self._on_end: Callable[[ShimError | None], None] = lambda _error: None
+        self.began_at = rfc3339(0)
+        self.pid = 0
+        self.console: fds.Fd | None = None
+
+    @property
+    def verb(self) -> str:
+        """The runtime's word for what is being done."""
+        if self._record.is_exec:
+            return "exec"
+        return "create" if self._checkpoint is None else "restore"
+
+    def begin(
+        self, stdio: tuple[int, int, int], on_end: Callable[[ShimError | None], None]
+    ) -> None:
+        """Start the runtime on `stdio` (lent); `on_end` gets None or what went wrong.
+
+        Raises:
+            ShimError: Nothing was started; `on_end` is not called.
+        """
+        self._on_end = on_end
+        statedir.remove_stale_pid()
+        if self._record.terminal:
+            try:
+                self._socket = console.ConsoleSocket()
+            except OSError as error:
+                raise ShimError(f"console socket: {error.strerror}") from error
+            self._watch_console()
+        self.began_at = rfc3339(time.time_ns())
+        try:
+            self._runtime_pid = self._calls.run(
+                self._argv(), self._on_exit, cwd=self._caller.bundle, stdio=stdio, limit_s=None
+            )
+        except ShimError:
+            self._close_socket()
+            raise
+
+    def cancel(self) -> None:
+        """Kill the runtime; `on_end` follows."""
+        self._is_cancelled = True
+        self._calls.kill(self._runtime_pid)
+        if self._has_succeeded:
+            self._fail(StoppedError("stopped while waiting for the console"))
+
+    def _argv(self) -> list[str]:
+        socket_path = None if self._socket is None else self._socket.path
+        no_pivot = self._record.no_pivot_root
+        if self._record.is_exec:
+            return self._caller.exec(console_socket=socket_path)
+        if self._checkpoint is None:
+            return self._caller.create(console_socket=socket_path, no_pivot=no_pivot)
+        return self._caller.restore(
+            self._record.checkpoint,
+            self._checkpoint,
+            unique=f"{time.time_ns()}-{os.getpid()}-{os.urandom(4).hex()}",
+            console_socket=socket_path,
+            no_pivot=no_pivot,
+        )
+
+    def _watch_console(self) -> None:
+        if self._socket is not None:
+            self._watched_fd = self._socket.fileno()
+            self._loop.watch(self._watched_fd, self._on_console)
+
+    def _on_console(self) -> None:
+        if self._socket is None:
+            return
+        try:
+            received = self._socket.receive()
+        except ConnectionError as error:
+            self._close_socket()
+            self._fail_once_reaped(ShimError(f"console: {error}"))
+            return
+        if received is None:
+            self._loop.forget(self._watched_fd)
+            self._watch_console()
+            return
+        self.console = received
+        self._close_socket()
+        self._join()
+
+    def _fail_once_reaped(self, error: ShimError) -> None:
+        # A runtime that failed hangs up too, and its own log says more than we could.
+        if self._has_succeeded:
+            self._fail(error)
+
+    def _on_exit(self, termination: Termination) -> None:
+        if self._is_cancelled:
+            self._fail(StoppedError(f"stopped while the runtime's {self.verb} ran"))
+        elif termination != Exited(0):
+            self._fail(self._explain(termination))
+        else:
+            try:
+                self.pid = statedir.read_pid()
+            except ShimError as error:
+                self._fail(error)
+                return
+            if not self._reaper.is_ours(self.pid):
+                self._fail(ShimError(f"pid: {self.pid} is no child of this supervisor"))
+                return
+            self._has_succeeded = True
+            self._loop.call_after(_LIMIT, console.WAIT_S, self._on_no_console)
+            self._join()
+
+    def _on_no_console(self) -> None:
+        self._fail(
+            ShimError(f"console: the runtime sent none within {console.WAIT_S:.0f} s of its exit")
+        )
+
+    def _join(self) -> None:
+        if self._has_succeeded and (self.console is not None or not self._record.terminal):
+            self._end(None)
+        elif self._has_succeeded and self._socket is None:
+            self._fail(ShimError("console: the runtime hung up without sending one"))
+
+    def _fail(self, error: ShimError) -> None:
+        if self.console is not None:
+            self.console.close()
+            self.console = None
+        self._end(error)
+
+    def _end(self, error: ShimError | None) -> None:
+        if self._is_over:
+            return
+        self._is_over = True
+        self._loop.cancel(_LIMIT)
+        self._close_socket()
+        self._on_end(error)
+
+    def _close_socket(self) -> None:
+        if self._socket is not None:
+            self._loop.forget(self._watched_fd)
+            self._socket.close()
+            self._socket = None
+
+    def _explain(self, termination: Termination) -> RuntimeFailedError:
+        message = explain(self._caller.log_path)
+        detail = f": {message}" if message else ""
+        return RuntimeFailedError(f"{self._caller.name} {self.verb}: {termination}{detail}")
+
+
+def explain(log_path: str) -> str:
+    """Return the first error in a runtime's log; empty if it wrote none."""
+    try:
+        with open(log_path, "rb") as file:
+            return runtime.first_error(file.read(_MOST_LOG)) or ""
+    except FileNotFoundError:
+        return ""
+
+
+class Remains:
+    """Deletes what a failed create left, and never another's container of the same id."""
+
+    def __init__(
+        self,
+        reaper: Reaper,
+        calls: RuntimeCalls,
+        caller: runtime.RuntimeCaller,
+        log: Log,
+        *,
+        began_at: str,
+    ) -> None:
+        """Borrow everything. `began_at`: when the create began, RFC 3339 in UTC."""
+        self._reaper = reaper
+        self._calls = calls
+        self._caller = caller
+        self._log = log
+        self._began_at = began_at
+        self._on_end: Callable[[], None] = lambda: None
+
+    def delete(self, on_end: Callable[[], None]) -> None:
+        """Ask the runtime for the id's state; delete the container if it is the one we made."""
+        self._on_end = on_end
+        try:
+            self._calls.capture(self._caller.state(), self._on_state)
+        except ShimError as error:
+            self._log.warning(str(error))
+            on_end()
+
+    def _on_state(self, _termination: Termination, output: bytes) -> None:
+        state = runtime.parse_state(output)
+        if state is None:
+            self._on_end()  # the runtime knows no such container: nothing is left
+            return
+        is_child = state.pid > 0 and self._reaper.is_ours(state.pid)
+        if not runtime.is_ours(
+            state, before_create=self._began_at, is_child=is_child, bundle=self._caller.bundle
+        ):
+            self._log.info(f"{self._caller.container_id}: another's container, left alone")
+            self._on_end()
+            return
+        self._calls.run(self._caller.delete(force=True), lambda _termination: self._on_end())

@@ -1,0 +1,358 @@
+"""The copy workers of one container: forking them, forking them again, and closing after them.
+
+A `Stream` owns both descriptors of one copy for as long as the container lives, so a worker is
+only a pair of hands: when it dies without its completion record another one is forked on the same
+descriptors and goes on where the kernel stands. A worker counts as gone when both its pipe is
+at end of file and it has been reaped.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import signal
+from functools import partial
+from typing import TYPE_CHECKING
+
+from supervisor import fds, spawn, waitstatus
+from workers import engines, output, report, stdin
+from workers.desk import Desk
+from workers.ledger import Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from supervisor.log import Log
+    from supervisor.loop import Loop
+    from supervisor.reaper import Reaper
+
+_SLOTS = 4
+_DEATHS_WITHOUT_PAUSE = 8
+_SHORTEST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 5.0
+
+
+class Mend(enum.Enum):
+    """What to do when a worker reports an error."""
+
+    RETRY = "fork another one after a pause"
+    HANG_UP = "close the container's side, which then gets EPIPE, as in a shell pipeline"
+    DISCARD = "read on and throw away"
+
+
+def mend(stream: str, failed: report.Report) -> Mend:
+    """Choose by what failed. Pure.
+
+    A reader that is gone for good (EPIPE, a hung-up terminal's EIO) is passed on to the container,
+    which closes its own pipe; a console cannot be closed without a SIGHUP to the container, so
+    its output is thrown away. Everything else (ENOSPC, EDQUOT, ...) may get better: nothing is
+    dropped, the container waits when its pipe is full.
+    """
+    if stream == "stdin":
+        return Mend.HANG_UP
+    is_reader_gone = failed.errno in (errno.EPIPE, errno.ECONNRESET) or (
+        failed.errno == errno.EIO and failed.side != "source"
+    )
+    if not is_reader_gone:
+        return Mend.RETRY
+    return Mend.DISCARD if stream == "console" else Mend.HANG_UP
+
+
+def pause_s(deaths_without_progress: int) -> float:
+    """Return how long to wait before the next fork: none for the first eight deaths. Pure."""
+    excess = deaths_without_progress - _DEATHS_WITHOUT_PAUSE
+    if excess <= 0:
+        return 0.0
+    return float(min(_SHORTEST_PAUSE_S * 2 ** min(excess - 1, 10), _LONGEST_PAUSE_S))
+
+
+class Stream:
+    """One copy: its descriptors (owned), its worker, its history."""
+
+    def __init__(
+        self,
+        name: str,
+        source: fds.Fd,
+        sink: fds.Fd,
+        *,
+        sink_name: str = "",
+        is_passthrough: bool = False,
+    ) -> None:
+        """Own `source` and `sink`, and a scratch pipe where neither of them is a pipe.
+
+        `is_passthrough`: the sink is a descriptor that we were started with, and others have too.
+        """
+        self.name = name
+        self.source = source
+        self.sink = sink
+        self.sink_name = sink_name
+        self.is_passthrough = is_passthrough
+        self.scratch: tuple[fds.Fd, fds.Fd] | None = None
+        if not fds.is_fifo(source.fileno()) and not fds.is_fifo(sink.fileno()):
+            self.scratch = fds.pipe()
+        self.slot = -1
+        self.pid = 0
+        self.is_over = False
+        self.deaths = 0
+        self.deaths_without_progress = 0
+        self.errors_in_a_row = 0
+        self.copied_bytes_at_fork = 0
+
+    @property
+    def is_input(self) -> bool:
+        """Whether it runs towards the container."""
+        return self.name == "stdin"
+
+    @property
+    def route(self) -> engines.Route:
+        """What the worker is handed."""
+        scratch = self.scratch
+        return engines.Route(
+            self.source.fileno(),
+            self.sink.fileno(),
+            None if scratch is None else (scratch[0].fileno(), scratch[1].fileno()),
+            source_is_console=self.name == "console",
+        )
+
+    def pending_bytes(self) -> int:
+        """Return what the container has written and no worker has moved to the sink yet."""
+        pending = 0
+        for owner in (self.source, *(self.scratch or ())[:1]):
+            if not owner.is_open:
+                continue  # its end was reached
+            try:
+                pending += fds.pending_bytes(owner.fileno())
+            except OSError as error:
+                if error.errno != errno.EIO:  # a console that nobody has open any more
+                    raise
+        return pending
+
+    def unread_bytes(self) -> int:
+        """Return what would be gone from the client's fifo if we closed it now.
+
+        0 for a sink that keeps what it is given; a pipe of our caller's does too.
+        """
+        if self.is_passthrough or not self.sink.is_open or not fds.is_fifo(self.sink.fileno()):
+            return 0
+        return fds.pending_bytes(self.sink.fileno())
+
+    def finish(self) -> None:
+        """Close the container's side: its input ends, or there is no more output to come.
+
+        The client's side stays open until the container is gone: a client that comes back
+        late finds end of file then, and not a fifo without a writer, where it would hang.
+        """
+        self.is_over = True
+        (self.sink if self.is_input else self.source).close()
+
+    def close(self) -> None:
+        """Close everything."""
+        self.is_over = True
+        for owner in (self.source, self.sink, *(self.scratch or ())):
+            owner.close()
+
+
+class Crew:
+    """All streams of one container. Owns the streams and the ledger."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        reaper: Reaper,
+        log: Log,
+        *,
+        title: str,
+        null_fd: int,
+        on_stream_over: Callable[[], None],
+    ) -> None:
+        """Borrow loop, reaper, log and /dev/null; `on_stream_over` follows each stream's end."""
+        self._loop = loop
+        self._reaper = reaper
+        self._log = log
+        self._title = title
+        self._null_fd = null_fd
+        self._on_stream_over = on_stream_over
+        self._ledger = Ledger(_SLOTS)
+        self._is_closing = False
+        self.streams: list[Stream] = []
+        self.raw_terminal: stdin.RawTerminal | None = None
+
+    def add(self, stream: Stream) -> None:
+        """Take a stream; its worker is forked by `start`."""
+        stream.slot = len(self.streams)
+        self.streams.append(stream)
+
+    @property
+    def outputs(self) -> list[Stream]:
+        """The streams that run from the container."""
+        return [stream for stream in self.streams if not stream.is_input]
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether a worker has still to be reaped."""
+        return any(stream.pid for stream in self.streams)
+
+    def copied_bytes(self, stream: Stream) -> int:
+        """Return what the stream has moved so far."""
+        return self._ledger.copied_bytes(stream.slot)
+
+    def start(self) -> None:
+        """Fork the worker of each stream."""
+        for stream in self.streams:
+            self._fork(stream)
+
+    def give_up(self, stream: Stream) -> None:
+        """End one stream where it is."""
+        stream.is_over = True
+        self._kill(stream)
+
+    def stop(self) -> None:
+        """Kill every worker; harmless to the bytes. Wait until `has_workers` is over."""
+        self._is_closing = True
+        for stream in self.streams:
+            self._loop.cancel(self._timer(stream))
+            self._kill(stream)
+
+    def close(self) -> None:
+        """Close every descriptor: the clients see end of file."""
+        for stream in self.streams:
+            stream.close()
+        self._ledger.close()
+
+    def _kill(self, stream: Stream) -> None:
+        if stream.pid:
+            os.kill(stream.pid, signal.SIGKILL)  # unreaped, so the pid is its own
+
+    def _timer(self, stream: Stream) -> str:
+        return f"fork {stream.name}"
+
+    def _fork(self, stream: Stream) -> None:
+        report_rfd, report_wfd = fds.pipe(report.MOST_BYTES)
+        os.set_blocking(report_rfd.fileno(), False)
+        desk = Desk(
+            stream=stream.name,
+            title=f"{self._title} [{stream.name}]",
+            ledger=self._ledger,
+            slot=stream.slot,
+            report_wfd=report_wfd.fileno(),
+            null_fd=self._null_fd,
+        )
+        stream.copied_bytes_at_fork = self.copied_bytes(stream)
+        try:
+            stream.pid = spawn.fork_worker(self._work(stream, desk))
+        except OSError as error:  # EAGAIN, ENOMEM: the pids or the memory of our cgroup
+            report_rfd.close()
+            self._log.warning(f"{stream.name}: fork: {error.strerror}; trying again")
+            self._loop.call_after(
+                self._timer(stream), _LONGEST_PAUSE_S / 10, partial(self._fork, stream)
+            )
+            return
+        finally:
+            report_wfd.close()  # the worker's is the only one now: its death is our end of file
+        _Watch(self, stream, report_rfd)
+
+    def _work(self, stream: Stream, desk: Desk) -> Callable[[], None]:
+        if stream.is_input:
+            return partial(stdin.work, desk, stream.route, self.raw_terminal)
+        return partial(output.work, desk, stream.route)
+
+    # What a watch tells.
+
+    def watch(self, pid: int, on_exit: Callable[[waitstatus.Termination], None]) -> None:
+        """Have the reaper tell of one worker's end."""
+        self._reaper.expect(pid, on_exit)
+
+    @property
+    def loop(self) -> Loop:
+        """The loop that the watches use."""
+        return self._loop
+
+    def worker_is_gone(
+        self, stream: Stream, termination: waitstatus.Termination, record: bytes
+    ) -> None:
+        """Decide what follows, now that the worker is reaped and its pipe is at end of file."""
+        stream.pid = 0
+        if self._is_closing or stream.is_over:
+            self._on_stream_over()
+            return
+        try:
+            ended = report.decode(record)
+        except report.ReportError as error:
+            self._log.warning(f"{stream.name}: worker: {error}")
+            ended = None
+        if ended is None:
+            self._replace(stream, termination)
+        elif ended.errno == 0:
+            self._end(stream)
+        else:
+            self._mend(stream, ended)
+
+    def _replace(self, stream: Stream, termination: waitstatus.Termination) -> None:
+        has_progress = self.copied_bytes(stream) != stream.copied_bytes_at_fork
+        stream.deaths += 1
+        stream.deaths_without_progress = 0 if has_progress else stream.deaths_without_progress + 1
+        if stream.deaths & (stream.deaths - 1) == 0:  # 1, 2, 4, 8: a log that cannot fill a disk
+            self._log.warning(
+                f"{stream.name}: worker {termination}, replaced; {stream.deaths} so far"
+            )
+        self._fork_after(stream, pause_s(stream.deaths_without_progress))
+
+    def _mend(self, stream: Stream, failed: report.Report) -> None:
+        choice = mend(stream.name, failed)
+        stream.errors_in_a_row += 1
+        if self.copied_bytes(stream) != stream.copied_bytes_at_fork:
+            stream.errors_in_a_row = 1
+        if stream.errors_in_a_row == 1:
+            target = f" {stream.sink_name}" if stream.sink_name else ""
+            self._log.warning(
+                f"{stream.name}{target}: {os.strerror(failed.errno)} ({failed.errno_name}) "
+                f"after {self.copied_bytes(stream)} bytes; {choice.value}"
+            )
+        if choice is Mend.HANG_UP:
+            self._end(stream)
+        elif choice is Mend.DISCARD:
+            stream.sink.close()
+            stream.sink = fds.Fd(os.dup(self._null_fd))
+            self._fork(stream)
+        else:
+            self._fork_after(stream, pause_s(_DEATHS_WITHOUT_PAUSE + stream.errors_in_a_row))
+
+    def _fork_after(self, stream: Stream, delay_s: float) -> None:
+        if delay_s == 0.0:
+            self._fork(stream)
+        else:
+            self._loop.call_after(self._timer(stream), delay_s, partial(self._fork, stream))
+
+    def _end(self, stream: Stream) -> None:
+        stream.finish()
+        self._on_stream_over()
+
+
+class _Watch:
+    """Joins a worker's two ends. Owns the read end of its report pipe."""
+
+    def __init__(self, crew: Crew, stream: Stream, report_rfd: fds.Fd) -> None:
+        self._crew = crew
+        self._stream = stream
+        self._report_rfd = report_rfd
+        self._record = b""
+        self._termination: waitstatus.Termination | None = None
+        crew.loop.watch(report_rfd.fileno(), self._on_readable)
+        crew.watch(stream.pid, self._on_exit)
+
+    def _on_readable(self) -> None:
+        chunk = os.read(self._report_rfd.fileno(), report.MOST_BYTES + 1)
+        self._record = (self._record + chunk)[: report.MOST_BYTES + 1]
+        if not chunk:
+            self._crew.loop.forget(self._report_rfd.fileno())
+            self._report_rfd.close()
+            self._tell_if_both()
+
+    def _on_exit(self, termination: waitstatus.Termination) -> None:
+        self._termination = termination
+        self._tell_if_both()
+
+    def _tell_if_both(self) -> None:
+        if self._termination is not None and not self._report_rfd.is_open:
+            self._crew.worker_is_gone(self._stream, self._termination, self._record)

@@ -1,0 +1,147 @@
+"""How long the supervisor waits for output after the container's death.
+
+`judge` is the rule, pure; `DrainWatch` looks at the streams and applies it.
+
+Two things can keep a stream from its end. A stray process may hold the pipe: then nothing is
+pending, and silence for 300 ms, or 5 s of its chatter, is enough. Or the client may not read: then
+bytes are pending, they may be the container's last words, and only 5 s without any progress
+end the wait. A reader of our own stdout (`forkshim run web | less`) may take all the time it
+wants, until somebody asks us to stop. What the container had written when it died is never cut
+short by a stray's chatter.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from supervisor.crew import Crew, Stream
+
+IDLE_S = 0.3
+STRAY_CAP_S = 5.0
+STALLED_S = 5.0
+FIRST_LOOK_S = 0.002
+LAST_LOOK_S = 0.05
+"""The rule is asked again after 2 ms, 4 ms, ... 50 ms while a drain lasts: that a client has read a
+fifo empty is no event. The end of a worker is one."""
+
+
+class Verdict(enum.Enum):
+    """What to do with one stream now."""
+
+    WAIT = "wait"
+    DONE = "done"
+    STRAY = "a process that outlived the container holds it open"
+    STALLED = "nobody reads it"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamView:
+    """One output stream as the supervisor sees it; times in seconds, monotonic.
+
+    Attributes:
+        is_reported: Its worker has sent the completion record.
+        pending_bytes: Not yet taken from the container's side, scratch pipe included.
+        unread_bytes: In the client's fifo; 0 for other sinks.
+        is_last_word_out: All that was pending when the container died has been copied.
+        is_patient: Only a stop may end the wait for a reader, not the clock.
+        died_at_s: When the container died.
+        moved_at_s: When a byte last moved, on either side.
+    """
+
+    is_reported: bool
+    pending_bytes: int
+    unread_bytes: int
+    is_last_word_out: bool
+    is_patient: bool
+    died_at_s: float
+    moved_at_s: float
+
+
+def judge(view: StreamView, now_s: float) -> Verdict:
+    """Say whether to go on waiting for this stream."""
+    quiet_s = now_s - max(view.moved_at_s, view.died_at_s)
+    has_stalled = quiet_s >= STALLED_S and not view.is_patient
+    if view.is_reported:
+        if view.unread_bytes == 0:
+            return Verdict.DONE
+        return Verdict.STALLED if has_stalled else Verdict.WAIT
+    if view.pending_bytes == 0 and view.unread_bytes == 0:
+        has_had_its_time = now_s - view.died_at_s >= STRAY_CAP_S
+        return Verdict.STRAY if quiet_s >= IDLE_S or has_had_its_time else Verdict.WAIT
+    if view.is_last_word_out and now_s - view.died_at_s >= STRAY_CAP_S:
+        return Verdict.STRAY
+    return Verdict.STALLED if has_stalled else Verdict.WAIT
+
+
+class DrainWatch:
+    """Watches the output streams from the container's death on. Borrows the crew."""
+
+    def __init__(self, crew: Crew) -> None:
+        """Note what each stream still has to move: the container's last word."""
+        self._crew = crew
+        self._died_at_s = time.monotonic()
+        self._moved_at_s: dict[str, float] = {}
+        self._look_s = FIRST_LOOK_S
+        self._seen: dict[str, tuple[int, int]] = {}
+        self._last_word_at: dict[str, int] = {}
+        self._given_up: set[str] = set()
+        self._done: set[str] = set()
+        for stream in crew.outputs:
+            self._last_word_at[stream.name] = crew.copied_bytes(stream) + stream.pending_bytes()
+
+    def begin(self) -> None:
+        """Start the clocks again: killing the rest of the container may have taken a while."""
+        self._died_at_s = time.monotonic()
+
+    def next_look_s(self) -> float:
+        """Return when to judge again, in seconds from now."""
+        look_s, self._look_s = self._look_s, min(self._look_s * 2, LAST_LOOK_S)
+        return look_s
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no output stream is waited for any more."""
+        return all(
+            stream.name in self._done or stream.name in self._given_up
+            for stream in self._crew.outputs
+        )
+
+    def judge(self, *, is_read: bool, is_stopping: bool) -> list[tuple[Stream, Verdict]]:
+        """Return the streams that are to be given up now, with the reason.
+
+        Args:
+            is_read: Wait until the clients have read their fifos empty, too.
+            is_stopping: A stop was asked for, so no reader may keep us any longer.
+        """
+        given_up: list[tuple[Stream, Verdict]] = []
+        now_s = time.monotonic()
+        for stream in self._crew.outputs:
+            if stream.name in self._done or stream.name in self._given_up:
+                continue
+            verdict = judge(self._view(stream, now_s, is_read, is_stopping), now_s)
+            if verdict is Verdict.DONE:
+                self._done.add(stream.name)
+            elif verdict is not Verdict.WAIT:
+                self._given_up.add(stream.name)
+                given_up.append((stream, verdict))
+        return given_up
+
+    def _view(self, stream: Stream, now_s: float, is_read: bool, is_stopping: bool) -> StreamView:
+        copied = self._crew.copied_bytes(stream)
+        unread = stream.unread_bytes() if is_read else 0
+        if self._seen.get(stream.name) != (copied, unread):
+            self._seen[stream.name] = (copied, unread)
+            self._moved_at_s[stream.name] = now_s
+        return StreamView(
+            is_reported=stream.is_over,
+            pending_bytes=0 if stream.is_over else stream.pending_bytes(),
+            unread_bytes=unread,
+            is_last_word_out=copied >= self._last_word_at[stream.name],
+            is_patient=stream.is_passthrough and not is_stopping,
+            died_at_s=self._died_at_s,
+            moved_at_s=self._moved_at_s.get(stream.name, now_s),
+        )

@@ -1,0 +1,103 @@
+"""Descriptors: who owns one, and the few calls on them that the standard library leaves bare.
+
+An `Fd` is the one owner of its number: it closes it once and forgets it first, because the
+kernel may give the same number to somebody else at once. A plain int in a signature is borrowed.
+Nothing here knows what a descriptor is used for.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import stat
+import termios
+
+PIPE_BYTES = 1 << 20
+"""Capacity asked for each pipe and fifo that carries a stream: 64 KiB pipes halve the throughput
+(2.9 against 1.2 GB/s measured through splice). It is fs.pipe-max-size's default, pipe(7)."""
+
+
+class Fd:
+    """The owner of one descriptor."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        """Take ownership of `fd`."""
+        self._fd = fd
+
+    def fileno(self) -> int:
+        """Lend the number. -1 once closed, so that a late use is a clean EBADF."""
+        return self._fd
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is still something to close."""
+        return self._fd >= 0
+
+    def take(self) -> int:
+        """Give the number and its ownership away."""
+        fd, self._fd = self._fd, -1
+        return fd
+
+    def close(self) -> None:
+        """Close it; a second call does nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def pipe(capacity_bytes: int = PIPE_BYTES) -> tuple[Fd, Fd]:
+    """Make a pipe, close-on-exec, and return its read and write end.
+
+    Made by the parent on purpose: the per-user page limit of pipe(7) is charged to the creator.
+    """
+    rfd, wfd = os.pipe2(os.O_CLOEXEC)
+    grow_pipe(wfd, capacity_bytes)
+    return Fd(rfd), Fd(wfd)
+
+
+def grow_pipe(fd: int, capacity_bytes: int = PIPE_BYTES) -> None:
+    """Make the pipe or fifo hold at least `capacity_bytes`, if the kernel lets this user."""
+    if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) >= capacity_bytes:
+        return
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, capacity_bytes)
+    except PermissionError:
+        # EPERM: over pipe-user-pages-soft or pipe-max-size. It still works, only slower.
+        return
+
+
+def pending_bytes(fd: int) -> int:
+    """Return how many bytes can be read at once. Source: FIONREAD in pipe(7), ioctl_tty(2).
+
+    Raises:
+        OSError: ENOTTY or EINVAL, where the file has no such count; EIO on a hung-up terminal.
+    """
+    count = array.array("i", [0])
+    fcntl.ioctl(fd, termios.FIONREAD, count)
+    return count[0]
+
+
+def is_fifo(fd: int) -> bool:
+    """Say whether `fd` is a pipe or a fifo: one end of splice(2) has to be."""
+    return stat.S_ISFIFO(os.fstat(fd).st_mode)
+
+
+def set_blocking_like_pipe(fd: int) -> None:
+    """Clear O_NONBLOCK, which was only there so that open(2) would not wait."""
+    os.set_blocking(fd, True)
+
+
+def ensure_stdio() -> None:
+    """Put /dev/null on whichever of descriptors 0, 1 and 2 is closed.
+
+    Else a pipe of ours could become somebody's stdin. Only for the start of a process.
+    """
+    while True:
+        fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        if fd > 2:
+            os.close(fd)
+            return
+        os.set_inheritable(fd, True)

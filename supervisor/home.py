@@ -1,0 +1,139 @@
+"""ROOT/ID: what `forkshim run` keeps of a container beside the protocol's own files.
+
+    ROOT/ID/             0700, locked with flock(2) for as long as its supervisor lives
+    ROOT/ID/state.json   bundle, runtime, runtimeArgs, noPivotRoot: as the 2016 daemon wrote it
+    ROOT/ID/supervisor.pid
+    ROOT/ID/init/        the state directory of the container's init
+
+The lock is on the directory itself, so nothing is left of it; a second `run` of a living id finds
+it taken and touches nothing. A directory without a lock is what a killed supervisor left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from typing import Any
+
+import orjson
+
+from supervisor import fds, statedir
+from supervisor.errors import AlreadySupervisedError, ShimError, reason
+
+PID_NAME = "supervisor.pid"
+STATE_NAME = "state.json"
+
+
+class Home:
+    """A claimed ROOT/ID. Owns the lock until `release` or `remove`."""
+
+    def __init__(self, path: str, lock: fds.Fd) -> None:
+        """Take the lock; use `claim`."""
+        self.path = path
+        self._lock = lock
+
+    @property
+    def state_dir(self) -> str:
+        """Absolute path of the state directory of the container's init."""
+        return os.path.join(self.path, "init")
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether an earlier supervisor has left its state directory."""
+        return os.path.lexists(self.state_dir)
+
+    @property
+    def lock_fd(self) -> int:
+        """Lend the lock's descriptor, which a daemon has to keep."""
+        return self._lock.fileno()
+
+    def left_state(self) -> dict[str, Any]:
+        """Return the state.json of the earlier supervisor; empty if it is not readable."""
+        try:
+            with open(os.path.join(self.path, STATE_NAME), "rb") as file:
+                state = orjson.loads(file.read(1 << 20))
+        except (FileNotFoundError, orjson.JSONDecodeError):
+            return {}
+        return state if isinstance(state, dict) else {}
+
+    def clear(self) -> None:
+        """Remove what is in the directory; the claim stays."""
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path)
+                else:
+                    os.unlink(entry.path)
+
+    def make_state_dir(self, state: dict[str, Any]) -> None:
+        """Write state.json and make the state directory, which becomes the current directory."""
+        os.chdir(self.path)
+        statedir.write_file(STATE_NAME, orjson.dumps(state))
+        os.mkdir("init", 0o700)
+        os.chdir("init")
+
+    def write_pid(self) -> None:
+        """Write our pid, for `kill -TERM`. The current directory is the state directory."""
+        os.chdir("..")
+        statedir.write_file(PID_NAME, f"{os.getpid()}\n".encode())
+        os.chdir("init")
+
+    def remove(self) -> None:
+        """Remove the directory and give the claim back, in this order: nobody sees half of it."""
+        os.chdir("/")
+        self.clear()
+        os.rmdir(self.path)
+        self.release()
+
+    def release(self) -> None:
+        """Give the claim back and leave the files."""
+        self._lock.close()
+
+
+def claim(root: str, container_id: str) -> Home:
+    """Lock ROOT/ID for this process and its forks, making it if it is not there.
+
+    Raises:
+        AlreadySupervisedError: A living supervisor has it.
+        ShimError: It cannot be made or opened, or is no directory.
+    """
+    path = os.path.join(os.path.abspath(root), container_id)
+    try:
+        os.makedirs(root, mode=0o755, exist_ok=True)
+        while True:
+            lock = _open_directory(path)
+            try:
+                fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.close()
+                raise AlreadySupervisedError(
+                    f"{container_id}: already supervised{_by_whom(path)}"
+                ) from None
+            if _is_still_there(path, lock):
+                return Home(path, lock)
+            lock.close()  # its owner removed it between our open and our lock
+    except OSError as error:
+        raise ShimError(f"{error.filename or path}: {reason(error)}") from error
+
+
+def _open_directory(path: str) -> fds.Fd:
+    with contextlib.suppress(FileExistsError):  # whose it is, the lock will say
+        os.mkdir(path, 0o700)
+    return fds.Fd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
+
+
+def _is_still_there(path: str, lock: fds.Fd) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(lock.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _by_whom(path: str) -> str:
+    try:
+        with open(os.path.join(path, PID_NAME), "rb") as file:
+            return f" by process {int(file.read(20))}"
+    except (OSError, ValueError):
+        return ""  # it is only now beginning, or ending

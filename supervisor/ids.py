@@ -1,0 +1,28 @@
+"""Which container ids are taken: they become directory names, arguments and log lines. Pure."""
+
+from __future__ import annotations
+
+import re
+
+from supervisor.errors import UsageError
+
+_ID = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]*")
+_LONGEST = 255
+
+
+def check_id(container_id: str) -> None:
+    r"""Accept what runc accepts and a directory can be called.
+
+    Raises:
+        UsageError: Says which rule is broken.
+
+    Source: runc's `^[\\w+-\\.]+$`; no leading dash, which a runtime would take for an option;
+    NAME_MAX in limits.h.
+    """
+    shown = repr(container_id if len(container_id) <= 60 else container_id[:60] + "...")
+    if container_id in (".", "..") or not _ID.fullmatch(container_id):
+        raise UsageError(
+            f"container id {shown}: only letters, digits, _ + . - and no - at the beginning"
+        )
+    if len(container_id) > _LONGEST:
+        raise UsageError(f"container id {shown}: longer than {_LONGEST} characters")

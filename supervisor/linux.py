@@ -1,0 +1,61 @@
+"""System calls that Python lacks, one thin function each; failures are `OSError` with the errno.
+
+Nothing here decides anything. This is the only module that speaks ctypes. `CDLL(None)` is the
+C library this process already has; `ctypes.util.find_library` would exec ldconfig to find it.
+"""
+
+import ctypes
+import os
+import signal
+
+PR_SET_PDEATHSIG = 1
+PR_GET_PDEATHSIG = 2
+PR_SET_CHILD_SUBREAPER = 36
+PR_GET_CHILD_SUBREAPER = 37
+
+_libc = ctypes.CDLL(None, use_errno=True)
+# int prctl(int option, unsigned long arg2, arg3, arg4, arg5): five words, never fewer.
+_libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
+_libc.prctl.restype = ctypes.c_int
+
+
+def _prctl(option: int, arg2: int) -> None:
+    if _libc.prctl(option, arg2, 0, 0, 0) != 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno), f"prctl({option}, {arg2})")
+
+
+def _prctl_get(option: int) -> int:
+    value = ctypes.c_int(-1)
+    _prctl(option, ctypes.addressof(value))
+    return value.value
+
+
+def set_pdeathsig(signum: int) -> None:
+    """Ask for `signum` when the thread that forked this process ends; 0 asks for nothing.
+
+    Cleared by fork(2) and by exec of set-id files, kept over other execs. The parent may have
+    died already: compare getppid(2) afterwards.
+
+    Source: prctl(2), PR_SET_PDEATHSIG.
+    """
+    _prctl(PR_SET_PDEATHSIG, signum)
+
+
+def pdeathsig() -> signal.Signals | None:
+    """Return the signal asked for with `set_pdeathsig`, or None."""
+    signum = _prctl_get(PR_GET_PDEATHSIG)
+    return signal.Signals(signum) if signum else None
+
+
+def set_child_subreaper(enabled: bool) -> None:
+    """Make this process the new parent of descendants whose parent ends; or no longer.
+
+    Not inherited by children. Source: prctl(2), PR_SET_CHILD_SUBREAPER, Linux 3.4.
+    """
+    _prctl(PR_SET_CHILD_SUBREAPER, int(enabled))
+
+
+def is_child_subreaper() -> bool:
+    """Say whether this process is a subreaper. Source: prctl(2), PR_GET_CHILD_SUBREAPER."""
+    return bool(_prctl_get(PR_GET_CHILD_SUBREAPER))

@@ -1,0 +1,272 @@
+"""The JSON that others write for us: process.json, a checkpoint's config.json, a bundle's.
+
+Only the fields the shim uses are judged. The rest of the OCI process object is left alone: the
+wild has two shapes of `capabilities`, and the runtime reads the very same file after us.
+
+Source: runtime-spec config.md; containerd 0.2 `specs` for the fields it adds to process.json.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from supervisor.errors import BundleError, RecordError, ShimError, reason
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MOST_JSON_BYTES = 16 << 20
+"""No sane process.json comes near: execve(2) itself takes 6 MiB of arguments at the most."""
+
+_MOST_UID = 2**32 - 2  # (uid_t)-1 means "leave as it is" to chown(2)
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRecord:
+    """What process.json asks of the shim.
+
+    Attributes:
+        terminal: The process wants a pseudoterminal.
+        is_exec: Another process in a running container, not the container's init.
+        stdin: Path of the client's side; "" and /dev/null mean none. Relative to the state dir.
+        stdout: A sink, see `supervisor.sinks`.
+        stderr: A sink; unused with a terminal.
+        runtime_args: Global options, before the runtime's verb.
+        no_pivot_root: Pass --no-pivot.
+        checkpoint: Absolute path of the checkpoint to restore from; "" for none.
+        root_uid: The host's uid of the container's root.
+        root_gid: The host's gid of the container's root.
+    """
+
+    terminal: bool = False
+    is_exec: bool = False
+    stdin: str = ""
+    stdout: str = ""
+    stderr: str = ""
+    runtime_args: tuple[str, ...] = ()
+    no_pivot_root: bool = False
+    checkpoint: str = ""
+    root_uid: int = 0
+    root_gid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRecord:
+    """What a checkpoint's config.json says of how it was taken."""
+
+    tcp: bool = False
+    unix_sockets: bool = False
+    shell: bool = False
+    empty_ns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """The parts of a bundle's config.json that a front end needs."""
+
+    path: str
+    terminal: bool
+    root_uid: int
+    root_gid: int
+    document: Mapping[str, Any]
+
+
+def read_process(path: str) -> ProcessRecord:
+    """Read process.json.
+
+    Raises:
+        RecordError: Missing, too large, not JSON, or a field of the wrong shape; names both.
+    """
+    fields = _Fields(path, _read_object(path, RecordError), RecordError)
+    checkpoint = fields.path("checkpoint")
+    if checkpoint and not checkpoint.startswith("/"):
+        # config.json would be looked for below the state directory, the images below the bundle.
+        raise fields.wrong("checkpoint", "an absolute path", checkpoint)
+    return ProcessRecord(
+        terminal=fields.boolean("terminal"),
+        is_exec=fields.boolean("exec"),
+        stdin=fields.path("containerdStdin"),
+        stdout=fields.path("containerdStdout"),
+        stderr=fields.path("containerdStderr"),
+        runtime_args=fields.strings("runtimeArgs"),
+        no_pivot_root=fields.boolean("noPivotRoot"),
+        checkpoint=checkpoint,
+        root_uid=fields.uid("rootUID"),
+        root_gid=fields.uid("rootGID"),
+    )
+
+
+def encode_process(process: Mapping[str, Any], record: ProcessRecord) -> bytes:
+    """Return process.json: the OCI `process` object with the shim's fields beside its own."""
+    shim_fields = {
+        "terminal": record.terminal,
+        "exec": record.is_exec,
+        "containerdStdin": record.stdin,
+        "containerdStdout": record.stdout,
+        "containerdStderr": record.stderr,
+        "runtimeArgs": list(record.runtime_args),
+        "noPivotRoot": record.no_pivot_root,
+        "checkpoint": record.checkpoint,
+        "rootUID": record.root_uid,
+        "rootGID": record.root_gid,
+    }
+    return orjson.dumps({**process, **shim_fields}) + b"\n"
+
+
+def read_checkpoint(directory: str) -> CheckpointRecord:
+    """Read the config.json of the checkpoint in `directory`.
+
+    Raises:
+        RecordError: As `read_process`.
+    """
+    path = os.path.join(directory, "config.json")
+    fields = _Fields(path, _read_object(path, RecordError), RecordError)
+    return CheckpointRecord(
+        tcp=fields.boolean("tcp"),
+        unix_sockets=fields.boolean("unixSockets"),
+        shell=fields.boolean("shell"),
+        empty_ns=fields.strings("emptyNS"),
+    )
+
+
+def read_bundle(path: str) -> Bundle:
+    """Read the bundle's config.json.
+
+    Raises:
+        BundleError: Missing, too large, not JSON, or a field of the wrong shape; names both.
+    """
+    config_path = os.path.join(path, "config.json")
+    document = _read_object(config_path, BundleError)
+    process = _Fields(config_path, _object(config_path, document, "process"), BundleError)
+    linux = _object(config_path, document, "linux")
+    return Bundle(
+        path=path,
+        terminal=process.boolean("terminal"),
+        root_uid=_host_id(config_path, linux, "uidMappings"),
+        root_gid=_host_id(config_path, linux, "gidMappings"),
+        document=document,
+    )
+
+
+def with_terminal(bundle: Bundle) -> bytes:
+    """Return the bundle's config.json with `process.terminal` true, fit for another directory.
+
+    Paths that config.md reads relative to the bundle are made absolute.
+    """
+    document = dict(bundle.document)
+    document["process"] = {**document.get("process", {}), "terminal": True}
+    root = document.get("root")
+    if isinstance(root, dict) and isinstance(root.get("path"), str):
+        document["root"] = {**root, "path": os.path.join(bundle.path, root["path"])}
+    mounts = document.get("mounts")
+    if isinstance(mounts, list):
+        document["mounts"] = [_with_absolute_source(bundle.path, mount) for mount in mounts]
+    return orjson.dumps(document)
+
+
+def _with_absolute_source(bundle_path: str, mount: object) -> object:
+    if not isinstance(mount, dict) or not isinstance(mount.get("source"), str):
+        return mount
+    options = mount.get("options") or ()
+    if mount.get("type") != "bind" and "bind" not in options and "rbind" not in options:
+        return mount  # the source of a tmpfs or of proc is a word, not a path
+    return {**mount, "source": os.path.join(bundle_path, mount["source"])}
+
+
+def _host_id(config_path: str, linux: dict[str, Any], name: str) -> int:
+    """Return what 0 in the container is on the host (config-linux.md, user namespace mappings)."""
+    mappings = linux.get(name)
+    if mappings is None:
+        return 0
+    if not isinstance(mappings, list):
+        raise BundleError(f"{config_path}: linux.{name}: not a list")
+    for mapping in mappings:
+        if isinstance(mapping, dict) and mapping.get("containerID") == 0:
+            return _Fields(config_path, mapping, BundleError).uid("hostID")
+    return 0
+
+
+def _object(config_path: str, document: dict[str, Any], name: str) -> dict[str, Any]:
+    value = document.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise BundleError(f"{config_path}: {name}: not an object")
+    return value
+
+
+def _read_object(path: str, error_class: type[ShimError]) -> dict[str, Any]:
+    try:
+        # O_NONBLOCK: a fifo in its place would keep us in open(2) for ever.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise error_class(f"open {path}: not a regular file")
+            content = file.read(MOST_JSON_BYTES + 1)
+    except OSError as error:
+        raise error_class(f"open {path}: {reason(error)}") from error
+    if len(content) > MOST_JSON_BYTES:
+        raise error_class(f"{path}: larger than {MOST_JSON_BYTES} bytes")
+    try:
+        document = orjson.loads(content)
+    except orjson.JSONDecodeError as error:
+        raise error_class(f"{path}: not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise error_class(f"{path}: not a JSON object")
+    return document
+
+
+class _Fields:
+    """One object's fields, each judged when it is asked for; null counts as absent."""
+
+    def __init__(
+        self, path: str, document: Mapping[str, Any], error_class: type[ShimError]
+    ) -> None:
+        self._path = path
+        self._document = document
+        self._error_class = error_class
+
+    def wrong(self, name: str, wanted: str, value: object) -> ShimError:
+        shown = repr(value)
+        shown = shown if len(shown) <= 60 else shown[:60] + "..."
+        return self._error_class(f"{self._path}: {name}: not {wanted}: {shown}")
+
+    def boolean(self, name: str) -> bool:
+        value = self._document.get(name)
+        if value is None:
+            return False
+        if not isinstance(value, bool):
+            raise self.wrong(name, "a boolean", value)
+        return value
+
+    def path(self, name: str) -> str:
+        value = self._document.get(name)
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise self.wrong(name, "a string", value)
+        if "\0" in value:
+            raise self.wrong(name, "a path, it has a NUL byte", value)
+        return value
+
+    def strings(self, name: str) -> tuple[str, ...]:
+        value = self._document.get(name)
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self.wrong(name, "a list of strings", value)
+        if any("\0" in item for item in value):
+            raise self.wrong(name, "usable as arguments, one has a NUL byte", value)
+        return tuple(value)
+
+    def uid(self, name: str) -> int:
+        value = self._document.get(name)
+        if value is None:
+            return 0
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST_UID:
+            raise self.wrong(name, f"an id from 0 to {_MOST_UID}", value)
+        return value

@@ -1,0 +1,87 @@
+"""The one place that waits for children.
+
+Why one, and why not `subprocess`: as a subreaper we inherit processes we never forked and have to
+reap them, so somebody has to call waitid(P_ALL). That call takes any child's status, also one that
+`Popen.wait` is about to ask for, which then reports 0 for /bin/false. So nobody else waits.
+
+Why not a pidfd in the loop for each child: it costs two system calls a child and says nothing
+of inherited orphans, which need SIGCHLD and P_ALL all the same. SIGCHLD coalesces, hence the
+loop until the kernel has no more. Waiting per known pid instead would leave strangers as zombies.
+
+A status can arrive before we know whose it is: the container may end before its runtime has, and
+only then do we read its pid. Statuses of strangers are therefore remembered, boundedly, until
+`forget_strangers`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from supervisor import waitstatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    OnExit = Callable[[waitstatus.Termination], None]
+
+_MOST_STRANGERS = 4096
+"""Statuses remembered while the container's pid is unknown; the oldest go first."""
+
+
+class Reaper:
+    """Reaps every child; tells those who asked."""
+
+    def __init__(self) -> None:
+        """Expect nobody yet and remember strangers."""
+        self._expected: dict[int, OnExit] = {}
+        self._strangers: dict[int, waitstatus.Termination] | None = {}
+
+    def expect(self, pid: int, on_exit: OnExit) -> None:
+        """Call `on_exit` once when the child `pid` has ended: at once, if it is remembered."""
+        if self._strangers and pid in self._strangers:
+            on_exit(self._strangers.pop(pid))
+            return
+        self._expected[pid] = on_exit
+
+    def is_ours(self, pid: int) -> bool:
+        """Say whether `pid` is a living child, an unreaped one or a remembered one."""
+        if self._strangers and pid in self._strangers:
+            return True
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+        return True
+
+    def forget_strangers(self) -> None:
+        """Reap strangers silently from now on: the container's pid is known."""
+        self._strangers = None
+
+    def reap(self) -> None:
+        """Collect every child that has ended. Call it on each SIGCHLD; never blocks."""
+        while True:
+            try:
+                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
+            except ChildProcessError:
+                return
+            if info is None:
+                return
+            self._tell(info.si_pid, waitstatus.from_siginfo(info))
+
+    def _tell(self, pid: int, termination: waitstatus.Termination) -> None:
+        on_exit = self._expected.pop(pid, None)
+        if on_exit is not None:
+            on_exit(termination)
+        elif self._strangers is not None:
+            self._strangers[pid] = termination
+            if len(self._strangers) > _MOST_STRANGERS:
+                del self._strangers[next(iter(self._strangers))]
+
+
+def wait_for(pid: int) -> waitstatus.Termination:
+    """Wait for one child, in a process that has no `Reaper` and no loop yet."""
+    info = os.waitid(os.P_PID, pid, os.WEXITED)
+    if info is None:
+        raise AssertionError("waitid(2) without WNOHANG returned nothing")
+    return waitstatus.from_siginfo(info)

@@ -1,0 +1,216 @@
+"""`forkshim run`: prepare a state directory, supervise, and end as the container ended.
+
+A front end of the state-directory protocol like any engine, only in one process: it writes
+process.json and the fifos, runs the runtime's `start` too, and joins the container's streams to its
+own descriptors, or with --detach to the sink that --log names.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from supervisor import daemonize, home, oci, statedir
+from supervisor.calls import ask_runtime
+from supervisor.errors import AlreadySupervisedError, BundleError, ShimError, UsageError
+from supervisor.ids import check_id
+from supervisor.runtime import RuntimeCaller, parse_state
+from supervisor.shim import Order, Outcome, supervise
+from supervisor.terminal import find_terminal
+from supervisor.waitstatus import shell_status
+
+if TYPE_CHECKING:
+    from supervisor.terminal import UserTerminal
+
+DEFAULT_ROOT = "/run/forkshim"
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """The command line of `forkshim run`, parsed; see its --help for each word."""
+
+    container_id: str
+    bundle: str = "."
+    runtime: str = "runc"
+    runtime_args: tuple[str, ...] = ()
+    no_pivot: bool = False
+    root: str = DEFAULT_ROOT
+    detach: bool = False
+    terminal: bool = False
+    interactive: bool = False
+    stop_signal: int = 15
+    stop_timeout_s: float = 10.0
+    log: str | None = None
+
+
+def run(request: RunRequest) -> int:
+    """Run a container to its end, or with `detach` until it runs; returns the exit status.
+
+    Raises:
+        ShimError: Nothing was started, or the container never ran.
+    """
+    check_id(request.container_id)
+    request = _settle_detach(request)
+    bundle = oci.read_bundle(_bundle_path(request.bundle))
+    terminal = bundle.terminal or request.terminal
+    claimed = home.claim(request.root, request.container_id)
+    try:
+        _recover(claimed, request)
+        _prepare(claimed, request, bundle, terminal=terminal)
+    except OSError as error:
+        raise ShimError(f"{error.filename or claimed.path}: {error.strerror}") from error
+    order = Order(
+        container_id=request.container_id,
+        bundle=_runtime_bundle(claimed, request, bundle),
+        runtime=request.runtime,
+        starts_container=True,
+        stop_signal=request.stop_signal,
+        stop_timeout_s=request.stop_timeout_s,
+    )
+    if request.detach:
+        daemonize.detach(
+            lambda herald: _supervise_detached(claimed, order, herald),
+            working_directory=claimed.state_dir,
+            preserve_fds=[claimed.lock_fd],
+        )
+        return 0
+    user_terminal = find_terminal(is_input=request.interactive) if terminal else None
+    return _supervise_here(claimed, order, user_terminal)
+
+
+def _settle_detach(request: RunRequest) -> RunRequest:
+    if not request.detach:
+        return request
+    if "NOTIFY_SOCKET" in os.environ:
+        _say("--detach: systemd supervises this process, so it stays in the foreground")
+        return replace(request, detach=False)
+    if request.interactive:
+        raise UsageError("--detach with --interactive: a daemon has no stdin to read from")
+    if request.log in (None, "passthrough"):
+        raise UsageError("--detach needs --log: where the output goes (file:PATH, a fifo, null)")
+    return request
+
+
+def _bundle_path(path: str) -> str:
+    absolute = os.path.abspath(path)
+    if not os.path.isdir(absolute):
+        raise BundleError(f"bundle {absolute}: no such directory")
+    return absolute
+
+
+def _recover(claimed: home.Home, request: RunRequest) -> None:
+    """Clear away what an earlier supervisor left; refuse if its container still lives."""
+    if claimed.is_stale:
+        left = claimed.left_state()
+        caller = RuntimeCaller(
+            name=str(left.get("runtime") or request.runtime),
+            args=tuple(map(str, left.get("runtimeArgs") or request.runtime_args)),
+            state_dir=claimed.state_dir,
+            bundle=str(left.get("bundle") or ""),
+            container_id=request.container_id,
+        )
+        state = parse_state(ask_runtime(caller.name, caller.state()))
+        if state is not None and state.status != "stopped":
+            raise AlreadySupervisedError(
+                f"{request.container_id}: its supervisor is gone and its container is "
+                f"{state.status} (pid {state.pid}); "
+                f"`{' '.join(caller.delete(force=True))}` ends it"
+            )
+        if state is not None and state.bundle == caller.bundle:
+            ask_runtime(caller.name, caller.delete())
+    claimed.clear()
+
+
+def _prepare(
+    claimed: home.Home, request: RunRequest, bundle: oci.Bundle, *, terminal: bool
+) -> None:
+    """Write all that the core reads. Afterwards the state directory is the current directory."""
+    sink = request.log or "passthrough"
+    caller_directory = os.getcwd()
+    record = oci.ProcessRecord(
+        terminal=terminal,
+        stdin="passthrough" if request.interactive else "",
+        stdout=_absolute_sink(sink, caller_directory),
+        stderr=_absolute_sink(sink, caller_directory),
+        runtime_args=request.runtime_args,
+        no_pivot_root=request.no_pivot,
+        root_uid=bundle.root_uid,
+        root_gid=bundle.root_gid,
+    )
+    runtime_bundle = _runtime_bundle(claimed, request, bundle)
+    claimed.make_state_dir(
+        {
+            "bundle": runtime_bundle,
+            "runtime": request.runtime,
+            "runtimeArgs": list(request.runtime_args),
+            "noPivotRoot": request.no_pivot,
+        }
+    )
+    if runtime_bundle != bundle.path:
+        os.mkdir("bundle", 0o700)
+        os.chdir("bundle")
+        statedir.write_file("config.json", oci.with_terminal(bundle), 0o600)
+        os.chdir("..")
+    process = bundle.document.get("process") or {}
+    statedir.write_file("process.json", oci.encode_process(process, record), 0o600)
+    statedir.make_fifos()
+
+
+def _runtime_bundle(claimed: home.Home, request: RunRequest, bundle: oci.Bundle) -> str:
+    """Return the user's bundle, or our variant of it: -t for one whose config.json says false."""
+    if request.terminal and not bundle.terminal:
+        return os.path.join(claimed.state_dir, "bundle")
+    return bundle.path
+
+
+def _absolute_sink(sink: str, caller_directory: str) -> str:
+    """Make a sink's path absolute: the current directory will be another one."""
+    if sink in ("null", "passthrough", ""):
+        return sink
+    if sink.startswith("file:"):
+        return "file:" + os.path.join(caller_directory, sink.removeprefix("file:"))
+    return os.path.join(caller_directory, sink)
+
+
+def _supervise_here(claimed: home.Home, order: Order, user_terminal: UserTerminal | None) -> int:
+    log = statedir.open_log(mirror_prefix=f"forkshim: {order.container_id}")
+    try:
+        claimed.write_pid()
+        order = replace(order, has_job_control=True, terminal=user_terminal)
+        outcome = supervise(order, log)
+        return _exit_status(outcome)
+    finally:
+        if user_terminal is not None:
+            user_terminal.restore()
+        log.close()
+        claimed.remove()
+
+
+def _supervise_detached(claimed: home.Home, order: Order, herald: daemonize.Herald) -> None:
+    """Supervise in the daemon. A container that ran leaves its directory, with `exitStatus`."""
+    log = statedir.open_log()
+    try:
+        claimed.write_pid()
+        _exit_status(supervise(replace(order, on_started=herald.started), log))
+    except ShimError as error:
+        log.error(str(error))
+        if not os.path.exists(statedir.EXIT_STATUS_NAME):
+            claimed.remove()
+        herald.failed(error)
+    finally:
+        log.close()
+        claimed.release()
+
+
+def _exit_status(outcome: Outcome) -> int:
+    if outcome.error is not None:
+        raise outcome.error
+    if outcome.termination is None:
+        raise AssertionError("neither an end nor an error")
+    return shell_status(outcome.termination)
+
+
+def _say(message: str) -> None:
+    print(f"forkshim: {message}", file=sys.stderr)  # noqa: T201 -- a command talks on stderr

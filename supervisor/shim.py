@@ -1,0 +1,496 @@
+"""The contents page: the one process that supervises one container process.
+
+`supervise` is the whole story in its order: signals, subreaper, fifos, process.json, stdio, the
+runtime, the container's life, its death, and the tidying up. What happens when is decided by
+the table in `supervisor.lifecycle`; here the actions are carried out. Front ends prepare the state
+directory, choose an `Order`, and look at the `Outcome`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from setproctitle import setproctitle
+
+from supervisor import console, control, fds, lifecycle, linux, oci, statedir
+from supervisor.calls import RuntimeCalls
+from supervisor.creation import Creation, Remains, explain
+from supervisor.crew import Crew, Stream
+from supervisor.drain import DrainWatch
+from supervisor.errors import RuntimeFailedError, ShimError, StoppedError
+from supervisor.lifecycle import Action, Event, State
+from supervisor.loop import Loop
+from supervisor.reaper import Reaper
+from supervisor.runtime import RuntimeCaller
+from supervisor.signals import FORWARDED_SIGNALS, STOP_SIGNALS, SignalRouter
+from supervisor.stdio import Stdio, StdioOpener
+from supervisor.waitstatus import Termination, shell_status, signal_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from supervisor.log import Log
+    from supervisor.terminal import UserTerminal
+
+KILL_OVERDUE_S = 5.0
+_GRACE = "grace period"
+_OVERDUE = "kill overdue"
+_DRAIN = "drain"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a front end wants.
+
+    Attributes:
+        container_id: Checked.
+        bundle: Absolute path; the runtime's working directory.
+        runtime: Name or path of the OCI runtime.
+        starts_container: Run the runtime's `start` too; an engine does that itself.
+        stop_signal: What a stop sends first.
+        stop_timeout_s: The grace period after it.
+        has_job_control: A shell may stop and continue us.
+        terminal: The person's terminal that is joined to the container's, or None.
+        on_started: Called once when the container process runs.
+    """
+
+    container_id: str
+    bundle: str
+    runtime: str
+    starts_container: bool = False
+    stop_signal: int = signal.SIGTERM
+    stop_timeout_s: float = 10.0
+    has_job_control: bool = False
+    terminal: UserTerminal | None = None
+    on_started: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How it went: the container process's end, or why there was none; start errors have both."""
+
+    termination: Termination | None
+    error: ShimError | None
+
+
+def supervise(order: Order, log: Log) -> Outcome:
+    """Supervise one process in the current directory, its state directory, until it is gone.
+
+    Order of the start: signals, subreaper, `exit`, `control`, process.json, stdio, the runtime.
+    Order of the end: `exitStatus`, kill --all, drain, delete; `exit` is closed last, by returning.
+
+    Raises:
+        ShimError: It could not even begin: a file of the state directory is missing or wrong.
+    """
+    title = f"forkshim: {order.container_id}"
+    setproctitle(title)
+    router = SignalRouter(has_job_control=order.has_job_control)
+    try:
+        linux.set_child_subreaper(True)
+        exit_fifo = statedir.open_fifo("exit")
+        try:
+            control_fifo = statedir.open_fifo("control")
+            record = oci.read_process("process.json")
+            checkpoint = oci.read_checkpoint(record.checkpoint) if record.checkpoint else None
+            return _Supervisor(order, log, router, control_fifo, record, checkpoint, title).run()
+        finally:
+            exit_fifo.close()
+    finally:
+        router.close()
+
+
+class _Supervisor:
+    """Owns everything that lives as long as the supervised process."""
+
+    def __init__(
+        self,
+        order: Order,
+        log: Log,
+        router: SignalRouter,
+        control_fifo: fds.Fd,
+        record: oci.ProcessRecord,
+        checkpoint: oci.CheckpointRecord | None,
+        title: str,
+    ) -> None:
+        self._order = order
+        self._log = log
+        self._router = router
+        self._control_fifo = control_fifo
+        self._control = control.ControlParser()
+        self._record = record
+        self._null = fds.Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+        self._loop = Loop()
+        self._reaper = Reaper()
+        state_dir = os.getcwd()
+        null_fd = self._null.fileno()
+        self._calls = RuntimeCalls(
+            self._loop, self._reaper, name=order.runtime, cwd=state_dir, null_fd=null_fd
+        )
+        self._caller = RuntimeCaller(
+            name=order.runtime,
+            args=record.runtime_args,
+            state_dir=state_dir,
+            bundle=order.bundle,
+            container_id=order.container_id,
+        )
+        self._opener = StdioOpener(self._loop, self._reaper, title=title, null_fd=null_fd)
+        self._stdio = Stdio()
+        self._crew = Crew(
+            self._loop,
+            self._reaper,
+            log,
+            title=title,
+            null_fd=null_fd,
+            on_stream_over=self._look_at_drain,
+        )
+        self._creation = Creation(
+            self._loop, self._reaper, self._calls, self._caller, record, checkpoint
+        )
+        self._drain: DrainWatch | None = None
+        self._state = State.OPENING
+        self._is_taking_steps = False
+        self._events: list[Event] = []
+        self._termination: Termination | None = None
+        self._error: ShimError | None = None
+        self._ptmx: fds.Fd | None = None
+        self._exists = False
+        self._is_started = False
+        self._is_stopping = False
+        self._actions: dict[Action, Callable[[], None]] = {
+            Action.CREATE: self._create,
+            Action.KILL_RUNTIME: self._creation.cancel,
+            Action.START: self._start,
+            Action.TELL_STARTED: self._tell_started,
+            Action.SEND_STOP_SIGNAL: self._send_stop_signal,
+            Action.KILL: self._kill,
+            Action.KILL_INIT: self._kill_init,
+            Action.NOTE_STOP_AGAIN: self._note_stop_again,
+            Action.RECORD_EXIT: self._record_exit,
+            Action.EMPTY: self._empty,
+            Action.CLEAN_UP: self._clean_up,
+            Action.DRAIN: self._begin_drain,
+            Action.DELETE: self._delete,
+        }
+
+    def run(self) -> Outcome:
+        self._loop.watch(self._router.fileno(), self._serve_signals)
+        self._opener.begin(self._record, self._on_stdio)
+        self._loop.run_until(lambda: self._state is State.ENDED)
+        self._tidy_up()
+        return Outcome(self._termination, self._error)
+
+    # Events: from the outside world to the table.
+
+    def _post(self, event: Event) -> None:
+        """Take the step for `event`; those posted by its actions follow in their order."""
+        self._events.append(event)
+        if self._is_taking_steps:
+            return
+        self._is_taking_steps = True
+        try:
+            while self._events:
+                self._state, actions = lifecycle.step(self._state, self._events.pop(0))
+                for action in actions:
+                    self._actions[action]()
+        finally:
+            self._is_taking_steps = False
+
+    def _serve_signals(self) -> None:
+        self._router.dispatch(self._on_signal)
+
+    def _on_signal(self, signum: int) -> None:
+        if signum == signal.SIGCHLD:
+            self._reaper.reap()
+        elif signum in STOP_SIGNALS:
+            self._stop(signum)
+        elif signum == signal.SIGWINCH and self._order.terminal is not None:
+            self._fit_to_window()
+        elif signum in FORWARDED_SIGNALS:
+            self._signal_init(signum)
+
+    def _stop(self, signum: int) -> None:
+        if self._state is State.OPENING:
+            self._opener.cancel()
+            self._error = StoppedError(f"stopped by {signal_name(signum)} before its creation")
+        self._is_stopping = True
+        self._log.info(f"{signal_name(signum)}: stopping")
+        self._post(Event.STOP)
+
+    def _on_stdio(self, opened: Stdio | ShimError) -> None:
+        if isinstance(opened, ShimError):
+            self._error = opened
+            self._post(Event.OPEN_FAILED)
+        else:
+            self._stdio = opened
+            self._post(Event.OPENED)
+
+    def _on_creation_end(self, error: ShimError | None) -> None:
+        if error is not None:
+            self._error = error
+            self._post(Event.CREATE_FAILED)
+            return
+        self._exists = True
+        self._ptmx = self._creation.console
+        if self._ptmx is not None:
+            self._join_console(self._ptmx)
+        # Only now: what an engine sent to `control` earlier has waited in the fifo.
+        self._loop.watch(self._control_fifo.fileno(), self._serve_control)
+        self._post(Event.CREATED)
+        # May be called at once: the process may be dead already, and remembered.
+        self._reaper.expect(self._creation.pid, self._on_init_exit)
+        self._reaper.forget_strangers()
+
+    def _on_init_exit(self, termination: Termination) -> None:
+        self._termination = termination
+        self._post(Event.INIT_EXITED)
+
+    def _serve_control(self) -> None:
+        try:
+            data = os.read(self._control_fifo.fileno(), 4096)
+        except BlockingIOError:
+            return
+        for message in self._control.feed(data):
+            if isinstance(message, control.Resize):
+                if self._ptmx is not None:
+                    console.set_size(self._ptmx.fileno(), message.columns, message.rows)
+            elif self._stdio.stdin_closer is not None:
+                # Only our own end: what lies in the fifo, or still comes, is delivered first.
+                self._stdio.stdin_closer.close()
+
+    # Actions: from the table to the outside world.
+
+    def _create(self) -> None:
+        container_side: list[fds.Fd] = []
+        try:
+            stdio = self._make_pipes(container_side)
+            self._creation.begin(stdio, self._on_creation_end)
+        except ShimError as error:
+            self._error = error
+            self._post(Event.CREATE_FAILED)
+        finally:
+            for owner in container_side:
+                owner.close()
+        if not self._record.terminal:
+            self._crew.start()
+
+    def _make_pipes(self, container_side: list[fds.Fd]) -> tuple[int, int, int]:
+        """Make a pipe for each stream that has a client's side; returns the runtime's 0, 1, 2."""
+        null_fd = self._null.fileno()
+        if self._record.terminal:
+            return null_fd, null_fd, null_fd
+        ends = {"stdin": null_fd, "stdout": null_fd, "stderr": null_fd}
+        stdio = self._stdio
+        if stdio.stdin is not None:
+            rfd, wfd = self._make_pipe()
+            container_side.append(rfd)
+            ends["stdin"] = rfd.fileno()
+            self._crew.add(Stream("stdin", stdio.stdin, wfd))
+        for name, sink in stdio.sinks.items():
+            if name == "stderr" and stdio.stderr_joins_stdout:
+                ends["stderr"] = ends["stdout"]
+                sink.close()
+                continue
+            rfd, wfd = self._make_pipe()
+            container_side.append(wfd)
+            ends[name] = wfd.fileno()
+            self._crew.add(self._output(name, rfd, sink, name))
+        return ends["stdin"], ends["stdout"], ends["stderr"]
+
+    def _make_pipe(self) -> tuple[fds.Fd, fds.Fd]:
+        """Make a pipe whose both ends belong to the container's root, who may reopen them."""
+        rfd, wfd = fds.pipe()
+        for end in (rfd, wfd):
+            os.fchown(end.fileno(), self._record.root_uid, self._record.root_gid)
+        return rfd, wfd
+
+    def _join_console(self, ptmx: fds.Fd) -> None:
+        terminal = self._order.terminal
+        if terminal is not None:
+            self._fit_to_window()
+            self._crew.raw_terminal = terminal.make_raw()
+        if self._stdio.stdin is not None:
+            self._crew.add(Stream("stdin", self._stdio.stdin, fds.Fd(os.dup(ptmx.fileno()))))
+        # A console that nobody reads would block the container: nowhere is a sink as well.
+        sink = self._stdio.sinks.get("stdout") or fds.Fd(os.dup(self._null.fileno()))
+        source = fds.Fd(os.dup(ptmx.fileno()))
+        self._crew.add(self._output("console", source, sink, "stdout"))
+        self._crew.start()
+
+    def _output(self, name: str, source: fds.Fd, sink: fds.Fd, setting: str) -> Stream:
+        return Stream(
+            name,
+            source,
+            sink,
+            sink_name=self._stdio.names[setting],
+            is_passthrough=setting in self._stdio.passthrough,
+        )
+
+    def _fit_to_window(self) -> None:
+        if self._ptmx is not None and self._order.terminal is not None:
+            console.set_size(self._ptmx.fileno(), *self._order.terminal.size())
+
+    def _start(self) -> None:
+        if not self._order.starts_container or self._creation.verb != "create":
+            self._post(Event.STARTED)  # the engine starts it; exec and restore have
+            return
+        self._run_or(self._caller.start(), self._on_start_end, Event.START_FAILED)
+
+    def _on_start_end(self, termination: Termination) -> None:
+        if shell_status(termination) == 0:
+            self._post(Event.STARTED)
+            return
+        detail = explain(self._caller.log_path)
+        if self._termination is not None:
+            self._log.info(f"start failed, the process had ended: {detail}")
+            self._post(Event.STARTED)
+            return
+        self._error = RuntimeFailedError(
+            f"{self._caller.name} start: {termination}{': ' if detail else ''}{detail}"
+        )
+        self._post(Event.START_FAILED)
+
+    def _tell_started(self) -> None:
+        if not self._is_started:
+            self._is_started = True
+            self._order.on_started()
+
+    def _send_stop_signal(self) -> None:
+        self._loop.call_after(
+            _GRACE, self._order.stop_timeout_s, lambda: self._post(Event.GRACE_OVER)
+        )
+        signum = self._order.stop_signal
+        if self._record.is_exec:
+            self._signal_init(signum)
+            return
+
+        def on_end(termination: Termination) -> None:
+            if shell_status(termination) != 0:
+                self._log.info(f"{self._caller.name} kill: {termination}; signalling it ourselves")
+                self._signal_init(signum)
+
+        try:
+            self._calls.run(self._caller.kill(signum), on_end)
+        except ShimError as error:
+            self._log.warning(f"{error}; signalling the container ourselves")
+            self._signal_init(signum)
+
+    def _kill(self) -> None:
+        self._log.info("killing it")
+        self._loop.call_after(_OVERDUE, KILL_OVERDUE_S, lambda: self._post(Event.KILL_OVERDUE))
+        if self._record.is_exec:
+            self._signal_init(signal.SIGKILL)
+            return
+
+        def on_end(_termination: Termination) -> None:
+            self._signal_init(signal.SIGKILL)  # whatever the runtime did; harmless if it is dead
+
+        try:
+            self._calls.run(self._caller.kill_all(), on_end)
+        except ShimError as error:
+            self._log.warning(f"{error}; killing the container's init ourselves")
+            self._signal_init(signal.SIGKILL)
+
+    def _kill_init(self) -> None:
+        self._log.warning(f"still not dead {KILL_OVERDUE_S:.0f} s after SIGKILL; sending it again")
+        self._signal_init(signal.SIGKILL)
+        self._loop.call_after(_OVERDUE, KILL_OVERDUE_S, lambda: self._post(Event.KILL_OVERDUE))
+
+    def _note_stop_again(self) -> None:
+        self._log.info("a stop is under way already")
+
+    def _record_exit(self) -> None:
+        self._loop.cancel(_GRACE)
+        self._loop.cancel(_OVERDUE)
+        if self._termination is None:
+            raise AssertionError("an exit to record, and none seen")
+        self._log.info(f"process {self._creation.pid} ended: {self._termination}")
+        self._drain = DrainWatch(self._crew)
+        try:
+            statedir.write_exit_status(shell_status(self._termination))
+        except OSError as error:
+            # The engine will find no status, which is the truth; our caller gets it all the same.
+            self._log.error(f"write exitStatus: {error.strerror}")
+
+    def _empty(self) -> None:
+        if self._record.is_exec:
+            self._post(Event.EMPTIED)
+            return
+        self._run_or(
+            self._caller.kill_all(), lambda _termination: self._post(Event.EMPTIED), Event.EMPTIED
+        )
+
+    def _clean_up(self) -> None:
+        if self._record.is_exec:
+            self._kill_exec_remains()
+            return
+        remains = Remains(
+            self._reaper, self._calls, self._caller, self._log, began_at=self._creation.began_at
+        )
+        remains.delete(lambda: self._post(Event.CLEANED))
+
+    def _kill_exec_remains(self) -> None:
+        """Kill an exec'd process that came to life although its exec failed for us."""
+        if self._creation.pid and self._reaper.is_ours(self._creation.pid):
+            os.kill(self._creation.pid, signal.SIGKILL)
+        self._post(Event.CLEANED)
+
+    def _begin_drain(self) -> None:
+        if self._drain is None:
+            self._drain = DrainWatch(self._crew)
+        self._drain.begin()
+        self._look_at_drain()
+
+    def _look_at_drain(self) -> None:
+        if self._state is not State.DRAINING or self._drain is None:
+            return
+        judged = self._drain.judge(is_read=self._exists, is_stopping=self._is_stopping)
+        for stream, verdict in judged:
+            self._crew.give_up(stream)
+            left = stream.pending_bytes() + stream.unread_bytes()
+            self._log.warning(f"{stream.name}: given up, {verdict.value}; {left} bytes left")
+        if self._drain.is_over:
+            self._loop.cancel(_DRAIN)
+            self._post(Event.DRAINED)
+        else:
+            self._loop.call_after(_DRAIN, self._drain.next_look_s(), self._look_at_drain)
+
+    def _delete(self) -> None:
+        if self._record.is_exec or not self._exists:
+            self._post(Event.DELETED)
+            return
+        self._run_or(
+            self._caller.delete(), lambda _termination: self._post(Event.DELETED), Event.DELETED
+        )
+
+    def _run_or(
+        self, argv: list[str], on_end: Callable[[Termination], None], otherwise: Event
+    ) -> None:
+        """Run the runtime; if it cannot even be started, say why and post `otherwise`."""
+        try:
+            self._calls.run(argv, on_end)
+        except ShimError as error:
+            self._log.warning(str(error))
+            if otherwise is Event.START_FAILED:
+                self._error = error
+            self._post(otherwise)
+
+    def _signal_init(self, signum: int) -> None:
+        if self._termination is None and self._creation.pid:
+            os.kill(self._creation.pid, signum)  # unreaped, so the pid is its own
+
+    def _tidy_up(self) -> None:
+        """Leave no process and no descriptor behind."""
+        if self._order.terminal is not None:
+            self._order.terminal.restore()
+        self._crew.stop()
+        self._calls.kill_running()
+        self._loop.run_until(lambda: not self._crew.has_workers and self._calls.is_idle)
+        self._crew.close()
+        self._stdio.close()
+        for owner in (self._ptmx, self._control_fifo, self._null):
+            if owner is not None:
+                owner.close()
+        self._loop.close()

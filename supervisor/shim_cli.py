@@ -1,0 +1,53 @@
+"""`forkshim-shim ID BUNDLE RUNTIME`: the state-directory protocol of containerd 0.2.
+
+The engine has made the current directory the state directory, written process.json and made the
+fifos; see README.md. Exit status: 0 when the process has ended, whatever its own status, and
+also when the runtime failed (its log.json says why); 1 after an error of our own, which
+shim-log.json says.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from supervisor import fds, statedir
+from supervisor.errors import RuntimeFailedError, ShimError, UsageError
+from supervisor.ids import check_id
+from supervisor.shim import Order, supervise
+
+_USAGE = "usage: forkshim-shim ID BUNDLE RUNTIME  (in the state directory)"
+
+
+def main() -> int:
+    """Run the command with `sys.argv`; returns its exit status."""
+    fds.ensure_stdio()
+    arguments = sys.argv[1:]
+    if len(arguments) != 3:
+        print(_USAGE, file=sys.stderr)  # noqa: T201 -- nothing else is open yet
+        return 1
+    try:
+        log = statedir.open_log()
+    except ShimError as error:
+        print(f"forkshim-shim: {error}", file=sys.stderr)  # noqa: T201 -- as above
+        return 1
+    try:
+        outcome = supervise(_order(*arguments), log)
+        if outcome.error is not None:
+            raise outcome.error
+    except RuntimeFailedError as error:
+        log.info(str(error))  # not `error`: the engine then shows the runtime's own words
+        return 0
+    except ShimError as error:
+        log.error(str(error))
+        return 1
+    finally:
+        log.close()
+    return 0
+
+
+def _order(container_id: str, bundle: str, runtime: str) -> Order:
+    check_id(container_id)
+    if not bundle or "\0" in bundle or not runtime:
+        raise UsageError("bundle and runtime must not be empty")
+    return Order(container_id=container_id, bundle=os.path.abspath(bundle), runtime=runtime)

@@ -1,0 +1,129 @@
+"""The only module that forks, and what may happen between fork and exec.
+
+Between fork(2) and exec(2) the child of this single-threaded process may run Python, but it still
+has the parent's signal handlers, wakeup pipe and descriptors. So every signal is blocked around
+the fork: a SIGTERM that arrives in between would else be written into the *parent's* wakeup pipe
+and be taken for an order to stop. The child first lets go of handlers and pipe, then unblocks; a
+signal that was meant for the child then acts on the child.
+
+Both kinds of child end in os._exit: sys.exit would run the parent's clean-up a second time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import traceback
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NoReturn
+
+from supervisor import fds, linux
+from workers import isolate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_EXEC_FAILED_STATUS = 127
+_BUG_STATUS = 70
+
+
+def fork_worker(work: Callable[[], None]) -> int:
+    """Fork a child that calls `work` and ends with status 0, or 70 after a bug's traceback.
+
+    The caller owns the child: the returned pid goes to the reaper. `work` runs with default
+    signal dispositions and every descriptor of this process; it closes what is not its own.
+    """
+    pid = _fork()
+    if pid == 0:
+        _run_worker(work)
+    return pid
+
+
+def exec_program(
+    program: str,
+    argv: Sequence[str],
+    *,
+    cwd: str,
+    stdio: tuple[int, int, int],
+) -> int:
+    """Fork and exec `program`, killed by the kernel if we die first. Returns its pid.
+
+    The caller owns the child. `stdio` lends three descriptors that become 0, 1 and 2; every
+    other one of ours is close-on-exec. The program gets default signal dispositions, an empty
+    signal mask and our environment.
+
+    Raises:
+        OSError: fork, chdir or exec failed; `filename` is `cwd` or `program`, whichever it was.
+
+    Source: prctl(2) PR_SET_PDEATHSIG; the error comes over a pipe whose end of file means that
+    exec has worked.
+    """
+    supervisor_pid = os.getpid()
+    with ExitStack() as always:
+        error_rfd, error_wfd = fds.pipe(4096)
+        always.callback(error_rfd.close)
+        always.callback(error_wfd.close)
+        pid = _fork()
+        if pid == 0:
+            _exec(program, argv, cwd, stdio, supervisor_pid, error_wfd.fileno())
+        error_wfd.close()
+        failure = os.read(error_rfd.fileno(), 4096)
+    if failure:
+        stage, errno_text = failure.decode().split(":")
+        errno = int(errno_text)
+        raise OSError(errno, os.strerror(errno), cwd if stage == "chdir" else program)
+    return pid
+
+
+def _fork() -> int:
+    everything = signal.valid_signals()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, everything)
+    pid = os.fork()
+    if pid != 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return pid
+    isolate.drop_signal_handlers()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    return 0
+
+
+def _run_worker(work: Callable[[], None]) -> NoReturn:
+    status = _BUG_STATUS
+    try:
+        work()
+        status = 0
+    except BaseException:
+        traceback.print_exc()  # goes to the descriptor 2 the worker has left itself
+    finally:
+        os._exit(status)
+
+
+def _exec(
+    program: str,
+    argv: Sequence[str],
+    cwd: str,
+    stdio: tuple[int, int, int],
+    supervisor_pid: int,
+    error_wfd: int,
+) -> NoReturn:
+    stage = "prctl"
+    try:
+        linux.set_pdeathsig(signal.SIGKILL)
+        if os.getppid() != supervisor_pid:  # it died before the prctl took effect
+            os._exit(_EXEC_FAILED_STATUS)
+        stage = "dup"
+        for fd, source_fd in enumerate(_above_stdio(stdio)):
+            os.dup2(source_fd, fd, inheritable=True)
+        stage = "chdir"
+        os.chdir(cwd)
+        stage = "exec"
+        os.execv(program, [*argv])
+    except OSError as error:
+        os.write(error_wfd, f"{stage}:{error.errno}".encode())
+    finally:
+        os._exit(_EXEC_FAILED_STATUS)
+
+
+def _above_stdio(stdio: tuple[int, int, int]) -> list[int]:
+    # A source that sits on 0 to 2 itself would be overwritten before its turn.
+    return [os.dup(fd) if fd <= 2 else fd for fd in stdio]

@@ -1,0 +1,123 @@
+"""The state directory of one process: the only writer of its files, `pid` and `log.json` apart.
+
+The names and contents are the protocol of containerd 0.2, from the shim's side:
+
+    process.json   read once                       exit     fifo: end of file means we are done
+    control        fifo: stdin close, resize       pid      written by the runtime
+    exitStatus     decimal, no newline             shim-log.json, log.json   ours, the runtime's
+
+Every name is opened relative to the current directory, which *is* the state directory.
+"""
+
+from __future__ import annotations
+
+import os
+
+from supervisor import fds
+from supervisor.errors import ShimError, reason
+from supervisor.log import LOG_NAME, Log
+
+EXIT_STATUS_NAME = "exitStatus"
+_LONGEST_PID = 10
+
+
+def open_log(mirror_prefix: str | None = None) -> Log:
+    """Open shim-log.json for appending. It comes first: every later failure is written there.
+
+    Raises:
+        ShimError: It cannot be opened.
+    """
+    flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return Log(fds.Fd(os.open(LOG_NAME, flags, 0o666)), mirror_prefix)
+    except OSError as error:
+        raise ShimError(f"open {LOG_NAME}: {reason(error)}") from error
+
+
+def open_fifo(name: str) -> fds.Fd:
+    """Open `exit` or `control` for both directions: it never waits and never sees end of file.
+
+    Raises:
+        ShimError: Missing, not a fifo, or not to be opened.
+
+    Source: fifo(7), "O_RDWR succeeds in both blocking and nonblocking mode".
+    """
+    try:
+        fd = fds.Fd(os.open(name, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError as error:
+        raise ShimError(f"open {name}: {reason(error)}") from error
+    if not fds.is_fifo(fd.fileno()):
+        fd.close()
+        raise ShimError(f"open {name}: not a fifo")
+    return fd
+
+
+def make_fifos() -> None:
+    """Make `exit` and `control`, as an engine does before it starts a shim."""
+    for name in ("exit", "control"):
+        os.mkfifo(name, 0o600)
+
+
+def remove_stale_pid() -> None:
+    """Remove a `pid` of an earlier run: what is there after `create` is then the runtime's."""
+    try:
+        os.unlink("pid")
+    except FileNotFoundError:
+        return
+
+
+def read_pid() -> int:
+    """Read what the runtime wrote to `pid`.
+
+    Raises:
+        ShimError: Missing, or anything but a decimal number above 0.
+    """
+    try:
+        with open(os.open("pid", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            text = file.read(_LONGEST_PID + 1)
+    except OSError as error:
+        raise ShimError(f"open pid: {reason(error)}") from error
+    # Strict: the engine parses the same file, and int() would take "1_0", " 7" and "7\n".
+    if not text.isdigit() or len(text) > _LONGEST_PID or int(text) == 0:
+        raise ShimError(f"pid: not a process id: {text.decode(errors='backslashreplace')!r}")
+    return int(text)
+
+
+def write_file(name: str, content: bytes, mode: int = 0o644) -> None:
+    """Write a file that is there either whole or not at all, also after a power cut.
+
+    Raises:
+        OSError: The system call that failed, and `name` is as it was before.
+
+    Source: rename(2) is atomic; fsync(2) of the file before it, and of the directory after it.
+    """
+    temporary = f".{name}.{os.getpid()}"
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = fds.Fd(_create(temporary, flags, mode))
+    try:
+        os.write(fd.fileno(), content)
+        os.fsync(fd.fileno())
+        os.rename(temporary, name)
+    except OSError:
+        os.unlink(temporary)
+        raise
+    finally:
+        fd.close()
+    directory = fds.Fd(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    try:
+        os.fsync(directory.fileno())
+    finally:
+        directory.close()
+
+
+def _create(temporary: str, flags: int, mode: int) -> int:
+    try:
+        return os.open(temporary, flags, mode)
+    except FileExistsError:
+        os.unlink(temporary)  # of a supervisor that was killed here and had our pid
+        return os.open(temporary, flags, mode)
+
+
+def write_exit_status(status: int) -> None:
+    """Write `exitStatus`: 0 to 255 in decimal, no newline, whole before anyone is told."""
+    write_file(EXIT_STATUS_NAME, str(status).encode())

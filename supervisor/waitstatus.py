@@ -1,0 +1,75 @@
+"""How a child ended, as values: `Exited` and `Killed` never share a number.
+
+Pure. The state-directory protocol has one number for both (128+n for a signal); only
+`shell_status` makes it, at the last moment.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The process called _exit(2) with this status, 0 to 255."""
+
+    exit_status: int
+
+    def __str__(self) -> str:
+        """Say it in a log line."""
+        return f"exit status {self.exit_status}"
+
+
+@dataclass(frozen=True, slots=True)
+class Killed:
+    """A signal ended the process. `signum` is an int: 34 to 64 are no `signal.Signals`."""
+
+    signum: int
+    core_dumped: bool = False
+
+    def __str__(self) -> str:
+        """Say it in a log line."""
+        dumped = ", core dumped" if self.core_dumped else ""
+        return f"killed by {signal_name(self.signum)}{dumped}"
+
+
+Termination = Exited | Killed
+
+
+class SigInfo(Protocol):
+    """The fields of `os.waitid`'s result that tell how a child ended (waitid(2))."""
+
+    @property
+    def si_code(self) -> int:
+        """CLD_EXITED, CLD_KILLED or CLD_DUMPED."""
+
+    @property
+    def si_status(self) -> int:
+        """The exit status or the signal, as `si_code` says."""
+
+
+def from_siginfo(info: SigInfo) -> Termination:
+    """Read what waitid(2) with WEXITED returned."""
+    if info.si_code == os.CLD_EXITED:
+        return Exited(info.si_status)
+    return Killed(info.si_status, core_dumped=info.si_code == os.CLD_DUMPED)
+
+
+def shell_status(termination: Termination) -> int:
+    """Return the one number of sh(1) and of `exitStatus`: the status, or 128 + signal."""
+    if isinstance(termination, Exited):
+        return termination.exit_status
+    return 128 + termination.signum
+
+
+def signal_name(signum: int) -> str:
+    """Return SIGTERM for 15, SIGRTMIN+6 for 40 (signal(7))."""
+    if signal.SIGRTMIN < signum < signal.SIGRTMAX:
+        return f"SIGRTMIN+{signum - signal.SIGRTMIN}"
+    try:
+        return signal.Signals(signum).name
+    except ValueError:  # 32 and 33 belong to the C library
+        return f"signal {signum}"

@@ -1,0 +1,188 @@
+"""Moving bytes from one descriptor to another until end of file.
+
+The first choice is splice(2): the bytes never enter this process, so a worker that is killed at
+any instant loses none and repeats none; its successor goes on where the kernel stands. Where
+neither side is a pipe, the bytes take a detour through a scratch pipe *that the parent owns*: what
+a killed worker leaves in it is what its successor moves first. Where the kernel refuses splice
+(EINVAL: O_APPEND files, some devices) read(2) and write(2) have to do, and a kill may
+then lose the one chunk that was on its way, `CHUNK_BYTES` at most.
+
+Blocking descriptors are the rule. One that came non-blocking from outside (a shell's stdin) is
+waited for with poll(2): its flags are shared with strangers and not ours to change.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import os
+import select
+import termios
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Tally = Callable[[int], None]
+
+SPLICE_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Descriptors of one copy, all borrowed.
+
+    `scratch` is the (read, write) pair of the parent's pipe, or None where one side is a pipe.
+    `source_is_console`: EIO from it is end of file, since nobody has the terminal open (pty(7)).
+    """
+
+    source_fd: int
+    sink_fd: int
+    scratch: tuple[int, int] | None = None
+    source_is_console: bool = False
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """Every descriptor that the copy needs."""
+        return (self.source_fd, self.sink_fd, *(self.scratch or ()))
+
+
+class CopyError(Exception):
+    """The copy cannot go on; `errno` as the kernel gave it, `side` "source", "sink" or ""."""
+
+    def __init__(self, error: OSError, side: str) -> None:
+        """Keep the errno: only a report leaves this process."""
+        super().__init__(error.strerror)
+        self.errno = error.errno or 0
+        self.side = side
+
+
+def copy(route: Route, tally: Tally) -> None:
+    """Copy to end of file, calling `tally` with each count of bytes that reached the sink.
+
+    Raises:
+        CopyError: A side failed for good. What was not copied is still in the source or scratch.
+    """
+    if route.scratch is not None:
+        if _copy_by_scratch(route, route.scratch, tally):
+            return
+    elif _splice_to_end(route, tally):
+        return
+    _read_write_to_end(route, route.source_fd, tally)
+
+
+def _splice_to_end(route: Route, tally: Tally) -> bool:
+    """Return False when the kernel refuses to splice this pair."""
+    while True:
+        try:
+            moved = os.splice(route.source_fd, route.sink_fd, SPLICE_BYTES)
+        except BlockingIOError:
+            _wait_until_ready(route.source_fd, route.sink_fd)
+            continue
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return False
+            if _is_console_end(route, error):
+                return True
+            raise CopyError(error, "sink" if error.errno in _SINK_ERRNOS else "") from error
+        if moved == 0:
+            return True
+        tally(moved)
+
+
+def _copy_by_scratch(route: Route, scratch: tuple[int, int], tally: Tally) -> bool:
+    """Return False when the source cannot be spliced; the scratch pipe is then empty."""
+    scratch_rfd, scratch_wfd = scratch
+    while True:
+        # First what is in there: on the first round a killed predecessor may have left it.
+        empty_scratch(route, scratch_rfd, tally)
+        try:
+            moved = os.splice(route.source_fd, scratch_wfd, SPLICE_BYTES)
+        except BlockingIOError:
+            _poll_one(route.source_fd, select.POLLIN)
+            continue
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return False
+            if _is_console_end(route, error):
+                return True
+            raise CopyError(error, "source") from error
+        if moved == 0:
+            return True
+
+
+def empty_scratch(route: Route, scratch_rfd: int, tally: Tally) -> None:
+    """Move what the scratch pipe holds to the sink, waiting for room.
+
+    Raises:
+        CopyError: The sink failed; the rest is still in the scratch pipe.
+    """
+    while pending := _pending_bytes(scratch_rfd):
+        try:
+            tally(os.splice(scratch_rfd, route.sink_fd, pending))
+        except BlockingIOError:
+            _poll_one(route.sink_fd, select.POLLOUT)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise CopyError(error, "sink") from error
+            chunk = os.read(scratch_rfd, min(pending, CHUNK_BYTES))
+            _write_all(route.sink_fd, chunk, tally)
+
+
+def _read_write_to_end(route: Route, source_fd: int, tally: Tally) -> None:
+    while True:
+        try:
+            chunk = os.read(source_fd, CHUNK_BYTES)
+        except BlockingIOError:
+            _poll_one(source_fd, select.POLLIN)
+            continue
+        except OSError as error:
+            if _is_console_end(route, error):
+                return
+            raise CopyError(error, "source") from error
+        if not chunk:
+            return
+        _write_all(route.sink_fd, chunk, tally)
+
+
+def _write_all(sink_fd: int, chunk: bytes, tally: Tally) -> None:
+    rest = memoryview(chunk)
+    while rest:
+        try:
+            written = os.write(sink_fd, rest)
+        except BlockingIOError:
+            _poll_one(sink_fd, select.POLLOUT)
+            continue
+        except OSError as error:
+            raise CopyError(error, "sink") from error
+        tally(written)
+        rest = rest[written:]
+
+
+_SINK_ERRNOS = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ECONNRESET})
+"""splice(2) does not say which side failed; these can only come from writing."""
+
+
+def _is_console_end(route: Route, error: OSError) -> bool:
+    return route.source_is_console and error.errno == errno.EIO
+
+
+def _pending_bytes(fd: int) -> int:
+    count = array.array("i", [0])
+    fcntl.ioctl(fd, termios.FIONREAD, count)
+    return count[0]
+
+
+def _wait_until_ready(source_fd: int, sink_fd: int) -> None:
+    # EAGAIN does not say whose: when both are ready, the next splice moves at least one byte.
+    _poll_one(source_fd, select.POLLIN)
+    _poll_one(sink_fd, select.POLLOUT)
+
+
+def _poll_one(fd: int, events: int) -> None:
+    poller = select.poll()
+    poller.register(fd, events)
+    poller.poll()

@@ -1,0 +1,61 @@
+"""What a forked worker does first: forget its parent's signals, descriptors and name.
+
+Close-on-exec does nothing for a fork without exec: a worker that kept the write end of its
+sibling's pipe would hide that sibling's end of file for ever. It ignores the signals that stop a
+service, because its parent will stop it by end of file, and the last words of a container that
+was asked to end are the ones people need.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from setproctitle import setproctitle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+DEAF_TO = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+    signal.SIGIO,
+    signal.SIGPWR,
+    signal.SIGPIPE,
+    *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
+)
+"""What the supervisor acts on or forwards: a terminal or systemd sends it to the whole group."""
+
+
+def drop_signal_handlers() -> None:
+    """Take every signal that had a handler, or was ignored, back to its default; for a child."""
+    signal.set_wakeup_fd(-1)
+    for signum in signal.valid_signals():
+        if signal.getsignal(signum) not in (signal.SIG_DFL, None):
+            signal.signal(signum, signal.SIG_DFL)
+
+
+def become(title: str, keep_fds: Iterable[int], null_fd: int) -> None:
+    """Turn this forked process into the worker `title`, with `keep_fds` and /dev/null as 0 to 2.
+
+    Args:
+        title: As ps(1) shows it.
+        keep_fds: Descriptors that stay as they are; each above 2. All others are closed.
+        null_fd: /dev/null, open for reading and writing.
+    """
+    for signum in DEAF_TO:
+        signal.signal(signum, signal.SIG_IGN)
+    for fd in range(3):
+        os.dup2(null_fd, fd)
+    lowest = 3
+    for fd in sorted(set(keep_fds)):
+        os.closerange(lowest, fd)
+        lowest = fd + 1
+    os.closerange(lowest, os.sysconf("SC_OPEN_MAX"))
+    setproctitle(title)

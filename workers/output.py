@@ -1,0 +1,21 @@
+"""The worker of stdout, of stderr or of the console's output: from the container to its sink."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from workers import engines, report
+
+if TYPE_CHECKING:
+    from workers.desk import Desk
+
+
+def work(desk: Desk, route: engines.Route) -> None:
+    """Copy until the container has closed its side, then report. Never raises `CopyError`."""
+    desk.sit_down(route.fds)
+    try:
+        engines.copy(route, desk.tally)
+    except engines.CopyError as error:
+        desk.send(report.Report(desk.stream, desk.copied_bytes, error.errno, error.side))
+    else:
+        desk.send(report.Report(desk.stream, desk.copied_bytes))
