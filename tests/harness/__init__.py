@@ -1,0 +1,1 @@
+"""What the tests share: bundles, an engine's side of the protocol, and a look for leaks."""

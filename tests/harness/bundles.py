@@ -1,0 +1,114 @@
+"""OCI bundles with a busybox root file system, made of this machine's own busybox-static."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+_APPLETS = [
+    "sh",
+    "sleep",
+    "echo",
+    "cat",
+    "ls",
+    "kill",
+    "yes",
+    "dd",
+    "stty",
+    "seq",
+    "sha256sum",
+    "head",
+    "tail",
+    "tr",
+    "wc",
+    "mkdir",
+    "mount",
+    "ps",
+    "true",
+    "false",
+    "id",
+    "printf",
+    "setsid",
+    "nohup",
+    "trap",
+    "test",
+    "touch",
+    "rm",
+    "env",
+]
+
+
+def make_rootfs(directory: Path) -> Path:
+    """Make a root file system with busybox and its usual names; one serves every bundle."""
+    rootfs = directory / "rootfs"
+    for name in ("bin", "dev", "proc", "sys", "tmp"):
+        (rootfs / name).mkdir(parents=True)
+    busybox = shutil.which("busybox")
+    assert busybox is not None, "busybox-static is not installed: make setup"
+    shutil.copy(busybox, rootfs / "bin" / "busybox")
+    for applet in _APPLETS:
+        (rootfs / "bin" / applet).symlink_to("busybox")
+    return rootfs
+
+
+def config(
+    rootfs: Path,
+    args: Sequence[str],
+    *,
+    terminal: bool = False,
+    host_pid: bool = False,
+    mounts: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """Return a config.json, all its own except what a test asks for."""
+    capabilities = ["CAP_KILL", "CAP_AUDIT_WRITE", "CAP_NET_BIND_SERVICE", "CAP_SETUID"]
+    namespaces = ["mount", "ipc", "uts", "network"] + ([] if host_pid else ["pid"])
+    return {
+        "ociVersion": "1.0.2",
+        "process": {
+            "terminal": terminal,
+            "user": {"uid": 0, "gid": 0},
+            "args": list(args),
+            "env": ["PATH=/bin", "TERM=xterm"],
+            "cwd": "/",
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
+            "noNewPrivileges": True,
+        },
+        "root": {"path": str(rootfs), "readonly": True},
+        "hostname": "box",
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]},
+            {
+                "destination": "/dev/pts",
+                "type": "devpts",
+                "source": "devpts",
+                "options": ["newinstance", "ptmxmode=0666", "mode=0620"],
+            },
+            {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"},
+            *mounts,
+        ],
+        "linux": {"namespaces": [{"type": kind} for kind in namespaces]},
+    }
+
+
+def make_bundle(directory: Path, document: dict[str, Any]) -> Path:
+    """Write `document` as the config.json of a new bundle in `directory`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(document))
+    return directory
+
+
+def shell(script: str) -> list[str]:
+    """Return the arguments that run `script` in the container's sh."""
+    return ["sh", "-c", script]
+
+
+def fresh_id(name: str) -> str:
+    """Return a container id that no other test, and no other run of this one, has."""
+    return f"fst-{name}-{os.getpid()}-{os.urandom(3).hex()}"

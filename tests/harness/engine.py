@@ -1,0 +1,169 @@
+"""The 2016 daemon's side of the state-directory protocol, as small as it can be."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.harness import waiting
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+BIN = Path(sys.executable).parent
+SHIM = BIN / "forkshim-shim"
+FORKSHIM = BIN / "forkshim"
+
+
+class Engine:
+    """One state directory and the shim in it. Owns the shim, its fifos, its container.
+
+    As the daemon did: mkdir, process.json, fifos, `exit` opened before the shim starts, the shim in
+    a process group of its own on /dev/null.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        container_id: str,
+        bundle: Path,
+        *,
+        runtime: str = "runc",
+        **process: Any,
+    ) -> None:
+        """Make the directory. `process` are fields of process.json; streams default to fifos."""
+        self.dir = state_dir
+        self.id = container_id
+        self.bundle = bundle
+        self.runtime = runtime
+        self.dir.mkdir(parents=True)
+        self.process: dict[str, Any] = {
+            "containerdStdin": "",
+            "containerdStdout": "stdout",
+            "containerdStderr": "stderr",
+            "runtimeArgs": None,
+            **process,
+        }
+        for stream in ("stdin", "stdout", "stderr"):
+            path = self.process["containerd" + stream.capitalize()]
+            if path == stream:
+                os.mkfifo(self.dir / stream)
+        (self.dir / "process.json").write_text(json.dumps(self.process) + "\n")
+        for name in ("exit", "control"):
+            os.mkfifo(self.dir / name, 0o755)
+        self._fds: dict[str, int] = {}
+        self.exit_fd = self.open("exit", os.O_RDONLY | os.O_NONBLOCK)
+        self.control_fd = self.open("control", os.O_RDWR | os.O_NONBLOCK)
+        self.shim: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Engine:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave nothing behind, however the test went."""
+        for name in list(self._fds):
+            self.close(name)
+        if self.shim is not None and self.shim.poll() is None:
+            for pid in waiting.children_of(self.shim.pid):
+                os.kill(pid, signal.SIGKILL)
+            self.shim.kill()
+            self.shim.wait()
+        # A test that failed halfway may have left its container: the id is this test's own.
+        subprocess.run([self.runtime, "delete", "--force", self.id], capture_output=True)
+
+    def open(self, name: str, flags: int) -> int:
+        """Open a file of the state directory; closed with the engine, or by `close`."""
+        self._fds[name] = os.open(self.dir / name, flags | os.O_CLOEXEC)
+        return self._fds[name]
+
+    def close(self, name: str) -> None:
+        """Close what `open` has opened."""
+        os.close(self._fds.pop(name))
+
+    def attach(self, *streams: str) -> list[int]:
+        """Open output fifos for reading, as a client does; returns their descriptors."""
+        return [self.open(stream, os.O_RDONLY | os.O_NONBLOCK) for stream in streams]
+
+    def launch(self, *, argv: Sequence[str] | None = None, **popen: Any) -> int:
+        """Start the shim; returns its pid."""
+        self.shim = subprocess.Popen(
+            [SHIM, *(argv or (self.id, str(self.bundle), self.runtime))],
+            cwd=self.dir,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            process_group=0,
+            **popen,
+        )
+        return self.shim.pid
+
+    def created(self) -> int:
+        """Wait until the container is created; returns its pid."""
+        assert self.shim is not None
+        path = self.dir / "pid"
+        waiting.wait_path(
+            path, lambda p: self._has_content(p) or (self.dir / "exitStatus").exists()
+        )
+        return int(path.read_text())
+
+    def start(self) -> None:
+        """Run the runtime's start, as the daemon does."""
+        subprocess.run([self.runtime, "start", self.id], check=True, capture_output=True)
+
+    def run(self) -> int:
+        """Launch, wait until it is created, start it; returns the container's pid."""
+        self.launch()
+        pid = self.created()
+        if not self.process.get("exec"):
+            self.start()
+        return pid
+
+    def control(self, text: str) -> None:
+        """Write to the control fifo, in one write(2)."""
+        os.write(self.control_fd, text.encode())
+
+    def wait_end(self) -> int:
+        """Wait for the hang-up of `exit`; returns the number in `exitStatus`."""
+        waiting.wait_hangup(self.exit_fd)
+        return self.exit_status()
+
+    def exit_status(self) -> int:
+        """Return the number in `exitStatus`, which has no newline."""
+        text = (self.dir / "exitStatus").read_text()
+        assert text.isdecimal(), text
+        return int(text)
+
+    def wait_shim(self) -> int:
+        """Wait for the shim itself; returns its exit status."""
+        assert self.shim is not None
+        return self.shim.wait(waiting.LIMIT_S)
+
+    def log(self, level: str | None = None) -> list[str]:
+        """Return the messages of shim-log.json; each line has to be valid JSON."""
+        path = self.dir / "shim-log.json"
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        return [record["msg"] for record in records if level in (None, record["level"])]
+
+    def runtime_state(self) -> dict[str, Any] | None:
+        """Return what the runtime says of the container; None if it knows none."""
+        done = subprocess.run([self.runtime, "state", self.id], capture_output=True)
+        return json.loads(done.stdout) if done.returncode == 0 else None
+
+    @staticmethod
+    def _has_content(path: Path) -> bool:
+        try:
+            return path.stat().st_size > 0
+        except FileNotFoundError:
+            return False

@@ -1,0 +1,153 @@
+"""Waiting without sleeping: for a descriptor, a process, a file. Each wait is bounded."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import struct
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+LIMIT_S = 60.0
+"""A test that waits longer has failed. No promise about speed: machines are slow and shared."""
+
+_IN_EVENTS = 0x00000002 | 0x00000004 | 0x00000008 | 0x00000080 | 0x00000100 | 0x00000200
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def wait_readable(fd: int, limit_s: float = LIMIT_S) -> None:
+    """Wait for data, end of file or a hang-up on `fd`."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    if not poller.poll(limit_s * 1000):
+        raise TimeoutError(f"descriptor {fd}: nothing to read within {limit_s} s")
+
+
+def wait_hangup(fd: int, limit_s: float = LIMIT_S) -> None:
+    """Wait until every writer of the fifo behind `fd` has gone: the engine's sign of the end."""
+    poller = select.poll()
+    poller.register(fd, 0)
+    if not poller.poll(limit_s * 1000):
+        raise TimeoutError(f"descriptor {fd}: no hang-up within {limit_s} s")
+
+
+def has_hung_up(fd: int) -> bool:
+    """Say whether every writer has gone by now."""
+    poller = select.poll()
+    poller.register(fd, 0)
+    return bool(poller.poll(0))
+
+
+def read_to_end(fd: int, limit_s: float = LIMIT_S) -> bytes:
+    """Read until end of file."""
+    data = bytearray()
+    while True:
+        wait_readable(fd, limit_s)
+        try:
+            chunk = os.read(fd, 1 << 20)
+        except BlockingIOError:
+            continue
+        if not chunk:
+            return bytes(data)
+        data += chunk
+
+
+def read_until(fd: int, ending: bytes, limit_s: float = LIMIT_S) -> bytes:
+    """Read until what has come contains `ending`."""
+    data = b""
+    while ending not in data:
+        wait_readable(fd, limit_s)
+        chunk = os.read(fd, 65536)
+        if not chunk:
+            raise EOFError(f"end of file after {data!r}, wanted {ending!r}")
+        data += chunk
+    return data
+
+
+def wait_process(pid: int, limit_s: float = LIMIT_S) -> None:
+    """Wait until `pid` has ended, whoever's child it is; a zombie counts as ended."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        wait_readable(pidfd, limit_s)
+    finally:
+        os.close(pidfd)
+
+
+def wait_path(path: Path, is_there: Callable[[Path], bool], limit_s: float = LIMIT_S) -> None:
+    """Wait until `is_there(path)`, looking whenever its directory changes (inotify(7))."""
+    fd = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if _libc.inotify_add_watch(fd, os.fsencode(path.parent), _IN_EVENTS) < 0:
+            errno = ctypes.get_errno()
+            raise OSError(errno, os.strerror(errno), str(path.parent))
+        deadline_s = time.monotonic() + limit_s
+        while not is_there(path):
+            wait_readable(fd, max(0.0, deadline_s - time.monotonic()))
+            os.read(fd, 65536)
+    finally:
+        os.close(fd)
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the pids of the children of `pid`, the oldest first (proc(5), task/children)."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [int(word) for word in file.read().split()]
+    except FileNotFoundError:
+        return []
+
+
+def title_of(pid: int) -> str:
+    """Return the title of a process, as ps(1) shows it; empty for one that is gone."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read().replace(b"\0", b" ").decode(errors="replace").strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def state_of(pid: int) -> str:
+    """Return the one-letter state of a process, R, S, Z, ...; empty for one that is gone."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def worker_of(shim_pid: int, stream: str) -> int | None:
+    """Return the pid of the shim's living worker for `stream`, or None at this moment."""
+    for pid in children_of(shim_pid):
+        if title_of(pid).endswith(f"[{stream}]") and state_of(pid) not in ("Z", ""):
+            return pid
+    return None
+
+
+def unpack_winsize(packed: bytes) -> tuple[int, int]:
+    """Return (columns, rows) of a struct winsize."""
+    rows, columns, _x, _y = struct.unpack("HHHH", packed)
+    return columns, rows
+
+
+def send(pid: int, signum: int) -> None:
+    """Send a signal to a process this test has started."""
+    os.kill(pid, signum)
+
+
+SIGNALS_THAT_KILL = [
+    signal.SIGABRT, signal.SIGALRM, signal.SIGBUS, signal.SIGFPE, signal.SIGHUP, signal.SIGILL,
+    signal.SIGINT, signal.SIGIO, signal.SIGKILL, signal.SIGPIPE, signal.SIGPROF, signal.SIGPWR,
+    signal.SIGQUIT, signal.SIGSEGV, signal.SIGSYS, signal.SIGTERM, signal.SIGTRAP, signal.SIGUSR1,
+    signal.SIGUSR2, signal.SIGVTALRM, signal.SIGXCPU, signal.SIGXFSZ, signal.SIGSTKFLT,
+    signal.SIGRTMIN + 6,
+]  # fmt: skip
+"""Every signal whose default action ends a process (signal(7)), and one real-time signal."""
