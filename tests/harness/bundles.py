@@ -5,44 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
-_APPLETS = [
-    "sh",
-    "sleep",
-    "echo",
-    "cat",
-    "ls",
-    "kill",
-    "yes",
-    "dd",
-    "stty",
-    "seq",
-    "sha256sum",
-    "head",
-    "tail",
-    "tr",
-    "wc",
-    "mkdir",
-    "mount",
-    "ps",
-    "true",
-    "false",
-    "id",
-    "printf",
-    "setsid",
-    "nohup",
-    "trap",
-    "test",
-    "touch",
-    "rm",
-    "env",
-]
-
 
 def make_rootfs(directory: Path) -> Path:
     """Make a root file system with busybox and its usual names; one serves every bundle."""
@@ -52,7 +20,8 @@ def make_rootfs(directory: Path) -> Path:
     busybox = shutil.which("busybox")
     assert busybox is not None, "busybox-static is not installed: make setup"
     shutil.copy(busybox, rootfs / "bin" / "busybox")
-    for applet in _APPLETS:
+    applets = subprocess.run([busybox, "--list"], check=True, capture_output=True, text=True)
+    for applet in set(applets.stdout.split()) - {"busybox"}:
         (rootfs / "bin" / applet).symlink_to("busybox")
     return rootfs
 

@@ -1,0 +1,57 @@
+# Everything a developer does with forkshim. CI does the same: see .ci/run.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo lint test check fmt bench lock clean
+
+python := .venv/bin/python
+coverage := $(python) -m coverage
+is_root := $(filter 0,$(shell id -u))
+
+help: ## this list
+	@echo 'make TARGET:'
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do \
+		printf '  %-8s %s\n' "$$target" "$$text"; done
+
+setup: ## install what is missing: Debian packages (as root) and .venv
+	@tests/setup/packages base $(if $(is_root),,|| echo 'going on without: tests that need root are left out anyway')
+	@tests/setup/venv
+
+demo: setup ## watch one container being supervised, from its start to its exit
+	@$(python) tests/demo/demo.py
+
+lint: setup ## ruff, mypy, import-linter
+	$(python) -m ruff check
+	$(python) -m ruff format --check
+	$(python) -m mypy
+	.venv/bin/lint-imports --no-logo --cache-dir .cache/importlinter
+
+ifeq ($(strip $(ARGS)),)
+test: setup ## all tests, with coverage; make test ARGS='-k fifo -x' for some of them, without
+	@rm -rf .cache/coverage
+	$(coverage) run -m pytest
+	@$(coverage) combine --quiet
+ifeq ($(is_root),)
+	@$(coverage) report --fail-under=0
+	@echo 'coverage was not judged: without root not every test runs'
+else
+	@$(coverage) report
+endif
+else
+test: setup
+	$(python) -m pytest $(ARGS)
+endif
+
+check: lint test ## lint and test
+
+fmt: setup ## reformat, and mend what ruff can mend
+	$(python) -m ruff format
+	$(python) -m ruff check --fix
+
+bench: setup ## speed and memory
+	@$(python) -m tests.bench $(ARGS)
+
+lock: ## choose the newest versions of everything for .venv
+	tests/setup/lock --upgrade
+
+clean: ## remove all that make has made here
+	rm -rf .venv .cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
