@@ -146,6 +146,8 @@ def ask_runtime(name: str, argv: Sequence[str]) -> bytes:
     program = find_program(name, os.environ.get("PATH", os.defpath))
     if program is None:
         raise RuntimeMissingError(f"{name} not installed on system")
+    # Inherited as ignored, the kernel would reap the runtime and `wait_for` find no child.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     null = fds.Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
     rfd, wfd = fds.pipe()
     try:

@@ -245,4 +245,8 @@ class Remains:
             self._log.info(f"{self._caller.container_id}: another's container, left alone")
             self._on_end()
             return
-        self._calls.run(self._caller.delete(force=True), lambda _termination: self._on_end())
+        try:
+            self._calls.run(self._caller.delete(force=True), lambda _termination: self._on_end())
+        except ShimError as error:
+            self._log.warning(str(error))
+            self._on_end()

@@ -131,11 +131,12 @@ class Stream:
     def unread_bytes(self) -> int:
         """Return what would be gone from the client's fifo if we closed it now.
 
-        0 for a sink that keeps what it is given; a pipe of our caller's does too.
+        0 for a sink that keeps what it is given: a file, a pipe of our caller's, a fifo that a
+        client has open. A fifo forgets its bytes with its last opener (fifo(7)).
         """
         if self.is_passthrough or not self.sink.is_open or not fds.is_fifo(self.sink.fileno()):
             return 0
-        return fds.pending_bytes(self.sink.fileno())
+        return 0 if fds.has_reader(self.sink.fileno()) else fds.pending_bytes(self.sink.fileno())
 
     def finish(self) -> None:
         """Close the container's side: its input ends, or there is no more output to come.
@@ -145,6 +146,12 @@ class Stream:
         """
         self.is_over = True
         (self.sink if self.is_input else self.source).close()
+        if not self.is_input and not self.is_passthrough and fds.is_fifo(self.sink.fileno()):
+            # Nobody writes any more: keep only the write end, so that a client can be told apart
+            # from ourselves. The new one is open before the old one goes.
+            write_only = fds.reopen(self.sink.fileno(), os.O_WRONLY)
+            self.sink.close()
+            self.sink = write_only
 
     def close(self) -> None:
         """Close everything."""
@@ -205,6 +212,7 @@ class Crew:
     def give_up(self, stream: Stream) -> None:
         """End one stream where it is."""
         stream.is_over = True
+        self._loop.cancel(self._timer(stream))
         self._kill(stream)
 
     def stop(self) -> None:
@@ -300,6 +308,9 @@ class Crew:
 
     def _mend(self, stream: Stream, failed: report.Report) -> None:
         choice = mend(stream.name, failed)
+        if stream.is_input and failed.errno == errno.EPIPE:
+            self._end(stream)  # the container has closed its stdin, or is gone: its right
+            return
         stream.errors_in_a_row += 1
         if self.copied_bytes(stream) != stream.copied_bytes_at_fork:
             stream.errors_in_a_row = 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import fcntl
 import os
+import select
 import stat
 import termios
 
@@ -85,9 +86,27 @@ def is_fifo(fd: int) -> bool:
     return stat.S_ISFIFO(os.fstat(fd).st_mode)
 
 
-def set_blocking_like_pipe(fd: int) -> None:
-    """Clear O_NONBLOCK, which was only there so that open(2) would not wait."""
-    os.set_blocking(fd, True)
+def reopen(fd: int, flags: int) -> Fd:
+    """Open the very file behind `fd` once more, whatever its name is now; close-on-exec.
+
+    Raises:
+        OSError: As open(2); `fd` may be an O_PATH descriptor.
+
+    Source: proc(5), /proc/[pid]/fd.
+    """
+    return Fd(os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC | os.O_NOCTTY))
+
+
+def has_reader(write_fd: int) -> bool:
+    """Say whether somebody has the other end of a pipe or fifo open.
+
+    `write_fd` must be open for writing only, or we are the reader ourselves. Source: poll(2),
+    POLLERR "is also set for a file descriptor referring to the write end of a pipe when the
+    read end has been closed".
+    """
+    poller = select.poll()
+    poller.register(write_fd, 0)
+    return not any(events & select.POLLERR for _fd, events in poller.poll(0))
 
 
 def ensure_stdio() -> None:

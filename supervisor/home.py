@@ -108,9 +108,7 @@ def claim(root: str, container_id: str) -> Home:
                 fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 lock.close()
-                raise AlreadySupervisedError(
-                    f"{container_id}: already supervised{_by_whom(path)}"
-                ) from None
+                raise AlreadySupervisedError(f"already supervised{_by_whom(path)}") from None
             if _is_still_there(path, lock):
                 return Home(path, lock)
             lock.close()  # its owner removed it between our open and our lock
@@ -119,9 +117,12 @@ def claim(root: str, container_id: str) -> Home:
 
 
 def _open_directory(path: str) -> fds.Fd:
-    with contextlib.suppress(FileExistsError):  # whose it is, the lock will say
-        os.mkdir(path, 0o700)
-    return fds.Fd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        with contextlib.suppress(FileExistsError):  # whose it is, the lock will say
+            os.mkdir(path, 0o700)
+        with contextlib.suppress(FileNotFoundError):  # its owner removed it in between
+            return fds.Fd(os.open(path, flags))
 
 
 def _is_still_there(path: str, lock: fds.Fd) -> bool:

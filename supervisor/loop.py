@@ -12,6 +12,10 @@ from collections.abc import Callable
 
 Callback = Callable[[], None]
 
+_LONGEST_DELAY_S = 1e9
+_LONGEST_SELECT_S = 86400.0
+"""epoll_wait(2) takes an int of milliseconds, 24 days; a longer wait is looked at once a day."""
+
 
 class Loop:
     """Calls back when a watched descriptor is readable or a deadline has passed."""
@@ -34,7 +38,10 @@ class Loop:
 
     def call_after(self, name: str, delay_s: float, callback: Callback) -> None:
         """Call `callback` once, `delay_s` from now (monotonic), in place of an earlier `name`."""
-        self._deadlines_ns[name] = (time.monotonic_ns() + int(delay_s * 1e9), callback)
+        self._deadlines_ns[name] = (
+            time.monotonic_ns() + int(min(delay_s, _LONGEST_DELAY_S) * 1e9),
+            callback,
+        )
 
     def cancel(self, name: str) -> None:
         """Forget the deadline `name`, if there is one."""
@@ -57,12 +64,14 @@ class Loop:
         if not self._deadlines_ns:
             return None
         first_ns = min(deadline_ns for deadline_ns, _callback in self._deadlines_ns.values())
-        return max(0, first_ns - time.monotonic_ns()) / 1e9
+        return min(max(0, first_ns - time.monotonic_ns()) / 1e9, _LONGEST_SELECT_S)
 
     def _serve_deadlines(self) -> None:
         now_ns = time.monotonic_ns()
         due = [name for name, (at_ns, _) in self._deadlines_ns.items() if at_ns <= now_ns]
         for name in due:
-            entry = self._deadlines_ns.pop(name, None)
-            if entry is not None:  # an earlier callback of this round may have cancelled it
+            entry = self._deadlines_ns.get(name)
+            # An earlier callback of this round may have cancelled it or put it off.
+            if entry is not None and entry[0] <= now_ns:
+                del self._deadlines_ns[name]
                 entry[1]()

@@ -159,7 +159,7 @@ def with_terminal(bundle: Bundle) -> bytes:
     Paths that config.md reads relative to the bundle are made absolute.
     """
     document = dict(bundle.document)
-    document["process"] = {**document.get("process", {}), "terminal": True}
+    document["process"] = {**(document.get("process") or {}), "terminal": True}
     root = document.get("root")
     if isinstance(root, dict) and isinstance(root.get("path"), str):
         document["root"] = {**root, "path": os.path.join(bundle.path, root["path"])}
@@ -200,10 +200,14 @@ def _object(config_path: str, document: dict[str, Any], name: str) -> dict[str, 
     return value
 
 
+def _open_without_waiting(path: str, flags: int) -> int:
+    # O_NONBLOCK: a fifo in its place would keep us in open(2) for ever.
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _read_object(path: str, error_class: type[ShimError]) -> dict[str, Any]:
     try:
-        # O_NONBLOCK: a fifo in its place would keep us in open(2) for ever.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open(path, "rb", opener=_open_without_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise error_class(f"open {path}: not a regular file")
             content = file.read(MOST_JSON_BYTES + 1)

@@ -50,7 +50,7 @@ class Reaper:
             return True
         try:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
+        except (ChildProcessError, OverflowError):  # the latter: more than a pid_t holds
             return False
         return True
 

@@ -114,7 +114,7 @@ def _recover(claimed: home.Home, request: RunRequest) -> None:
         state = parse_state(ask_runtime(caller.name, caller.state()))
         if state is not None and state.status != "stopped":
             raise AlreadySupervisedError(
-                f"{request.container_id}: its supervisor is gone and its container is "
+                "its supervisor is gone and its container is "
                 f"{state.status} (pid {state.pid}); "
                 f"`{' '.join(caller.delete(force=True))}` ends it"
             )

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 _EXEC_FAILED_STATUS = 127
 _BUG_STATUS = 70
 
+_OURS_ALONE = frozenset({"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"})
+"""Between systemd and us (sd_notify(3)). runc would take NOTIFY_SOCKET for its own: it relays for
+the container, then waits for a READY=1 that never comes."""
+
 
 def fork_worker(work: Callable[[], None]) -> int:
     """Fork a child that calls `work` and ends with status 0, or 70 after a bug's traceback.
@@ -50,7 +54,7 @@ def exec_program(
 
     The caller owns the child. `stdio` lends three descriptors that become 0, 1 and 2; every
     other one of ours is close-on-exec. The program gets default signal dispositions, an empty
-    signal mask and our environment.
+    signal mask and our environment, less systemd's own variables.
 
     Raises:
         OSError: fork, chdir or exec failed; `filename` is `cwd` or `program`, whichever it was.
@@ -117,11 +121,15 @@ def _exec(
         stage = "chdir"
         os.chdir(cwd)
         stage = "exec"
-        os.execv(program, [*argv])
+        os.execve(program, [*argv], _environment())
     except OSError as error:
         os.write(error_wfd, f"{stage}:{error.errno}".encode())
     finally:
         os._exit(_EXEC_FAILED_STATUS)
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in _OURS_ALONE}
 
 
 def _above_stdio(stdio: tuple[int, int, int]) -> list[int]:

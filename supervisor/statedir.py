@@ -66,6 +66,10 @@ def remove_stale_pid() -> None:
         return
 
 
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def read_pid() -> int:
     """Read what the runtime wrote to `pid`.
 
@@ -73,7 +77,7 @@ def read_pid() -> int:
         ShimError: Missing, or anything but a decimal number above 0.
     """
     try:
-        with open(os.open("pid", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open("pid", "rb", opener=_open_without_waiting) as file:
             text = file.read(_LONGEST_PID + 1)
     except OSError as error:
         raise ShimError(f"open pid: {reason(error)}") from error
@@ -95,7 +99,9 @@ def write_file(name: str, content: bytes, mode: int = 0o644) -> None:
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = fds.Fd(_create(temporary, flags, mode))
     try:
-        os.write(fd.fileno(), content)
+        rest = memoryview(content)
+        while rest:  # a disk that is nearly full takes a part first, and says ENOSPC next
+            rest = rest[os.write(fd.fileno(), rest) :]
         os.fsync(fd.fileno())
         os.rename(temporary, name)
     except OSError:

@@ -199,13 +199,18 @@ class StdioOpener:
         self._loop.watch(fd, callback)
         return self._loop
 
-    def reader_has_come(self, name: str, path: str, with_path: fds.Fd) -> None:
-        """Go on: the fifo has a reader, and the waiting child still holds it open."""
+    def reader_has_come(self, name: str, path: str, with_path: fds.Fd) -> bool:
+        """Take the fifo: it has a reader, and the waiting child still holds it open.
+
+        Returns False if it cannot be opened; `on_end` has been told.
+        """
         self._waiting = None
         try:
             self._take_fifo(name, path, with_path)
         except ShimError as error:
             self._fail(error)
+            return False
+        return True
 
     def go_on(self) -> None:
         """Open the next stream."""
@@ -235,9 +240,10 @@ class _ReaderWait:
         if not os.read(self._said_rfd.fileno(), 1):
             return  # the child has died: its end is told by the reaper
         with_path, self._with_path = self._with_path, fds.Fd(-1)
-        self._opener.reader_has_come(self._name, self.path, with_path)
+        is_taken = self._opener.reader_has_come(self._name, self.path, with_path)
         self.end()
-        self._opener.go_on()
+        if is_taken:
+            self._opener.go_on()
 
     def _on_child_gone(self) -> None:
         """Somebody killed the child: wait with another one."""
@@ -276,12 +282,11 @@ def _open_path(path: str) -> fds.Fd:
 def _reopen(with_path: fds.Fd, path: str, flags: int) -> fds.Fd:
     """Open the very file that `with_path` holds, whatever its name is now."""
     try:
-        fd = os.open(f"/proc/self/fd/{with_path.fileno()}", flags | os.O_CLOEXEC | os.O_NOCTTY)
+        return fds.reopen(with_path.fileno(), flags)
     except OSError as error:
         if error.errno == errno.ENXIO and fds.is_fifo(with_path.fileno()):
             raise _NoReaderError(path) from error
         raise ShimError(f"open {path}: {reason(error)}") from error
-    return fds.Fd(fd)
 
 
 def _open_file_at_end(path: str) -> fds.Fd:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import termios
 import tty
@@ -11,7 +12,7 @@ from workers.stdin import RawTerminal
 
 
 class UserTerminal:
-    """The terminal on one of our descriptors 0 to 2, borrowed."""
+    """The terminal on one of our descriptors 0 to 2, borrowed. Owns a duplicate while raw."""
 
     def __init__(self, fd: int, *, is_input: bool) -> None:
         """With `is_input` its keys go to the container, unchanged, which takes raw mode."""
@@ -30,8 +31,10 @@ class UserTerminal:
         has put carriage returns in already.
         """
         if self._is_input and self._raw is None:
-            self._raw = RawTerminal(self._fd, termios.tcgetattr(self._fd))
-            tty.setraw(self._fd, termios.TCSANOW)
+            # A duplicate: the stdin worker, who undoes it if we die, has /dev/null as 0 to 2.
+            fd = fcntl.fcntl(self._fd, fcntl.F_DUPFD_CLOEXEC, 3)
+            self._raw = RawTerminal(fd, termios.tcgetattr(fd))
+            tty.setraw(fd, termios.TCSANOW)
         return self._raw
 
     def restore(self) -> None:
@@ -43,7 +46,9 @@ class UserTerminal:
             # Not TCSADRAIN: a terminal that was stopped with ^S would keep us here.
             termios.tcsetattr(raw.fd, termios.TCSANOW, raw.saved)
         except termios.error:
-            return  # EIO: it was hung up, there is nothing to give back
+            pass  # EIO: it was hung up, there is nothing to give back
+        finally:
+            os.close(raw.fd)
 
 
 def find_terminal(*, is_input: bool) -> UserTerminal | None:

@@ -28,9 +28,11 @@ DEAF_TO = (
     signal.SIGIO,
     signal.SIGPWR,
     signal.SIGPIPE,
+    signal.SIGXFSZ,
     *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
 )
-"""What the supervisor acts on or forwards: a terminal or systemd sends it to the whole group."""
+"""What the supervisor acts on or forwards: a terminal or systemd sends it to the whole group.
+And what write(2) sends along with EPIPE and EFBIG, which are reported."""
 
 
 def drop_signal_handlers() -> None:
@@ -55,6 +57,8 @@ def become(title: str, keep_fds: Iterable[int], null_fd: int) -> None:
         os.dup2(null_fd, fd)
     lowest = 3
     for fd in sorted(set(keep_fds)):
+        if fd < lowest:
+            raise ValueError(f"descriptor {fd} cannot be kept, it is /dev/null now")
         os.closerange(lowest, fd)
         lowest = fd + 1
     os.closerange(lowest, os.sysconf("SC_OPEN_MAX"))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+
 def make_rootfs(directory: Path) -> Path:
     """Make a root file system with busybox and its usual names; one serves every bundle."""
     rootfs = directory / "rootfs"

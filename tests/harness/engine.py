@@ -81,7 +81,8 @@ class Engine:
             self.shim.kill()
             self.shim.wait()
         # A test that failed halfway may have left its container: the id is this test's own.
-        subprocess.run([self.runtime, "delete", "--force", self.id], capture_output=True)
+        if not self.process.get("exec"):
+            subprocess.run(["runc", "delete", "--force", self.id], capture_output=True)
 
     def open(self, name: str, flags: int) -> int:
         """Open a file of the state directory; closed with the engine, or by `close`."""
@@ -96,10 +97,32 @@ class Engine:
         """Open output fifos for reading, as a client does; returns their descriptors."""
         return [self.open(stream, os.O_RDONLY | os.O_NONBLOCK) for stream in streams]
 
+    @property
+    def attached(self) -> frozenset[str]:
+        """The names that are open."""
+        return frozenset(self._fds)
+
+    @property
+    def shim_pid(self) -> int:
+        """The shim's pid, also its process group's."""
+        assert self.shim is not None
+        return self.shim.pid
+
+    def open_when_waited_for(self, stream: str) -> int:
+        """Open an output for reading, as a client that comes late: open(2) waits for the writer."""
+        fd = self.open(stream, os.O_RDONLY)
+        os.set_blocking(fd, False)
+        return fd
+
+    def rewrite_process(self, **process: Any) -> None:
+        """Change fields of process.json."""
+        self.process.update(process)
+        (self.dir / "process.json").write_text(json.dumps(self.process) + "\n")
+
     def launch(self, *, argv: Sequence[str] | None = None, **popen: Any) -> int:
         """Start the shim; returns its pid."""
         self.shim = subprocess.Popen(
-            [SHIM, *(argv or (self.id, str(self.bundle), self.runtime))],
+            [SHIM, *((self.id, str(self.bundle), self.runtime) if argv is None else argv)],
             cwd=self.dir,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -120,7 +143,7 @@ class Engine:
 
     def start(self) -> None:
         """Run the runtime's start, as the daemon does."""
-        subprocess.run([self.runtime, "start", self.id], check=True, capture_output=True)
+        subprocess.run(["runc", "start", self.id], check=True, capture_output=True)
 
     def run(self) -> int:
         """Launch, wait until it is created, start it; returns the container's pid."""
@@ -133,6 +156,29 @@ class Engine:
     def control(self, text: str) -> None:
         """Write to the control fifo, in one write(2)."""
         os.write(self.control_fd, text.encode())
+
+    def read_end(self, *streams: str) -> list[bytes]:
+        """Read each attached output to its end."""
+        return [waiting.read_to_end(self._fds[stream]) for stream in streams]
+
+    def run_attached(self) -> list[int]:
+        """Attach every output that is a fifo of ours, then `run`; returns their descriptors."""
+        outputs = [name for name in ("stdout", "stderr") if (self.dir / name).exists()]
+        attached = self.attach(*outputs)
+        self.run()
+        return attached
+
+    def leftovers(self) -> list[str]:
+        """Wait for the shim; return what it left, files, processes or the container."""
+        own = {"process.json", "exit", "control", "shim-log.json", "exitStatus", "pid", "log.json"}
+        own |= {"stdin", "stdout", "stderr"}
+        found = [f"file {name}" for name in sorted(set(os.listdir(self.dir)) - own)]
+        if self.shim is not None:
+            self.wait_shim()
+            found += [f"process {pid}" for pid in waiting.living_in_group(self.shim.pid)]
+        if not self.process.get("exec") and (state := self.runtime_state()) is not None:
+            found.append(f"container {state['status']}")
+        return found
 
     def wait_end(self) -> int:
         """Wait for the hang-up of `exit`; returns the number in `exitStatus`."""
@@ -158,7 +204,7 @@ class Engine:
 
     def runtime_state(self) -> dict[str, Any] | None:
         """Return what the runtime says of the container; None if it knows none."""
-        done = subprocess.run([self.runtime, "state", self.id], capture_output=True)
+        done = subprocess.run(["runc", "state", self.id], capture_output=True)
         return json.loads(done.stdout) if done.returncode == 0 else None
 
     @staticmethod

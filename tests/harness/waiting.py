@@ -106,6 +106,17 @@ def children_of(pid: int) -> list[int]:
         return []
 
 
+def wait_child(pid: int, *, other_than: int = 0, limit_s: float = LIMIT_S) -> int:
+    """Wait until `pid` has a living child; returns its pid. No event tells of a fork: looks."""
+    deadline_s = time.monotonic() + limit_s
+    while time.monotonic() < deadline_s:
+        for child in children_of(pid):
+            if child != other_than and state_of(child) not in ("Z", ""):
+                return child
+        os.sched_yield()
+    raise TimeoutError(f"process {pid}: no child within {limit_s} s")
+
+
 def title_of(pid: int) -> str:
     """Return the title of a process, as ps(1) shows it; empty for one that is gone."""
     try:
@@ -122,6 +133,22 @@ def state_of(pid: int) -> str:
             return file.read().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def living_in_group(group: int) -> list[int]:
+    """Return the pids of the living processes of a process group; zombies do not count."""
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdecimal():
+            continue
+        try:
+            with open(f"/proc/{name}/stat") as file:
+                state, _ppid, pgrp = file.read().rpartition(")")[2].split()[:3]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(pgrp) == group and state not in "ZX":
+            found.append(int(name))
+    return found
 
 
 def worker_of(shim_pid: int, stream: str) -> int | None:

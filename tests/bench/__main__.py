@@ -1,0 +1,94 @@
+"""`make bench`: every case beside the same container without a shim, as ratios.
+
+python -m tests.bench [--rounds N] [--gib N] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.bench.bulk import Bulk
+from tests.bench.pairs import difference, in_turn, ratio
+from tests.bench.start import Start
+from tests.harness import bundles, leaks
+
+
+def main() -> None:
+    """Run all cases and print a table; with --json also write the figures to a file."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7, help="measured pairs (default: 7)")
+    parser.add_argument("--gib", type=int, default=4, help="bulk size (default: 4)")
+    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    words = parser.parse_args()
+    leaks.become_subreaper()
+    # Byte code is written once and used, as in an installed package.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    print(machine())
+    with tempfile.TemporaryDirectory() as directory:
+        rootfs = bundles.make_rootfs(Path(directory))
+        results = {
+            "machine": machine(),
+            **bulk_stdout(rootfs, words.gib, words.rounds),
+            **exec_to_pid(rootfs, words.rounds * 3),
+        }
+    if words.json is not None:
+        words.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def bulk_stdout(rootfs: Path, gib: int, rounds: int) -> dict[str, Any]:
+    """Throughput and the shim's CPU."""
+    case = Bulk(rootfs, gib << 30, [])
+    ours, bare = in_turn(case.with_shim, case.without, rounds)
+    cpu_s_per_gb = statistics.median(case.shim_cpu_s[1:]) / (case.total_bytes / 1e9)
+    print(f"\nbulk stdout, {gib} GiB, {rounds} pairs")
+    print(f"  forkshim    {ours} MB/s")
+    print(f"  no shim     {bare} MB/s")
+    print(f"  ratio       {ratio(ours, bare):.3f}x          (wanted: at least 0.95)")
+    print(f"  shim CPU    {cpu_s_per_gb:.3f} s/GB         (wanted: at most 0.15)")
+    return {
+        "bulk_stdout": {
+            "forkshim_mb_s": ours.figures,
+            "no_shim_mb_s": bare.figures,
+            "ratio": ratio(ours, bare),
+            "shim_cpu_s_per_gb": cpu_s_per_gb,
+        }
+    }
+
+
+def exec_to_pid(rootfs: Path, rounds: int) -> dict[str, Any]:
+    """What the shim adds to the start of a container."""
+    case = Start(rootfs)
+    ours, bare = in_turn(case.with_shim, case.without, rounds)
+    print(f"\nexec to pid file, {rounds} pairs")
+    print(f"  forkshim    {ours} ms")
+    print(f"  runc alone  {bare} ms")
+    print(f"  added       {difference(ours, bare):.1f} ms, {ratio(ours, bare):.2f}x")
+    return {
+        "exec_to_pid": {
+            "forkshim_ms": ours.figures,
+            "runc_ms": bare.figures,
+            "added_ms": difference(ours, bare),
+            "ratio": ratio(ours, bare),
+        }
+    }
+
+
+def machine() -> str:
+    """Return one line that says what was measured on."""
+    runc = subprocess.run(["runc", "--version"], check=True, capture_output=True, text=True)
+    return (
+        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Linux {platform.release()}, "
+        f"Python {platform.python_version()}, {runc.stdout.splitlines()[0]}"
+    )
+
+
+if __name__ == "__main__":
+    main()

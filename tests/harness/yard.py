@@ -1,0 +1,61 @@
+"""What a shim has around its parts: a loop, a reaper, signals, a log and /dev/null."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+from supervisor import fds
+from supervisor.log import Log
+from supervisor.loop import Loop
+from supervisor.reaper import Reaper
+from supervisor.signals import SignalRouter
+from tests.harness import waiting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+class Yard:
+    """Owns them all until `close`; `run_until` fails after `waiting.LIMIT_S`."""
+
+    def __init__(self, directory: Path) -> None:
+        """Write the log to `directory`."""
+        self.log_path = directory / "yard-log.json"
+        self.loop = Loop()
+        self.reaper = Reaper()
+        flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+        self.log = Log(fds.Fd(os.open(self.log_path, flags, 0o600)))
+        self.null = fds.Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+        self._router = SignalRouter(has_job_control=False)
+        self.loop.watch(self._router.fileno(), lambda: self._router.dispatch(self._on_signal))
+
+    def _on_signal(self, signum: int) -> None:
+        if signum == signal.SIGCHLD:
+            self.reaper.reap()
+
+    def run_until(self, is_over: Callable[[], bool]) -> None:
+        """Serve events until `is_over`."""
+        late: list[bool] = []
+        self.loop.call_after("test limit", waiting.LIMIT_S, lambda: late.append(True))
+        self.loop.run_until(lambda: is_over() or bool(late))
+        self.loop.cancel("test limit")
+        if late:
+            raise TimeoutError("the loop did not get there")
+
+    def messages(self, level: str | None = None) -> list[str]:
+        """Return what has been logged."""
+        records: list[dict[str, Any]] = [
+            json.loads(line) for line in self.log_path.read_text().splitlines()
+        ]
+        return [record["msg"] for record in records if level in (None, record["level"])]
+
+    def close(self) -> None:
+        """Close everything."""
+        self.loop.close()
+        self._router.close()
+        self.log.close()
+        self.null.close()
