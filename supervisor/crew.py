@@ -79,7 +79,7 @@ class Stream:
         sink_name: str = "",
         is_passthrough: bool = False,
     ) -> None:
-        """Own `source` and `sink`, and a scratch pipe where neither of them is a pipe.
+        """Own `source` and `sink`, and a scratch pipe unless both of them are pipes.
 
         `is_passthrough`: the sink is a descriptor that we were started with, and others have too.
         """
@@ -89,8 +89,10 @@ class Stream:
         self.sink_name = sink_name
         self.is_passthrough = is_passthrough
         self.scratch: tuple[fds.Fd, fds.Fd] | None = None
-        if not fds.is_fifo(source.fileno()) and not fds.is_fifo(sink.fileno()):
+        if not (fds.is_fifo(source.fileno()) and fds.is_fifo(sink.fileno())):
             self.scratch = fds.pipe()
+        # Asked now, while the pipe is ours alone: see `has_pending`.
+        self.capacity_bytes = fds.capacity_bytes(source.fileno())
         self.slot = -1
         self.pid = 0
         self.is_over = False
@@ -115,18 +117,13 @@ class Stream:
             source_is_console=self.name == "console",
         )
 
-    def pending_bytes(self) -> int:
-        """Return what the container has written and no worker has moved to the sink yet."""
-        pending = 0
-        for owner in (self.source, *(self.scratch or ())[:1]):
-            if not owner.is_open:
-                continue  # its end was reached
-            try:
-                pending += fds.pending_bytes(owner.fileno())
-            except OSError as error:
-                if error.errno != errno.EIO:  # a console that nobody has open any more
-                    raise
-        return pending
+    def has_pending(self) -> bool:
+        """Say whether the container has written what no worker has taken yet.
+
+        By poll(2), which takes no lock. FIONREAD takes the pipe's: a process of the container that
+        sleeps in splice(2) into its stdout holds that lock, and we would sleep with it.
+        """
+        return self.source.is_open and fds.is_readable(self.source.fileno())
 
     def unread_bytes(self) -> int:
         """Return what would be gone from the client's fifo if we closed it now.
@@ -203,6 +200,10 @@ class Crew:
     def copied_bytes(self, stream: Stream) -> int:
         """Return what the stream has moved so far."""
         return self._ledger.copied_bytes(stream.slot)
+
+    def transit_bytes(self, stream: Stream) -> int:
+        """Return what its worker has taken and not delivered."""
+        return self._ledger.transit_bytes(stream.slot)
 
     def start(self) -> None:
         """Fork the worker of each stream."""

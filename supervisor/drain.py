@@ -35,7 +35,7 @@ class Verdict(enum.Enum):
     WAIT = "wait"
     DONE = "done"
     STRAY = "a process that outlived the container holds it open"
-    STALLED = "nobody reads it"
+    STALLED = "nobody reads it, what is left is lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class StreamView:
 
     Attributes:
         is_reported: Its worker has sent the completion record.
-        pending_bytes: Not yet taken from the container's side, scratch pipe included.
+        has_pending: Something is not yet taken from the container's side, or is on its way.
         unread_bytes: In the client's fifo; 0 for other sinks.
         is_last_word_out: All that was pending when the container died has been copied.
         is_patient: Only a stop may end the wait for a reader, not the clock.
@@ -53,7 +53,7 @@ class StreamView:
     """
 
     is_reported: bool
-    pending_bytes: int
+    has_pending: bool
     unread_bytes: int
     is_last_word_out: bool
     is_patient: bool
@@ -69,7 +69,7 @@ def judge(view: StreamView, now_s: float) -> Verdict:
         if view.unread_bytes == 0:
             return Verdict.DONE
         return Verdict.STALLED if has_stalled else Verdict.WAIT
-    if view.pending_bytes == 0 and view.unread_bytes == 0:
+    if not view.has_pending and view.unread_bytes == 0:
         has_had_its_time = now_s - view.died_at_s >= STRAY_CAP_S
         return Verdict.STRAY if quiet_s >= IDLE_S or has_had_its_time else Verdict.WAIT
     if view.is_last_word_out and now_s - view.died_at_s >= STRAY_CAP_S:
@@ -91,7 +91,9 @@ class DrainWatch:
         self._given_up: set[str] = set()
         self._done: set[str] = set()
         for stream in crew.outputs:
-            self._last_word_at[stream.name] = crew.copied_bytes(stream) + stream.pending_bytes()
+            # All that it had written when it died is in its pipe: no more than the pipe holds.
+            most_bytes = stream.capacity_bytes + crew.transit_bytes(stream)
+            self._last_word_at[stream.name] = crew.copied_bytes(stream) + most_bytes
 
     def begin(self) -> None:
         """Start the clocks again: killing the rest of the container may have taken a while."""
@@ -136,9 +138,14 @@ class DrainWatch:
         if self._seen.get(stream.name) != (copied, unread):
             self._seen[stream.name] = (copied, unread)
             self._moved_at_s[stream.name] = now_s
+        has_pending = not stream.is_over and (
+            stream.has_pending() or self._crew.transit_bytes(stream) > 0
+        )
+        if not has_pending:  # it was seen empty: whatever comes now is a stray's
+            self._last_word_at[stream.name] = 0
         return StreamView(
             is_reported=stream.is_over,
-            pending_bytes=0 if stream.is_over else stream.pending_bytes(),
+            has_pending=has_pending,
             unread_bytes=unread,
             is_last_word_out=copied >= self._last_word_at[stream.name],
             is_patient=stream.is_passthrough and not is_stopping,

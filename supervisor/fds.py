@@ -81,6 +81,18 @@ def pending_bytes(fd: int) -> int:
     return count[0]
 
 
+def is_readable(fd: int) -> bool:
+    """Say whether read(2) would return data at once. Source: poll(2), POLLIN; takes no lock."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return any(events & select.POLLIN for _fd, events in poller.poll(0))
+
+
+def capacity_bytes(fd: int) -> int:
+    """Return how much a pipe holds; for anything else what a pipe of ours would hold."""
+    return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) if is_fifo(fd) else PIPE_BYTES
+
+
 def is_fifo(fd: int) -> bool:
     """Say whether `fd` is a pipe or a fifo: one end of splice(2) has to be."""
     return stat.S_ISFIFO(os.fstat(fd).st_mode)

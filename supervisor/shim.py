@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from supervisor.terminal import UserTerminal
 
 KILL_OVERDUE_S = 5.0
+REAP_LIMIT_S = 5.0
+_LATE = "late children"
 _GRACE = "grace period"
 _OVERDUE = "kill overdue"
 _DRAIN = "drain"
@@ -449,8 +451,8 @@ class _Supervisor:
         judged = self._drain.judge(is_read=self._exists, is_stopping=self._is_stopping)
         for stream, verdict in judged:
             self._crew.give_up(stream)
-            left = stream.pending_bytes() + stream.unread_bytes()
-            self._log.warning(f"{stream.name}: given up, {verdict.value}; {left} bytes left")
+            copied = self._crew.copied_bytes(stream)
+            self._log.warning(f"{stream.name}: given up after {copied} bytes: {verdict.value}")
         if self._drain.is_over:
             self._loop.cancel(_DRAIN)
             self._post(Event.DRAINED)
@@ -487,7 +489,12 @@ class _Supervisor:
             self._order.terminal.restore()
         self._crew.stop()
         self._calls.kill_running()
-        self._loop.run_until(lambda: not self._crew.has_workers and self._calls.is_idle)
+        is_late: list[bool] = []
+        # A worker that sleeps uninterruptibly dies when it can: no reason for us to hang with it.
+        self._loop.call_after(_LATE, REAP_LIMIT_S, lambda: is_late.append(True))
+        self._loop.run_until(
+            lambda: bool(is_late) or (not self._crew.has_workers and self._calls.is_idle)
+        )
         self._crew.close()
         self._stdio.close()
         for owner in (self._ptmx, self._control_fifo, self._null):

@@ -40,10 +40,14 @@ class Desk:
         """Become the worker: see `isolate.become`."""
         isolate.become(self.title, (*keep_fds, self.report_wfd), self.null_fd)
 
-    def tally(self, copied_bytes: int) -> None:
+    def moved(self, copied_bytes: int) -> None:
         """Count bytes that have reached the sink."""
         self.copied_bytes += copied_bytes
         self.ledger.add(self.slot, copied_bytes)
+
+    def in_transit(self, transit_bytes: int) -> None:
+        """Note what is between source and sink."""
+        self.ledger.set_transit(self.slot, transit_bytes)
 
     def send(self, record: report.Report) -> None:
         """Write the completion record. A parent that is gone is told nothing."""

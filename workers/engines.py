@@ -1,9 +1,17 @@
 """Moving bytes from one descriptor to another until end of file.
 
 The first choice is splice(2): the bytes never enter this process, so a worker that is killed at
-any instant loses none and repeats none; its successor goes on where the kernel stands. Where
-neither side is a pipe, the bytes take a detour through a scratch pipe *that the parent owns*: what
-a killed worker leaves in it is what its successor moves first. Where the kernel refuses splice
+any instant loses none and repeats none; its successor goes on where the kernel stands.
+
+Directly from pipe to pipe, and only so. Between a pipe and anything else, splice(2) holds the
+pipe's lock while it sleeps in the other file (seen in Linux 6.18: splice_file_to_pipe,
+iter_file_splice_write), and whoever then reads, writes or asks FIONREAD of that pipe sleeps
+with it, uninterruptibly: a client on a silent console could not even be killed. So there the bytes
+take a detour through a scratch pipe that nobody else touches, and a source that is no pipe is only
+spliced when poll(2) has said that it will not sleep. *The parent owns* the scratch pipe: what a
+killed worker leaves in it is what its successor moves first.
+
+Where the kernel refuses splice
 (EINVAL: O_APPEND files, some devices) read(2) and write(2) have to do, and a kill may
 then lose the one chunk that was on its way, `CHUNK_BYTES` at most.
 
@@ -20,12 +28,18 @@ import os
 import select
 import termios
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
-    Tally = Callable[[int], None]
+class Tally(Protocol):
+    """What a copy tells of its progress; see `workers.ledger`."""
+
+    def moved(self, copied_bytes: int) -> None:
+        """So many bytes have reached the sink."""
+
+    def in_transit(self, transit_bytes: int) -> None:
+        """So many bytes are between source and sink now."""
+
 
 SPLICE_BYTES = 1 << 20
 CHUNK_BYTES = 1 << 16
@@ -35,7 +49,7 @@ CHUNK_BYTES = 1 << 16
 class Route:
     """Descriptors of one copy, all borrowed.
 
-    `scratch` is the (read, write) pair of the parent's pipe, or None where one side is a pipe.
+    `scratch` is the (read, write) pair of the parent's pipe, or None where both sides are pipes.
     `source_is_console`: EIO from it is end of file, since nobody has the terminal open (pty(7)).
     """
 
@@ -61,7 +75,7 @@ class CopyError(Exception):
 
 
 def copy(route: Route, tally: Tally) -> None:
-    """Copy to end of file, calling `tally` with each count of bytes that reached the sink.
+    """Copy to end of file, telling `tally` what has left the source and what has reached the sink.
 
     Raises:
         CopyError: A side failed for good. What was not copied is still in the source or scratch.
@@ -90,19 +104,21 @@ def _splice_to_end(route: Route, tally: Tally) -> bool:
             raise CopyError(error, "sink" if error.errno in _SINK_ERRNOS else "") from error
         if moved == 0:
             return True
-        tally(moved)
+        tally.moved(moved)
 
 
 def _copy_by_scratch(route: Route, scratch: tuple[int, int], tally: Tally) -> bool:
     """Return False when the source cannot be spliced; the scratch pipe is then empty."""
     scratch_rfd, scratch_wfd = scratch
+    readable = select.poll()
+    readable.register(route.source_fd, select.POLLIN)
     while True:
         # First what is in there: on the first round a killed predecessor may have left it.
         empty_scratch(route, scratch_rfd, tally)
+        readable.poll()
         try:
             moved = os.splice(route.source_fd, scratch_wfd, SPLICE_BYTES)
         except BlockingIOError:
-            _poll_one(route.source_fd, select.POLLIN)
             continue
         except OSError as error:
             if error.errno == errno.EINVAL:
@@ -112,6 +128,7 @@ def _copy_by_scratch(route: Route, scratch: tuple[int, int], tally: Tally) -> bo
             raise CopyError(error, "source") from error
         if moved == 0:
             return True
+        tally.in_transit(moved)
 
 
 def empty_scratch(route: Route, scratch_rfd: int, tally: Tally) -> None:
@@ -121,8 +138,9 @@ def empty_scratch(route: Route, scratch_rfd: int, tally: Tally) -> None:
         CopyError: The sink failed; the rest is still in the scratch pipe.
     """
     while pending := _pending_bytes(scratch_rfd):
+        tally.in_transit(pending)
         try:
-            tally(os.splice(scratch_rfd, route.sink_fd, pending))
+            tally.moved(os.splice(scratch_rfd, route.sink_fd, pending))
         except BlockingIOError:
             _poll_one(route.sink_fd, select.POLLOUT)
         except OSError as error:
@@ -130,6 +148,7 @@ def empty_scratch(route: Route, scratch_rfd: int, tally: Tally) -> None:
                 raise CopyError(error, "sink") from error
             chunk = os.read(scratch_rfd, min(pending, CHUNK_BYTES))
             _write_all(route.sink_fd, chunk, tally)
+    tally.in_transit(0)
 
 
 def _read_write_to_end(route: Route, source_fd: int, tally: Tally) -> None:
@@ -145,7 +164,9 @@ def _read_write_to_end(route: Route, source_fd: int, tally: Tally) -> None:
             raise CopyError(error, "source") from error
         if not chunk:
             return
+        tally.in_transit(len(chunk))
         _write_all(route.sink_fd, chunk, tally)
+        tally.in_transit(0)
 
 
 def _write_all(sink_fd: int, chunk: bytes, tally: Tally) -> None:
@@ -158,7 +179,7 @@ def _write_all(sink_fd: int, chunk: bytes, tally: Tally) -> None:
             continue
         except OSError as error:
             raise CopyError(error, "sink") from error
-        tally(written)
+        tally.moved(written)
         rest = rest[written:]
 
 

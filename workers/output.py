@@ -14,7 +14,7 @@ def work(desk: Desk, route: engines.Route) -> None:
     """Copy until the container has closed its side, then report. Never raises `CopyError`."""
     desk.sit_down(route.fds)
     try:
-        engines.copy(route, desk.tally)
+        engines.copy(route, desk)
     except engines.CopyError as error:
         desk.send(report.Report(desk.stream, desk.copied_bytes, error.errno, error.side))
     else:

@@ -59,7 +59,7 @@ def _copy(desk: Desk, route: engines.Route, *, ends_with_supervisor: bool) -> bo
     if ends_with_supervisor:
         poller.register(desk.report_wfd, 0)
     if route.scratch is not None:
-        engines.empty_scratch(route, route.scratch[0], desk.tally)
+        engines.empty_scratch(route, route.scratch[0], desk)
     while True:
         ready = dict(poller.poll())
         if desk.report_wfd in ready:
@@ -92,15 +92,16 @@ def _move_once(desk: Desk, route: engines.Route) -> _Moved:
         return _Moved.SINK_IS_FULL if _is_readable(route.source_fd) else _Moved.SOME
     except OSError as error:
         if error.errno == errno.EINVAL:  # no splice for this pair: see engines
-            engines.copy(route, desk.tally)
+            engines.copy(route, desk)
             return _Moved.TO_THE_END
         raise engines.CopyError(error, "") from error
     if moved == 0:
         return _Moved.TO_THE_END
     if route.scratch is None:
-        desk.tally(moved)
+        desk.moved(moved)
     else:
-        engines.empty_scratch(route, route.scratch[0], desk.tally)
+        desk.in_transit(moved)
+        engines.empty_scratch(route, route.scratch[0], desk)
     return _Moved.SOME
 
 

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-BIN = Path(sys.executable).parent
+BIN = Path(os.environ.get("FORKSHIM_TEST_BIN", Path(sys.executable).parent))
 SHIM = BIN / "forkshim-shim"
+RUNTIME = os.environ.get("FORKSHIM_TEST_RUNTIME", "runc")
 FORKSHIM = BIN / "forkshim"
 
 
@@ -34,7 +35,7 @@ class Engine:
         container_id: str,
         bundle: Path,
         *,
-        runtime: str = "runc",
+        runtime: str = RUNTIME,
         **process: Any,
     ) -> None:
         """Make the directory. `process` are fields of process.json; streams default to fifos."""
@@ -82,7 +83,7 @@ class Engine:
             self.shim.wait()
         # A test that failed halfway may have left its container: the id is this test's own.
         if not self.process.get("exec"):
-            subprocess.run(["runc", "delete", "--force", self.id], capture_output=True)
+            subprocess.run([RUNTIME, "delete", "--force", self.id], capture_output=True)
 
     def open(self, name: str, flags: int) -> int:
         """Open a file of the state directory; closed with the engine, or by `close`."""
@@ -96,6 +97,10 @@ class Engine:
     def attach(self, *streams: str) -> list[int]:
         """Open output fifos for reading, as a client does; returns their descriptors."""
         return [self.open(stream, os.O_RDONLY | os.O_NONBLOCK) for stream in streams]
+
+    def fd(self, name: str) -> int:
+        """Return the descriptor of what `open` or `attach` has opened."""
+        return self._fds[name]
 
     @property
     def attached(self) -> frozenset[str]:
@@ -143,7 +148,7 @@ class Engine:
 
     def start(self) -> None:
         """Run the runtime's start, as the daemon does."""
-        subprocess.run(["runc", "start", self.id], check=True, capture_output=True)
+        subprocess.run([RUNTIME, "start", self.id], check=True, capture_output=True)
 
     def run(self) -> int:
         """Launch, wait until it is created, start it; returns the container's pid."""
@@ -204,7 +209,7 @@ class Engine:
 
     def runtime_state(self) -> dict[str, Any] | None:
         """Return what the runtime says of the container; None if it knows none."""
-        done = subprocess.run(["runc", "state", self.id], capture_output=True)
+        done = subprocess.run([RUNTIME, "state", self.id], capture_output=True)
         return json.loads(done.stdout) if done.returncode == 0 else None
 
     @staticmethod

@@ -70,7 +70,7 @@ def script(path: Path, text: str) -> Path:
     verbs = "create|exec|start|state|kill|delete"
     source = (
         "#!/bin/sh\n"
-        f'for word; do case $word in {verbs}) verb=$word; break;; esac; done\n'
+        f"for word; do case $word in {verbs}) verb=$word; break;; esac; done\n"
         f"{text}\n"
         'exec runc "$@"\n'
     )

@@ -117,6 +117,12 @@ def wait_child(pid: int, *, other_than: int = 0, limit_s: float = LIMIT_S) -> in
     raise TimeoutError(f"process {pid}: no child within {limit_s} s")
 
 
+def wait_gone(find: Callable[[], int | None], limit_s: float = LIMIT_S) -> None:
+    """Wait for the end of the process that `find` returns, and of those that follow it."""
+    while (pid := find()) is not None:
+        wait_process(pid, limit_s)
+
+
 def title_of(pid: int) -> str:
     """Return the title of a process, as ps(1) shows it; empty for one that is gone."""
     try:
@@ -124,6 +130,20 @@ def title_of(pid: int) -> str:
             return file.read().replace(b"\0", b" ").decode(errors="replace").strip()
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def wait_true(is_there: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
+    """Wait for what has no event, such as a count in shared memory, giving the processor away."""
+    deadline_s = time.monotonic() + limit_s
+    while not is_there():
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"not there within {limit_s} s")
+        os.sched_yield()
+
+
+def wait_title(pid: int, prefix: str, limit_s: float = LIMIT_S) -> None:
+    """Wait until the title of `pid` begins with `prefix`; the kernel has no event for that."""
+    wait_true(lambda: title_of(pid).startswith(prefix), limit_s)
 
 
 def state_of(pid: int) -> str:
@@ -157,6 +177,23 @@ def worker_of(shim_pid: int, stream: str) -> int | None:
         if title_of(pid).endswith(f"[{stream}]") and state_of(pid) not in ("Z", ""):
             return pid
     return None
+
+
+def child_called(pid: int, name: str) -> int | None:
+    """Return the pid of a living child whose title begins with `name`, or None at this moment."""
+    for child in children_of(pid):
+        if title_of(child).startswith(name) and state_of(child) not in ("Z", ""):
+            return child
+    return None
+
+
+def wait_reaped(pid: int, limit_s: float = LIMIT_S) -> None:
+    """Wait until a process that has ended is no zombie any more. No event tells: looks."""
+    deadline_s = time.monotonic() + limit_s
+    while state_of(pid) == "Z":
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"process {pid}: still a zombie after {limit_s} s")
+        os.sched_yield()
 
 
 def unpack_winsize(packed: bytes) -> tuple[int, int]:
