@@ -1,0 +1,46 @@
+"""The shipped unit, as systemd reads it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.harness.engine import FORKSHIM
+
+pytestmark = pytest.mark.systemd
+
+UNIT = Path(__file__).parents[2] / "systemd" / "forkshim@.service"
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """The unit with the command where this test run has it."""
+    path = tmp_path / UNIT.name
+    path.write_text(UNIT.read_text().replace("/usr/bin/forkshim", str(FORKSHIM)))
+    return path
+
+
+def test_systemd_has_nothing_to_say_about_the_unit(installed: Path) -> None:
+    """`verify` ends with 0 whatever it finds, so its silence is what counts."""
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", installed], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_a_mistake_in_the_unit_would_be_seen(installed: Path) -> None:
+    installed.write_text(installed.read_text().replace("KillMode=", "KillModus="))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", installed], capture_output=True, text=True
+    )
+    assert "KillModus" in done.stderr
+
+
+def test_every_setting_has_its_reason() -> None:
+    """Each group of settings that are not systemd's default is preceded by a comment."""
+    lines = UNIT.read_text().splitlines()
+    for name in ("Type", "KillMode", "TimeoutStopSec", "SuccessExitStatus", "Delegate"):
+        (index,) = [i for i, line in enumerate(lines) if line.startswith(name + "=")]
+        assert lines[index - 1].startswith("#"), name
