@@ -15,18 +15,20 @@ from typing import TYPE_CHECKING
 
 from setproctitle import setproctitle
 
-from supervisor import console, control, fds, lifecycle, linux, oci, statedir
+from supervisor import control, fds, lifecycle, linux, oci, statedir
 from supervisor.calls import RuntimeCalls
 from supervisor.creation import Creation, Remains, explain
-from supervisor.crew import Crew, Stream
+from supervisor.crew import Crew
 from supervisor.drain import DrainWatch
 from supervisor.errors import RuntimeFailedError, ShimError, StoppedError
 from supervisor.lifecycle import Action, Event, State
 from supervisor.loop import Loop
+from supervisor.plumbing import Plumbing
 from supervisor.reaper import Reaper
 from supervisor.runtime import RuntimeCaller
 from supervisor.signals import FORWARDED_SIGNALS, STOP_SIGNALS, SignalRouter
 from supervisor.stdio import Stdio, StdioOpener
+from supervisor.stopping import Stopper
 from supervisor.waitstatus import Termination, shell_status, signal_name
 
 if TYPE_CHECKING:
@@ -35,11 +37,8 @@ if TYPE_CHECKING:
     from supervisor.log import Log
     from supervisor.terminal import UserTerminal
 
-KILL_OVERDUE_S = 5.0
 REAP_LIMIT_S = 5.0
 _LATE = "late children"
-_GRACE = "grace period"
-_OVERDUE = "kill overdue"
 _DRAIN = "drain"
 
 
@@ -151,13 +150,21 @@ class _Supervisor:
         self._creation = Creation(
             self._loop, self._reaper, self._calls, self._caller, record, checkpoint
         )
+        self._plumbing = Plumbing(self._crew, record, order.terminal, null_fd)
+        self._stopper = Stopper(
+            self._loop,
+            self._calls,
+            self._caller,
+            log,
+            is_exec=record.is_exec,
+            signal_init=self._signal_init,
+        )
         self._drain: DrainWatch | None = None
         self._state = State.OPENING
         self._is_taking_steps = False
         self._events: list[Event] = []
         self._termination: Termination | None = None
         self._error: ShimError | None = None
-        self._ptmx: fds.Fd | None = None
         self._exists = False
         self._is_started = False
         self._is_stopping = False
@@ -209,7 +216,7 @@ class _Supervisor:
         elif signum in STOP_SIGNALS:
             self._stop(signum)
         elif signum == signal.SIGWINCH and self._order.terminal is not None:
-            self._fit_to_window()
+            self._plumbing.fit_to_window()
         elif signum in FORWARDED_SIGNALS:
             self._signal_init(signum)
 
@@ -235,9 +242,9 @@ class _Supervisor:
             self._post(Event.CREATE_FAILED)
             return
         self._exists = True
-        self._ptmx = self._creation.console
-        if self._ptmx is not None:
-            self._join_console(self._ptmx)
+        if self._creation.console is not None:
+            self._plumbing.join_console(self._creation.console, self._stdio)
+            self._crew.start()
         # Only now: what an engine sent to `control` earlier has waited in the fifo.
         self._loop.watch(self._control_fifo.fileno(), self._serve_control)
         self._post(Event.CREATED)
@@ -256,8 +263,7 @@ class _Supervisor:
             return
         for message in self._control.feed(data):
             if isinstance(message, control.Resize):
-                if self._ptmx is not None:
-                    console.set_size(self._ptmx.fileno(), message.columns, message.rows)
+                self._plumbing.resize(message.columns, message.rows)
             elif self._stdio.stdin_closer is not None:
                 # Only our own end: what lies in the fifo, or still comes, is delivered first.
                 self._stdio.stdin_closer.close()
@@ -267,7 +273,7 @@ class _Supervisor:
     def _create(self) -> None:
         container_side: list[fds.Fd] = []
         try:
-            stdio = self._make_pipes(container_side)
+            stdio = self._plumbing.make_pipes(self._stdio, container_side)
             self._creation.begin(stdio, self._on_creation_end)
         except ShimError as error:
             self._error = error
@@ -277,62 +283,6 @@ class _Supervisor:
                 owner.close()
         if not self._record.terminal:
             self._crew.start()
-
-    def _make_pipes(self, container_side: list[fds.Fd]) -> tuple[int, int, int]:
-        """Make a pipe for each stream that has a client's side; returns the runtime's 0, 1, 2."""
-        null_fd = self._null.fileno()
-        if self._record.terminal:
-            return null_fd, null_fd, null_fd
-        ends = {"stdin": null_fd, "stdout": null_fd, "stderr": null_fd}
-        stdio = self._stdio
-        if stdio.stdin is not None:
-            rfd, wfd = self._make_pipe()
-            container_side.append(rfd)
-            ends["stdin"] = rfd.fileno()
-            self._crew.add(Stream("stdin", stdio.stdin, wfd))
-        for name, sink in stdio.sinks.items():
-            if name == "stderr" and stdio.stderr_joins_stdout:
-                ends["stderr"] = ends["stdout"]
-                sink.close()
-                continue
-            rfd, wfd = self._make_pipe()
-            container_side.append(wfd)
-            ends[name] = wfd.fileno()
-            self._crew.add(self._output(name, rfd, sink, name))
-        return ends["stdin"], ends["stdout"], ends["stderr"]
-
-    def _make_pipe(self) -> tuple[fds.Fd, fds.Fd]:
-        """Make a pipe whose both ends belong to the container's root, who may reopen them."""
-        rfd, wfd = fds.pipe()
-        for end in (rfd, wfd):
-            os.fchown(end.fileno(), self._record.root_uid, self._record.root_gid)
-        return rfd, wfd
-
-    def _join_console(self, ptmx: fds.Fd) -> None:
-        terminal = self._order.terminal
-        if terminal is not None:
-            self._fit_to_window()
-            self._crew.raw_terminal = terminal.make_raw()
-        if self._stdio.stdin is not None:
-            self._crew.add(Stream("stdin", self._stdio.stdin, fds.Fd(os.dup(ptmx.fileno()))))
-        # A console that nobody reads would block the container: nowhere is a sink as well.
-        sink = self._stdio.sinks.get("stdout") or fds.Fd(os.dup(self._null.fileno()))
-        source = fds.Fd(os.dup(ptmx.fileno()))
-        self._crew.add(self._output("console", source, sink, "stdout"))
-        self._crew.start()
-
-    def _output(self, name: str, source: fds.Fd, sink: fds.Fd, setting: str) -> Stream:
-        return Stream(
-            name,
-            source,
-            sink,
-            sink_name=self._stdio.names[setting],
-            is_passthrough=setting in self._stdio.passthrough,
-        )
-
-    def _fit_to_window(self) -> None:
-        if self._ptmx is not None and self._order.terminal is not None:
-            console.set_size(self._ptmx.fileno(), *self._order.terminal.size())
 
     def _start(self) -> None:
         if not self._order.starts_container or self._creation.verb != "create":
@@ -360,52 +310,22 @@ class _Supervisor:
             self._order.on_started()
 
     def _send_stop_signal(self) -> None:
-        self._loop.call_after(
-            _GRACE, self._order.stop_timeout_s, lambda: self._post(Event.GRACE_OVER)
+        order = self._order
+        self._stopper.ask(
+            order.stop_signal, order.stop_timeout_s, lambda: self._post(Event.GRACE_OVER)
         )
-        signum = self._order.stop_signal
-        if self._record.is_exec:
-            self._signal_init(signum)
-            return
-
-        def on_end(termination: Termination) -> None:
-            if shell_status(termination) != 0:
-                self._log.info(f"{self._caller.name} kill: {termination}; signalling it ourselves")
-                self._signal_init(signum)
-
-        try:
-            self._calls.run(self._caller.kill(signum), on_end)
-        except ShimError as error:
-            self._log.warning(f"{error}; signalling the container ourselves")
-            self._signal_init(signum)
 
     def _kill(self) -> None:
-        self._log.info("killing it")
-        self._loop.call_after(_OVERDUE, KILL_OVERDUE_S, lambda: self._post(Event.KILL_OVERDUE))
-        if self._record.is_exec:
-            self._signal_init(signal.SIGKILL)
-            return
-
-        def on_end(_termination: Termination) -> None:
-            self._signal_init(signal.SIGKILL)  # whatever the runtime did; harmless if it is dead
-
-        try:
-            self._calls.run(self._caller.kill_all(), on_end)
-        except ShimError as error:
-            self._log.warning(f"{error}; killing the container's init ourselves")
-            self._signal_init(signal.SIGKILL)
+        self._stopper.kill(lambda: self._post(Event.KILL_OVERDUE))
 
     def _kill_init(self) -> None:
-        self._log.warning(f"still not dead {KILL_OVERDUE_S:.0f} s after SIGKILL; sending it again")
-        self._signal_init(signal.SIGKILL)
-        self._loop.call_after(_OVERDUE, KILL_OVERDUE_S, lambda: self._post(Event.KILL_OVERDUE))
+        self._stopper.kill_again(lambda: self._post(Event.KILL_OVERDUE))
 
     def _note_stop_again(self) -> None:
         self._log.info("a stop is under way already")
 
     def _record_exit(self) -> None:
-        self._loop.cancel(_GRACE)
-        self._loop.cancel(_OVERDUE)
+        self._stopper.over()
         if self._termination is None:
             raise AssertionError("an exit to record, and none seen")
         self._log.info(f"process {self._creation.pid} ended: {self._termination}")
@@ -485,8 +405,7 @@ class _Supervisor:
 
     def _tidy_up(self) -> None:
         """Leave no process and no descriptor behind."""
-        if self._order.terminal is not None:
-            self._order.terminal.restore()
+        self._plumbing.close()
         self._crew.stop()
         self._calls.kill_running()
         is_late: list[bool] = []
@@ -497,7 +416,6 @@ class _Supervisor:
         )
         self._crew.close()
         self._stdio.close()
-        for owner in (self._ptmx, self._control_fifo, self._null):
-            if owner is not None:
-                owner.close()
+        self._control_fifo.close()
+        self._null.close()
         self._loop.close()

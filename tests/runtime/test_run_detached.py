@@ -91,12 +91,12 @@ def test_the_daemon_has_only_what_it_documents(
     assert stop(root, container_id) == "8"
 
 
-_OF_A_WORKER = ["/dev/null"] * 3 + ["file", "pipe", "pipe"]
+_OF_A_WORKER = ["/dev/null"] * 3 + ["file"] + ["pipe"] * 4
 
 _OWN = sorted(
     ["/dev/null"] * 4  # 0, 1, 2 and the one that is lent to runtimes and workers
     + ["anon_inode:[eventpoll]", "directory", "file", "log", "control", "exit"]
-    + ["pipe"] * 4  # signals (2), stdout's source, the worker's report
+    + ["pipe"] * 6  # signals (2), stdout's source, its scratch pipe (2), the worker's report
 )
 
 

@@ -1,0 +1,111 @@
+"""From opened stdio to copies: the container's own pipes, or its console, joined to the clients.
+
+Who owns what afterwards: the crew has both ends of every copy; the container's side of each pipe is
+only there until the runtime has inherited it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from supervisor import console, fds
+from supervisor.crew import Stream
+
+if TYPE_CHECKING:
+    from supervisor.crew import Crew
+    from supervisor.oci import ProcessRecord
+    from supervisor.stdio import Stdio
+    from supervisor.terminal import UserTerminal
+
+
+class Plumbing:
+    """Builds the streams of one container. Borrows everything but the console."""
+
+    def __init__(
+        self, crew: Crew, record: ProcessRecord, terminal: UserTerminal | None, null_fd: int
+    ) -> None:
+        """`terminal` is the person's, joined to the container's console, or None."""
+        self._crew = crew
+        self._record = record
+        self._terminal = terminal
+        self._null_fd = null_fd
+        self._ptmx: fds.Fd | None = None
+
+    def make_pipes(self, stdio: Stdio, container_side: list[fds.Fd]) -> tuple[int, int, int]:
+        """Make a pipe for each stream that has a client's side; returns the runtime's 0, 1, 2.
+
+        Args:
+            stdio: The clients' side; the crew takes what it has a stream for.
+            container_side: Gets the ends that the caller closes once the runtime has been started.
+        """
+        ends = dict.fromkeys(("stdin", "stdout", "stderr"), self._null_fd)
+        if not self._record.terminal:
+            if stdio.stdin is not None:
+                rfd, wfd = self._make_pipe()
+                container_side.append(rfd)
+                ends["stdin"] = rfd.fileno()
+                self._crew.add(Stream("stdin", stdio.stdin, wfd))
+            for name, sink in stdio.sinks.items():
+                if name == "stderr" and stdio.stderr_joins_stdout:
+                    ends["stderr"] = ends["stdout"]
+                    sink.close()
+                    continue
+                rfd, wfd = self._make_pipe()
+                container_side.append(wfd)
+                ends[name] = wfd.fileno()
+                self._crew.add(_output(name, rfd, sink, stdio, name))
+        return ends["stdin"], ends["stdout"], ends["stderr"]
+
+    def _make_pipe(self) -> tuple[fds.Fd, fds.Fd]:
+        """Make a pipe whose both ends belong to the container's root, who may reopen them."""
+        rfd, wfd = fds.pipe()
+        for end in (rfd, wfd):
+            os.fchown(end.fileno(), self._record.root_uid, self._record.root_gid)
+        return rfd, wfd
+
+    def join_console(self, ptmx: fds.Fd, stdio: Stdio) -> None:
+        """Take the console and join it to the clients, and to the person's terminal if any."""
+        self._ptmx = ptmx
+        if self._terminal is not None:
+            self.fit_to_window()
+            self._crew.raw_terminal = self._terminal.make_raw()
+        if stdio.stdin is not None:
+            self._crew.add(Stream("stdin", stdio.stdin, fds.Fd(os.dup(ptmx.fileno()))))
+        # A console that nobody reads would block the container: nowhere is a sink as well.
+        sink = stdio.sinks.get("stdout") or fds.Fd(os.dup(self._null_fd))
+        source = fds.Fd(os.dup(ptmx.fileno()))
+        self._crew.add(_output("console", source, sink, stdio, "stdout"))
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Set the console's size; without a console nothing happens."""
+        if self._ptmx is not None:
+            console.set_size(self._ptmx.fileno(), columns, rows)
+
+    def fit_to_window(self) -> None:
+        """Give the console the size of the person's terminal."""
+        if self._terminal is None:
+            return
+        try:
+            self.resize(*self._terminal.size())
+        except OSError as error:
+            if error.errno != errno.EIO:  # the person's terminal was hung up: no window any more
+                raise
+
+    def close(self) -> None:
+        """Close the console and give the person's terminal back."""
+        if self._terminal is not None:
+            self._terminal.restore()
+        if self._ptmx is not None:
+            self._ptmx.close()
+
+
+def _output(name: str, source: fds.Fd, sink: fds.Fd, stdio: Stdio, setting: str) -> Stream:
+    return Stream(
+        name,
+        source,
+        sink,
+        sink_name=stdio.names[setting],
+        is_passthrough=setting in stdio.passthrough,
+    )

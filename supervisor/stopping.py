@@ -1,0 +1,96 @@
+"""Ending the supervised process: the stop signal, then SIGKILL, by the runtime and past it.
+
+The runtime does it first, because it knows what the container is made of; where it cannot (its
+program is gone, it hangs, it says no), the process is signalled directly: it is our child.
+An exec'd process is never the runtime's business: `runtime kill` would mean the container's init.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+from supervisor.errors import ShimError
+from supervisor.waitstatus import shell_status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from supervisor.calls import RuntimeCalls
+    from supervisor.log import Log
+    from supervisor.loop import Loop
+    from supervisor.runtime import RuntimeCaller
+    from supervisor.waitstatus import Termination
+
+KILL_OVERDUE_S = 5.0
+_GRACE = "grace period"
+_OVERDUE = "kill overdue"
+
+
+class Stopper:
+    """Sends what ends one process, and keeps the two deadlines. Borrows everything."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        calls: RuntimeCalls,
+        caller: RuntimeCaller,
+        log: Log,
+        *,
+        is_exec: bool,
+        signal_init: Callable[[int], None],
+    ) -> None:
+        """`signal_init` sends a signal to the process itself, if it has not been reaped."""
+        self._loop = loop
+        self._calls = calls
+        self._caller = caller
+        self._log = log
+        self._is_exec = is_exec
+        self._signal_init = signal_init
+
+    def ask(self, signum: int, timeout_s: float, on_grace_over: Callable[[], None]) -> None:
+        """Send the stop signal; `on_grace_over` follows after `timeout_s`, unless `over` comes."""
+        self._loop.call_after(_GRACE, timeout_s, on_grace_over)
+        if self._is_exec:
+            self._signal_init(signum)
+            return
+
+        def on_end(termination: Termination) -> None:
+            if shell_status(termination) != 0:
+                self._log.info(f"{self._caller.name} kill: {termination}; signalling it ourselves")
+                self._signal_init(signum)
+
+        self._run_or_signal(self._caller.kill(signum), on_end, signum)
+
+    def kill(self, on_overdue: Callable[[], None]) -> None:
+        """Kill it and what it has forked; `on_overdue` follows if it is not dead after 5 s."""
+        self._log.info("killing it")
+        self._loop.call_after(_OVERDUE, KILL_OVERDUE_S, on_overdue)
+        if self._is_exec:
+            self._signal_init(signal.SIGKILL)
+            return
+
+        def on_end(_termination: Termination) -> None:
+            self._signal_init(signal.SIGKILL)  # whatever the runtime did; harmless if it is dead
+
+        self._run_or_signal(self._caller.kill_all(), on_end, signal.SIGKILL)
+
+    def kill_again(self, on_overdue: Callable[[], None]) -> None:
+        """Kill it once more, past the runtime."""
+        self._log.warning(f"still not dead {KILL_OVERDUE_S:.0f} s after SIGKILL; sending it again")
+        self._signal_init(signal.SIGKILL)
+        self._loop.call_after(_OVERDUE, KILL_OVERDUE_S, on_overdue)
+
+    def over(self) -> None:
+        """Forget the deadlines: it is dead."""
+        self._loop.cancel(_GRACE)
+        self._loop.cancel(_OVERDUE)
+
+    def _run_or_signal(
+        self, argv: list[str], on_end: Callable[[Termination], None], signum: int
+    ) -> None:
+        try:
+            self._calls.run(argv, on_end)
+        except ShimError as error:
+            self._log.warning(f"{error}; signalling the container ourselves")
+            self._signal_init(signum)
