@@ -60,6 +60,14 @@ def forked(work: Callable[[], None]) -> Iterator[Child]:
         yield child
 
 
+@contextmanager
+def finishing(work: Callable[[], None]) -> Iterator[Child]:
+    """As `forked`, but the child comes to its end by itself: it is waited for and not killed."""
+    with forked(work) as child:
+        yield child
+        child.wait()
+
+
 def has_no_children() -> bool:
     """Say whether this process has no child at all, not even an unreaped one."""
     try:
