@@ -95,6 +95,7 @@ class Stream:
         self.capacity_bytes = fds.capacity_bytes(source.fileno())
         self.slot = -1
         self.pid = 0
+        self.is_reaped = False
         self.is_over = False
         self.deaths = 0
         self.deaths_without_progress = 0
@@ -230,8 +231,9 @@ class Crew:
         self._ledger.close()
 
     def _kill(self, stream: Stream) -> None:
-        if stream.pid:
-            os.kill(stream.pid, signal.SIGKILL)  # unreaped, so the pid is its own
+        # Reaped, but its pipe not yet read to the end: the pid may be somebody else's by now.
+        if stream.pid and not stream.is_reaped:
+            os.kill(stream.pid, signal.SIGKILL)
 
     def _timer(self, stream: Stream) -> str:
         return f"fork {stream.name}"
@@ -250,6 +252,7 @@ class Crew:
         stream.copied_bytes_at_fork = self.copied_bytes(stream)
         try:
             stream.pid = spawn.fork_worker(self._work(stream, desk))
+            stream.is_reaped = False
         except OSError as error:  # EAGAIN, ENOMEM: the pids or the memory of our cgroup
             report_rfd.close()
             self._log.warning(f"{stream.name}: fork: {error.strerror}; trying again")
@@ -362,6 +365,7 @@ class _Watch:
             self._tell_if_both()
 
     def _on_exit(self, termination: waitstatus.Termination) -> None:
+        self._stream.is_reaped = True
         self._termination = termination
         self._tell_if_both()
 

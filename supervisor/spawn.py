@@ -31,15 +31,17 @@ _OURS_ALONE = frozenset({"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"})
 the container, then waits for a READY=1 that never comes."""
 
 
-def fork_worker(work: Callable[[], None]) -> int:
+def fork_worker(work: Callable[[], None], *, dies_with_us: bool = False) -> int:
     """Fork a child that calls `work` and ends with status 0, or 70 after a bug's traceback.
 
     The caller owns the child: the returned pid goes to the reaper. `work` runs with default
     signal dispositions and every descriptor of this process; it closes what is not its own.
+    With `dies_with_us` the kernel kills it when we die; a copy worker goes on to end of file.
     """
+    supervisor_pid = os.getpid()
     pid = _fork()
     if pid == 0:
-        _run_worker(work)
+        _run_worker(work, supervisor_pid if dies_with_us else None)
     return pid
 
 
@@ -91,9 +93,13 @@ def _fork() -> int:
     return 0
 
 
-def _run_worker(work: Callable[[], None]) -> NoReturn:
+def _run_worker(work: Callable[[], None], dies_with_pid: int | None) -> NoReturn:
     status = _BUG_STATUS
     try:
+        if dies_with_pid is not None:
+            linux.set_pdeathsig(signal.SIGKILL)
+            if os.getppid() != dies_with_pid:  # it died before the prctl took effect
+                os._exit(status)
         work()
         status = 0
     except BaseException:

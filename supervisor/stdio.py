@@ -189,7 +189,8 @@ class StdioOpener:
     def start_waiter(self, path_fd: int, said_wfd: int, on_said: Callable[[], None]) -> int:
         """Fork the child that waits in open(2); returns its pid. The reaper has it."""
         pid = spawn.fork_worker(
-            lambda: fifo.wait_for_reader(self._title, path_fd, said_wfd, self._null_fd)
+            lambda: fifo.wait_for_reader(self._title, path_fd, said_wfd, self._null_fd),
+            dies_with_us=True,
         )
         self._reaper.expect(pid, lambda _termination: on_said())
         return pid

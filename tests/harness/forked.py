@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -66,6 +67,17 @@ def finishing(work: Callable[[], None]) -> Iterator[Child]:
     with forked(work) as child:
         yield child
         child.wait()
+
+
+@contextmanager
+def file_limit(limit_bytes: int) -> Iterator[None]:
+    """Let no file of this process grow beyond `limit_bytes`; undone for what is written later."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
 
 def has_no_children() -> bool:

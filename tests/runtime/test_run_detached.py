@@ -65,8 +65,14 @@ def test_the_daemon_has_only_what_it_documents(
     stray = os.open(make_bundle("true") / "config.json", os.O_RDONLY)
     os.set_inheritable(stray, True)
     try:
-        options = ["--bundle", make_bundle(_LOOP), "--detach", "--log", f"file:{log}"]
-        command = [FORKSHIM, "run", "--root", root, *options, container_id]
+        options: list[str | Path] = [
+            "--bundle",
+            make_bundle(_LOOP),
+            "--detach",
+            "--log",
+            f"file:{log}",
+        ]
+        command: list[str | Path] = [FORKSHIM, "run", "--root", root, *options, container_id]
         subprocess.run(command, check=True, close_fds=False)
     finally:
         os.close(stray)

@@ -1,0 +1,84 @@
+"""What an earlier supervisor left in ROOT/ID, and how it is cleared away."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from supervisor import fds
+from supervisor.home import Home
+
+if TYPE_CHECKING:
+    from pyfakefs.fake_filesystem import FakeFilesystem
+
+PATH = "/run/forkshim/web"
+
+
+@pytest.fixture
+def home(fs: FakeFilesystem) -> Home:
+    fs.create_dir(PATH)
+    return Home(PATH, fds.Fd(-1))
+
+
+def test_the_state_of_an_earlier_supervisor_is_read(home: Home, fs: FakeFilesystem) -> None:
+    state: dict[str, Any] = {"bundle": "/b", "runtime": "runc", "runtimeArgs": ["x"]}
+    fs.create_file(f"{PATH}/state.json", contents=json.dumps(state))
+    assert home.left_state() == state
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "null", '"x"'])
+def test_a_state_that_is_missing_or_torn_is_empty(
+    home: Home, fs: FakeFilesystem, content: str | None
+) -> None:
+    if content is not None:
+        fs.create_file(f"{PATH}/state.json", contents=content)
+    assert home.left_state() == {}
+
+
+def test_a_home_is_stale_when_it_has_a_state_directory(home: Home, fs: FakeFilesystem) -> None:
+    assert home.state_dir == f"{PATH}/init"
+    assert not home.is_stale
+    fs.create_file(f"{PATH}/supervisor.pid")
+    assert not home.is_stale
+    fs.create_dir(f"{PATH}/init")
+    assert home.is_stale
+
+
+def test_a_home_with_a_dangling_link_for_its_state_directory_is_stale(
+    home: Home, fs: FakeFilesystem
+) -> None:
+    fs.create_symlink(f"{PATH}/init", "/nowhere")
+    assert home.is_stale
+
+
+def test_clearing_removes_everything_but_the_directory_and_what_links_lead_to(
+    home: Home, fs: FakeFilesystem
+) -> None:
+    fs.create_file("/precious/file")
+    fs.create_file(f"{PATH}/state.json")
+    fs.create_file(f"{PATH}/init/bundle/config.json")
+    fs.create_symlink(f"{PATH}/init/link", "/precious")
+    fs.create_symlink(f"{PATH}/link", "/precious")
+    fs.create_symlink(f"{PATH}/dangling", "/nowhere")
+    home.clear()
+    assert os.listdir(PATH) == []
+    assert os.listdir("/precious") == ["file"]
+
+
+def test_a_state_directory_is_made_private_and_becomes_the_current_one(
+    home: Home, fs: FakeFilesystem
+) -> None:
+    home.make_state_dir({"bundle": "/b"})
+    assert os.getcwd() == f"{PATH}/init"
+    assert fs.get_object(f"{PATH}/init").st_mode & 0o777 == 0o700
+    assert home.left_state() == {"bundle": "/b"}
+
+
+def test_the_supervisors_pid_is_beside_the_state_directory(home: Home, fs: FakeFilesystem) -> None:
+    home.make_state_dir({})
+    home.write_pid()
+    assert fs.get_object(f"{PATH}/supervisor.pid").contents == f"{os.getpid()}\n"
+    assert os.getcwd() == f"{PATH}/init"

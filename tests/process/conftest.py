@@ -1,0 +1,35 @@
+"""Fixtures that put this process's signals back, and a yard for the parts of a shim."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.harness.yard import Yard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def signal_state(no_leaks: None) -> Iterator[None]:
+    """Put every handler, the mask and the wakeup descriptor back as they were."""
+    handlers = {signum: signal.getsignal(signum) for signum in signal.valid_signals()}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    yield
+    signal.set_wakeup_fd(-1)
+    for signum, handler in handlers.items():
+        if handler is not None and signal.getsignal(signum) != handler:
+            signal.signal(signum, handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@pytest.fixture
+def yard(signal_state: None, tmp_path: Path) -> Iterator[Yard]:
+    """Return a loop, a reaper, a log and /dev/null, wired as in a shim."""
+    made = Yard(tmp_path)
+    yield made
+    made.close()

@@ -1,0 +1,473 @@
+"""The copy engines: every pair of file kinds, every size near a pipe's, and every way to fail."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import pty
+import signal
+import socket
+import tty
+from typing import TYPE_CHECKING
+
+import pytest
+
+from supervisor import fds
+from supervisor.waitstatus import Exited, Killed
+from tests.harness import waiting
+from tests.harness.forked import file_limit, finishing, forked
+from workers import engines, isolate, report
+from workers.desk import Desk
+from workers.ledger import Ledger
+from workers.output import work as output_work
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.harness.forked import Child
+
+pytestmark = pytest.mark.process
+
+SIZES = [0, 1, 65535, 65536, 65537, 1 << 20]
+
+
+def _content(size: int) -> bytes:
+    return (bytes(range(251)) * (size // 251 + 1))[:size]
+
+
+class Bench:
+    """Descriptors, a ledger and a desk for one worker; owns them all until `close`."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger(2)
+        self.report_rfd, self.report_wfd = fds.pipe(4096)
+        self.null = fds.Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+        self._owned = [self.report_rfd, self.report_wfd, self.null]
+
+    def own(self, fd: int) -> int:
+        self._owned.append(fds.Fd(fd))
+        return fd
+
+    def close_fd(self, fd: int) -> None:
+        next(owner for owner in self._owned if owner.fileno() == fd).close()
+
+    def pipe(self, capacity: int = 4096) -> tuple[int, int]:
+        rfd, wfd = fds.pipe(capacity)
+        return self.own(rfd.take()), self.own(wfd.take())
+
+    def pty(self) -> tuple[int, int]:
+        master, slave = pty.openpty()
+        tty.setraw(slave)
+        return self.own(master), self.own(slave)
+
+    def file(self, path: Path, flags: int) -> int:
+        return self.own(os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    def desk(self, stream: str = "stdout") -> Desk:
+        return Desk(
+            stream=stream,
+            title=f"forkshim: bench [{stream}]",
+            ledger=self.ledger,
+            slot=0,
+            report_wfd=self.report_wfd.fileno(),
+            null_fd=self.null.fileno(),
+        )
+
+    def worker(self, route: engines.Route, stream: str = "stdout") -> Callable[[], None]:
+        return lambda: output_work(self.desk(stream), route)
+
+    def reported(self, child: Child) -> report.Report | None:
+        """Wait for the worker's end and return its report."""
+        self.report_wfd.close()
+        record = waiting.read_to_end(self.report_rfd.fileno())
+        assert child.wait() == Exited(0)
+        return report.decode(record)
+
+    def close(self) -> None:
+        for owner in self._owned:
+            owner.close()
+        self.ledger.close()
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    yield made
+    made.close()
+
+
+def _write_in_background(fd: int, content: bytes) -> Callable[[], None]:
+    def work() -> None:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+
+    return work
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pipe_to_pipe_every_byte_arrives_in_order_and_is_counted(bench: Bench, size: int) -> None:
+    source_rfd, source_wfd = bench.pipe()
+    sink_rfd, sink_wfd = bench.pipe()  # far smaller than the content: clogged most of the time
+    with (
+        finishing(_write_in_background(source_wfd, _content(size))),
+        forked(bench.worker(engines.Route(source_rfd, sink_wfd))) as worker,
+    ):
+        bench.close_fd(source_wfd)
+        bench.close_fd(sink_wfd)
+        assert waiting.read_to_end(sink_rfd) == _content(size)
+        assert bench.reported(worker) == report.Report("stdout", size)
+    assert bench.ledger.copied_bytes(0) == size
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_WRONLY | os.O_APPEND])
+def test_pipe_to_file_also_where_splice_is_refused(
+    bench: Bench, tmp_path: Path, size: int, flags: int
+) -> None:
+    path = tmp_path / "sink"
+    path.write_bytes(b"before")
+    source_rfd, source_wfd = bench.pipe()
+    sink = bench.file(path, flags)
+    os.lseek(sink, 0, os.SEEK_END)
+    with (
+        finishing(_write_in_background(source_wfd, _content(size))),
+        forked(bench.worker(engines.Route(source_rfd, sink, bench.pipe(1 << 20)))) as worker,
+    ):
+        bench.close_fd(source_wfd)
+        assert bench.reported(worker) == report.Report("stdout", size)
+    assert path.read_bytes() == b"before" + _content(size)
+    assert bench.ledger.copied_bytes(0) == size
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_WRONLY | os.O_APPEND])
+def test_file_to_file_takes_the_detour_through_the_scratch_pipe(
+    bench: Bench, tmp_path: Path, size: int, flags: int
+) -> None:
+    source_path, sink_path = tmp_path / "source", tmp_path / "sink"
+    source_path.write_bytes(_content(size))
+    source = bench.file(source_path, os.O_RDONLY)
+    route = engines.Route(source, bench.file(sink_path, flags), bench.pipe(1 << 20))
+    with forked(bench.worker(route)) as worker:
+        assert bench.reported(worker) == report.Report("stdout", size)
+    assert sink_path.read_bytes() == _content(size)
+    assert bench.ledger.copied_bytes(0) == size
+
+
+def test_what_a_killed_worker_left_in_the_scratch_pipe_is_moved_first_by_its_successor(
+    bench: Bench, tmp_path: Path
+) -> None:
+    content = _content(300_000)
+    source_path, sink_path = tmp_path / "source", tmp_path / "sink"
+    source_path.write_bytes(content)
+    scratch = bench.pipe(1 << 20)
+    sink = bench.file(sink_path, os.O_WRONLY)
+    route = engines.Route(bench.file(source_path, os.O_RDONLY), sink, scratch)
+
+    def killed_between_its_two_splices() -> None:
+        os.splice(route.source_fd, scratch[1], 100_000)
+        os.splice(scratch[0], route.sink_fd, 30_000)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with forked(killed_between_its_two_splices) as first:
+        assert first.wait() == Killed(signal.SIGKILL)
+    assert fds.pending_bytes(scratch[0]) > 0
+    assert bench.ledger.transit_bytes(0) == 0  # killed before it could say so
+    with forked(bench.worker(route)) as second:
+        assert bench.reported(second) == report.Report("stdout", 270_000)
+    assert bench.ledger.transit_bytes(0) == 0
+    assert sink_path.read_bytes() == content
+
+
+def test_a_worker_killed_in_a_clogged_pipe_loses_and_repeats_nothing(bench: Bench) -> None:
+    content = _content(1 << 20)
+    source_rfd, source_wfd = bench.pipe()
+    sink_rfd, sink_wfd = bench.pipe()
+    route = engines.Route(source_rfd, sink_wfd)
+    got = b""
+    with finishing(_write_in_background(source_wfd, content)):
+        bench.close_fd(source_wfd)
+        for _each in range(20):
+            with forked(bench.worker(route)) as worker:
+                waiting.wait_readable(sink_rfd)
+                got += os.read(sink_rfd, 10_000)
+                worker.kill()
+        with forked(bench.worker(route)) as worker:
+            bench.close_fd(sink_wfd)
+            got += waiting.read_to_end(sink_rfd)
+            assert bench.reported(worker) is not None
+    assert got == content
+
+
+@pytest.mark.parametrize("with_scratch", [True, False])
+@pytest.mark.parametrize("size", [0, 1, 65537])
+def test_a_console_to_a_pipe_ends_with_eio(bench: Bench, size: int, with_scratch: bool) -> None:
+    master, slave = bench.pty()
+    sink_rfd, sink_wfd = bench.pipe()
+    scratch = bench.pipe(1 << 20) if with_scratch else None
+    route = engines.Route(master, sink_wfd, scratch, source_is_console=True)
+    with finishing(_write_in_background(slave, _content(size))) as writer:
+        bench.close_fd(slave)
+        with forked(bench.worker(route, "console")) as worker:
+            bench.close_fd(sink_wfd)
+            assert waiting.read_to_end(sink_rfd) == _content(size)
+            assert bench.reported(worker) == report.Report("console", size)
+        assert writer.wait() == Exited(0)
+
+
+@pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_WRONLY | os.O_APPEND])
+def test_a_console_to_a_file_ends_with_eio(bench: Bench, tmp_path: Path, flags: int) -> None:
+    master, slave = bench.pty()
+    sink = bench.file(tmp_path / "sink", flags)
+    route = engines.Route(master, sink, bench.pipe(1 << 20), source_is_console=True)
+    with finishing(_write_in_background(slave, b"words")) as writer:
+        bench.close_fd(slave)
+        with forked(bench.worker(route, "console")) as worker:
+            assert bench.reported(worker) == report.Report("console", 5)
+        assert writer.wait() == Exited(0)
+    assert (tmp_path / "sink").read_bytes() == b"words"
+
+
+def test_eio_of_a_terminal_that_is_no_console_is_an_error(bench: Bench, tmp_path: Path) -> None:
+    master, slave = bench.pty()
+    bench.close_fd(slave)
+    route = engines.Route(
+        master, bench.file(tmp_path / "sink", os.O_WRONLY), bench.pipe(), source_is_console=False
+    )
+    with forked(bench.worker(route)) as worker:
+        assert bench.reported(worker) == report.Report("stdout", 0, errno.EIO, "source")
+
+
+@pytest.mark.parametrize("with_scratch", [True, False])
+def test_a_read_that_fails_after_splice_was_refused_is_the_sources(
+    bench: Bench, tmp_path: Path, with_scratch: bool
+) -> None:
+    source = bench.own(os.open(tmp_path, os.O_RDONLY | os.O_CLOEXEC))  # a directory
+    sink_rfd, sink_wfd = bench.pipe()
+    route = engines.Route(source, sink_wfd, bench.pipe() if with_scratch else None)
+    with forked(bench.worker(route)) as worker:
+        assert bench.reported(worker) == report.Report("stdout", 0, errno.EISDIR, "source")
+    assert fds.pending_bytes(sink_rfd) == 0
+
+
+def test_a_reader_that_is_gone_is_reported_as_epipe_of_the_sink(bench: Bench) -> None:
+    source_rfd, source_wfd = bench.pipe()
+    sink_rfd, sink_wfd = bench.pipe()
+    os.write(source_wfd, b"x")
+    bench.close_fd(sink_rfd)
+    with forked(bench.worker(engines.Route(source_rfd, sink_wfd))) as worker:
+        assert bench.reported(worker) == report.Report("stdout", 0, errno.EPIPE, "sink")
+    assert fds.pending_bytes(source_rfd) == 1  # not lost
+
+
+def test_a_full_device_is_reported_and_nothing_counted(bench: Bench) -> None:
+    source_rfd, source_wfd = bench.pipe()
+    os.write(source_wfd, b"x")
+    sink = bench.own(os.open("/dev/full", os.O_WRONLY | os.O_CLOEXEC))
+    with forked(bench.worker(engines.Route(source_rfd, sink, bench.pipe()))) as worker:
+        assert bench.reported(worker) == report.Report("stdout", 0, errno.ENOSPC, "sink")
+    assert bench.ledger.copied_bytes(0) == 0
+
+
+def test_a_full_disk_behind_the_scratch_pipe_leaves_the_rest_in_it(
+    bench: Bench, tmp_path: Path
+) -> None:
+    (tmp_path / "source").write_bytes(_content(10_000))
+    scratch = bench.pipe(1 << 20)
+    sink = bench.file(tmp_path / "sink", os.O_WRONLY)
+    route = engines.Route(bench.file(tmp_path / "source", os.O_RDONLY), sink, scratch)
+
+    def limited() -> None:
+        with file_limit(4096):
+            output_work(bench.desk(), route)
+
+    with forked(limited) as worker:
+        assert bench.reported(worker) == report.Report("stdout", 4096, errno.EFBIG, "sink")
+    assert fds.pending_bytes(scratch[0]) == 10_000 - 4096
+    assert bench.ledger.transit_bytes(0) == 10_000 - 4096
+
+
+def test_a_file_that_may_not_grow_is_reported_and_does_not_kill_the_worker(
+    bench: Bench, tmp_path: Path
+) -> None:
+    source_rfd, source_wfd = bench.pipe()
+    os.write(source_wfd, b"x" * 4096)
+    scratch = bench.pipe(1 << 20)
+    route = engines.Route(source_rfd, bench.file(tmp_path / "sink", os.O_WRONLY), scratch)
+
+    def limited() -> None:
+        with file_limit(100):
+            output_work(bench.desk(), route)
+
+    with forked(limited) as worker:
+        assert bench.reported(worker) == report.Report("stdout", 100, errno.EFBIG, "sink")
+    assert fds.pending_bytes(scratch[0]) == 3996
+
+
+def _make_non_blocking(*numbers: int) -> None:
+    for fd in numbers:
+        os.set_blocking(fd, False)
+
+
+def test_ends_that_came_non_blocking_are_waited_for_and_keep_their_flags(bench: Bench) -> None:
+    content = _content(1 << 20)
+    source_rfd, source_wfd = bench.pipe()
+    sink_rfd, sink_wfd = bench.pipe()
+    _make_non_blocking(source_rfd, sink_wfd)
+    with forked(bench.worker(engines.Route(source_rfd, sink_wfd))) as worker:
+        bench.close_fd(sink_wfd)
+        os.write(source_wfd, b"first")
+        assert waiting.read_until(sink_rfd, b"first") == b"first"
+        with finishing(_write_in_background(source_wfd, content)):
+            bench.close_fd(source_wfd)
+            assert waiting.read_to_end(sink_rfd) == content
+        assert bench.reported(worker) == report.Report("stdout", 5 + len(content))
+    assert fcntl.fcntl(source_rfd, fcntl.F_GETFL) & os.O_NONBLOCK
+
+
+def test_a_non_blocking_terminal_to_a_non_blocking_socket_by_the_scratch_pipe(
+    bench: Bench,
+) -> None:
+    content = _content(400_000)
+    master, slave = bench.pty()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        _make_non_blocking(master, theirs.fileno())
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # full again and again
+        route = engines.Route(master, theirs.fileno(), bench.pipe(1 << 20), source_is_console=True)
+        with (
+            finishing(_write_in_background(slave, content)),
+            forked(bench.worker(route, "console")) as worker,
+        ):
+            bench.close_fd(slave)
+            theirs.close()
+            assert waiting.read_to_end(ours.fileno()) == content
+            assert bench.reported(worker) == report.Report("console", len(content))
+
+
+def test_a_socket_to_an_append_only_file_by_read_and_write(bench: Bench, tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.setblocking(False)
+        sink = bench.file(tmp_path / "sink", os.O_WRONLY | os.O_APPEND)
+        route = engines.Route(theirs.fileno(), sink, bench.pipe())
+        with forked(bench.worker(route)) as worker:
+            theirs.close()
+            ours.sendall(b"words")
+            ours.close()
+            assert bench.reported(worker) == report.Report("stdout", 5)
+    assert (tmp_path / "sink").read_bytes() == b"words"
+
+
+def test_a_non_blocking_pair_by_read_and_write_alone(bench: Bench) -> None:
+    content = _content(1 << 20)
+    source_rfd, source_wfd = bench.pipe()
+    sink_rfd, sink_wfd = bench.pipe()
+    _make_non_blocking(source_rfd, sink_wfd)
+
+    def work() -> None:
+        os.close(source_wfd)
+        desk = bench.desk()
+        engines._read_write_to_end(engines.Route(source_rfd, sink_wfd), source_rfd, desk)
+        assert desk.copied_bytes == 5 + len(content)
+
+    with forked(work) as worker:
+        bench.close_fd(sink_wfd)
+        os.write(source_wfd, b"first")
+        assert waiting.read_until(sink_rfd, b"first") == b"first"
+        with finishing(_write_in_background(source_wfd, content)):
+            bench.close_fd(source_wfd)
+            assert waiting.read_to_end(sink_rfd) == content
+        assert worker.wait() == Exited(0)
+
+
+def test_a_console_read_without_splice_ends_with_eio_as_well(bench: Bench) -> None:
+    master, slave = bench.pty()
+    bench.close_fd(slave)
+    _sink_rfd, sink_wfd = bench.pipe()
+    route = engines.Route(master, sink_wfd, source_is_console=True)
+    engines._read_write_to_end(route, master, bench.desk())
+
+
+def test_a_pair_that_splices_with_an_unforeseen_error_names_no_side(bench: Bench) -> None:
+    rfd, wfd = bench.pipe()
+    with pytest.raises(engines.CopyError) as caught:
+        engines.copy(engines.Route(wfd, rfd), bench.desk())
+    assert (caught.value.errno, caught.value.side) == (errno.EBADF, "")
+    assert str(caught.value) == "Bad file descriptor"
+
+
+def test_an_error_without_an_errno_counts_as_none() -> None:
+    assert engines.CopyError(OSError("x"), "sink").errno == 0
+
+
+def test_a_route_names_every_descriptor_it_needs() -> None:
+    assert engines.Route(3, 4).fds == (3, 4)
+    assert engines.Route(3, 4, (5, 6)).fds == (3, 4, 5, 6)
+
+
+def test_a_ledger_is_shared_with_children_and_survives_them() -> None:
+    ledger = Ledger(2)
+    ledger.add(0, 2**40)
+    ledger.set_transit(1, 2**41)
+    for _each in range(2):
+        with forked(lambda: ledger.add(1, 7)) as child:
+            assert child.wait() == Exited(0)
+    assert (ledger.copied_bytes(0), ledger.copied_bytes(1)) == (2**40, 14)
+    assert (ledger.transit_bytes(0), ledger.transit_bytes(1)) == (0, 2**41)
+    ledger.close()
+
+
+def test_a_worker_keeps_its_own_descriptors_only_and_its_title(bench: Bench) -> None:
+    source_rfd, source_wfd = bench.pipe()
+    sink_rfd, sink_wfd = bench.pipe()
+    extra = bench.own(os.open(os.devnull, os.O_RDONLY))
+    os.write(source_wfd, b"x")
+    with forked(bench.worker(engines.Route(source_rfd, sink_wfd))) as worker:
+        waiting.wait_readable(sink_rfd)
+        open_fds = {int(name) for name in os.listdir(f"/proc/{worker.pid}/fd")}
+        kept = {source_rfd, sink_wfd, bench.report_wfd.fileno()}
+        assert open_fds == {0, 1, 2, *kept}
+        assert extra not in open_fds
+        for fd in range(3):
+            assert os.readlink(f"/proc/{worker.pid}/fd/{fd}") == "/dev/null"
+        assert waiting.title_of(worker.pid) == "forkshim: bench [stdout]"
+
+
+def test_a_descriptor_below_3_cannot_be_kept() -> None:
+    def work() -> None:
+        null = os.open(os.devnull, os.O_RDWR)
+        with pytest.raises(ValueError, match="descriptor 1 cannot be kept"):
+            isolate.become("forkshim: bench", (1, 99), null)
+
+    with forked(work) as child:
+        assert child.wait() == Exited(0)
+
+
+def test_a_worker_is_deaf_to_what_stops_a_service(bench: Bench) -> None:
+    source_rfd, source_wfd = bench.pipe()
+    sink_rfd, sink_wfd = bench.pipe()
+    os.write(source_wfd, b"x")
+    with forked(bench.worker(engines.Route(source_rfd, sink_wfd))) as worker:
+        waiting.wait_readable(sink_rfd)
+        for signum in (
+            *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1),
+            *(signal.SIGUSR2, signal.SIGALRM, signal.SIGIO, signal.SIGPWR, signal.SIGPIPE),
+            *(signal.SIGXFSZ, signal.SIGWINCH, signal.SIGCHLD),
+            *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
+        ):
+            os.kill(worker.pid, signum)
+        bench.close_fd(source_wfd)
+        assert bench.reported(worker) == report.Report("stdout", 1)
+
+
+def test_a_supervisor_that_is_gone_is_told_nothing(bench: Bench) -> None:
+    source_rfd, source_wfd = bench.pipe()
+    _sink_rfd, sink_wfd = bench.pipe()
+    bench.close_fd(source_wfd)
+    bench.report_rfd.close()
+    with forked(bench.worker(engines.Route(source_rfd, sink_wfd))) as worker:
+        assert worker.wait() == Exited(0)

@@ -1,0 +1,118 @@
+"""shim-log.json: valid JSON whatever the message, and a full disk is no reason to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from supervisor import fds
+from supervisor.log import Log, rfc3339
+from supervisor.waitstatus import Exited
+from tests.harness import waiting
+from tests.harness.forked import forked
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.process
+
+
+def _open(path: Path) -> fds.Fd:
+    return fds.Fd(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600))
+
+
+@pytest.mark.parametrize(
+    ("message", "read"),
+    [
+        ("plain", "plain"),
+        ('"quoted" \\ and\nnew\r\nlines\t\0', '"quoted" \\ and\nnew\r\nlines\t\0'),
+        ("ünï ☃ 🐳", "ünï ☃ 🐳"),
+        (os.fsdecode(b"/tmp/\xff"), "/tmp/\\udcff"),
+        ("\ud800", "\\ud800"),
+        ("", ""),
+    ],
+)
+def test_every_record_is_one_line_of_json(tmp_path: Path, message: str, read: str) -> None:
+    path = tmp_path / "log"
+    log = Log(_open(path))
+    log.info(message)
+    log.warning(message)
+    log.error(message)
+    log.close()
+    lines = path.read_bytes().split(b"\n")
+    assert lines.pop() == b""
+    records = [json.loads(line) for line in lines]
+    assert [(record["level"], record["msg"]) for record in records] == [
+        ("info", read),
+        ("warn", read),
+        ("error", read),
+    ]
+    for record in records:
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z", record["time"])
+
+
+@pytest.mark.parametrize(
+    ("time_ns", "text"),
+    [
+        (0, "1970-01-01T00:00:00.000000000Z"),
+        (1, "1970-01-01T00:00:00.000000001Z"),
+        (1478692800_000000001, "2016-11-09T12:00:00.000000001Z"),
+        (951827696_999999999, "2000-02-29T12:34:56.999999999Z"),
+    ],
+)
+def test_times_are_utc_with_nanoseconds(time_ns: int, text: str) -> None:
+    assert rfc3339(time_ns) == text
+
+
+def _stderr_of(log_path: str, prefix: str | None) -> bytes:
+    rfd, wfd = os.pipe2(os.O_CLOEXEC)
+
+    def work() -> None:
+        os.dup2(wfd, 2)
+        log = Log(fds.Fd(os.open(log_path, os.O_WRONLY)), prefix)
+        log.info("i")
+        log.warning("w \udcff")
+        log.error("e")
+        log.close()
+
+    with forked(work) as child:
+        os.close(wfd)
+        said = waiting.read_to_end(rfd)
+        assert child.wait() == Exited(0)
+    os.close(rfd)
+    return said
+
+
+def test_only_warnings_go_to_stderr_too_and_only_with_a_prefix() -> None:
+    assert _stderr_of("/dev/null", None) == b""
+    assert _stderr_of("/dev/null", "forkshim: web") == b"forkshim: web: w ?\n"
+
+
+def test_a_full_disk_is_said_on_stderr_if_there_is_one_and_is_no_error() -> None:
+    assert _stderr_of("/dev/full", None) == b""
+    said = _stderr_of("/dev/full", "p").decode().splitlines()
+    assert said == [
+        "p: shim-log.json: could not be written; i",
+        "p: shim-log.json: could not be written; w \\udcff",
+        "p: w ?",
+        "p: shim-log.json: could not be written; e",
+    ]
+
+
+def test_a_stderr_that_nobody_reads_is_no_error(tmp_path: Path) -> None:
+    def work() -> None:
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as in a shim
+        rfd, wfd = os.pipe()
+        os.dup2(wfd, 2)
+        os.close(rfd)
+        log = Log(_open(tmp_path / "log"), "p")
+        log.warning("w")
+
+    with forked(work) as child:
+        assert child.wait() == Exited(0)
+    assert json.loads((tmp_path / "log").read_bytes())["msg"] == "w"

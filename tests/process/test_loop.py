@@ -1,0 +1,160 @@
+"""The loop: descriptors, deadlines, and what one callback of a round does to the others."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from supervisor import fds
+from supervisor.loop import Loop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    made = Loop()
+    yield made
+    made.close()
+
+
+def _readable() -> tuple[fds.Fd, fds.Fd]:
+    rfd, wfd = fds.pipe(4096)
+    os.write(wfd.fileno(), b"x")
+    return rfd, wfd
+
+
+def test_a_readable_descriptor_and_one_at_its_end_call_back(loop: Loop) -> None:
+    got: list[bytes] = []
+    rfd, wfd = _readable()
+    loop.watch(rfd.fileno(), lambda: got.append(os.read(rfd.fileno(), 10)))
+    loop.run_until(lambda: len(got) == 1)
+    wfd.close()
+    loop.run_until(lambda: len(got) == 2)
+    loop.forget(rfd.fileno())
+    rfd.close()
+    assert got == [b"x", b""]
+
+
+def test_whoever_is_forgotten_within_a_round_is_not_called_in_it(loop: Loop) -> None:
+    called: list[int] = []
+    pipes = [_readable(), _readable()]
+    readers = [rfd.fileno() for rfd, _wfd in pipes]
+
+    def forget_both(fd: int) -> None:
+        called.append(fd)
+        for reader in readers:
+            loop.forget(reader)
+
+    for reader in readers:
+        loop.watch(reader, lambda reader=reader: forget_both(reader))  # type: ignore[misc] # bound now
+    loop.run_until(lambda: bool(called))
+    assert len(called) == 1
+    for rfd, wfd in pipes:
+        rfd.close()
+        wfd.close()
+
+
+def test_a_descriptor_that_was_reused_within_a_round_is_not_called_for_its_predecessor(
+    loop: Loop,
+) -> None:
+    called: list[str] = []
+    pipes = [_readable(), _readable()]
+    numbers = [rfd.fileno() for rfd, _wfd in pipes]
+    idle_rfd, idle_wfd = fds.pipe(4096)
+
+    def replace(other: int) -> None:
+        called.append("first")
+        loop.forget(other)
+        os.dup2(idle_rfd.fileno(), other, inheritable=False)
+        loop.watch(other, lambda: called.append("reused"))
+
+    for mine, other in (numbers, numbers[::-1]):
+        loop.watch(mine, lambda other=other: replace(other))  # type: ignore[misc] # bound now
+    loop.run_until(lambda: bool(called))
+    assert called == ["first"]
+    for number in numbers:
+        loop.forget(number)
+    for owner in (*pipes[0], *pipes[1], idle_rfd, idle_wfd):
+        owner.close()
+
+
+def test_deadlines_are_served_once_the_earliest_first(loop: Loop) -> None:
+    called: list[str] = []
+    loop.call_after("second", 0.002, lambda: called.append("second"))
+    loop.call_after("first", 0.001, lambda: called.append("first"))
+    loop.run_until(lambda: len(called) == 2)
+    loop.call_after("third", 0.0, lambda: called.append("third"))
+    loop.run_until(lambda: len(called) == 3)
+    assert called == ["first", "second", "third"]
+
+
+def test_a_deadline_takes_the_place_of_an_earlier_one_of_its_name(loop: Loop) -> None:
+    called: list[str] = []
+    loop.call_after("name", 0.0, lambda: called.append("old"))
+    loop.call_after("name", 0.0, lambda: called.append("new"))
+    loop.run_until(lambda: bool(called))
+    loop.call_after("last", 0.0, lambda: called.append("last"))
+    loop.run_until(lambda: len(called) == 2)
+    assert called == ["new", "last"]
+
+
+def test_a_cancelled_deadline_is_not_served_and_an_unknown_name_is_no_error(loop: Loop) -> None:
+    called: list[str] = []
+    loop.cancel("nobody")
+    loop.call_after("gone", 0.0, lambda: called.append("gone"))
+    loop.cancel("gone")
+    loop.call_after("last", 0.0, lambda: called.append("last"))
+    loop.run_until(lambda: bool(called))
+    assert called == ["last"]
+
+
+def test_a_deadline_cancelled_within_its_round_is_not_served(loop: Loop) -> None:
+    called: list[str] = []
+
+    def first() -> None:
+        called.append("first")
+        loop.cancel("second")
+
+    loop.call_after("first", 0.0, first)
+    loop.call_after("second", 0.0, lambda: called.append("second"))
+    loop.run_until(lambda: bool(called))
+    assert called == ["first"]
+
+
+def test_a_deadline_put_off_within_its_round_is_not_served_early(loop: Loop) -> None:
+    called: list[str] = []
+
+    def first() -> None:
+        called.append("first")
+        loop.call_after("second", 3600.0, lambda: called.append("second, put off"))
+
+    loop.call_after("first", 0.0, first)
+    loop.call_after("second", 0.0, lambda: called.append("second"))
+    loop.run_until(lambda: bool(called))
+    assert called == ["first"]
+
+
+@pytest.mark.parametrize("delay_s", [3e6, 1e18, 1e300])
+def test_a_deadline_beyond_what_the_kernel_can_wait_for_is_no_error(
+    loop: Loop, delay_s: float
+) -> None:
+    called: list[str] = []
+    rfd, wfd = _readable()
+    loop.call_after("some day", delay_s, lambda: called.append("too early"))
+    loop.watch(rfd.fileno(), lambda: called.append("readable"))
+    loop.run_until(lambda: bool(called))
+    assert called == ["readable"]
+    loop.forget(rfd.fileno())
+    rfd.close()
+    wfd.close()
+
+
+def test_nothing_is_served_when_it_is_over_already(loop: Loop) -> None:
+    loop.call_after("never", 0.0, lambda: pytest.fail("served"))
+    loop.run_until(lambda: True)

@@ -1,0 +1,70 @@
+"""Detaches with `daemonize.detach`; the daemon then does what the first argument names.
+
+Its result goes to stdout as JSON: null, or the exit status and the message of the error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from supervisor import daemonize
+from supervisor.errors import UsageError
+
+
+def _facts() -> dict[str, object]:
+    umask = os.umask(0)
+    os.umask(umask)
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR))
+        has_tty = True
+    except OSError:
+        has_tty = False
+    return {
+        "pid": os.getpid(),
+        "sid": os.getsid(0),
+        "cwd": os.getcwd(),
+        "umask": umask,
+        "has_tty": has_tty,
+        "fds": {
+            fd: os.readlink(f"/proc/self/fd/{fd}")
+            for fd in os.listdir("/proc/self/fd")
+            if os.path.lexists(f"/proc/self/fd/{fd}")
+        },
+        "sigchld_is_default": signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL,
+    }
+
+
+def _daemon(herald: daemonize.Herald) -> None:
+    behaviour = sys.argv[1]
+    if behaviour == "runs":
+        facts_path = Path("facts.json")
+        facts_path.with_suffix(".new").write_text(json.dumps(_facts()))
+        facts_path.with_suffix(".new").rename(facts_path)
+        herald.started()
+        herald.failed(UsageError("said too late: nobody hears it"))
+    elif behaviour == "fails":
+        herald.failed(UsageError("wrong " + "x" * 200_000))
+    elif behaviour == "is killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif behaviour == "has a bug":
+        raise ZeroDivisionError
+
+
+def main() -> None:
+    """Run."""
+    preserved = os.open(os.devnull, os.O_RDONLY)
+    os.open(os.devnull, os.O_RDONLY)  # not preserved
+    try:
+        daemonize.detach(_daemon, working_directory=sys.argv[2], preserve_fds=[preserved])
+    except daemonize.DetachedError as error:
+        print(json.dumps([error.exit_status, str(error)]))
+    else:
+        print(json.dumps(None))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The command line of `forkshim`."""
+
+from __future__ import annotations
+
+import pytest
+
+from supervisor import cli
+from supervisor.run import RunRequest
+
+
+def test_an_id_alone_takes_every_default() -> None:
+    assert cli.parse(["run", "web"]) == RunRequest(
+        container_id="web",
+        bundle=".",
+        runtime="runc",
+        runtime_args=(),
+        no_pivot=False,
+        root="/run/forkshim",
+        detach=False,
+        terminal=False,
+        interactive=False,
+        stop_signal=15,
+        stop_timeout_s=10.0,
+        log=None,
+    )
+
+
+def test_each_option_reaches_its_field() -> None:
+    words = [
+        *("run", "--bundle", "/b", "--runtime", "crun", "--no-pivot", "--root", "/r", "--detach"),
+        *("--runtime-arg=--systemd-cgroup", "--runtime-arg=--root=/r", "-t", "-i"),
+        *("--stop-timeout", "2.5", "--stop-signal", "RTMIN+3", "--log", "file:/l", "web"),
+    ]
+    assert cli.parse(words) == RunRequest(
+        container_id="web",
+        bundle="/b",
+        runtime="crun",
+        runtime_args=("--systemd-cgroup", "--root=/r"),
+        no_pivot=True,
+        root="/r",
+        detach=True,
+        terminal=True,
+        interactive=True,
+        stop_signal=37,
+        stop_timeout_s=2.5,
+        log="file:/l",
+    )
+
+
+def test_long_names_of_the_short_options() -> None:
+    request = cli.parse(["run", "--terminal", "--interactive", "web"])
+    assert (request.terminal, request.interactive) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "COMMAND"),
+        (["run"], "ID"),
+        (["start", "web"], "invalid choice"),
+        (["run", "web", "more"], "unrecognized arguments: more"),
+        (["run", "--det", "web"], "unrecognized arguments: --det"),
+        (["run", "--stop-timeout", "-1", "web"], "not a number of seconds: '-1'"),
+        (["run", "--stop-timeout", "nan", "web"], "not a number of seconds: 'nan'"),
+        (["run", "--stop-timeout", "inf", "web"], "not a number of seconds: 'inf'"),
+        (["run", "--stop-timeout", "1e999", "web"], "not a number of seconds: '1e999'"),
+        (["run", "--stop-timeout", "soon", "web"], "invalid"),
+        (["run", "--stop-signal", "65", "web"], "not a signal: '65'"),
+        (["run", "--stop-signal", "NOPE", "web"], "not a signal: 'NOPE'"),
+    ],
+)
+def test_a_wrong_line_ends_with_status_2_and_says_what_is_wrong(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.parse(words)
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_help_tells_the_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.parse(["run", "--help"])
+    assert caught.value.code == 0
+    assert "75 the id is in use" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.parse(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("forkshim ")
+
+
+@pytest.mark.parametrize("timeout", ["0", "1e-9", "1e300"])
+def test_any_finite_number_of_seconds_is_a_stop_timeout(timeout: str) -> None:
+    assert cli.parse(["run", "--stop-timeout", timeout, "web"]).stop_timeout_s == float(timeout)

@@ -1,0 +1,65 @@
+"""The rule that ends the wait for output after the container's death."""
+
+from __future__ import annotations
+
+import pytest
+
+from supervisor.drain import StreamView, Verdict, judge
+
+W, D, STRAY, STALLED = Verdict.WAIT, Verdict.DONE, Verdict.STRAY, Verdict.STALLED
+
+
+def _view(
+    *,
+    reported: bool = False,
+    pending: bool = False,
+    unread: int = 0,
+    last_word: bool = True,
+    patient: bool = False,
+    moved: float = 100.0,
+) -> StreamView:
+    return StreamView(reported, pending, unread, last_word, patient, 100.0, moved)
+
+
+@pytest.mark.parametrize(
+    ("view", "after_s", "verdict"),
+    [
+        # Reported, and read: done, whatever the time.
+        (_view(reported=True), 0.0, D),
+        (_view(reported=True, patient=True), 99.0, D),
+        (_view(reported=True, pending=True), 0.0, D),
+        # Reported, but unread in the client's fifo.
+        (_view(reported=True, unread=1), 4.99, W),
+        (_view(reported=True, unread=1), 5.0, STALLED),
+        (_view(reported=True, unread=1, moved=104.0), 5.0, W),
+        (_view(reported=True, unread=1, moved=104.0), 9.0, STALLED),
+        (_view(reported=True, unread=1, patient=True), 1000.0, W),
+        # Nothing pending: somebody holds the pipe open and is silent.
+        (_view(), 0.0, W),
+        (_view(), 0.29, W),
+        (_view(), 0.31, STRAY),
+        (_view(patient=True), 0.31, STRAY),
+        (_view(moved=50.0), 0.29, W),
+        (_view(moved=100.2), 0.4, W),
+        (_view(moved=100.2), 0.51, STRAY),
+        # Nothing pending: somebody chatters, for five seconds at most.
+        (_view(moved=104.9), 4.99, W),
+        (_view(moved=104.9), 5.0, STRAY),
+        (_view(moved=104.9, patient=True), 5.0, STRAY),
+        # Pending, and the container's own words are out: chatter.
+        (_view(pending=True, moved=104.9), 4.99, W),
+        (_view(pending=True, moved=104.9), 5.0, STRAY),
+        (_view(pending=True, patient=True), 5.0, STRAY),
+        # Pending, and they may be the container's last words: as long as anything moves.
+        (_view(pending=True, last_word=False), 4.99, W),
+        (_view(pending=True, last_word=False), 5.0, STALLED),
+        (_view(pending=True, last_word=False, moved=150.0), 54.9, W),
+        (_view(pending=True, last_word=False, moved=150.0), 55.0, STALLED),
+        (_view(pending=True, last_word=False, patient=True), 1000.0, W),
+        (_view(unread=1, last_word=False), 5.0, STALLED),
+    ],
+)
+def test_the_wait_for_a_stream_ends_by_the_rule(
+    view: StreamView, after_s: float, verdict: Verdict
+) -> None:
+    assert judge(view, 100.0 + after_s) is verdict

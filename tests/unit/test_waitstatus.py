@@ -1,0 +1,69 @@
+"""waitid(2)'s fields, read; and the names of signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+
+import pytest
+
+from supervisor import waitstatus
+from supervisor.waitstatus import Exited, Killed
+
+
+@dataclass(frozen=True)
+class Info:
+    si_code: int
+    si_status: int
+
+
+@pytest.mark.parametrize("exit_status", [0, 1, 127, 128, 137, 255])
+def test_an_exit_is_read_as_its_status(exit_status: int) -> None:
+    ended = waitstatus.from_siginfo(Info(os.CLD_EXITED, exit_status))
+    assert ended == Exited(exit_status)
+    assert waitstatus.shell_status(ended) == exit_status
+    assert str(ended) == f"exit status {exit_status}"
+
+
+@pytest.mark.parametrize("signum", range(1, 65))
+def test_every_signal_is_read_as_itself_and_as_128_more(signum: int) -> None:
+    ended = waitstatus.from_siginfo(Info(os.CLD_KILLED, signum))
+    assert ended == Killed(signum, core_dumped=False)
+    assert waitstatus.shell_status(ended) == 128 + signum
+    assert str(ended) == f"killed by {waitstatus.signal_name(signum)}"
+
+
+def test_a_core_dump_is_told_apart_but_has_the_same_number() -> None:
+    ended = waitstatus.from_siginfo(Info(os.CLD_DUMPED, signal.SIGSEGV))
+    assert ended == Killed(signal.SIGSEGV, core_dumped=True)
+    assert ended != Killed(signal.SIGSEGV)
+    assert waitstatus.shell_status(ended) == 139
+    assert str(ended) == "killed by SIGSEGV, core dumped"
+
+
+def test_an_exit_with_137_is_no_kill() -> None:
+    exited, killed = Exited(137), Killed(9)
+    assert waitstatus.shell_status(exited) == waitstatus.shell_status(killed)
+    assert str(exited) != str(killed)
+
+
+@pytest.mark.parametrize(
+    ("signum", "name"),
+    [
+        (1, "SIGHUP"),
+        (9, "SIGKILL"),
+        (15, "SIGTERM"),
+        (31, "SIGSYS"),
+        (32, "signal 32"),
+        (33, "signal 33"),
+        (34, "SIGRTMIN"),
+        (35, "SIGRTMIN+1"),
+        (40, "SIGRTMIN+6"),
+        (63, "SIGRTMIN+29"),
+        (64, "SIGRTMAX"),
+        (65, "signal 65"),
+    ],
+)
+def test_signals_are_named_as_in_the_manual(signum: int, name: str) -> None:
+    assert waitstatus.signal_name(signum) == name
