@@ -27,7 +27,7 @@ lint: setup ## ruff, mypy, import-linter
 ifeq ($(strip $(ARGS)),)
 test: setup ## all tests, with coverage; make test ARGS='-k fifo -x' for some of them, without
 	@rm -rf .cache/coverage
-	$(coverage) run -m pytest
+	$(coverage) run -m pytest -m 'not slow'
 	@$(coverage) combine --quiet
 ifeq ($(is_root),)
 	@$(coverage) report --fail-under=0
@@ -35,6 +35,7 @@ ifeq ($(is_root),)
 else
 	@$(coverage) report
 endif
+	$(python) -m pytest -m slow
 else
 test: setup
 	$(python) -m pytest $(ARGS)

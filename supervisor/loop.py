@@ -68,8 +68,8 @@ class Loop:
 
     def _serve_deadlines(self) -> None:
         now_ns = time.monotonic_ns()
-        due = [name for name, (at_ns, _) in self._deadlines_ns.items() if at_ns <= now_ns]
-        for name in due:
+        due = [(at_ns, name) for name, (at_ns, _) in self._deadlines_ns.items() if at_ns <= now_ns]
+        for _at_ns, name in sorted(due):
             entry = self._deadlines_ns.get(name)
             # An earlier callback of this round may have cancelled it or put it off.
             if entry is not None and entry[0] <= now_ns:

@@ -1,4 +1,7 @@
-"""What must be as it was when a test is over: descriptors, children, terminals, files."""
+"""What must be as it was when a test is over: descriptors, children, files, containers.
+
+Only what is this test run's own is looked at: others may run on the same machine.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -24,7 +27,6 @@ class Snapshot:
 
     descriptors: frozenset[str]
     children: frozenset[int]
-    ptys: int
     temporary: frozenset[str]
     containers: frozenset[str]
 
@@ -35,8 +37,7 @@ class Snapshot:
         return Snapshot(
             descriptors=frozenset(_descriptors()),
             children=frozenset(_children()),
-            ptys=int(Path("/proc/sys/kernel/pty/nr").read_text()),
-            temporary=frozenset(n for n in os.listdir("/tmp") if n.startswith("forkshim-")),
+            temporary=frozenset(os.listdir(tempfile.gettempdir())),
             containers=frozenset(_containers()) if with_runtime else frozenset(),
         )
 
@@ -70,4 +71,5 @@ def _containers() -> list[str]:
     if shutil.which("runc") is None or os.geteuid() != 0:
         return []
     done = subprocess.run(["runc", "list", "-f", "json"], capture_output=True, check=True)
-    return [container["id"] for container in json.loads(done.stdout or b"[]") or []]
+    ids = [container["id"] for container in json.loads(done.stdout or b"[]") or []]
+    return [id_ for id_ in ids if f"-{os.getpid()}-" in id_]  # see bundles.fresh_id

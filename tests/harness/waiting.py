@@ -207,6 +207,10 @@ def send(pid: int, signum: int) -> None:
     os.kill(pid, signum)
 
 
+SETTABLE = ~(3 << 31)
+"""Mask for SigIgn and SigBlk in proc(5): 32 and 33 are the C library's own (nptl(7)). Whoever
+starts the tests may ignore them, and its sigaction(2) cannot undo that."""
+
 SIGNALS_THAT_KILL = [
     signal.SIGABRT, signal.SIGALRM, signal.SIGBUS, signal.SIGFPE, signal.SIGHUP, signal.SIGILL,
     signal.SIGINT, signal.SIGIO, signal.SIGKILL, signal.SIGPIPE, signal.SIGPROF, signal.SIGPWR,

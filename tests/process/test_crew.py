@@ -89,7 +89,8 @@ class Site:
     def kill_worker_of(self, stream: Stream) -> None:
         """Kill the worker and serve until another one has its place."""
         killed = stream.pid
-        os.kill(killed, signal.SIGKILL)
+        if not stream.is_reaped:  # it may have come to its end just now
+            os.kill(killed, signal.SIGKILL)
         self.run_until(lambda: stream.is_over or stream.pid not in (0, killed))
 
     def close(self) -> None:

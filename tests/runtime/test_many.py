@@ -21,9 +21,16 @@ PROTOCOL_FILES = ["control", "exit", "exitStatus", "log.json", "pid", "process.j
                   "shim-log.json", "stderr", "stdout"]  # fmt: skip
 
 
+def terminals() -> int:
+    """Return how many pseudoterminals the machine has in use (proc(5))."""
+    with open("/proc/sys/kernel/pty/nr") as file:
+        return int(file.read())
+
+
 def test_200_containers_one_after_another_leave_nothing(
     tmp_path: Path, make_bundle: Callable[..., Path]
 ) -> None:
+    ptys = terminals()
     plain = make_bundle("echo out; echo err >&2; exit 3")
     terminal = make_bundle("echo out; exit 3", terminal=True)
     for number in range(200):
@@ -39,6 +46,7 @@ def test_200_containers_one_after_another_leave_nothing(
             assert engine.wait_shim() == 0
             left = set(os.listdir(engine.dir))
             assert left <= set(PROTOCOL_FILES)
+    assert terminals() <= ptys
 
 
 def test_20_containers_at_once_leave_nothing(
