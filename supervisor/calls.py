@@ -7,6 +7,7 @@ callback, so that the loop goes on reaping and serving while a runtime works.
 from __future__ import annotations
 
 import os
+import select
 import signal
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from supervisor.reaper import Reaper
     from supervisor.waitstatus import Termination
 
-CALL_LIMIT_S = 30.0
+CALL_LIMIT_S = 10.0
 """For calls that have no reason to take long (kill, delete, state): then the runtime is killed."""
 
 _MOST_OUTPUT = 1 << 20
@@ -74,11 +75,13 @@ class RuntimeCalls:
             ShimError: It could not be started.
         """
         null_fd = self._null_fd
+        # A state directory that somebody has removed must not keep us from deleting a container.
+        default_cwd = self._cwd if os.path.isdir(self._cwd) else "/"
         try:
             pid = spawn.exec_program(
                 self._program,
                 argv,
-                cwd=cwd or self._cwd,
+                cwd=cwd or default_cwd,
                 stdio=stdio or (null_fd, null_fd, null_fd),
             )
         except OSError as error:
@@ -155,13 +158,30 @@ def ask_runtime(name: str, argv: Sequence[str]) -> bytes:
             program, argv, cwd="/", stdio=(null.fileno(), wfd.fileno(), null.fileno())
         )
         wfd.close()
-        output = b""
-        while chunk := os.read(rfd.fileno(), 65536):
-            output += chunk
-        wait_for(pid)
+        return _output_of(pid, rfd.fileno())
     except OSError as error:
         raise ShimError(f"fork/exec {program}: {reason(error)}") from error
     finally:
         for owner in (null, rfd, wfd):
             owner.close()
-    return output
+
+
+def _output_of(pid: int, rfd: int) -> bytes:
+    """Reap `pid` and return what it wrote, up to 1 MiB; killed if it takes longer than the limit.
+
+    It is over when the runtime has ended, not at end of file: it may have left a process behind.
+    """
+    os.set_blocking(rfd, False)
+    pidfd = os.pidfd_open(pid)
+    try:
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        if not poller.poll(CALL_LIMIT_S * 1000):
+            os.kill(pid, signal.SIGKILL)
+    finally:
+        os.close(pidfd)
+    wait_for(pid)
+    try:
+        return os.read(rfd, _MOST_OUTPUT)
+    except BlockingIOError:
+        return b""

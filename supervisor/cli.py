@@ -9,6 +9,7 @@ import sys
 from supervisor import __version__, fds
 from supervisor.errors import ShimError
 from supervisor.run import DEFAULT_ROOT, RunRequest, run
+from supervisor.runtime import absolute
 from supervisor.signals import parse_signal
 
 _STATUSES = """\
@@ -16,6 +17,8 @@ exit status: the container's own; 128+n if signal n ended it. Without a containe
   1 the runtime failed   2 usage   5 runtime not installed   6 bundle missing or not valid
   75 the id is in use    143 stopped before the container existed
 """
+
+_MACHINE_STATUS = 71  # OSERR of systemd-analyze exit-status
 
 
 def main() -> int:
@@ -28,6 +31,12 @@ def main() -> int:
         message = f"forkshim: {request.container_id}: {error}"
         print(message, file=sys.stderr)  # noqa: T201 -- a command talks on stderr
         return error.exit_status
+    except OSError as error:  # EMFILE, ENOMEM, ...: the machine's trouble, said in one line
+        message = f"forkshim: {request.container_id}: {error}"
+        print(message, file=sys.stderr)  # noqa: T201 -- as above
+        return _MACHINE_STATUS
+    except KeyboardInterrupt:  # before the signals were routed
+        return 130
 
 
 def parse(arguments: list[str]) -> RunRequest:
@@ -47,11 +56,14 @@ def parse(arguments: list[str]) -> RunRequest:
         allow_abbrev=False,
     )
     _add_run_arguments(command)
+    for word in arguments:
+        if not word.isprintable() and "\udc80" <= max(word) <= "\udcff":
+            parser.error(f"not UTF-8: {word!r}")
     words = parser.parse_args(arguments)
     return RunRequest(
         container_id=words.id,
         bundle=words.bundle,
-        runtime=words.runtime,
+        runtime=absolute(words.runtime),
         runtime_args=tuple(words.runtime_arg),
         no_pivot=words.no_pivot,
         root=words.root,

@@ -111,7 +111,7 @@ def size(tty_fd: int) -> tuple[int, int]:
 
 
 def _make_directory() -> str:
-    parent = os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 -- environ(7); the directory is 0700
+    parent = os.path.abspath(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108 -- environ(7); the directory is 0700
     name = f"forkshim-{os.urandom(8).hex()}"
     if len(os.fsencode(os.path.join(parent, name, _SOCKET_NAME))) > _SUN_PATH_MAX:
         parent = "/tmp"  # noqa: S108 -- as above

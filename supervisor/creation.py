@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from supervisor import console, fds, runtime, statedir
 from supervisor.errors import RuntimeFailedError, ShimError, StoppedError
 from supervisor.log import rfc3339
-from supervisor.waitstatus import Exited, Termination
+from supervisor.waitstatus import Exited, Killed, Termination
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from supervisor.reaper import Reaper
 
 _LIMIT = "console"
+_LAST_CALL = "cancelled create"
+_CANCEL_LIMIT_S = 5.0
 _MOST_LOG = 1 << 20
 
 
@@ -56,6 +58,7 @@ class Creation:
         self._is_cancelled = False
         self._on_end: Callable[[ShimError | None], None] = lambda _error: None
         self.began_at = rfc3339(0)
+        self.was_killed = False
         self.pid = 0
         self.console: fds.Fd | None = None
 
@@ -92,9 +95,15 @@ class Creation:
             raise
 
     def cancel(self) -> None:
-        """Kill the runtime; `on_end` follows."""
+        """Let the runtime finish, for 5 s, then kill it; `on_end` follows.
+
+        A runc that is killed halfway leaves directories and cgroups that no later command of its
+        own finds, and the id cannot be used again. What it has finished can be deleted properly.
+        """
         self._is_cancelled = True
-        self._calls.kill(self._runtime_pid)
+        self._loop.call_after(
+            _LAST_CALL, _CANCEL_LIMIT_S, lambda: self._calls.kill(self._runtime_pid)
+        )
         if self._has_succeeded:
             self._fail(StoppedError("stopped while waiting for the console"))
 
@@ -141,7 +150,9 @@ class Creation:
             self._fail(error)
 
     def _on_exit(self, termination: Termination) -> None:
-        if self._is_cancelled:
+        self._loop.cancel(_LAST_CALL)
+        self.was_killed = isinstance(termination, Killed)
+        if self._is_cancelled and termination != Exited(0):
             self._fail(StoppedError(f"stopped while the runtime's {self.verb} ran"))
         elif termination != Exited(0):
             self._fail(self._explain(termination))
@@ -198,10 +209,10 @@ class Creation:
 def explain(log_path: str) -> str:
     """Return the first error in a runtime's log; empty if it wrote none."""
     try:
-        with open(log_path, "rb") as file:
+        with open(log_path, "rb", opener=fds.open_without_waiting) as file:
             return runtime.first_error(file.read(_MOST_LOG)) or ""
-    except FileNotFoundError:
-        return ""
+    except OSError:
+        return ""  # ENOENT: it wrote none; EISDIR, EAGAIN: somebody has put something in its place
 
 
 class Remains:
@@ -215,8 +226,13 @@ class Remains:
         log: Log,
         *,
         began_at: str,
+        was_killed: bool = False,
     ) -> None:
-        """Borrow everything. `began_at`: when the create began, RFC 3339 in UTC."""
+        """Borrow everything. `began_at`: when the create began, RFC 3339 in UTC.
+
+        `was_killed`: the runtime did not end by itself, and may have left half a container.
+        """
+        self._was_killed = was_killed
         self._reaper = reaper
         self._calls = calls
         self._caller = caller
@@ -235,8 +251,11 @@ class Remains:
 
     def _on_state(self, _termination: Termination, output: bytes) -> None:
         state = runtime.parse_state(output)
-        if state is None:
+        if state is None and not self._was_killed:
             self._on_end()  # the runtime knows no such container: nothing is left
+            return
+        if state is None:  # half of one may be left, which only `delete --force` takes away
+            self._force_delete()
             return
         is_child = state.pid > 0 and self._reaper.is_ours(state.pid)
         if not runtime.is_ours(
@@ -245,6 +264,9 @@ class Remains:
             self._log.info(f"{self._caller.container_id}: another's container, left alone")
             self._on_end()
             return
+        self._force_delete()
+
+    def _force_delete(self) -> None:
         try:
             self._calls.run(self._caller.delete(force=True), lambda _termination: self._on_end())
         except ShimError as error:

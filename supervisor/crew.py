@@ -31,6 +31,7 @@ _SLOTS = 4
 _DEATHS_WITHOUT_PAUSE = 8
 _SHORTEST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 5.0
+_LONGEST_PAUSE_IN_DRAIN_S = 0.25
 
 
 class Mend(enum.Enum):
@@ -119,7 +120,9 @@ class Stream:
         )
 
     def has_pending(self) -> bool:
-        """Say whether the container has written what no worker has taken yet.
+        """Say whether the worker has something to do: data to take, or an end of file to report.
+
+        It may not get to it: on a full sink splice(2) waits for room even at the source's end.
 
         By poll(2), which takes no lock. FIONREAD takes the pipe's: a process of the container that
         sleeps in splice(2) into its stdout holds that lock, and we would sleep with it.
@@ -180,6 +183,7 @@ class Crew:
         self._on_stream_over = on_stream_over
         self._ledger = Ledger(_SLOTS)
         self._is_closing = False
+        self._longest_pause_s = _LONGEST_PAUSE_S
         self.streams: list[Stream] = []
         self.raw_terminal: stdin.RawTerminal | None = None
 
@@ -210,6 +214,14 @@ class Crew:
         """Fork the worker of each stream."""
         for stream in self.streams:
             self._fork(stream)
+
+    def hurry(self) -> None:
+        """End every pause now, and keep later ones short: the container is dead, and waits."""
+        self._longest_pause_s = _LONGEST_PAUSE_IN_DRAIN_S
+        for stream in self.streams:
+            if not stream.pid and not stream.is_over:
+                self._loop.cancel(self._timer(stream))
+                self._fork(stream)
 
     def give_up(self, stream: Stream) -> None:
         """End one stream where it is."""
@@ -337,6 +349,7 @@ class Crew:
         if delay_s == 0.0:
             self._fork(stream)
         else:
+            delay_s = min(delay_s, self._longest_pause_s)
             self._loop.call_after(self._timer(stream), delay_s, partial(self._fork, stream))
 
     def _end(self, stream: Stream) -> None:

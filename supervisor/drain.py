@@ -35,7 +35,7 @@ class Verdict(enum.Enum):
     WAIT = "wait"
     DONE = "done"
     STRAY = "a process that outlived the container holds it open"
-    STALLED = "nobody reads it, what is left is lost"
+    STALLED = "nobody takes it (no reader, or no room), what is left is lost"
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,10 +82,20 @@ def pending_bytes(fd: int) -> int:
 
 
 def is_readable(fd: int) -> bool:
-    """Say whether read(2) would return data at once. Source: poll(2), POLLIN; takes no lock."""
+    """Say whether read(2) would return at once, with data or at end of file.
+
+    Source: poll(2), POLLIN and POLLHUP; takes no lock.
+    """
     poller = select.poll()
     poller.register(fd, select.POLLIN)
-    return any(events & select.POLLIN for _fd, events in poller.poll(0))
+    return bool(poller.poll(0))
+
+
+def is_writable(fd: int) -> bool:
+    """Say whether write(2) of up to PIPE_BUF bytes would not wait. Source: poll(2), POLLOUT."""
+    poller = select.poll()
+    poller.register(fd, select.POLLOUT)
+    return any(events & select.POLLOUT for _fd, events in poller.poll(0))
 
 
 def capacity_bytes(fd: int) -> int:
@@ -96,6 +106,11 @@ def capacity_bytes(fd: int) -> int:
 def is_fifo(fd: int) -> bool:
     """Say whether `fd` is a pipe or a fifo: one end of splice(2) has to be."""
     return stat.S_ISFIFO(os.fstat(fd).st_mode)
+
+
+def open_without_waiting(path: str, flags: int) -> int:
+    """Open a file as the `opener` of open(): a fifo in its place would keep us there for ever."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def reopen(fd: int, flags: int) -> Fd:

@@ -24,6 +24,7 @@ from supervisor.errors import AlreadySupervisedError, ShimError, reason
 
 PID_NAME = "supervisor.pid"
 STATE_NAME = "state.json"
+_OURS = frozenset({PID_NAME, STATE_NAME, "init"})
 
 
 class Home:
@@ -59,13 +60,13 @@ class Home:
         return state if isinstance(state, dict) else {}
 
     def clear(self) -> None:
-        """Remove what is in the directory; the claim stays."""
-        with os.scandir(self.path) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path)
-                else:
-                    os.unlink(entry.path)
+        """Remove what an earlier supervisor has left; the claim stays."""
+        temporary = {name for name in os.listdir(self.path) if name.startswith(".")}
+        for name in (STATE_NAME, PID_NAME, *temporary):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self.path, name))
+        if self.is_stale:
+            shutil.rmtree(self.state_dir)
 
     def make_state_dir(self, state: dict[str, Any]) -> None:
         """Write state.json and make the state directory, which becomes the current directory."""
@@ -83,8 +84,10 @@ class Home:
     def remove(self) -> None:
         """Remove the directory and give the claim back, in this order: nobody sees half of it."""
         os.chdir("/")
-        self.clear()
-        os.rmdir(self.path)
+        # Somebody may have removed it under us, and somebody else have made it anew since.
+        if _is_still_there(self.path, self._lock):
+            self.clear()
+            os.rmdir(self.path)
         self.release()
 
     def release(self) -> None:
@@ -110,10 +113,26 @@ def claim(root: str, container_id: str) -> Home:
                 lock.close()
                 raise AlreadySupervisedError(f"already supervised{_by_whom(path)}") from None
             if _is_still_there(path, lock):
-                return Home(path, lock)
+                return _checked(path, lock)
             lock.close()  # its owner removed it between our open and our lock
     except OSError as error:
         raise ShimError(f"{error.filename or path}: {reason(error)}") from error
+
+
+def _checked(path: str, lock: fds.Fd) -> Home:
+    """Return the claim, if everything in the directory is what a supervisor makes there.
+
+    Else it is somebody's data (`--root /var/lib mysql`), and not ours to clear away.
+    """
+    strangers = {
+        name
+        for name in os.listdir(path)
+        if name not in _OURS and not name.startswith((f".{STATE_NAME}.", f".{PID_NAME}."))
+    }
+    if strangers:
+        lock.close()
+        raise ShimError(f"{path}: not a directory of forkshim's: it holds {min(strangers)!r}")
+    return Home(path, lock)
 
 
 def _open_directory(path: str) -> fds.Fd:

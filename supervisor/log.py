@@ -7,15 +7,15 @@ warnings and errors also go to stderr, where systemd's journal or a terminal tak
 from __future__ import annotations
 
 import os
+import select
 import time
-from typing import TYPE_CHECKING
 
 import orjson
 
-if TYPE_CHECKING:
-    from supervisor import fds
+from supervisor import fds
 
 LOG_NAME = "shim-log.json"
+_LONGEST_MESSAGE = 4096
 
 
 class Log:
@@ -41,14 +41,19 @@ class Log:
 
     def _mirror(self, message: str) -> None:
         if self._mirror_prefix is not None:
+            line = f"{self._mirror_prefix}: {message}\n".encode(errors="replace")
+            # A pipe with room for PIPE_BUF bytes takes them without waiting; one without has a
+            # reader who is slow or stopped, for whom the supervisor does not wait.
+            if not fds.is_writable(2):
+                return
             try:
-                os.write(2, f"{self._mirror_prefix}: {message}\n".encode(errors="replace"))
+                os.write(2, line[-select.PIPE_BUF :])
             except OSError:
                 return  # EIO, EPIPE: nobody is left to read it, and the file has it
 
     def _write(self, level: str, message: str) -> None:
         # A path from the outside may hold bytes that are not UTF-8 (os.fsdecode's surrogates).
-        clean = message.encode("utf-8", "backslashreplace").decode()
+        clean = message[:_LONGEST_MESSAGE].encode("utf-8", "backslashreplace").decode()
         record = {"level": level, "msg": clean, "time": rfc3339(time.time_ns())}
         try:
             os.write(self._fd.fileno(), orjson.dumps(record) + b"\n")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from supervisor import fds
 from supervisor.errors import BundleError, RecordError, ShimError, reason
 
 if TYPE_CHECKING:
@@ -200,14 +201,9 @@ def _object(config_path: str, document: dict[str, Any], name: str) -> dict[str, 
     return value
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
-    # O_NONBLOCK: a fifo in its place would keep us in open(2) for ever.
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
 def _read_object(path: str, error_class: type[ShimError]) -> dict[str, Any]:
     try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
+        with open(path, "rb", opener=fds.open_without_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise error_class(f"open {path}: not a regular file")
             content = file.read(MOST_JSON_BYTES + 1)

@@ -130,6 +130,11 @@ def _console(socket_path: str | None) -> tuple[str, ...]:
     return () if socket_path is None else ("--console-socket", socket_path)
 
 
+def absolute(name: str) -> str:
+    """Make a runtime named by a relative path absolute: the calls have different directories."""
+    return os.path.abspath(name) if "/" in name else name
+
+
 def find_program(name: str, search_path: str) -> str | None:
     """Return the path to exec for `name`, or None if no directory of `search_path` has it.
 
@@ -138,8 +143,9 @@ def find_program(name: str, search_path: str) -> str | None:
     if "/" in name:
         return name
     for directory in search_path.split(":"):
-        path = os.path.join(directory or ".", name)
-        if os.path.isfile(path) and os.access(path, os.X_OK):
+        path = os.path.join(directory, name)
+        # Not below the current directory: that may be a bundle from anywhere.
+        if os.path.isabs(path) and os.path.isfile(path) and os.access(path, os.X_OK):
             return path
     return None
 

@@ -241,6 +241,8 @@ class _Supervisor:
             self._error = error
             self._post(Event.CREATE_FAILED)
             return
+        if self._state is State.ABORTING:
+            self._error = StoppedError("stopped while it was being created")
         self._exists = True
         if self._creation.console is not None:
             self._plumbing.join_console(self._creation.console, self._stdio)
@@ -349,7 +351,12 @@ class _Supervisor:
             self._kill_exec_remains()
             return
         remains = Remains(
-            self._reaper, self._calls, self._caller, self._log, began_at=self._creation.began_at
+            self._reaper,
+            self._calls,
+            self._caller,
+            self._log,
+            began_at=self._creation.began_at,
+            was_killed=self._creation.was_killed,
         )
         remains.delete(lambda: self._post(Event.CLEANED))
 
@@ -363,6 +370,7 @@ class _Supervisor:
         if self._drain is None:
             self._drain = DrainWatch(self._crew)
         self._drain.begin()
+        self._crew.hurry()
         self._look_at_drain()
 
     def _look_at_drain(self) -> None:

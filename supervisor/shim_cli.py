@@ -14,7 +14,8 @@ import sys
 from supervisor import fds, statedir
 from supervisor.errors import RuntimeFailedError, ShimError, UsageError
 from supervisor.ids import check_id
-from supervisor.shim import Order, supervise
+from supervisor.runtime import absolute
+from supervisor.shim import Order, Outcome, supervise
 
 _USAGE = "usage: forkshim-shim ID BUNDLE RUNTIME  (in the state directory)"
 
@@ -32,22 +33,30 @@ def main() -> int:
         print(f"forkshim-shim: {error}", file=sys.stderr)  # noqa: T201 -- as above
         return 1
     try:
-        outcome = supervise(_order(*arguments), log)
-        if outcome.error is not None:
-            raise outcome.error
+        _raise_error_of(supervise(_order(*arguments), log))
     except RuntimeFailedError as error:
         log.info(str(error))  # not `error`: the engine then shows the runtime's own words
         return 0
-    except ShimError as error:
+    except (ShimError, OSError) as error:
         log.error(str(error))
         return 1
+    except Exception as error:  # a bug: our stderr is /dev/null, so the log has to tell
+        log.error(f"bug: {type(error).__name__}: {error}")
+        raise
     finally:
         log.close()
     return 0
+
+
+def _raise_error_of(outcome: Outcome) -> None:
+    if outcome.error is not None:
+        raise outcome.error
 
 
 def _order(container_id: str, bundle: str, runtime: str) -> Order:
     check_id(container_id)
     if not bundle or "\0" in bundle or not runtime:
         raise UsageError("bundle and runtime must not be empty")
-    return Order(container_id=container_id, bundle=os.path.abspath(bundle), runtime=runtime)
+    return Order(
+        container_id=container_id, bundle=os.path.abspath(bundle), runtime=absolute(runtime)
+    )

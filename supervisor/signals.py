@@ -80,7 +80,12 @@ class SignalRouter:
             deliver(signum)
 
     def close(self) -> None:
-        """Stop routing; handlers stay, so that a late signal does not kill a finished process."""
+        """Stop routing, and ignore what comes late: the status has still to be told.
+
+        Ignored, since the interpreter's end would take our handlers back to the default action.
+        """
+        for signum in (*STOP_SIGNALS, *FORWARDED_SIGNALS):
+            signal.signal(signum, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
         self._rfd.close()
         self._wfd.close()

@@ -121,6 +121,7 @@ def _exec(
         linux.set_pdeathsig(signal.SIGKILL)
         if os.getppid() != supervisor_pid:  # it died before the prctl took effect
             os._exit(_EXEC_FAILED_STATUS)
+        os.setpgid(0, 0)  # a ^C at our terminal is for us to act on, not for `runc delete`
         stage = "dup"
         for fd, source_fd in enumerate(_above_stdio(stdio)):
             os.dup2(source_fd, fd, inheritable=True)

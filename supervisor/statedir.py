@@ -27,11 +27,15 @@ def open_log(mirror_prefix: str | None = None) -> Log:
     Raises:
         ShimError: It cannot be opened.
     """
-    flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        return Log(fds.Fd(os.open(LOG_NAME, flags, 0o666)), mirror_prefix)
+        fd = fds.Fd(os.open(LOG_NAME, flags, 0o666))
     except OSError as error:
         raise ShimError(f"open {LOG_NAME}: {reason(error)}") from error
+    if fds.is_fifo(fd.fileno()):
+        fd.close()
+        raise ShimError(f"open {LOG_NAME}: not a regular file")
+    return Log(fd, mirror_prefix)
 
 
 def open_fifo(name: str) -> fds.Fd:
@@ -66,10 +70,6 @@ def remove_stale_pid() -> None:
         return
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
 def read_pid() -> int:
     """Read what the runtime wrote to `pid`.
 
@@ -77,7 +77,7 @@ def read_pid() -> int:
         ShimError: Missing, or anything but a decimal number above 0.
     """
     try:
-        with open("pid", "rb", opener=_open_without_waiting) as file:
+        with open("pid", "rb", opener=fds.open_without_waiting) as file:
             text = file.read(_LONGEST_PID + 1)
     except OSError as error:
         raise ShimError(f"open pid: {reason(error)}") from error

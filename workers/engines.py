@@ -13,7 +13,7 @@ killed worker leaves in it is what its successor moves first.
 
 Where the kernel refuses splice
 (EINVAL: O_APPEND files, some devices) read(2) and write(2) have to do, and a kill may
-then lose the one chunk that was on its way, `CHUNK_BYTES` at most.
+then lose what was on its way: what the scratch pipe held.
 
 Blocking descriptors are the rule. One that came non-blocking from outside (a shell's stdin) is
 waited for with poll(2): its flags are shared with strangers and not ours to change.
@@ -80,16 +80,13 @@ def copy(route: Route, tally: Tally) -> None:
     Raises:
         CopyError: A side failed for good. What was not copied is still in the source or scratch.
     """
-    if route.scratch is not None:
-        if _copy_by_scratch(route, route.scratch, tally):
-            return
-    elif _splice_to_end(route, tally):
-        return
-    _read_write_to_end(route, route.source_fd, tally)
+    if route.scratch is None:
+        _splice_to_end(route, tally)
+    else:
+        _copy_by_scratch(route, route.scratch, tally)
 
 
-def _splice_to_end(route: Route, tally: Tally) -> bool:
-    """Return False when the kernel refuses to splice this pair."""
+def _splice_to_end(route: Route, tally: Tally) -> None:
     while True:
         try:
             moved = os.splice(route.source_fd, route.sink_fd, SPLICE_BYTES)
@@ -97,80 +94,77 @@ def _splice_to_end(route: Route, tally: Tally) -> bool:
             _wait_until_ready(route.source_fd, route.sink_fd)
             continue
         except OSError as error:
-            if error.errno == errno.EINVAL:
-                return False
-            if _is_console_end(route, error):
-                return True
             raise CopyError(error, "sink" if error.errno in _SINK_ERRNOS else "") from error
         if moved == 0:
-            return True
+            return
         tally.moved(moved)
 
 
-def _copy_by_scratch(route: Route, scratch: tuple[int, int], tally: Tally) -> bool:
-    """Return False when the source cannot be spliced; the scratch pipe is then empty."""
-    scratch_rfd, scratch_wfd = scratch
+def _copy_by_scratch(route: Route, scratch: tuple[int, int], tally: Tally) -> None:
     readable = select.poll()
     readable.register(route.source_fd, select.POLLIN)
     while True:
         # First what is in there: on the first round a killed predecessor may have left it.
-        empty_scratch(route, scratch_rfd, tally)
+        empty_scratch(route, scratch, tally)
         readable.poll()
         try:
-            moved = os.splice(route.source_fd, scratch_wfd, SPLICE_BYTES)
+            moved = fill_scratch(route, scratch)
         except BlockingIOError:
             continue
-        except OSError as error:
-            if error.errno == errno.EINVAL:
-                return False
-            if _is_console_end(route, error):
-                return True
-            raise CopyError(error, "source") from error
         if moved == 0:
-            return True
+            return
         tally.in_transit(moved)
 
 
-def empty_scratch(route: Route, scratch_rfd: int, tally: Tally) -> None:
+def fill_scratch(route: Route, scratch: tuple[int, int]) -> int:
+    """Move what the readable source has into the empty scratch pipe; 0 is end of file.
+
+    Raises:
+        BlockingIOError: The source had nothing after all.
+        CopyError: The source failed.
+    """
+    try:
+        return os.splice(route.source_fd, scratch[1], SPLICE_BYTES, flags=os.SPLICE_F_NONBLOCK)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if _is_console_end(route, error):
+            return 0
+        if error.errno != errno.EINVAL:
+            raise CopyError(error, "source") from error
+    try:
+        return os.write(scratch[1], os.read(route.source_fd, CHUNK_BYTES) or b"")
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise CopyError(error, "source") from error
+
+
+def empty_scratch(route: Route, scratch: tuple[int, int], tally: Tally) -> None:
     """Move what the scratch pipe holds to the sink, waiting for room.
 
     Raises:
         CopyError: The sink failed; the rest is still in the scratch pipe.
     """
-    while pending := _pending_bytes(scratch_rfd):
+    while pending := _pending_bytes(scratch[0]):
         tally.in_transit(pending)
         try:
-            tally.moved(os.splice(scratch_rfd, route.sink_fd, pending))
+            tally.moved(os.splice(scratch[0], route.sink_fd, pending))
         except BlockingIOError:
             _poll_one(route.sink_fd, select.POLLOUT)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise CopyError(error, "sink") from error
-            chunk = os.read(scratch_rfd, min(pending, CHUNK_BYTES))
-            _write_all(route.sink_fd, chunk, tally)
+            _write_scratch(route.sink_fd, scratch, pending, tally)
     tally.in_transit(0)
 
 
-def _read_write_to_end(route: Route, source_fd: int, tally: Tally) -> None:
-    while True:
-        try:
-            chunk = os.read(source_fd, CHUNK_BYTES)
-        except BlockingIOError:
-            _poll_one(source_fd, select.POLLIN)
-            continue
-        except OSError as error:
-            if _is_console_end(route, error):
-                return
-            raise CopyError(error, "source") from error
-        if not chunk:
-            return
-        tally.in_transit(len(chunk))
-        _write_all(route.sink_fd, chunk, tally)
-        tally.in_transit(0)
+def _write_scratch(sink_fd: int, scratch: tuple[int, int], pending: int, tally: Tally) -> None:
+    """Write all that the scratch pipe holds with write(2); on an error put the rest back.
 
-
-def _write_all(sink_fd: int, chunk: bytes, tally: Tally) -> None:
-    rest = memoryview(chunk)
+    All of it, so that the pipe is empty then, and the rest is again first in line.
+    """
+    rest = memoryview(os.read(scratch[0], pending))
     while rest:
         try:
             written = os.write(sink_fd, rest)
@@ -178,6 +172,7 @@ def _write_all(sink_fd: int, chunk: bytes, tally: Tally) -> None:
             _poll_one(sink_fd, select.POLLOUT)
             continue
         except OSError as error:
+            os.write(scratch[1], rest)
             raise CopyError(error, "sink") from error
         tally.moved(written)
         rest = rest[written:]

@@ -59,7 +59,7 @@ def _copy(desk: Desk, route: engines.Route, *, ends_with_supervisor: bool) -> bo
     if ends_with_supervisor:
         poller.register(desk.report_wfd, 0)
     if route.scratch is not None:
-        engines.empty_scratch(route, route.scratch[0], desk)
+        engines.empty_scratch(route, route.scratch, desk)
     while True:
         ready = dict(poller.poll())
         if desk.report_wfd in ready:
@@ -85,15 +85,16 @@ class _Moved(enum.Enum):
 
 
 def _move_once(desk: Desk, route: engines.Route) -> _Moved:
-    to_fd = route.sink_fd if route.scratch is None else route.scratch[1]
     try:
-        moved = os.splice(route.source_fd, to_fd, engines.SPLICE_BYTES, flags=os.SPLICE_F_NONBLOCK)
+        if route.scratch is None:
+            moved = os.splice(
+                route.source_fd, route.sink_fd, engines.SPLICE_BYTES, flags=os.SPLICE_F_NONBLOCK
+            )
+        else:
+            moved = engines.fill_scratch(route, route.scratch)
     except BlockingIOError:
         return _Moved.SINK_IS_FULL if _is_readable(route.source_fd) else _Moved.SOME
     except OSError as error:
-        if error.errno == errno.EINVAL:  # no splice for this pair: see engines
-            engines.copy(route, desk)
-            return _Moved.TO_THE_END
         raise engines.CopyError(error, "") from error
     if moved == 0:
         return _Moved.TO_THE_END
@@ -101,7 +102,7 @@ def _move_once(desk: Desk, route: engines.Route) -> _Moved:
         desk.moved(moved)
     else:
         desk.in_transit(moved)
-        engines.empty_scratch(route, route.scratch[0], desk)
+        engines.empty_scratch(route, route.scratch, desk)
     return _Moved.SOME
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from supervisor import fds
-from supervisor.home import Home
+from supervisor.errors import ShimError
+from supervisor.home import Home, claim
 
 if TYPE_CHECKING:
     from pyfakefs.fake_filesystem import FakeFilesystem
@@ -54,15 +55,21 @@ def test_a_home_with_a_dangling_link_for_its_state_directory_is_stale(
     assert home.is_stale
 
 
-def test_clearing_removes_everything_but_the_directory_and_what_links_lead_to(
+def test_a_directory_with_anything_of_somebody_elses_is_refused(fs: FakeFilesystem) -> None:
+    fs.create_file("/var/lib/mysql/precious")
+    with pytest.raises(ShimError, match="not a directory of forkshim's: it holds 'precious'"):
+        claim("/var/lib", "mysql")
+    assert os.listdir("/var/lib/mysql") == ["precious"]
+
+
+def test_clearing_removes_what_is_ours_and_not_what_links_lead_to(
     home: Home, fs: FakeFilesystem
 ) -> None:
     fs.create_file("/precious/file")
     fs.create_file(f"{PATH}/state.json")
     fs.create_file(f"{PATH}/init/bundle/config.json")
     fs.create_symlink(f"{PATH}/init/link", "/precious")
-    fs.create_symlink(f"{PATH}/link", "/precious")
-    fs.create_symlink(f"{PATH}/dangling", "/nowhere")
+    fs.create_file(f"{PATH}/.state.json.17")
     home.clear()
     assert os.listdir(PATH) == []
     assert os.listdir("/precious") == ["file"]

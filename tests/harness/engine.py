@@ -180,7 +180,9 @@ class Engine:
         found = [f"file {name}" for name in sorted(set(os.listdir(self.dir)) - own)]
         if self.shim is not None:
             self.wait_shim()
-            found += [f"process {pid}" for pid in waiting.living_in_group(self.shim.pid)]
+            orphans = waiting.living_orphans()
+            group = waiting.living_in_group(self.shim.pid)
+            found += [f"process {pid}" for pid in sorted({*orphans, *group})]
         if not self.process.get("exec") and (state := self.runtime_state()) is not None:
             found.append(f"container {state['status']}")
         return found

@@ -171,6 +171,15 @@ def living_in_group(group: int) -> list[int]:
     return found
 
 
+def living_orphans() -> list[int]:
+    """Return what shims have left to us, their subreaper; shims themselves do not count."""
+    return [
+        pid
+        for pid in children_of(os.getpid())
+        if state_of(pid) not in ("Z", "") and not title_of(pid).startswith("forkshim: ")
+    ]
+
+
 def worker_of(shim_pid: int, stream: str) -> int | None:
     """Return the pid of the shim's living worker for `stream`, or None at this moment."""
     for pid in children_of(shim_pid):

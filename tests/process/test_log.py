@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -116,3 +117,24 @@ def test_a_stderr_that_nobody_reads_is_no_error(tmp_path: Path) -> None:
     with forked(work) as child:
         assert child.wait() == Exited(0)
     assert json.loads((tmp_path / "log").read_bytes())["msg"] == "w"
+
+
+def test_a_stderr_that_nobody_reads_is_not_waited_for(tmp_path: Path) -> None:
+    rfd, wfd = os.pipe()
+    saved = os.dup(2)
+    os.set_blocking(wfd, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(wfd, bytes(65536))
+    os.set_blocking(wfd, True)
+    os.dup2(wfd, 2)
+    try:
+        path = tmp_path / "log"
+        log = Log(fds.Fd(os.open(path, os.O_CREAT | os.O_WRONLY)), mirror_prefix="forkshim: x")
+        log.warning("nobody reads this")
+        log.close()
+    finally:
+        os.dup2(saved, 2)
+        for fd in (rfd, wfd, saved):
+            os.close(fd)
+    assert "nobody reads this" in path.read_text()

@@ -42,7 +42,8 @@ def test_an_exec_has_its_own_streams_and_status(container: Engine, make_exec: Ma
 
 
 def test_an_exec_has_its_own_terminal(container: Engine, make_exec: MakeExec) -> None:
-    script = "tty > /dev/null; echo ready; read line; stty size; exit 3"
+    wait = "while [ \"$(stty size)\" != '33 90' ]; do sleep 0.02; done"
+    script = f"tty > /dev/null; {wait}; echo ready; read line; stty size; exit 3"
     process = make_exec(container, script, terminal=True, containerdStdin="stdin")
     (stdout, *_rest) = process.run_attached()
     process.control("1 90 33\n")

@@ -356,6 +356,7 @@ def test_a_stopped_start_leaves_nothing(run: Run, make_bundle: Callable[..., Pat
         waiting.wait_path(home / "shim-log.json", lambda path: path.exists())
         process.send_signal(signal.SIGTERM)
         code, _out, err = ended(process)
-        assert code in (0, 143, 137), err
+        # 2: what runc's own init, a Go program, ends with if the signal comes before its exec.
+        assert code in (0, 2, 143, 137), err
         assert "Traceback" not in err
         assert os.listdir(run.root) == []

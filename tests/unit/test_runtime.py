@@ -206,7 +206,7 @@ def test_a_program_is_found_in_the_first_directory_that_can_run_it(
     assert runtime.find_program("runc", search_path) == f"{tmp_path}/c/runc"
     assert runtime.find_program("crun", search_path) is None
     monkeypatch.chdir(tmp_path / "c")
-    assert runtime.find_program("runc", "") == "./runc"  # POSIX: an empty prefix is here
+    assert runtime.find_program("runc", "") is None  # here may be anybody's bundle
 
 
 def test_a_name_with_a_slash_is_a_path_already() -> None:
