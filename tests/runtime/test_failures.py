@@ -535,8 +535,8 @@ def test_a_runtime_that_finishes_after_a_stop_has_its_container_killed_and_delet
         os.kill(pid, signal.SIGTERM)
         wait_log(engine, "SIGTERM: stopping")
     assert engine.wait_end() == 137
-    assert engine.wait_shim() == 0
-    assert engine.log("error") == []
+    assert engine.wait_shim() == 1
+    assert engine.log("error") == ["stopped while it was being created"]
     assert engine.leftovers() == []
 
 
