@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from supervisor.reaper import Reaper
     from supervisor.waitstatus import Termination
 
+HURRY_S = 5.0
+"""What a runtime's create or start that somebody wants to stop still gets."""
 CALL_LIMIT_S = 10.0
 """For calls that have no reason to take long (kill, delete, state): then the runtime is killed."""
 
@@ -125,6 +127,11 @@ class RuntimeCalls:
             raise
         finally:
             wfd.close()
+
+    def hurry(self, pid: int, limit_s: float) -> None:
+        """Kill one runtime process in `limit_s` from now, if it still runs then."""
+        if pid in self._running:
+            self._loop.call_after(self._running[pid], limit_s, lambda: self.kill(pid))
 
     def kill(self, pid: int) -> None:
         """Kill one runtime process, if it still runs."""

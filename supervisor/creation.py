@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from supervisor import console, fds, runtime, statedir
+from supervisor.calls import HURRY_S
 from supervisor.errors import RuntimeFailedError, ShimError, StoppedError
 from supervisor.log import rfc3339
 from supervisor.waitstatus import Exited, Killed, Termination
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from supervisor.reaper import Reaper
 
 _LIMIT = "console"
-_LAST_CALL = "cancelled create"
-_CANCEL_LIMIT_S = 5.0
 _MOST_LOG = 1 << 20
 
 
@@ -101,9 +100,7 @@ class Creation:
         own finds, and the id cannot be used again. What it has finished can be deleted properly.
         """
         self._is_cancelled = True
-        self._loop.call_after(
-            _LAST_CALL, _CANCEL_LIMIT_S, lambda: self._calls.kill(self._runtime_pid)
-        )
+        self._calls.hurry(self._runtime_pid, HURRY_S)
         if self._has_succeeded:
             self._fail(StoppedError("stopped while waiting for the console"))
 
@@ -150,7 +147,6 @@ class Creation:
             self._fail(error)
 
     def _on_exit(self, termination: Termination) -> None:
-        self._loop.cancel(_LAST_CALL)
         self.was_killed = isinstance(termination, Killed)
         if self._is_cancelled and termination != Exited(0):
             self._fail(StoppedError(f"stopped while the runtime's {self.verb} ran"))

@@ -98,6 +98,7 @@ class Stream:
         self.pid = 0
         self.is_reaped = False
         self.is_over = False
+        self.is_given_up = False
         self.deaths = 0
         self.deaths_without_progress = 0
         self.errors_in_a_row = 0
@@ -223,11 +224,21 @@ class Crew:
                 self._loop.cancel(self._timer(stream))
                 self._fork(stream)
 
+    def unread_bytes(self, stream: Stream) -> int:
+        """Return what of `copied_bytes` would be gone with us: it lies in a fifo without a client.
+
+        0 while the copy goes on: we have the fifo open for reading ourselves.
+        """
+        return stream.unread_bytes() if stream.is_over else 0
+
     def give_up(self, stream: Stream) -> None:
-        """End one stream where it is."""
-        stream.is_over = True
+        """End one stream where it is: kill its worker, then `finish` it."""
+        stream.is_given_up = True
         self._loop.cancel(self._timer(stream))
-        self._kill(stream)
+        if stream.pid:
+            self._kill(stream)
+        elif not stream.is_over:
+            self._end(stream)
 
     def stop(self) -> None:
         """Kill every worker; harmless to the bytes. Wait until `has_workers` is over."""
@@ -297,8 +308,10 @@ class Crew:
     ) -> None:
         """Decide what follows, now that the worker is reaped and its pipe is at end of file."""
         stream.pid = 0
-        if self._is_closing or stream.is_over:
-            self._on_stream_over()
+        if self._is_closing:
+            return
+        if stream.is_given_up:
+            self._end(stream)
             return
         try:
             ended = report.decode(record)

@@ -3,11 +3,11 @@
 `judge` is the rule, pure; `DrainWatch` looks at the streams and applies it.
 
 Two things can keep a stream from its end. A stray process may hold the pipe: then nothing is
-pending, and silence for 300 ms, or 5 s of its chatter, is enough. Or the client may not read: then
-bytes are pending, they may be the container's last words, and only 5 s without any progress
-end the wait. A reader of our own stdout (`forkshim run web | less`) may take all the time it
-wants, until somebody asks us to stop. What the container had written when it died is never cut
-short by a stray's chatter.
+pending, and silence of all streams for 300 ms, or 5 s of chatter, is enough to hang up on it. Or
+the client may not read: then bytes are pending, in the pipe or in the client's fifo, they may be
+the container's last words, and only 5 s without any progress end the wait. A reader of our own
+stdout (`forkshim run web | less`) may take all the time it wants, until somebody asks us to stop.
+What the container had written when it died is never cut short by a stray's chatter.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ fifo empty is no event. The end of a worker is one."""
 
 
 class Verdict(enum.Enum):
-    """What to do with one stream now."""
+    """What to do with one stream now.
+
+    After STRAY it is hung up and the rest of the rule goes on: what lies in its fifo may be unread.
+    """
 
     WAIT = "wait"
     DONE = "done"
@@ -43,36 +46,41 @@ class StreamView:
     """One output stream as the supervisor sees it; times in seconds, monotonic.
 
     Attributes:
-        is_reported: Its worker has sent the completion record.
+        is_reported: Its worker has sent the completion record, or we have hung up.
+        is_hung_up: We are about to: only its worker has still to die.
         has_pending: Something is not yet taken from the container's side, or is on its way.
         unread_bytes: In the client's fifo; 0 for other sinks.
         is_last_word_out: All that was pending when the container died has been copied.
         is_patient: Only a stop may end the wait for a reader, not the clock.
         died_at_s: When the container died.
-        moved_at_s: When a byte last moved, on either side.
+        moved_at_s: When a byte of it last moved, on either side.
+        any_moved_at_s: When a byte of any stream last moved: one stray may hold several.
     """
 
     is_reported: bool
+    is_hung_up: bool
     has_pending: bool
     unread_bytes: int
     is_last_word_out: bool
     is_patient: bool
     died_at_s: float
     moved_at_s: float
+    any_moved_at_s: float
 
 
 def judge(view: StreamView, now_s: float) -> Verdict:
     """Say whether to go on waiting for this stream."""
     quiet_s = now_s - max(view.moved_at_s, view.died_at_s)
     has_stalled = quiet_s >= STALLED_S and not view.is_patient
-    if view.is_reported:
-        if view.unread_bytes == 0:
-            return Verdict.DONE
+    if view.is_reported and view.unread_bytes == 0:
+        return Verdict.DONE
+    if view.is_reported or view.is_hung_up:
         return Verdict.STALLED if has_stalled else Verdict.WAIT
-    if not view.has_pending and view.unread_bytes == 0:
-        has_had_its_time = now_s - view.died_at_s >= STRAY_CAP_S
-        return Verdict.STRAY if quiet_s >= IDLE_S or has_had_its_time else Verdict.WAIT
-    if view.is_last_word_out and now_s - view.died_at_s >= STRAY_CAP_S:
+    has_had_its_time = now_s - view.died_at_s >= STRAY_CAP_S
+    if not view.has_pending:
+        all_quiet_s = now_s - max(view.any_moved_at_s, view.died_at_s)
+        return Verdict.STRAY if all_quiet_s >= IDLE_S or has_had_its_time else Verdict.WAIT
+    if view.is_last_word_out and has_had_its_time:
         return Verdict.STRAY
     return Verdict.STALLED if has_stalled else Verdict.WAIT
 
@@ -122,22 +130,30 @@ class DrainWatch:
         given_up: list[tuple[Stream, Verdict]] = []
         now_s = time.monotonic()
         for stream in self._crew.outputs:
+            self._note_movement(stream, now_s, is_read)
+        for stream in self._crew.outputs:
             if stream.name in self._done or stream.name in self._given_up:
                 continue
-            verdict = judge(self._view(stream, now_s, is_read, is_stopping), now_s)
+            verdict = judge(self._view(stream, is_stopping), now_s)
             if verdict is Verdict.DONE:
                 self._done.add(stream.name)
             elif verdict is not Verdict.WAIT:
-                self._given_up.add(stream.name)
                 given_up.append((stream, verdict))
+                if verdict is Verdict.STALLED:
+                    self._given_up.add(stream.name)
         return given_up
 
-    def _view(self, stream: Stream, now_s: float, is_read: bool, is_stopping: bool) -> StreamView:
-        copied = self._crew.copied_bytes(stream)
-        unread = stream.unread_bytes() if is_read else 0
-        if self._seen.get(stream.name) != (copied, unread):
-            self._seen[stream.name] = (copied, unread)
+    def _note_movement(self, stream: Stream, now_s: float, is_read: bool) -> None:
+        seen = (
+            self._crew.copied_bytes(stream),
+            self._crew.unread_bytes(stream) if is_read else 0,
+        )
+        if self._seen.get(stream.name) != seen:
+            self._seen[stream.name] = seen
             self._moved_at_s[stream.name] = now_s
+
+    def _view(self, stream: Stream, is_stopping: bool) -> StreamView:
+        copied, unread = self._seen[stream.name]
         has_pending = not stream.is_over and (
             stream.has_pending() or self._crew.transit_bytes(stream) > 0
         )
@@ -145,10 +161,12 @@ class DrainWatch:
             self._last_word_at[stream.name] = 0
         return StreamView(
             is_reported=stream.is_over,
+            is_hung_up=stream.is_given_up,
             has_pending=has_pending,
             unread_bytes=unread,
             is_last_word_out=copied >= self._last_word_at[stream.name],
             is_patient=stream.is_passthrough and not is_stopping,
             died_at_s=self._died_at_s,
-            moved_at_s=self._moved_at_s.get(stream.name, now_s),
+            moved_at_s=self._moved_at_s[stream.name],
+            any_moved_at_s=max(self._moved_at_s.values()),
         )

@@ -18,6 +18,7 @@ class State(enum.Enum):
     STARTING = "being started"
     RUNNING = "running"
     ABORTING = "its creation being given up"
+    HELD = "asked to stop while it is being started"
     STOPPING = "asked to stop"
     KILLING = "being killed"
     EMPTYING = "dead, its container's other processes being killed"
@@ -52,6 +53,7 @@ class Action(enum.Enum):
     CREATE = "run the runtime's create, exec or restore"
     KILL_RUNTIME = "kill the runtime"
     START = "run the runtime's start"
+    HURRY_START = "give the runtime's start a few seconds"
     TELL_STARTED = "tell whoever waits that it runs"
     SEND_STOP_SIGNAL = "send the stop signal and start the grace period"
     KILL = "kill it and what it has forked"
@@ -82,12 +84,15 @@ TABLE: dict[tuple[State, Event], Step] = {
     (_S.ABORTING, _E.CREATE_FAILED): (_S.CLEANING, (_A.CLEAN_UP,)),
     (_S.STARTING, _E.STARTED): (_S.RUNNING, (_A.TELL_STARTED,)),
     (_S.STARTING, _E.START_FAILED): (_S.KILLING, (_A.KILL,)),
-    (_S.STARTING, _E.STOP): (_S.STOPPING, (_A.SEND_STOP_SIGNAL,)),
+    (_S.STARTING, _E.STOP): (_S.HELD, (_A.HURRY_START,)),
     (_S.STARTING, _E.INIT_EXITED): _DIES,
+    # Not before `start` has ended: until its exec the process is the runtime's, and dies its way.
+    (_S.HELD, _E.STARTED): (_S.STOPPING, (_A.TELL_STARTED, _A.SEND_STOP_SIGNAL)),
+    (_S.HELD, _E.START_FAILED): (_S.KILLING, (_A.KILL,)),
+    (_S.HELD, _E.STOP): (_S.HELD, (_A.NOTE_STOP_AGAIN,)),
+    (_S.HELD, _E.INIT_EXITED): _DIES,
     (_S.RUNNING, _E.STOP): (_S.STOPPING, (_A.SEND_STOP_SIGNAL,)),
     (_S.RUNNING, _E.INIT_EXITED): _DIES,
-    (_S.STOPPING, _E.STARTED): (_S.STOPPING, (_A.TELL_STARTED,)),
-    (_S.STOPPING, _E.START_FAILED): (_S.KILLING, (_A.KILL,)),
     (_S.STOPPING, _E.STOP): (_S.STOPPING, (_A.NOTE_STOP_AGAIN,)),
     (_S.STOPPING, _E.GRACE_OVER): (_S.KILLING, (_A.KILL,)),
     (_S.STOPPING, _E.INIT_EXITED): _DIES,

@@ -54,6 +54,14 @@ class Reaper:
             return False
         return True
 
+    def living_strangers(self) -> list[int]:
+        """Return the children that nobody expects: inherited, or left by a runtime.
+
+        Source: proc(5), /proc/[pid]/task/[tid]/children; unreaped ones are listed as well.
+        """
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            return [int(word) for word in file.read().split() if int(word) not in self._expected]
+
     def forget_strangers(self) -> None:
         """Reap strangers silently from now on: the container's pid is known."""
         self._strangers = None

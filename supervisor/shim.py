@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from setproctitle import setproctitle
 
 from supervisor import control, fds, lifecycle, linux, oci, statedir
-from supervisor.calls import RuntimeCalls
+from supervisor.calls import HURRY_S, RuntimeCalls
 from supervisor.creation import Creation, Remains, explain
 from supervisor.crew import Crew
 from supervisor.drain import DrainWatch
@@ -165,13 +165,16 @@ class _Supervisor:
         self._events: list[Event] = []
         self._termination: Termination | None = None
         self._error: ShimError | None = None
+        self._exit_status: statedir.ExitStatusFile | None = None
         self._exists = False
+        self._start_pid = 0
         self._is_started = False
         self._is_stopping = False
         self._actions: dict[Action, Callable[[], None]] = {
             Action.CREATE: self._create,
             Action.KILL_RUNTIME: self._creation.cancel,
             Action.START: self._start,
+            Action.HURRY_START: self._hurry_start,
             Action.TELL_STARTED: self._tell_started,
             Action.SEND_STOP_SIGNAL: self._send_stop_signal,
             Action.KILL: self._kill,
@@ -244,6 +247,7 @@ class _Supervisor:
         if self._state is State.ABORTING:
             self._error = StoppedError("stopped while it was being created")
         self._exists = True
+        self._exit_status = statedir.ExitStatusFile()
         if self._creation.console is not None:
             self._plumbing.join_console(self._creation.console, self._stdio)
             self._crew.start()
@@ -290,7 +294,17 @@ class _Supervisor:
         if not self._order.starts_container or self._creation.verb != "create":
             self._post(Event.STARTED)  # the engine starts it; exec and restore have
             return
-        self._run_or(self._caller.start(), self._on_start_end, Event.START_FAILED)
+        try:
+            # It may take its time: the container's own hooks run in it.
+            self._start_pid = self._calls.run(
+                self._caller.start(), self._on_start_end, limit_s=None
+            )
+        except ShimError as error:
+            self._error = error
+            self._post(Event.START_FAILED)
+
+    def _hurry_start(self) -> None:
+        self._calls.hurry(self._start_pid, HURRY_S)
 
     def _on_start_end(self, termination: Termination) -> None:
         if shell_status(termination) == 0:
@@ -301,9 +315,12 @@ class _Supervisor:
             self._log.info(f"start failed, the process had ended: {detail}")
             self._post(Event.STARTED)
             return
-        self._error = RuntimeFailedError(
-            f"{self._caller.name} start: {termination}{': ' if detail else ''}{detail}"
-        )
+        if self._is_stopping:
+            self._error = StoppedError("stopped while it was being started")
+        else:
+            self._error = RuntimeFailedError(
+                f"{self._caller.name} start: {termination}{': ' if detail else ''}{detail}"
+            )
         self._post(Event.START_FAILED)
 
     def _tell_started(self) -> None:
@@ -328,12 +345,12 @@ class _Supervisor:
 
     def _record_exit(self) -> None:
         self._stopper.over()
-        if self._termination is None:
+        if self._termination is None or self._exit_status is None:
             raise AssertionError("an exit to record, and none seen")
         self._log.info(f"process {self._creation.pid} ended: {self._termination}")
         self._drain = DrainWatch(self._crew)
         try:
-            statedir.write_exit_status(shell_status(self._termination))
+            self._exit_status.write(shell_status(self._termination))
         except OSError as error:
             # The engine will find no status, which is the truth; our caller gets it all the same.
             self._log.error(f"write exitStatus: {error.strerror}")
@@ -361,9 +378,12 @@ class _Supervisor:
         remains.delete(lambda: self._post(Event.CLEANED))
 
     def _kill_exec_remains(self) -> None:
-        """Kill an exec'd process that came to life although its exec failed for us."""
-        if self._creation.pid and self._reaper.is_ours(self._creation.pid):
-            os.kill(self._creation.pid, signal.SIGKILL)
+        """Kill an exec'd process that came to life although its exec failed for us.
+
+        Without a pid file it is told by being a child of ours that is none of our own.
+        """
+        for pid in self._reaper.living_strangers():
+            os.kill(pid, signal.SIGKILL)
         self._post(Event.CLEANED)
 
     def _begin_drain(self) -> None:
@@ -378,9 +398,13 @@ class _Supervisor:
             return
         judged = self._drain.judge(is_read=self._exists, is_stopping=self._is_stopping)
         for stream, verdict in judged:
-            self._crew.give_up(stream)
             copied = self._crew.copied_bytes(stream)
-            self._log.warning(f"{stream.name}: given up after {copied} bytes: {verdict.value}")
+            lost = self._crew.unread_bytes(stream)
+            self._log.warning(
+                f"{stream.name}: given up after {copied} bytes"
+                f"{f', of which {lost} were never read' if lost else ''}: {verdict.value}"
+            )
+            self._crew.give_up(stream)
         if self._drain.is_over:
             self._loop.cancel(_DRAIN)
             self._post(Event.DRAINED)
@@ -403,8 +427,6 @@ class _Supervisor:
             self._calls.run(argv, on_end)
         except ShimError as error:
             self._log.warning(str(error))
-            if otherwise is Event.START_FAILED:
-                self._error = error
             self._post(otherwise)
 
     def _signal_init(self, signum: int) -> None:
@@ -414,6 +436,8 @@ class _Supervisor:
     def _tidy_up(self) -> None:
         """Leave no process and no descriptor behind."""
         self._plumbing.close()
+        if self._exit_status is not None:
+            self._exit_status.close()
         self._crew.stop()
         self._calls.kill_running()
         is_late: list[bool] = []

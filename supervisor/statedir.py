@@ -11,6 +11,7 @@ Every name is opened relative to the current directory, which *is* the state dir
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from supervisor import fds
@@ -19,6 +20,7 @@ from supervisor.log import LOG_NAME, Log
 
 EXIT_STATUS_NAME = "exitStatus"
 _LONGEST_PID = 10
+_LONGEST_STATUS = 3
 
 
 def open_log(mirror_prefix: str | None = None) -> Log:
@@ -95,35 +97,83 @@ def write_file(name: str, content: bytes, mode: int = 0o644) -> None:
 
     Source: rename(2) is atomic; fsync(2) of the file before it, and of the directory after it.
     """
-    temporary = f".{name}.{os.getpid()}"
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = fds.Fd(_create(temporary, flags, mode))
+    temporary = _temporary_name(name)
+    fd = _create(temporary, mode)
     try:
-        rest = memoryview(content)
-        while rest:  # a disk that is nearly full takes a part first, and says ENOSPC next
-            rest = rest[os.write(fd.fileno(), rest) :]
-        os.fsync(fd.fileno())
-        os.rename(temporary, name)
+        _write_all(fd, content)
+        _move_into_place(fd, temporary, name)
     except OSError:
         os.unlink(temporary)
         raise
     finally:
         fd.close()
+
+
+class ExitStatusFile:
+    """`exitStatus`, with its room on the disk taken while there is some. Owns the file until then.
+
+    A disk that is full when the container dies, perhaps by its own output, would else take the one
+    thing away that nobody can tell a second time.
+    """
+
+    def __init__(self) -> None:
+        """Take the room, under a temporary name; without room `write` will have to find some."""
+        self._temporary = _temporary_name(EXIT_STATUS_NAME)
+        self._fd = fds.Fd(-1)
+        try:
+            self._fd = _create(self._temporary, 0o644)
+            _write_all(self._fd, b" " * _LONGEST_STATUS)
+        except OSError:
+            self.close()
+
+    def write(self, status: int) -> None:
+        """Write 0 to 255 in decimal, no newline, whole before anyone is told.
+
+        Raises:
+            OSError: There is no `exitStatus`.
+        """
+        if not self._fd.is_open:
+            write_file(EXIT_STATUS_NAME, str(status).encode())
+            return
+        os.lseek(self._fd.fileno(), 0, os.SEEK_SET)
+        text = str(status).encode()
+        _write_all(self._fd, text)
+        os.ftruncate(self._fd.fileno(), len(text))
+        _move_into_place(self._fd, self._temporary, EXIT_STATUS_NAME)
+        self._fd.close()
+
+    def close(self) -> None:
+        """Give the room back, if it was not needed."""
+        if self._fd.is_open:
+            self._fd.close()
+            with contextlib.suppress(OSError):  # the directory may be gone
+                os.unlink(self._temporary)
+
+
+def _temporary_name(name: str) -> str:
+    return f".{name}.{os.getpid()}"
+
+
+def _create(temporary: str, mode: int) -> fds.Fd:
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return fds.Fd(os.open(temporary, flags, mode))
+    except FileExistsError:
+        os.unlink(temporary)  # of a supervisor that was killed here and had our pid
+        return fds.Fd(os.open(temporary, flags, mode))
+
+
+def _write_all(fd: fds.Fd, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:  # a disk that is nearly full takes a part first, and says ENOSPC next
+        rest = rest[os.write(fd.fileno(), rest) :]
+
+
+def _move_into_place(fd: fds.Fd, temporary: str, name: str) -> None:
+    os.fsync(fd.fileno())
+    os.rename(temporary, name)
     directory = fds.Fd(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     try:
         os.fsync(directory.fileno())
     finally:
         directory.close()
-
-
-def _create(temporary: str, flags: int, mode: int) -> int:
-    try:
-        return os.open(temporary, flags, mode)
-    except FileExistsError:
-        os.unlink(temporary)  # of a supervisor that was killed here and had our pid
-        return os.open(temporary, flags, mode)
-
-
-def write_exit_status(status: int) -> None:
-    """Write `exitStatus`: 0 to 255 in decimal, no newline, whole before anyone is told."""
-    write_file(EXIT_STATUS_NAME, str(status).encode())

@@ -13,6 +13,7 @@ import os
 import signal
 import stat
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from supervisor import fds, spawn
@@ -26,9 +27,12 @@ if TYPE_CHECKING:
     from supervisor.loop import Loop
     from supervisor.oci import ProcessRecord
     from supervisor.reaper import Reaper
+    from supervisor.waitstatus import Termination
 
 READER_WAIT_S = 15.0
 _LIMIT = "stdio reader"
+_AGAIN = "wait for a reader again"
+_PAUSE_S = 0.05
 
 
 @dataclass(slots=True)
@@ -151,7 +155,7 @@ class StdioOpener:
         try:
             probe = _reopen(with_path, sink.path, os.O_WRONLY | os.O_NONBLOCK)
         except _NoReaderError:
-            self._waiting = _ReaderWait(self, name, sink.path, with_path)
+            self._wait_for_reader(name, sink.path, with_path)
             return False
         except ShimError:
             with_path.close()
@@ -160,14 +164,12 @@ class StdioOpener:
         try:
             self._take_fifo(name, sink.path, with_path)
         finally:
+            with_path.close()
             probe.close()
         return True
 
     def _take_fifo(self, name: str, path: str, with_path: fds.Fd) -> None:
-        try:
-            sink_fd = _reopen(with_path, path, os.O_RDWR)
-        finally:
-            with_path.close()
+        sink_fd = _reopen(with_path, path, os.O_RDWR)
         fds.grow_pipe(sink_fd.fileno())
         self._stdio.sinks[name] = sink_fd
 
@@ -184,89 +186,102 @@ class StdioOpener:
         self.cancel()
         self._on_end(error)
 
-    # What the wait for a reader needs of its opener.
-
-    def start_waiter(self, path_fd: int, said_wfd: int, on_said: Callable[[], None]) -> int:
-        """Fork the child that waits in open(2); returns its pid. The reaper has it."""
-        pid = spawn.fork_worker(
-            lambda: fifo.wait_for_reader(self._title, path_fd, said_wfd, self._null_fd),
-            dies_with_us=True,
-        )
-        self._reaper.expect(pid, lambda _termination: on_said())
-        return pid
-
-    def watch(self, fd: int, callback: Callable[[], None]) -> Loop:
-        """Watch `fd` in our loop and return the loop."""
-        self._loop.watch(fd, callback)
-        return self._loop
-
-    def reader_has_come(self, name: str, path: str, with_path: fds.Fd) -> bool:
-        """Take the fifo: it has a reader, and the waiting child still holds it open.
-
-        Returns False if it cannot be opened; `on_end` has been told.
-        """
-        self._waiting = None
-        try:
+    def _wait_for_reader(self, name: str, path: str, with_path: fds.Fd) -> None:
+        def on_reader() -> None:
             self._take_fifo(name, path, with_path)
-        except ShimError as error:
-            self._fail(error)
-            return False
-        return True
 
-    def go_on(self) -> None:
-        """Open the next stream."""
-        self._open_next()
+        def on_end(error: ShimError | None) -> None:
+            self._waiting = None
+            if error is not None:
+                self._fail(error)
+            else:
+                self._open_next()
+
+        work = partial(fifo.wait_for_reader, self._title, null_fd=self._null_fd)
+        wait = _ReaderWait(self._loop, self._reaper, path, with_path, work, on_reader, on_end)
+        self._waiting = wait
+        wait.begin()
 
 
 class _ReaderWait:
-    """A child that waits for the reader of one fifo. Owns the child, its pipe and `with_path`."""
+    """A child that waits for the first reader of a fifo. Owns the child, its pipe, `with_path`."""
 
-    def __init__(self, opener: StdioOpener, name: str, path: str, with_path: fds.Fd) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        reaper: Reaper,
+        path: str,
+        with_path: fds.Fd,
+        work: Callable[[int, int], None],
+        on_reader: Callable[[], None],
+        on_end: Callable[[ShimError | None], None],
+    ) -> None:
+        """Borrow loop and reaper.
+
+        `work` is the child's, with the fifo's and its pipe's descriptor;
+        `on_reader` takes the fifo while the child still holds it open, or raises `ShimError`;
+        `on_end` follows when the child has been let go, with None or the error.
+        """
         self.path = path
-        self._opener = opener
-        self._name = name
+        self._loop = loop
+        self._reaper = reaper
         self._with_path = with_path
-        self._said_rfd, said_wfd = fds.pipe(4096)
-        os.set_blocking(self._said_rfd.fileno(), False)
-        self._is_over = False
+        self._work = work
+        self._on_reader = on_reader
+        self._on_end = on_end
+        self._said_rfd = fds.Fd(-1)
+        self._pid = 0
+
+    def begin(self) -> None:
+        """Fork the child; if that fails (EAGAIN, EMFILE), `on_end` is told."""
         try:
-            self._pid = opener.start_waiter(
-                with_path.fileno(), said_wfd.fileno(), self._on_child_gone
-            )
-        finally:
-            said_wfd.close()
-        self._loop = opener.watch(self._said_rfd.fileno(), self._on_said)
+            self._said_rfd, said_wfd = fds.pipe(4096)
+            os.set_blocking(self._said_rfd.fileno(), False)
+            try:
+                self._pid = spawn.fork_worker(
+                    partial(self._work, self._with_path.fileno(), said_wfd.fileno()),
+                    dies_with_us=True,
+                )
+            finally:
+                said_wfd.close()
+        except OSError as error:
+            self.end()
+            self._on_end(ShimError(f"wait for a reader of {self.path}: {reason(error)}"))
+            return
+        self._reaper.expect(self._pid, self._on_child_gone)
+        self._loop.watch(self._said_rfd.fileno(), self._on_said)
 
     def _on_said(self) -> None:
         if not os.read(self._said_rfd.fileno(), 1):
-            return  # the child has died: its end is told by the reaper
-        with_path, self._with_path = self._with_path, fds.Fd(-1)
-        is_taken = self._opener.reader_has_come(self._name, self.path, with_path)
+            self._hang_up()  # it has died: the reaper tells its end
+            return
+        error = None
+        try:
+            self._on_reader()
+        except ShimError as caught:
+            error = caught
         self.end()
-        if is_taken:
-            self._opener.go_on()
+        self._on_end(error)
 
-    def _on_child_gone(self) -> None:
-        """Somebody killed the child: wait with another one."""
-        if not self._is_over:
-            with_path, self._with_path = self._with_path, fds.Fd(-1)
-            self.end()
-            self._opener._waiting = _ReaderWait(  # noqa: SLF001 -- its other half
-                self._opener, self._name, self.path, with_path
-            )
+    def _on_child_gone(self, _termination: Termination) -> None:
+        """Go on with another one, if it was not us who let it go."""
+        self._pid = 0
+        self._hang_up()
+        if self._with_path.is_open:
+            self._loop.call_after(_AGAIN, _PAUSE_S, self.begin)
 
     def end(self) -> None:
-        """Let the child go; the reaper collects it."""
-        if self._is_over:
-            return
-        self._is_over = True
-        self._loop.forget(self._said_rfd.fileno())
-        self._said_rfd.close()
+        """Let the child go; the reaper collects it. A second call does nothing."""
+        self._loop.cancel(_AGAIN)
+        self._hang_up()
         self._with_path.close()
-        try:
-            os.kill(self._pid, signal.SIGKILL)  # not reaped before `_on_child_gone`: safe
-        except ProcessLookupError:
-            return
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)  # unreaped, so the pid is its own
+
+    def _hang_up(self) -> None:
+        if self._said_rfd.is_open:
+            self._loop.forget(self._said_rfd.fileno())
+            self._said_rfd.close()
 
 
 class _NoReaderError(ShimError):

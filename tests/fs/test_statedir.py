@@ -72,9 +72,20 @@ def test_a_stale_pid_is_removed_and_none_is_no_error(state_dir: FakeFilesystem) 
 def test_the_exit_status_is_decimal_without_a_newline(
     state_dir: FakeFilesystem, status: int
 ) -> None:
-    statedir.write_exit_status(status)
+    reserved = statedir.ExitStatusFile()
+    assert not state_dir.exists("/state/exitStatus")
+    reserved.write(status)
+    reserved.close()
     assert state_dir.get_object("/state/exitStatus").contents == str(status)
     assert os.listdir("/state") == ["exitStatus"]
+
+
+def test_an_exit_status_that_never_came_leaves_nothing(state_dir: FakeFilesystem) -> None:
+    statedir.ExitStatusFile().close()
+    assert os.listdir("/state") == []
+    reserved = statedir.ExitStatusFile()
+    state_dir.remove_object(f"/state/.exitStatus.{os.getpid()}")
+    reserved.close()
 
 
 def test_a_file_is_replaced_whole_and_gets_its_mode(state_dir: FakeFilesystem) -> None:

@@ -474,6 +474,8 @@ def test_a_stray_and_a_client_that_does_not_read_are_given_up_with_the_reason(
     now[0] += 0.31
     held = site.crew.streams[0]
     assert watch.judge(is_read=True, is_stopping=False) == [(held, Verdict.STRAY)]
+    site.crew.give_up(held)
+    assert watch.judge(is_read=True, is_stopping=False) == []
     now[0] += 5.0
     assert not watch.is_over
     assert watch.judge(is_read=True, is_stopping=False) == [(clogged, Verdict.STALLED)]

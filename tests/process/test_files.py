@@ -6,6 +6,8 @@ import errno
 import fcntl
 import os
 import signal
+import subprocess
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,10 +15,11 @@ import pytest
 from supervisor import fds, home, oci, statedir
 from supervisor.errors import AlreadySupervisedError, RecordError, ShimError
 from supervisor.waitstatus import Exited
-from tests.harness import waiting
+from tests.harness import mounts, waiting
 from tests.harness.forked import file_limit, forked
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 pytestmark = pytest.mark.process
@@ -84,6 +87,55 @@ def test_a_disk_that_takes_only_a_part_leaves_the_old_file_whole(state_dir: Path
         assert child.wait() == Exited(0)
     assert os.listdir(state_dir) == ["name"]
     assert (state_dir / "name").read_bytes() == b"old"
+
+
+def _on_a_small_disk(path: Path, work: Callable[[], None]) -> Exited:
+    """Run `work` with `path`, a tmpfs of two pages, as its current directory."""
+
+    def enter() -> None:
+        mounts.make_private()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "small", path], check=True)
+        os.chdir(path)
+        work()
+
+    with forked(enter) as child:
+        ended = child.wait()
+    assert isinstance(ended, Exited)
+    return ended
+
+
+def _fill() -> None:
+    with open("full", "wb", buffering=0) as file, suppress(OSError):
+        while file.write(b"x" * 4096):
+            pass
+
+
+@pytest.mark.runc  # it mounts: only root may
+def test_an_exit_status_is_written_although_the_disk_has_become_full(tmp_path: Path) -> None:
+    def reserved_in_time() -> None:
+        reserved = statedir.ExitStatusFile()
+        _fill()
+        reserved.write(37)
+        with open("exitStatus") as file:
+            assert file.read() == "37"
+        assert sorted(os.listdir(".")) == ["exitStatus", "full"]
+
+    assert _on_a_small_disk(tmp_path, reserved_in_time) == Exited(0)
+
+
+@pytest.mark.runc
+def test_an_exit_status_finds_its_room_late_or_is_an_error(tmp_path: Path) -> None:
+    def full_from_the_start() -> None:
+        _fill()
+        reserved = statedir.ExitStatusFile()
+        with pytest.raises(OSError, match="No space left"):
+            reserved.write(37)
+        assert os.listdir(".") == ["full"]
+        os.unlink("full")
+        reserved.write(37)
+        assert os.listdir(".") == ["exitStatus"]
+
+    assert _on_a_small_disk(tmp_path, full_from_the_start) == Exited(0)
 
 
 def test_an_id_can_be_claimed_once(tmp_path: Path) -> None:

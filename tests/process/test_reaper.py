@@ -12,7 +12,7 @@ from supervisor import reaper, spawn
 from supervisor.reaper import Reaper
 from supervisor.waitstatus import Exited, Killed, Termination
 from tests.harness import waiting
-from tests.harness.forked import has_no_children
+from tests.harness.forked import forked, has_no_children
 
 pytestmark = pytest.mark.process
 
@@ -49,6 +49,14 @@ def test_a_living_child_does_not_hold_the_reaper_up() -> None:
     made.reap()
     assert ended == [Killed(signal.SIGKILL)]
     assert not made.is_ours(pid)
+
+
+def test_a_living_child_that_nobody_expects_is_a_stranger() -> None:
+    made = Reaper()
+    with forked(signal.pause) as ours, forked(signal.pause) as stranger:
+        made.expect(ours.pid, lambda _termination: None)
+        assert made.living_strangers() == [stranger.pid]
+    assert made.living_strangers() == []
 
 
 def test_a_stranger_is_remembered_until_somebody_expects_it_and_told_once() -> None:

@@ -265,6 +265,24 @@ def test_a_client_that_never_reads_delays_the_end_boundedly(make_engine: MakeEng
     assert len(kept) >= 65536
 
 
+def test_a_client_that_is_away_finds_its_words_although_a_stray_was_hung_up_on(
+    make_engine: MakeEngine, make_exec: MakeExec
+) -> None:
+    container = box(make_engine, host_pid=True)
+    process = make_exec(container, "read go; echo words; sleep 1000 2>&- & exit 3",
+                        containerdStdin="stdin")  # fmt: skip
+    process.run_attached()
+    process.close("stdout")
+    os.write(process.open("stdin", os.O_WRONLY), b"go\n")
+    waiting.wait_path(process.dir / "shim-log.json", lambda _path: process.log("warn") != [])
+    assert "holds it open" in process.log("warn")[0]
+    assert not waiting.has_hung_up(process.exit_fd)
+    stdout = process.open("stdout", os.O_RDONLY | os.O_NONBLOCK)
+    assert waiting.read_to_end(stdout) == b"words\n"
+    assert process.wait_end() == 3
+    end(container)
+
+
 def test_a_client_that_holds_its_fifo_need_not_have_read_it(make_engine: MakeEngine) -> None:
     engine = make_engine("echo words; exit 7")
     engine.run_attached()

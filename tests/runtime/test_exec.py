@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import waiting
+from tests.harness import runtimes, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.harness.engine import Engine
     from tests.runtime.conftest import MakeEngine, MakeExec
@@ -82,6 +83,30 @@ def test_many_execs_at_once_do_not_mix(container: Engine, make_exec: MakeExec) -
         (stdout, _stderr) = process.read_end("stdout", "stderr")
         assert stdout == b"".join(b"%d\n" % i for i in range(n, 20001))
         assert process.wait_end() == n
+
+
+_NONSENSE = """
+[ $verb = exec ] && {
+    runc "$@" || exit
+    for word; do
+        [ "$before" = --pid-file ] && cp "$word" "$word.real" && echo nonsense > "$word"
+        before=$word
+    done
+    exit 0
+}
+"""
+
+
+def test_a_process_whose_pid_nobody_can_read_is_not_left_behind(
+    container: Engine, make_exec: MakeExec, tmp_path: Path
+) -> None:
+    container.runtime = str(runtimes.script(tmp_path / "nonsense", _NONSENSE))
+    process = make_exec(container, "sleep 1000")
+    process.attach("stdout", "stderr")
+    process.launch()
+    assert process.wait_shim() == 1
+    assert process.log("error") == ["pid: not a process id: 'nonsense\\n'"]
+    assert waiting.state_of(int((process.dir / "pid.real").read_text())) in ("", "Z")
 
 
 def test_a_program_that_is_not_there_is_the_runtimes_failure(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness import bundles, waiting
+from tests.harness import bundles, runtimes, waiting
 from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
@@ -345,6 +345,49 @@ def test_log_takes_a_file_that_is_created_and_appended_to(
 
 def test_log_null_discards(run: Run, make_bundle: Callable[..., Path]) -> None:
     assert ended(run(make_bundle("seq 100000"), "--log", "null")) == (0, "", "")
+
+
+_SLOW_START = """
+echo $verb >> {calls}
+if [ $verb = start ]; then
+    runc "$@" || exit
+    read go < {gate}
+    echo started >> {calls}
+    exit 0
+fi
+"""
+
+
+def test_a_stop_waits_for_a_start_that_is_under_way(
+    run: Run, make_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Until its exec the process is the runtime's own, and a signal would end that."""
+    calls, gate = tmp_path / "calls", tmp_path / "gate"
+    os.mkfifo(gate)
+    slow = runtimes.script(tmp_path / "slow", _SLOW_START.format(calls=calls, gate=gate))
+    bundle = make_bundle("trap 'echo bye; exit 7' TERM; echo ready; while :; do sleep 0.1; done")
+    process = run(bundle, "--runtime", slow)
+    assert first_line(process) == b"ready\n"
+    process.send_signal(signal.SIGTERM)
+    log = _state_dir(run) / "shim-log.json"
+    waiting.wait_path(log, lambda path: "stopping" in path.read_text())
+    gate.write_text("go\n")
+    assert ended(process) == (7, "bye\n", "")
+    assert calls.read_text().split()[:4] == ["create", "start", "started", "kill"]
+
+
+def test_a_start_that_hangs_is_killed_once_a_stop_is_asked_for(
+    run: Run, make_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    hangs = runtimes.script(tmp_path / "hangs", "[ $verb = start ] && exec sleep 1000")
+    process = run(make_bundle("echo never"), "--runtime", hangs)
+    log = _state_dir(run) / "pid"
+    waiting.wait_path(log, lambda path: path.exists())
+    process.send_signal(signal.SIGTERM)
+    code, out, err = ended(process)
+    assert (code, out) == (143, "")
+    assert "stopped while it was being started" in err
+    assert os.listdir(run.root) == []
 
 
 def test_a_stopped_start_leaves_nothing(run: Run, make_bundle: Callable[..., Path]) -> None:

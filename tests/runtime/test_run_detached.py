@@ -101,7 +101,7 @@ _OF_A_WORKER = ["/dev/null"] * 3 + ["file"] + ["pipe"] * 4
 
 _OWN = sorted(
     ["/dev/null"] * 4  # 0, 1, 2 and the one that is lent to runtimes and workers
-    + ["anon_inode:[eventpoll]", "directory", "file", "log", "control", "exit"]
+    + ["anon_inode:[eventpoll]", "directory", "file", "log", "control", "exit", "exitStatus"]
     + ["pipe"] * 6  # signals (2), stdout's source, its scratch pipe (2), the worker's report
 )
 
@@ -119,6 +119,8 @@ def _kinds(proc: Path) -> list[str]:
             kinds.append(path.name)
         elif path.name == "shim-log.json":
             kinds.append("log")
+        elif path.name.startswith(".exitStatus."):
+            kinds.append("exitStatus")
         else:
             kinds.append("directory" if path.is_dir() else "file")
     return sorted(kinds)

@@ -17,8 +17,20 @@ def _view(
     last_word: bool = True,
     patient: bool = False,
     moved: float = 100.0,
+    hung_up: bool = False,
+    other_moved: float = 0.0,
 ) -> StreamView:
-    return StreamView(reported, pending, unread, last_word, patient, 100.0, moved)
+    return StreamView(
+        is_reported=reported,
+        is_hung_up=hung_up,
+        has_pending=pending,
+        unread_bytes=unread,
+        is_last_word_out=last_word,
+        is_patient=patient,
+        died_at_s=100.0,
+        moved_at_s=moved,
+        any_moved_at_s=max(moved, other_moved),
+    )
 
 
 @pytest.mark.parametrize(
@@ -42,6 +54,16 @@ def _view(
         (_view(moved=50.0), 0.29, W),
         (_view(moved=100.2), 0.4, W),
         (_view(moved=100.2), 0.51, STRAY),
+        # Nothing pending, but its other stream is chattered on.
+        (_view(other_moved=100.2), 0.4, W),
+        (_view(other_moved=100.2), 0.51, STRAY),
+        (_view(other_moved=104.9), 5.0, STRAY),
+        # Hung up: its worker has to die first, and what it has delivered may still be unread.
+        (_view(hung_up=True), 4.99, W),
+        (_view(hung_up=True), 5.0, STALLED),
+        (_view(hung_up=True, reported=True), 0.31, D),
+        (_view(hung_up=True, reported=True, unread=1), 4.99, W),
+        (_view(hung_up=True, reported=True, unread=1), 5.0, STALLED),
         # Nothing pending: somebody chatters, for five seconds at most.
         (_view(moved=104.9), 4.99, W),
         (_view(moved=104.9), 5.0, STRAY),
@@ -56,7 +78,6 @@ def _view(
         (_view(pending=True, last_word=False, moved=150.0), 54.9, W),
         (_view(pending=True, last_word=False, moved=150.0), 55.0, STALLED),
         (_view(pending=True, last_word=False, patient=True), 1000.0, W),
-        (_view(unread=1, last_word=False), 5.0, STALLED),
     ],
 )
 def test_the_wait_for_a_stream_ends_by_the_rule(

@@ -30,7 +30,13 @@ EXPECTED: dict[State, dict[Event, Step]] = {
     S.STARTING: {
         E.STARTED: (S.RUNNING, (A.TELL_STARTED,)),
         E.START_FAILED: (S.KILLING, (A.KILL,)),
-        E.STOP: (S.STOPPING, (A.SEND_STOP_SIGNAL,)),
+        E.STOP: (S.HELD, (A.HURRY_START,)),
+        E.INIT_EXITED: DIES,
+    },
+    S.HELD: {
+        E.STARTED: (S.STOPPING, (A.TELL_STARTED, A.SEND_STOP_SIGNAL)),
+        E.START_FAILED: (S.KILLING, (A.KILL,)),
+        E.STOP: (S.HELD, (A.NOTE_STOP_AGAIN,)),
         E.INIT_EXITED: DIES,
     },
     S.RUNNING: {
@@ -38,8 +44,6 @@ EXPECTED: dict[State, dict[Event, Step]] = {
         E.INIT_EXITED: DIES,
     },
     S.STOPPING: {
-        E.STARTED: (S.STOPPING, (A.TELL_STARTED,)),
-        E.START_FAILED: (S.KILLING, (A.KILL,)),
         E.STOP: (S.STOPPING, (A.NOTE_STOP_AGAIN,)),
         E.GRACE_OVER: (S.KILLING, (A.KILL,)),
         E.INIT_EXITED: DIES,
