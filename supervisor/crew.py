@@ -231,6 +231,18 @@ class Crew:
         """
         return stream.unread_bytes() if stream.is_over else 0
 
+    def could_move(self, stream: Stream) -> bool:
+        """Say whether a living worker has something to move and room to move it to."""
+        return (
+            bool(stream.pid)
+            and (stream.has_pending() or self.transit_bytes(stream) > 0)
+            and fds.is_writable(stream.sink.fileno())
+        )
+
+    def kill_worker(self, stream: Stream) -> None:
+        """Kill the stream's worker; another one follows."""
+        self._kill(stream)
+
     def give_up(self, stream: Stream) -> None:
         """End one stream where it is: kill its worker, then `finish` it."""
         stream.is_given_up = True

@@ -8,20 +8,30 @@ own descriptors, or with --detach to the sink that --log names.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from supervisor import daemonize, home, oci, statedir
 from supervisor.calls import ask_runtime
-from supervisor.errors import AlreadySupervisedError, BundleError, ShimError, UsageError
+from supervisor.errors import (
+    AlreadySupervisedError,
+    BundleError,
+    ShimError,
+    StoppedError,
+    UsageError,
+)
 from supervisor.ids import check_id
+from supervisor.notify import SOCKET_VARIABLE, Notifier
 from supervisor.runtime import RuntimeCaller, parse_state
 from supervisor.shim import Order, Outcome, supervise
 from supervisor.terminal import find_terminal
 from supervisor.waitstatus import shell_status
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from supervisor.terminal import UserTerminal
 
 DEFAULT_ROOT = "/run/forkshim"
@@ -83,7 +93,7 @@ def run(request: RunRequest) -> int:
 def _settle_detach(request: RunRequest) -> RunRequest:
     if not request.detach:
         return request
-    if "NOTIFY_SOCKET" in os.environ:
+    if SOCKET_VARIABLE in os.environ:
         _say("--detach: systemd supervises this process, so it stays in the foreground")
         return replace(request, detach=False)
     if request.interactive:
@@ -178,14 +188,40 @@ def _supervise_here(claimed: home.Home, order: Order, user_terminal: UserTermina
     log = statedir.open_log(mirror_prefix=f"forkshim: {order.container_id}")
     try:
         claimed.write_pid()
-        order = replace(order, has_job_control=True, terminal=user_terminal)
+        notifier = Notifier(_environment_of_a_main_process())
+        order = replace(order, has_job_control=True, terminal=user_terminal, notifier=notifier)
         outcome = supervise(order, log)
+        if notifier.is_heard and _has_done_as_told(outcome, order):
+            return 0
         return _exit_status(outcome)
     finally:
         if user_terminal is not None:
             user_terminal.restore()
         log.close()
         claimed.remove()
+
+
+def _environment_of_a_main_process() -> Mapping[str, str]:
+    """Return the environment, or an empty one if it was made for a process above us.
+
+    Source: systemd.exec(5), SYSTEMD_EXEC_PID (v248): a script of a unit may run us.
+    """
+    pid = os.environ.get("SYSTEMD_EXEC_PID", "")
+    return os.environ if pid in ("", str(os.getpid())) else {}
+
+
+def _has_done_as_told(outcome: Outcome, order: Order) -> bool:
+    """Say whether it ended by the stop that systemd asked for: no failure of the unit.
+
+    systemd takes death by SIGTERM for clean, the status 143 not (systemd.service(5)); and it cannot
+    tell a 137 that we caused from one of the container's own.
+    """
+    if outcome.error is not None or outcome.termination is None:
+        return isinstance(outcome.error, StoppedError)
+    return outcome.was_asked_to_stop and shell_status(outcome.termination) in (
+        128 + order.stop_signal,
+        128 + signal.SIGKILL,
+    )
 
 
 def _supervise_detached(claimed: home.Home, order: Order, herald: daemonize.Herald) -> None:

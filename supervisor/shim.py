@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from setproctitle import setproctitle
@@ -23,9 +23,11 @@ from supervisor.drain import DrainWatch
 from supervisor.errors import RuntimeFailedError, ShimError, StoppedError
 from supervisor.lifecycle import Action, Event, State
 from supervisor.loop import Loop
+from supervisor.notify import Notifier
 from supervisor.plumbing import Plumbing
 from supervisor.reaper import Reaper
 from supervisor.runtime import RuntimeCaller
+from supervisor.service import Service
 from supervisor.signals import FORWARDED_SIGNALS, STOP_SIGNALS, SignalRouter
 from supervisor.stdio import Stdio, StdioOpener
 from supervisor.stopping import Stopper
@@ -56,6 +58,7 @@ class Order:
         has_job_control: A shell may stop and continue us.
         terminal: The person's terminal that is joined to the container's, or None.
         on_started: Called once when the container process runs.
+        notifier: The way to the service manager; the default has none.
     """
 
     container_id: str
@@ -67,14 +70,19 @@ class Order:
     has_job_control: bool = False
     terminal: UserTerminal | None = None
     on_started: Callable[[], None] = lambda: None
+    notifier: Notifier = field(default_factory=lambda: Notifier({}))
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How it went: the container process's end, or why there was none; start errors have both."""
+    """How it went: the container process's end, or why there was none; start errors have both.
+
+    `was_asked_to_stop`: by TERM or INT, at any time.
+    """
 
     termination: Termination | None
     error: ShimError | None
+    was_asked_to_stop: bool = False
 
 
 def supervise(order: Order, log: Log) -> Outcome:
@@ -159,6 +167,9 @@ class _Supervisor:
             is_exec=record.is_exec,
             signal_init=self._signal_init,
         )
+        self._service = Service(
+            order.notifier, self._loop, self._crew, log, stop_timeout_s=order.stop_timeout_s
+        )
         self._drain: DrainWatch | None = None
         self._state = State.OPENING
         self._is_taking_steps = False
@@ -192,7 +203,7 @@ class _Supervisor:
         self._opener.begin(self._record, self._on_stdio)
         self._loop.run_until(lambda: self._state is State.ENDED)
         self._tidy_up()
-        return Outcome(self._termination, self._error)
+        return Outcome(self._termination, self._error, self._is_stopping)
 
     # Events: from the outside world to the table.
 
@@ -205,10 +216,16 @@ class _Supervisor:
         try:
             while self._events:
                 self._state, actions = lifecycle.step(self._state, self._events.pop(0))
+                self._service.entered(self._state, self._description())
                 for action in actions:
                     self._actions[action]()
         finally:
             self._is_taking_steps = False
+
+    def _description(self) -> str:
+        pid = f", pid {self._creation.pid}" if self._creation.pid else ""
+        ended = f" ({self._termination})" if self._termination is not None else ""
+        return f"{self._state.value}{pid}{ended}"
 
     def _serve_signals(self) -> None:
         self._router.dispatch(self._on_signal)
@@ -327,6 +344,7 @@ class _Supervisor:
         if not self._is_started:
             self._is_started = True
             self._order.on_started()
+            self._service.ready()
 
     def _send_stop_signal(self) -> None:
         order = self._order
@@ -409,6 +427,7 @@ class _Supervisor:
             self._loop.cancel(_DRAIN)
             self._post(Event.DRAINED)
         else:
+            self._service.going_on()
             self._loop.call_after(_DRAIN, self._drain.next_look_s(), self._look_at_drain)
 
     def _delete(self) -> None:

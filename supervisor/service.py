@@ -1,0 +1,121 @@
+"""What systemd is told when: the phases of a container as a service, and the signs of life.
+
+Each phase of the end asks for the time it may take, so the unit's TimeoutStopSec= need not know
+our grace period; a drain that makes progress asks again. The sign of life comes from the loop, so
+a supervisor that hangs gives none; and with each one the workers are looked at: one that has
+something to move, room to move it to, and has not moved a byte between two looks (stopped by
+SIGSTOP, say) is killed, which is harmless to the bytes, and replaced.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from supervisor.calls import CALL_LIMIT_S, HURRY_S
+from supervisor.drain import STALLED_S
+from supervisor.lifecycle import State
+from supervisor.stopping import KILL_OVERDUE_S
+
+if TYPE_CHECKING:
+    from supervisor.crew import Crew
+    from supervisor.log import Log
+    from supervisor.loop import Loop
+    from supervisor.notify import Notifier
+
+MARGIN_S = 10.0
+"""Added to each phase, for a busy machine."""
+
+_TIMER = "sign of life"
+_ASK_AGAIN_S = 1.0
+_LIMIT_S = {
+    State.ABORTING: HURRY_S,
+    State.HELD: HURRY_S,
+    State.KILLING: CALL_LIMIT_S + KILL_OVERDUE_S,
+    State.EMPTYING: CALL_LIMIT_S,
+    State.CLEANING: 2 * CALL_LIMIT_S,
+    State.DRAINING: STALLED_S,
+    State.DELETING: CALL_LIMIT_S,
+}
+
+
+class Service:
+    """Reports one container to the service manager. Borrows everything."""
+
+    def __init__(
+        self, notifier: Notifier, loop: Loop, crew: Crew, log: Log, *, stop_timeout_s: float
+    ) -> None:
+        """`stop_timeout_s`: the grace period."""
+        self._notifier = notifier
+        self._loop = loop
+        self._crew = crew
+        self._log = log
+        self._limit_s = {**_LIMIT_S, State.STOPPING: stop_timeout_s + CALL_LIMIT_S}
+        self._state = State.OPENING
+        self._text = ""
+        self._asked_at_s = 0.0
+        self._suspects: dict[str, tuple[int, int]] = {}
+        if notifier.watchdog_s:
+            self._give_sign_of_life()
+
+    def ready(self) -> None:
+        """The container's process runs."""
+        self._notifier.ready(self._line())
+
+    def entered(self, state: State, text: str) -> None:
+        """Tell the new state in words, and ask for the time that it may take."""
+        if not self._notifier.is_heard:
+            return
+        if state in self._limit_s and self._state not in self._limit_s:
+            self._notifier.stopping()
+        self._state, self._text = state, text
+        self._ask_for_time()
+        self._notifier.status(self._line())
+
+    def going_on(self) -> None:
+        """Ask for more time: the phase is a long one, and it makes progress."""
+        if time.monotonic() - self._asked_at_s >= _ASK_AGAIN_S:
+            self._ask_for_time()
+
+    def _ask_for_time(self) -> None:
+        limit_s = self._limit_s.get(self._state)
+        if limit_s is not None:
+            self._asked_at_s = time.monotonic()
+            self._notifier.extend_timeout(limit_s + MARGIN_S)
+
+    def _give_sign_of_life(self) -> None:
+        self._notifier.alive()
+        self._replace_the_stuck()
+        if self._text:
+            self._notifier.status(self._line())
+        self._loop.call_after(_TIMER, self._notifier.watchdog_s, self._give_sign_of_life)
+
+    def _replace_the_stuck(self) -> None:
+        suspects = {
+            stream.name: (stream.pid, self._crew.copied_bytes(stream))
+            for stream in self._crew.outputs
+            if self._crew.could_move(stream)
+        }
+        for stream in self._crew.outputs:
+            if stream.name in suspects and suspects[stream.name] == self._suspects.get(stream.name):
+                self._log.warning(f"{stream.name}: worker {stream.pid} does not move; killing it")
+                self._crew.kill_worker(stream)
+        self._suspects = suspects
+
+    def _line(self) -> str:
+        crew = self._crew
+        moved = [f"{stream.name} {size(crew.copied_bytes(stream))}" for stream in crew.outputs]
+        deaths = sum(stream.deaths for stream in crew.streams)
+        return ", ".join([self._text, *moved, f"respawned {deaths}"])
+
+
+def size(count: int) -> str:
+    """Return a number of bytes as a person reads it: 0 B, 1023 B, 1.0 KiB, 12.3 GiB."""
+    if count < 1024:
+        return f"{count} B"
+    number = float(count)
+    for unit in ("KiB", "MiB", "GiB"):
+        number /= 1024
+        if number < 1023.95:
+            return f"{number:.1f} {unit}"
+    return f"{number / 1024:.1f} TiB"
