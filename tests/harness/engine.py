@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,10 +115,19 @@ class Engine:
         return self.shim.pid
 
     def open_when_waited_for(self, stream: str) -> int:
-        """Open an output for reading, as a client that comes late: open(2) waits for the writer."""
-        fd = self.open(stream, os.O_RDONLY)
-        os.set_blocking(fd, False)
-        return fd
+        """Open an output for reading, as a client that comes late: open(2) waits for the writer.
+
+        In a thread: a shim that has ended has no writer for us, and open(2) has no limit.
+        """
+        client = threading.Thread(target=self.open, args=(stream, os.O_RDONLY), daemon=True)
+        client.start()
+        client.join(waiting.LIMIT_S)
+        if client.is_alive():
+            os.close(os.open(self.dir / stream, os.O_RDWR))  # a writer at last: lets it go
+            client.join()
+            raise TimeoutError(f"{stream}: no writer came; shim-log.json: {self.log()}")
+        os.set_blocking(self._fds[stream], False)
+        return self._fds[stream]
 
     def rewrite_process(self, **process: Any) -> None:
         """Change fields of process.json."""
@@ -138,13 +148,26 @@ class Engine:
         return self.shim.pid
 
     def created(self) -> int:
-        """Wait until the container is created; returns its pid."""
+        """Wait until the container is created, and the shim knows; returns its pid.
+
+        The pid file comes before the runtime's end, and the shim reads it only then: what is sent
+        to it earlier is sent to a shim whose container does not exist yet.
+        """
         assert self.shim is not None
         path = self.dir / "pid"
         waiting.wait_path(
             path, lambda p: self._has_content(p) or (self.dir / "exitStatus").exists()
         )
+        waiting.wait_true(lambda: not self._has_runtime_to_reap())
         return int(path.read_text())
+
+    def _has_runtime_to_reap(self) -> bool:
+        """Say whether the create or exec is still a child of the shim; a zombie may be it."""
+        pid_file = str(self.dir / "pid")
+        return any(
+            waiting.state_of(pid) == "Z" or pid_file in waiting.title_of(pid)
+            for pid in waiting.children_of(self.shim_pid)
+        )
 
     def start(self) -> None:
         """Run the runtime's start, as the daemon does."""

@@ -13,6 +13,8 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 
+from tests.harness import waiting
+
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -63,8 +65,7 @@ def _descriptors() -> list[str]:
 
 
 def _children() -> list[int]:
-    with open(f"/proc/self/task/{os.getpid()}/children") as file:
-        return [int(pid) for pid in file.read().split()]
+    return [pid for pid in waiting.children_of(os.getpid()) if waiting.is_alive(pid)]
 
 
 def _containers() -> list[str]:

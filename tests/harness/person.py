@@ -53,7 +53,7 @@ class Person:
         if self.command.poll() is None:
             self.command.send_signal(signal.SIGTERM)
             try:
-                self.command.wait(20)
+                self.command.wait(waiting.LIMIT_S)
             except subprocess.TimeoutExpired:
                 self.command.kill()
                 self.command.wait()

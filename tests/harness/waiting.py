@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 LIMIT_S = 60.0
 """A test that waits longer has failed. No promise about speed: machines are slow and shared."""
 
+_PF_EXITING = 0x4
+_SIGKILL_BIT = 1 << (signal.SIGKILL - 1)
 _IN_EVENTS = 0x00000002 | 0x00000004 | 0x00000008 | 0x00000080 | 0x00000100 | 0x00000200
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -102,7 +104,7 @@ def children_of(pid: int) -> list[int]:
     try:
         with open(f"/proc/{pid}/task/{pid}/children") as file:
             return [int(word) for word in file.read().split()]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return []
 
 
@@ -155,18 +157,36 @@ def state_of(pid: int) -> str:
         return ""
 
 
+def is_alive(pid: int) -> bool:
+    """Say whether a process lives and will go on living.
+
+    One that has been killed and has not had the processor yet does not count: on a busy machine
+    it may be there long after whoever killed it has gone (proc(5): PF_EXITING, ShdPnd).
+    """
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        with open(f"/proc/{pid}/status") as file:
+            pending = [line.split()[1] for line in file if line.startswith(("SigPnd", "ShdPnd"))]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    is_exiting = bool(int(fields[6]) & _PF_EXITING)
+    is_killed = any(int(mask, 16) & _SIGKILL_BIT for mask in pending)
+    return fields[0] not in "ZX" and not is_exiting and not is_killed
+
+
 def living_in_group(group: int) -> list[int]:
-    """Return the pids of the living processes of a process group; zombies do not count."""
+    """Return the pids of the living processes of a process group."""
     found = []
     for name in os.listdir("/proc"):
         if not name.isdecimal():
             continue
         try:
             with open(f"/proc/{name}/stat") as file:
-                state, _ppid, pgrp = file.read().rpartition(")")[2].split()[:3]
+                _state, _ppid, pgrp = file.read().rpartition(")")[2].split()[:3]
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(pgrp) == group and state not in "ZX":
+        if int(pgrp) == group and is_alive(int(name)):
             found.append(int(name))
     return found
 
@@ -176,7 +196,7 @@ def living_orphans() -> list[int]:
     return [
         pid
         for pid in children_of(os.getpid())
-        if state_of(pid) not in ("Z", "") and not title_of(pid).startswith("forkshim: ")
+        if is_alive(pid) and not title_of(pid).startswith("forkshim: ")
     ]
 
 
@@ -188,12 +208,21 @@ def worker_of(shim_pid: int, stream: str) -> int | None:
     return None
 
 
-def child_called(pid: int, name: str) -> int | None:
-    """Return the pid of a living child whose title begins with `name`, or None at this moment."""
-    for child in children_of(pid):
-        if title_of(child).startswith(name) and state_of(child) not in ("Z", ""):
-            return child
-    return None
+def wait_worker(shim_pid: int, stream: str, limit_s: float = LIMIT_S) -> int:
+    """Wait until the shim's worker for `stream` is one; returns its pid.
+
+    Its title is the last thing that a forked worker takes: before, it is deaf to no signal and
+    has all of the shim's descriptors.
+    """
+    found: list[int] = []
+
+    def is_there() -> bool:
+        pid = worker_of(shim_pid, stream)
+        found.extend(() if pid is None else (pid,))
+        return bool(found)
+
+    wait_true(is_there, limit_s)
+    return found[0]
 
 
 def wait_reaped(pid: int, limit_s: float = LIMIT_S) -> None:
@@ -203,6 +232,16 @@ def wait_reaped(pid: int, limit_s: float = LIMIT_S) -> None:
         if time.monotonic() > deadline_s:
             raise TimeoutError(f"process {pid}: still a zombie after {limit_s} s")
         os.sched_yield()
+
+
+def catches(pid: int, signum: int) -> bool:
+    """Say whether a process has a handler for a signal by now (proc(5), SigCgt)."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            (mask,) = (int(line.split()[1], 16) for line in file if line.startswith("SigCgt"))
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return bool(mask & 1 << (signum - 1))
 
 
 def unpack_winsize(packed: bytes) -> tuple[int, int]:

@@ -99,7 +99,8 @@ def test_a_runtime_that_hangs_up_is_an_error(listening: ConsoleSocket) -> None:
 def test_a_temporary_directory_with_a_long_path_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
-    directory = Path("/tmp") / ("forkshim-test-" + "x" * length)
+    unique = f"fst-{os.getpid()}-{os.urandom(3).hex()}-"
+    directory = Path("/tmp") / unique.ljust(14 + length, "x")
     directory.mkdir()
     monkeypatch.setenv("TMPDIR", str(directory))
     made = ConsoleSocket()

@@ -363,7 +363,12 @@ def test_a_worker_that_is_reaped_and_whose_pipe_is_unread_is_not_signalled_any_m
     site.run_until(lambda: not site.crew.has_workers)
 
 
-def test_a_stream_that_is_given_up_in_a_pause_is_not_given_another_worker(site: Site) -> None:
+def test_a_stream_that_is_given_up_in_a_pause_is_not_given_another_worker(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_SHORTEST_PAUSE_S", "_LONGEST_PAUSE_S"):
+        monkeypatch.setattr(crew_module, name, 3600.0)  # no worker comes while we look
+    site.crew._longest_pause_s = 3600.0
     writer, _reader, stream = site.output(sink=fds.Fd(os.open("/dev/full", os.O_WRONLY)))
     site.crew.start()
     os.write(writer, b"x")

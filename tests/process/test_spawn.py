@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import spawn
+from supervisor import linux, spawn
 from supervisor.signals import SignalRouter
 from supervisor.waitstatus import Exited, Killed, Termination
 from tests.harness import waiting
@@ -274,4 +274,60 @@ def test_a_worker_that_returns_ends_with_0_and_one_with_a_bug_with_70_and_a_trac
         os.close(wfd)
         assert child.wait() == Exited(70)
         assert b"SystemExit: a bug" in waiting.read_to_end(rfd)
+    os.close(rfd)
+
+
+@pytest.mark.parametrize(
+    ("dies_with_us", "ended"), [(True, Killed(signal.SIGKILL)), (False, Exited(0))]
+)
+def test_a_worker_dies_with_the_one_who_forked_it_only_if_that_is_wanted(
+    dies_with_us: bool, ended: Termination
+) -> None:
+    rfd, wfd = os.pipe2(os.O_CLOEXEC)
+    go_rfd, go_wfd = os.pipe2(os.O_CLOEXEC)
+
+    def work() -> None:
+        os.write(wfd, b"%d\n" % os.getpid())
+        waiting.wait_readable(go_rfd)
+
+    def parent() -> None:
+        spawn.fork_worker(work, dies_with_us=dies_with_us)
+        signal.pause()
+
+    with forked(parent) as middle:
+        pid = int(waiting.read_until(rfd, b"\n"))
+        middle.kill()
+    with owned(pid) as worker:  # we are its subreaper
+        if not dies_with_us:
+            assert waiting.is_alive(pid)
+            os.write(go_wfd, b"go")
+        assert worker.wait() == ended
+    for fd in (rfd, wfd, go_rfd, go_wfd):
+        os.close(fd)
+
+
+def test_a_worker_whose_parent_died_before_the_prctl_does_no_work() -> None:
+    rfd, wfd = os.pipe2(os.O_CLOEXEC)
+
+    def work() -> None:
+        os.write(wfd, b"worked")
+
+    def parent() -> None:
+        us = os.getpid()
+
+        def comes_too_late(signum: int) -> None:
+            assert signum == signal.SIGKILL
+            waiting.wait_true(lambda: os.getppid() != us)
+
+        linux.set_pdeathsig = comes_too_late  # only in this child and its own
+        pid = spawn.fork_worker(work, dies_with_us=True)
+        os.write(wfd, b"%d\n" % pid)
+
+    with forked(parent) as middle:
+        assert middle.wait() == Exited(0)
+        pid = int(waiting.read_until(rfd, b"\n"))
+    os.close(wfd)
+    with owned(pid) as worker:
+        assert worker.wait() == Exited(70)
+    assert waiting.read_to_end(rfd) == b""
     os.close(rfd)

@@ -527,8 +527,11 @@ def test_a_stop_during_create_kills_the_runtime_and_leaves_nothing(
 def test_a_runtime_that_finishes_after_a_stop_has_its_container_killed_and_deleted(
     make_engine: MakeEngine, tmp_path: Path
 ) -> None:
-    runtime, fifo = runtimes.gate(tmp_path, "create")
-    engine = make_engine("sleep 1000", runtime=runtime)
+    # It has made the container when the stop comes: a stopped create has 5 s, and no more.
+    fifo = tmp_path / "gate"
+    os.mkfifo(fifo)
+    text = f'if [ $verb = create ]; then runc "$@" || exit; read go < {fifo}; exit 0; fi'
+    engine = make_engine("sleep 1000", runtime=runtimes.script(tmp_path / "lingers", text))
     engine.attach("stdout", "stderr")
     pid = engine.launch()
     with fifo.open("wb"):
@@ -575,6 +578,8 @@ def test_a_killed_shim_takes_its_runtime_with_it(make_engine: MakeEngine, tmp_pa
     engine.attach("stdout", "stderr")
     pid = engine.launch()
     with fifo.open("wb"):
+        for stream in ("stdout", "stderr"):
+            waiting.wait_worker(pid, stream)
         children = waiting.children_of(pid)
         assert [c for c in children if str(runtime) in waiting.title_of(c)]
         os.kill(pid, signal.SIGKILL)
@@ -609,7 +614,7 @@ fi
     engine = make_engine(terminal=True, runtime=runtimes.script(tmp_path / "mute", text))
     engine.attach("stdout")
     engine.launch()
-    waiting.wait_hangup(engine.exit_fd, limit_s=30)
+    waiting.wait_hangup(engine.exit_fd)
     assert engine.wait_shim() == 1
     (error,) = engine.log("error")
     assert error.startswith("console: the runtime sent none within ")

@@ -54,7 +54,10 @@ def test_an_engines_container_lives_and_ends(
 def test_an_engines_console_can_be_typed_at_and_resized(
     tmp_path: Path, make_bundle: Callable[..., Path]
 ) -> None:
-    bundle = make_bundle("stty -echo; echo ready; read x; stty size; echo got $x", terminal=True)
+    # Until: the line may be there before the size is.
+    size = "until [ \"$(stty size)\" = '37 91' ]; do sleep 0.02; done; stty size"
+    script = f"stty -echo; echo ready; read x; {size}; echo got $x"
+    bundle = make_bundle(script, terminal=True)
     with Engine(
         tmp_path / "state",
         bundles.fresh_id("happy"),

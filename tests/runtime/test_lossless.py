@@ -57,20 +57,31 @@ class Killer:
         self._stream = stream
         # As many positions as make KILLS likely, although a worker may be between two lives.
         self._random = random.Random(SEED)
-        self._mean_gap = stream_bytes // (KILLS * 2)
+        self.mean_gap = stream_bytes // (KILLS * 2)
         self._next = 0
+        self._can_end = False
         self.kills = 0
 
     def pass_position(self, position: int) -> None:
-        """Kill, if it is time; a missing worker is being replaced, and is tried again."""
+        """Kill, if it is time; a missing worker is being replaced, or has come to its end."""
         if position < self._next:
             return
-        pid = waiting.worker_of(self._shim_pid, self._stream)
+        pid = self._worker()
         if pid is None:
             return
         os.kill(pid, signal.SIGKILL)
         self.kills += 1
-        self._next = position + self._random.randrange(2 * self._mean_gap)
+        self._next = position + self._random.randrange(2 * self.mean_gap)
+
+    def _worker(self) -> int | None:
+        """Wait for a worker, or a reader who is behind would pass many positions meanwhile."""
+        if self._can_end:
+            return waiting.worker_of(self._shim_pid, self._stream)
+        try:
+            return waiting.wait_worker(self._shim_pid, self._stream, limit_s=5.0)
+        except TimeoutError:
+            self._can_end = True  # all that is left is in the pipes
+            return None
 
 
 def read_all(fd: int, killer: Killer) -> tuple[int, str]:
@@ -78,7 +89,7 @@ def read_all(fd: int, killer: Killer) -> tuple[int, str]:
     digest, count = hashlib.sha256(), 0
     while True:
         waiting.wait_readable(fd)
-        chunk = os.read(fd, 1 << 18)
+        chunk = os.read(fd, min(1 << 18, killer.mean_gap))  # or one read would pass many of them
         if not chunk:
             return count, digest.hexdigest()
         digest.update(chunk)

@@ -87,13 +87,9 @@ def test_the_daemon_has_only_what_it_documents(
     assert int(status["PPid"]) == os.getpid(), "nobody's child but the nearest subreaper's"
     assert waiting.title_of(pid) == f"forkshim: {container_id}"
     assert _kinds(proc) == _OWN
-    for stream in ("stdout", "stderr"):
-        worker = waiting.worker_of(pid, stream)
-        if stream == "stderr":
-            assert worker is None, "both go to one file, by one worker"
-        else:
-            assert worker is not None
-            assert _kinds(Path("/proc") / str(worker)) == _OF_A_WORKER
+    worker = waiting.wait_worker(pid, "stdout")
+    assert _kinds(Path("/proc") / str(worker)) == _OF_A_WORKER
+    assert waiting.worker_of(pid, "stderr") is None, "both go to one file, by one worker"
     assert stop(root, container_id) == "8"
 
 

@@ -117,9 +117,8 @@ def test_the_terminal_is_given_back_even_after_kill_9(
     arguments = options(make_bundle("echo ready; sleep 1000"))
     with Person("-t", "-i", *arguments) as person:
         person.see(b"ready")
-        stdin_worker = waiting.worker_of(person.command.pid, "stdin")
+        stdin_worker = waiting.wait_worker(person.command.pid, "stdin")
         workers = waiting.children_of(person.command.pid)
-        assert stdin_worker is not None
         person.command.kill()
         person.command.wait()
         waiting.wait_process(stdin_worker)

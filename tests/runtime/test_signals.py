@@ -103,8 +103,6 @@ def test_a_stop_of_a_container_that_is_only_created_removes_it(
         engine.attach("stdout", "stderr")
         engine.launch()
         engine.created()
-        # The pid file comes before the runtime's end, and a stop in between is another story.
-        waiting.wait_gone(lambda: waiting.child_called(engine.shim_pid, "runc --log"))
     os.kill(engine.shim_pid, signal.SIGTERM)
     waiting.wait_hangup(engine.exit_fd)
     assert engine.leftovers() == []
@@ -166,6 +164,8 @@ def test_a_signal_to_the_whole_group_costs_no_worker_and_no_last_words(
         f"trap '{words}' TERM HUP QUIT; {LOOP}", terminal=terminal, containerdStdin="stdin"
     )
     stdout = ready(engine)
+    for stream in ("stdin", "console") if terminal else ("stdin", "stdout", "stderr"):
+        waiting.wait_worker(engine.shim_pid, stream)
     os.killpg(engine.shim_pid, signum)
     said = waiting.read_to_end(stdout).split()
     assert said == [*(b"%d" % n for n in range(1, 100_001)), b"last", b"words"]

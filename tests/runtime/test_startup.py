@@ -306,7 +306,8 @@ def test_the_shim_and_its_workers_are_named_after_the_container(make_engine: Mak
     engine = make_engine("read line; exit 7", containerdStdin="stdin")
     engine.run_attached()
     assert waiting.title_of(engine.shim_pid) == f"forkshim: {engine.id}"
-    titles = {waiting.title_of(pid) for pid in waiting.children_of(engine.shim_pid)}
-    assert titles >= {f"forkshim: {engine.id} [{s}]" for s in ("stdin", "stdout", "stderr")}
+    for stream in ("stdin", "stdout", "stderr"):
+        worker = waiting.wait_worker(engine.shim_pid, stream)
+        assert waiting.title_of(worker) == f"forkshim: {engine.id} [{stream}]"
     os.write(engine.open("stdin", os.O_WRONLY), b"\n")
     assert engine.wait_end() == 7

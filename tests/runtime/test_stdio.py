@@ -369,7 +369,8 @@ def test_a_terminal_echoes_its_input_and_knows_its_keys(make_engine: MakeEngine)
     os.write(stdin, b"hello\n")
     assert waiting.read_until(stdout, b"trap\r\n") == b"hello\r\ngot hello\r\ntrap\r\n"
     os.write(stdin, b"\x03")
-    assert waiting.read_to_end(stdout) == b"^Cint\r\n"
+    # The kernel sends the signal first and echoes the key then: the answer may be quicker.
+    assert waiting.read_to_end(stdout).replace(b"^C", b"") == b"int\r\n"
     assert engine.wait_end() == 9
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
+from typing import NoReturn
+
 import pytest
 
 from supervisor import cli
+from supervisor.errors import AlreadySupervisedError, ShimError
 from supervisor.run import RunRequest
 
 
@@ -95,3 +101,53 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("timeout", ["0", "1e-9", "1e300"])
 def test_any_finite_number_of_seconds_is_a_stop_timeout(timeout: str) -> None:
     assert cli.parse(["run", "--stop-timeout", timeout, "web"]).stop_timeout_s == float(timeout)
+
+
+def _main(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
+    """Run the command `forkshim run web`, which fails with `error`."""
+
+    def fails(request: RunRequest) -> NoReturn:
+        assert request.container_id == "web"
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["forkshim", "run", "web"])
+    monkeypatch.setattr(cli, "run", fails)
+    return cli.main()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (ShimError("why"), 1, "why"),
+        (AlreadySupervisedError("why"), 75, "why"),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), 71, "[Errno 24] Too many open files"),
+        (FileNotFoundError(errno.ENOENT, "gone", "/f"), 71, "[Errno 2] gone: '/f'"),
+    ],
+)
+def test_an_error_is_one_line_and_a_status_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    status: int,
+    said: str,
+) -> None:
+    assert _main(monkeypatch, error) == status
+    assert capsys.readouterr() == ("", f"forkshim: web: {said}\n")
+
+
+def test_a_key_before_the_signals_are_routed_is_130_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _main(monkeypatch, KeyboardInterrupt()) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZeroDivisionError):
+        _main(monkeypatch, ZeroDivisionError())
+
+
+def test_the_containers_status_is_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["forkshim", "run", "web"])
+    monkeypatch.setattr(cli, "run", lambda _request: 7)
+    assert cli.main() == 7

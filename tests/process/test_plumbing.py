@@ -1,0 +1,83 @@
+"""The window of the container's console: the person's, as long as there is one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pty
+from typing import TYPE_CHECKING
+
+import pytest
+
+from supervisor import console, fds
+from supervisor.crew import Crew
+from supervisor.oci import ProcessRecord
+from supervisor.plumbing import Plumbing
+from supervisor.stdio import Stdio
+from supervisor.terminal import UserTerminal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.harness.yard import Yard
+
+pytestmark = pytest.mark.process
+
+
+class Joined:
+    """A person's terminal and a container's console, joined by a `Plumbing`. Owns all of it."""
+
+    def __init__(self, yard: Yard) -> None:
+        self.null_fd = yard.null.fileno()
+        self.crew = Crew(
+            yard.loop,
+            yard.reaper,
+            yard.log,
+            title="forkshim: joined",
+            null_fd=self.null_fd,
+            on_stream_over=lambda: None,
+        )
+        self.window, self.terminal = map(fds.Fd, pty.openpty())
+        ptmx, self.inside = map(fds.Fd, pty.openpty())
+        console.set_size(self.window.fileno(), 101, 33)
+        self.plumbing = self.plumb(self.terminal.fileno())
+        self.plumbing.join_console(ptmx, Stdio(names={"stdout": "null"}))
+
+    def plumb(self, terminal_fd: int) -> Plumbing:
+        user = UserTerminal(terminal_fd, is_input=False)
+        return Plumbing(self.crew, ProcessRecord(terminal=True), user, self.null_fd)
+
+    def close(self) -> None:
+        self.plumbing.close()
+        self.crew.close()
+        for owner in (self.window, self.terminal, self.inside):
+            owner.close()
+
+
+@pytest.fixture
+def joined(yard: Yard) -> Iterator[Joined]:
+    made = Joined(yard)
+    yield made
+    made.close()
+
+
+def test_a_console_has_the_size_of_the_persons_window_and_follows_it(joined: Joined) -> None:
+    assert console.size(joined.inside.fileno()) == (101, 33)
+    console.set_size(joined.window.fileno(), 72, 19)
+    joined.plumbing.fit_to_window()
+    assert console.size(joined.inside.fileno()) == (72, 19)
+
+
+def test_a_window_that_was_closed_is_no_error_and_the_console_keeps_its_size(
+    joined: Joined,
+) -> None:
+    joined.window.close()
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        console.size(joined.terminal.fileno())
+    joined.plumbing.fit_to_window()
+    assert console.size(joined.inside.fileno()) == (101, 33)
+
+
+def test_any_other_error_of_a_window_is_one(joined: Joined) -> None:
+    with pytest.raises(OSError, match=os.strerror(errno.ENOTTY)):
+        joined.plumb(joined.null_fd).fit_to_window()
