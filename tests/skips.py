@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ROOT_MARKERS = {
     "runc": "needs root to run containers",
+    "booted": "needs root to boot systemd",
     "vm": "needs root to boot a virtual machine",
     "criu": "needs root to checkpoint containers",
 }

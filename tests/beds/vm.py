@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from tests.beds import apt, cache, vm_image
+from tests.beds import apt, cache, transient, vm_image
 from tests.beds.apt import BedError
 from tests.beds.vm_qemu import Machine, Size
 
@@ -133,11 +133,7 @@ class VM:
         """
         self._units += 1
         unit = f"bed-run-{self._units}.service"
-        flags = ["--pipe", "--wait", "--collect", "--quiet", "--service-type=exec"]
-        settings = [f"--property={setting}" for setting in properties]
-        # systemd-run before version 254 expands variables in arguments, even in quotes.
-        plain = [argv[0], *(argument.replace("$", "$$") for argument in argv[1:])]
-        command = ["systemd-run", f"--unit={unit}", *flags, *settings, "--", *plain]
+        command = transient.command(unit, argv, properties)
         try:
             done = self.raw(*command, stdin=stdin, timeout_s=timeout_s)
         except subprocess.TimeoutExpired as error:

@@ -1,0 +1,144 @@
+"""forkshim@.service in a booted systemd: started, read, stopped, killed, failed, restarted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.harness import waiting
+from tests.systemd.conftest import Services, make_bed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.booted
+
+# Ends by itself after three seconds of last words, ten a second, as a server that drains does.
+LAST_WORDS = """
+trap 'echo got TERM; for n in $(seq 1 30); do echo last $n; sleep 0.1; done; exit 0' TERM
+echo ready
+while :; do sleep 0.1; done
+"""
+SAID = ["ready", "got TERM", *(f"last {n}" for n in range(1, 31))]
+OBEYS = "trap 'echo bye; exit 143' TERM; echo ready; while :; do sleep 0.1; done"
+
+
+def test_it_is_active_when_its_container_runs_and_its_lines_are_under_its_name(
+    services: Services,
+) -> None:
+    unit = services.start("web", OBEYS)
+    shown = services.bed.show(unit, "ActiveState", "SubState", "StatusText", "MainPID", "Type")
+    assert (shown["ActiveState"], shown["SubState"], shown["Type"]) == (
+        "active",
+        "running",
+        "notify",
+    )
+    assert shown["StatusText"].startswith("running, pid ")
+    services.bed.ctl("systemctl", "stop", unit, check=True)
+    assert services.lines(unit) == ["ready", "bye"]
+    entry = next(e for e in services.bed.journal(unit) if e["MESSAGE"] == "bye")
+    assert entry["_SYSTEMD_UNIT"] == unit
+
+
+@pytest.mark.parametrize("how", ["systemctl stop", "systemctl kill", "kill -TERM MAINPID"])
+def test_a_stop_is_told_once_and_the_last_words_are_kept(services: Services, how: str) -> None:
+    unit = services.start("words", LAST_WORDS)
+    match how:
+        case "systemctl stop":
+            services.bed.ctl("systemctl", "stop", unit, check=True)
+        case "systemctl kill":
+            services.bed.ctl("systemctl", "kill", "--signal=TERM", "--kill-who=main", unit)
+        case _:
+            pid = services.bed.show(unit, "MainPID")["MainPID"]
+            services.bed.ctl("kill", "-TERM", pid, check=True)
+    assert services.bed.wait_until_inactive(unit) == "inactive"
+    assert services.bed.show(unit, "Result", "ExecMainStatus") == {
+        "Result": "success",
+        "ExecMainStatus": "0",
+    }
+    assert services.lines(unit) == SAID
+
+
+@pytest.mark.parametrize(
+    ("script", "settings"),
+    [
+        (OBEYS, ""),
+        (
+            "trap '' TERM; echo ready; while :; do sleep 1; done",
+            "Environment=FORKSHIM_OPTIONS=--stop-timeout=0.2",
+        ),
+    ],
+    ids=["dies of it", "has to be killed"],
+)
+def test_a_stop_that_was_asked_for_is_no_failure(
+    services: Services, script: str, settings: str
+) -> None:
+    unit = services.start("stops", script, settings)
+    services.bed.ctl("systemctl", "stop", unit, check=True)
+    assert services.bed.wait_until_inactive(unit) == "inactive"
+
+
+def test_a_grace_period_beyond_the_units_own_limit_is_asked_for(services: Services) -> None:
+    script = "trap 'sleep 4; echo done; exit 0' TERM; echo ready; while :; do sleep 0.1; done"
+    unit = services.start("slow", script, "TimeoutStopSec=2")
+    services.bed.ctl("systemctl", "stop", unit, check=True)
+    assert services.bed.wait_until_inactive(unit) == "inactive"
+    assert services.lines(unit) == ["ready", "done"]
+
+
+@pytest.mark.parametrize("status", [1, 3, 137, 143, 255])
+def test_the_containers_own_failure_is_the_units(services: Services, status: int) -> None:
+    unit = services.start("fails", f"exit {status}", "Restart=no", check=False)
+    assert services.bed.wait_until_inactive(unit) == "failed"
+    shown = services.bed.show(unit, "Result", "ExecMainStatus")
+    assert shown == {"Result": "exit-code", "ExecMainStatus": str(status)}
+
+
+def test_a_container_that_fails_is_started_again(services: Services) -> None:
+    script = "[ -e /tmp/c/1 ] && { echo again; sleep 1000; }; touch /tmp/c/1; echo first; exit 9"
+    services.bed.ctl("mkdir", "-p", "/run/count", check=True)
+    mount = {"destination": "/tmp/c", "type": "bind", "source": "/run/count", "options": ["bind"]}
+    unit = services.start("again", script, "RestartSec=10ms", check=False, mounts=[mount])
+    waiting.wait_true(lambda: "again" in services.lines(unit))
+    assert services.bed.show(unit, "NRestarts")["NRestarts"] == "1"
+    services.bed.ctl("systemctl", "stop", unit, check=True)
+    assert services.lines(unit) == ["first", "again"]
+
+
+def test_containers_that_live_for_a_moment_are_no_failures_and_lose_no_line(
+    services: Services,
+) -> None:
+    for n in range(10):
+        unit = services.start("moment", f"echo line {n}")
+        assert services.bed.wait_until_inactive(unit) == "inactive"
+        assert services.lines(unit) == [f"line {n}"]
+
+
+def test_a_unit_without_a_bundle_is_skipped(services: Services) -> None:
+    services.bed.ctl("systemctl", "start", "forkshim@nothing", check=True)
+    shown = services.bed.show("forkshim@nothing", "ActiveState", "ConditionResult")
+    assert shown == {"ActiveState": "inactive", "ConditionResult": "no"}
+
+
+def test_what_needs_a_container_starts_when_it_runs(services: Services) -> None:
+    first = services.add("first", "sleep 0.5; echo up; sleep 1000")
+    services.bed.write(
+        "/etc/systemd/system/after.service",
+        f"[Unit]\nRequires={first}\nAfter={first}\n[Service]\nType=oneshot\n"
+        f"ExecStart=/bin/sh -c 'systemctl show --property=ActiveState {first}'\n",
+    )
+    services.bed.ctl("systemctl", "daemon-reload", check=True)
+    services.bed.ctl("systemctl", "start", "after.service", check=True)
+    assert services.lines("after.service") == ["ActiveState=active"]
+
+
+def test_ten_containers_keep_their_last_words_at_a_shutdown(bundle_dir: Path, rootfs: Path) -> None:
+    with make_bed(bundle_dir, rootfs) as bed:
+        bed.path("/usr/bin/forkshim").chmod(0o755)
+        services = Services(bed, bundle_dir, rootfs)
+        units = [services.add(f"many{n}", LAST_WORDS) for n in range(10)]
+        bed.ctl("systemctl", "start", *units, check=True)
+        bed.poweroff()
+        for unit in units:
+            assert services.lines(unit) == SAID
