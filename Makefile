@@ -1,6 +1,6 @@
 # Everything a developer does with forkshim. CI does the same: see .ci/run.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test check fmt bench lock clean
+.PHONY: help setup demo lint test check fmt bench deb lock clean
 
 python := .venv/bin/python
 coverage := $(python) -m coverage
@@ -49,6 +49,9 @@ fmt: setup ## reformat, and mend what ruff can mend
 
 bench: setup ## speed and memory
 	@$(python) -m tests.bench $(ARGS)
+
+deb: setup ## build dist/forkshim_VERSION_ARCH.deb, for the Debian release that this machine runs
+	@systemd/deb/build
 
 lock: ## choose the newest versions of everything for .venv
 	tests/setup/lock --upgrade

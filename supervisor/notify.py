@@ -94,3 +94,7 @@ def _watchdog_s(environment: Mapping[str, str]) -> float:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())[:_LONGEST_STATUS]
+
+
+SILENT = Notifier({})
+"""For a supervisor that no service manager has started."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from setproctitle import setproctitle
@@ -23,7 +23,7 @@ from supervisor.drain import DrainWatch
 from supervisor.errors import RuntimeFailedError, ShimError, StoppedError
 from supervisor.lifecycle import Action, Event, State
 from supervisor.loop import Loop
-from supervisor.notify import Notifier
+from supervisor.notify import SILENT
 from supervisor.plumbing import Plumbing
 from supervisor.reaper import Reaper
 from supervisor.runtime import RuntimeCaller
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from supervisor.log import Log
+    from supervisor.notify import Notifier
     from supervisor.terminal import UserTerminal
 
 REAP_LIMIT_S = 5.0
@@ -70,7 +71,7 @@ class Order:
     has_job_control: bool = False
     terminal: UserTerminal | None = None
     on_started: Callable[[], None] = lambda: None
-    notifier: Notifier = field(default_factory=lambda: Notifier({}))
+    notifier: Notifier = SILENT
 
 
 @dataclass(frozen=True, slots=True)

@@ -395,10 +395,9 @@ def test_a_stop_waits_for_a_start_that_is_under_way(
 def test_a_start_that_hangs_is_killed_once_a_stop_is_asked_for(
     run: Run, make_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
-    hangs = runtimes.script(tmp_path / "hangs", "[ $verb = start ] && exec sleep 1000")
-    process = run(make_bundle("echo never"), "--runtime", hangs)
-    log = _state_dir(run) / "pid"
-    waiting.wait_path(log, lambda path: path.exists())
+    text = f"[ $verb = start ] && {{ echo > {tmp_path}/started; exec sleep 1000; }}"
+    process = run(make_bundle("echo never"), "--runtime", runtimes.script(tmp_path / "hangs", text))
+    waiting.wait_path(tmp_path / "started", lambda path: path.exists())
     process.send_signal(signal.SIGTERM)
     code, out, err = ended(process)
     assert (code, out) == (143, "")
