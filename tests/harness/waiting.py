@@ -203,7 +203,7 @@ def living_orphans() -> list[int]:
 def worker_of(shim_pid: int, stream: str) -> int | None:
     """Return the pid of the shim's living worker for `stream`, or None at this moment."""
     for pid in children_of(shim_pid):
-        if title_of(pid).endswith(f"[{stream}]") and state_of(pid) not in ("Z", ""):
+        if title_of(pid).endswith(f"[{stream}]") and is_alive(pid):
             return pid
     return None
 

@@ -69,7 +69,10 @@ class Killer:
         pid = self._worker()
         if pid is None:
             return
-        os.kill(pid, signal.SIGKILL)
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return  # it has come to its end just now
         self.kills += 1
         self._next = position + self._random.randrange(2 * self.mean_gap)
 
@@ -126,12 +129,15 @@ def test_two_gib_of_stdin_survive_500_kills_of_the_worker(
         assert engine.shim is not None
         feed = f'for i in $(seq {BLOCKS}); do cat "$1" || exit 1; done > "$2"'
         with subprocess.Popen(["sh", "-c", feed, "feed", block, engine.dir / "stdin"]) as client:
-            waiting.wait_readable(stdout)  # the client has the fifo open
-            engine.control("0 0 0\n")
-            killer = Killer(engine.shim.pid, "stdin", TOTAL_BYTES)
-            assert read_all(stdout, killer) == (TOTAL_BYTES, wanted_hash)
-            assert killer.kills >= KILLS
-            assert client.wait() == 0
+            try:
+                waiting.wait_readable(stdout)  # the client has the fifo open
+                engine.control("0 0 0\n")
+                killer = Killer(engine.shim.pid, "stdin", TOTAL_BYTES)
+                assert read_all(stdout, killer) == (TOTAL_BYTES, wanted_hash)
+                assert killer.kills >= KILLS
+                assert client.wait() == 0
+            finally:
+                client.kill()  # a failure would wait for it, and it for a reader
         assert engine.wait_end() == 24
         assert engine.wait_shim() == 0
 
