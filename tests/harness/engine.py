@@ -162,11 +162,16 @@ class Engine:
         return int(path.read_text())
 
     def _has_runtime_to_reap(self) -> bool:
-        """Say whether the create or exec is still a child of the shim; a zombie may be it."""
-        pid_file = str(self.dir / "pid")
+        """Say whether the create or exec is still a child of the shim; a zombie may be it.
+
+        The container's process is not: a fork of crun's, it has crun's words until its own exec.
+        """
+        pid_file = self.dir / "pid"
+        ours = int(pid_file.read_text())
         return any(
-            waiting.state_of(pid) == "Z" or pid_file in waiting.title_of(pid)
+            waiting.state_of(pid) == "Z" or str(pid_file) in waiting.title_of(pid)
             for pid in waiting.children_of(self.shim_pid)
+            if pid != ours
         )
 
     def start(self) -> None:
