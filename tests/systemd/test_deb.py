@@ -60,7 +60,7 @@ def _files(bed: Bed) -> set[str]:
     """Return what is on the system, less what dpkg, runc and systemd keep for themselves."""
     found = bed.ctl("find", "/etc", "/usr", "/lib/systemd", "/var", "/run", "-xdev", check=True)
     theirs = ("/var/lib/dpkg/", "/var/log/", "/var/cache/", "/run/systemd/", "/run/runc",
-              "/run/udev/", "/run/user", "/var/lib/systemd/", "/run/log/")  # fmt: skip
+              "/run/udev/", "/run/user", "/var/tmp/", "/var/lib/systemd/", "/run/log/")  # fmt: skip
     return {path for path in found.stdout.splitlines() if not path.startswith(theirs)}
 
 
