@@ -207,7 +207,7 @@ def test_writers_of_stdin_may_come_and_go(make_engine: MakeEngine) -> None:
 
 def test_a_container_that_closes_its_stdin_breaks_no_writer(make_engine: MakeEngine) -> None:
     engine = make_engine(
-        "exec < /dev/null; echo closed; trap 'exit 7' USR1; while :; do sleep 0.05; done",
+        "trap 'exit 7' USR1; exec < /dev/null; echo closed; while :; do sleep 0.05; done",
         containerdStdin="stdin",
     )
     stdout, _stderr = engine.run_attached()
