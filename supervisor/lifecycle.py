@@ -81,6 +81,8 @@ TABLE: dict[tuple[State, Event], Step] = {
     (_S.CREATING, _E.STOP): (_S.ABORTING, (_A.KILL_RUNTIME,)),
     (_S.ABORTING, _E.STOP): (_S.ABORTING, (_A.NOTE_STOP_AGAIN,)),
     (_S.ABORTING, _E.CREATED): (_S.KILLING, (_A.KILL,)),
+    # It is not ours to start, so it may run by now, with a handler for the stop signal.
+    (_S.ABORTING, _E.STARTED): (_S.STOPPING, (_A.TELL_STARTED, _A.SEND_STOP_SIGNAL)),
     (_S.ABORTING, _E.CREATE_FAILED): (_S.CLEANING, (_A.CLEAN_UP,)),
     (_S.STARTING, _E.STARTED): (_S.RUNNING, (_A.TELL_STARTED,)),
     (_S.STARTING, _E.START_FAILED): (_S.KILLING, (_A.KILL,)),

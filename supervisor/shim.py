@@ -182,6 +182,7 @@ class _Supervisor:
         self._start_pid = 0
         self._is_started = False
         self._is_stopping = False
+        self._early_signals: set[int] = set()
         self._actions: dict[Action, Callable[[], None]] = {
             Action.CREATE: self._create,
             Action.KILL_RUNTIME: self._creation.cancel,
@@ -239,7 +240,17 @@ class _Supervisor:
         elif signum == signal.SIGWINCH and self._order.terminal is not None:
             self._plumbing.fit_to_window()
         elif signum in FORWARDED_SIGNALS:
+            self._forward(signum)
+
+    def _forward(self, signum: int) -> None:
+        """Pass a signal on; one that comes before we know that the process runs has to wait.
+
+        An engine starts it as soon as there is a pid file, which is before its create has ended.
+        """
+        if self._is_started:
             self._signal_init(signum)
+        else:
+            self._early_signals.add(signum)
 
     def _stop(self, signum: int) -> None:
         if self._state is State.OPENING:
@@ -262,7 +273,8 @@ class _Supervisor:
             self._error = error
             self._post(Event.CREATE_FAILED)
             return
-        if self._state is State.ABORTING:
+        is_too_late = self._state is State.ABORTING
+        if is_too_late and self._is_ours_to_start:
             self._error = StoppedError("stopped while it was being created")
         self._exists = True
         self._exit_status = statedir.ExitStatusFile()
@@ -271,7 +283,7 @@ class _Supervisor:
             self._crew.start()
         # Only now: what an engine sent to `control` earlier has waited in the fifo.
         self._loop.watch(self._control_fifo.fileno(), self._serve_control)
-        self._post(Event.CREATED)
+        self._post(Event.STARTED if is_too_late and not self._is_ours_to_start else Event.CREATED)
         # May be called at once: the process may be dead already, and remembered.
         self._reaper.expect(self._creation.pid, self._on_init_exit)
         self._reaper.forget_strangers()
@@ -292,6 +304,11 @@ class _Supervisor:
                 # Only our own end: what lies in the fifo, or still comes, is delivered first.
                 self._stdio.stdin_closer.close()
 
+    @property
+    def _is_ours_to_start(self) -> bool:
+        """False where an engine starts it, and for exec and restore, which have."""
+        return self._order.starts_container and self._creation.verb == "create"
+
     # Actions: from the table to the outside world.
 
     def _create(self) -> None:
@@ -309,8 +326,8 @@ class _Supervisor:
             self._crew.start()
 
     def _start(self) -> None:
-        if not self._order.starts_container or self._creation.verb != "create":
-            self._post(Event.STARTED)  # the engine starts it; exec and restore have
+        if not self._is_ours_to_start:
+            self._post(Event.STARTED)
             return
         try:
             # It may take its time: the container's own hooks run in it.
@@ -346,6 +363,8 @@ class _Supervisor:
             self._is_started = True
             self._order.on_started()
             self._service.ready()
+            for signum in sorted(self._early_signals):
+                self._signal_init(signum)
 
     def _send_stop_signal(self) -> None:
         order = self._order
@@ -464,7 +483,10 @@ class _Supervisor:
         # A worker that sleeps uninterruptibly dies when it can: no reason for us to hang with it.
         self._loop.call_after(_LATE, REAP_LIMIT_S, lambda: is_late.append(True))
         self._loop.run_until(
-            lambda: bool(is_late) or (not self._crew.has_workers and self._calls.is_idle)
+            lambda: (
+                bool(is_late)
+                or (not self._crew.has_workers and self._calls.is_idle and self._opener.is_idle)
+            )
         )
         self._crew.close()
         self._stdio.close()

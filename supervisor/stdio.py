@@ -75,6 +75,7 @@ class StdioOpener:
         self._stdio = Stdio()
         self._wanted: list[tuple[str, Sink]] = []
         self._waiting: _ReaderWait | None = None
+        self._waits: list[_ReaderWait] = []
         self._on_end: Callable[[Stdio | ShimError], None] = lambda _end: None
 
     def begin(self, record: ProcessRecord, on_end: Callable[[Stdio | ShimError], None]) -> None:
@@ -98,6 +99,11 @@ class StdioOpener:
             self._waiting.end()
             self._waiting = None
         self._stdio.close()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no child that waited for a reader is left to be reaped."""
+        return all(wait.is_reaped for wait in self._waits)
 
     def _open_stdin(self, path: str) -> None:
         if path in ("", "null", os.devnull):
@@ -200,6 +206,7 @@ class StdioOpener:
         work = partial(fifo.wait_for_reader, self._title, null_fd=self._null_fd)
         wait = _ReaderWait(self._loop, self._reaper, path, with_path, work, on_reader, on_end)
         self._waiting = wait
+        self._waits.append(wait)
         wait.begin()
 
 
@@ -231,6 +238,11 @@ class _ReaderWait:
         self._on_end = on_end
         self._said_rfd = fds.Fd(-1)
         self._pid = 0
+
+    @property
+    def is_reaped(self) -> bool:
+        """Whether it has no child, or none any more."""
+        return self._pid == 0
 
     def begin(self) -> None:
         """Fork the child; if that fails (EAGAIN, EMFILE), `on_end` is told."""

@@ -89,6 +89,15 @@ def gate(directory: Path, verb: str) -> tuple[Path, Path]:
     return script(directory / f"waits-at-{verb}", text), fifo
 
 
+def lingering(directory: Path) -> tuple[Path, Path]:
+    """Make a runtime whose create goes on, with all done, until the test has closed the fifo."""
+    fifo = directory / "gate"
+    os.mkfifo(fifo)
+    lingers = f'runc "$@" || exit; read go < {shlex.quote(str(fifo))}; exit 0'
+    text = f"if [ $verb = create ]; then {lingers}; fi"
+    return script(directory / "lingers", text), fifo
+
+
 def verb_of(argv: list[str]) -> str:
     """Return the runtime's verb in a command line of the shim's."""
     return next(word for word in argv if word in {"create", "exec", "state", "kill", "delete"})

@@ -236,8 +236,11 @@ def test_a_cancelled_wait_leaves_nothing_and_says_nothing(opening: Opening, tmp_
     stdin = _fifo(tmp_path / "stdin")
     opening.begin(stdin=stdin, stdout=_fifo(tmp_path / "stdout"))
     opening.waiter()
+    assert not opening.opener.is_idle
     opening.opener.cancel()
-    opening.yard.run_until(has_no_children)
+    assert not opening.opener.is_idle
+    opening.yard.run_until(lambda: opening.opener.is_idle)
+    assert has_no_children()
     assert opening.ends == []
     opening.opener.cancel()
 

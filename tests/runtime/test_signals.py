@@ -132,6 +132,27 @@ def test_a_signal_that_is_no_stop_is_forwarded_as_it_is(
     assert engine.log("warn") == engine.log("error") == []
 
 
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
+def test_an_engine_need_not_wait_for_the_end_of_create(
+    make_engine: MakeEngine, tmp_path: Path, signum: int
+) -> None:
+    """The pid file is its word to start, and to signal; the runtime may still be busy."""
+    runtime, gate = runtimes.lingering(tmp_path)
+    trap = "trap 'echo last words; exit 5' TERM USR1"
+    engine = make_engine(f"{trap}; {LOOP}", runtime=runtime)
+    stdout, _stderr = engine.attach("stdout", "stderr")
+    pid = engine.launch()
+    with gate.open("wb"):
+        engine.start()
+        waiting.read_until(stdout, b"ready")
+        os.kill(pid, signum)
+    assert waiting.read_to_end(stdout).strip() == b"last words"
+    assert engine.wait_end() == 5
+    assert engine.wait_shim() == 0
+    assert engine.log("warn") == engine.log("error") == []
+    assert engine.leftovers() == []
+
+
 def test_signals_of_job_control_and_broken_pipes_are_ignored(make_engine: MakeEngine) -> None:
     engine = make_engine(f"trap 'exit 3' USR1; {LOOP}", containerdStdin="stdin")
     ready(engine)

@@ -24,6 +24,7 @@ EXPECTED: dict[State, dict[Event, Step]] = {
     },
     S.ABORTING: {
         E.CREATED: (S.KILLING, (A.KILL,)),
+        E.STARTED: (S.STOPPING, (A.TELL_STARTED, A.SEND_STOP_SIGNAL)),
         E.CREATE_FAILED: (S.CLEANING, (A.CLEAN_UP,)),
         E.STOP: (S.ABORTING, (A.NOTE_STOP_AGAIN,)),
     },
