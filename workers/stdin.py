@@ -91,7 +91,7 @@ def _move_once(desk: Desk, route: engines.Route) -> _Moved:
                 route.source_fd, route.sink_fd, engines.SPLICE_BYTES, flags=os.SPLICE_F_NONBLOCK
             )
         else:
-            moved = engines.fill_scratch(route, route.scratch)
+            moved = engines.fill_scratch(route, route.scratch, desk)
     except BlockingIOError:
         return _Moved.SINK_IS_FULL if _is_readable(route.source_fd) else _Moved.SOME
     except OSError as error:
@@ -101,7 +101,6 @@ def _move_once(desk: Desk, route: engines.Route) -> _Moved:
     if route.scratch is None:
         desk.moved(moved)
     else:
-        desk.in_transit(moved)
         engines.empty_scratch(route, route.scratch, desk)
     return _Moved.SOME
 

@@ -183,6 +183,31 @@ def test_what_a_killed_worker_left_in_the_scratch_pipe_is_moved_first_by_its_suc
     assert sink_path.read_bytes() == content
 
 
+def test_what_is_about_to_leave_the_source_is_in_transit_already(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a drain that looks between the splice and its count sees an idle worker."""
+    rfd, wfd = bench.pipe()
+    os.write(wfd, b"words")
+    scratch = bench.pipe()
+    route = engines.Route(rfd, bench.file(tmp_path / "sink", os.O_WRONLY), scratch)
+    seen: list[int] = []
+    splice = os.splice
+
+    def watched(source_fd: int, sink_fd: int, most_bytes: int, *, flags: int) -> int:
+        moved = splice(source_fd, sink_fd, most_bytes, flags=flags)
+        seen.append(bench.ledger.transit_bytes(0))
+        return moved
+
+    monkeypatch.setattr(os, "splice", watched)
+    assert engines.fill_scratch(route, scratch, bench.desk()) == 5
+    assert seen == [1]
+    assert bench.ledger.transit_bytes(0) == 5
+    with pytest.raises(BlockingIOError):
+        engines.fill_scratch(route, scratch, bench.desk())
+    assert bench.ledger.transit_bytes(0) == 0
+
+
 def test_a_worker_killed_in_a_clogged_pipe_loses_and_repeats_nothing(bench: Bench) -> None:
     content = _content(1 << 20)
     source_rfd, source_wfd = bench.pipe()
