@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from supervisor import fds, spawn
+from supervisor import fds, signals, spawn
 from supervisor.errors import ShimError
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def detach(
     try:
         spawn.fork_worker(lambda: _be_daemon(supervise, working_directory, preserve_fds, wfd))
         wfd.close()
+        signals.release()  # the daemon's are its own: who waits for it may be stopped
         said = b""
         while chunk := os.read(rfd.fileno(), _MOST_BYTES):
             said += chunk

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from supervisor import daemonize, home, oci, statedir
+from supervisor import daemonize, home, oci, signals, statedir
 from supervisor.calls import ask_runtime
 from supervisor.errors import (
     AlreadySupervisedError,
@@ -27,7 +27,7 @@ from supervisor.notify import SOCKET_VARIABLE, Notifier
 from supervisor.runtime import RuntimeCaller, parse_state
 from supervisor.shim import Order, Outcome, supervise
 from supervisor.terminal import find_terminal
-from supervisor.waitstatus import shell_status
+from supervisor.waitstatus import shell_status, signal_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,6 +65,7 @@ def run(request: RunRequest) -> int:
     request = _settle_detach(request)
     bundle = oci.read_bundle(_bundle_path(request.bundle))
     terminal = bundle.terminal or request.terminal
+    signals.hold()
     claimed = home.claim(request.root, request.container_id)
     try:
         _recover(claimed, request)
@@ -79,6 +80,10 @@ def run(request: RunRequest) -> int:
         stop_signal=request.stop_signal,
         stop_timeout_s=request.stop_timeout_s,
     )
+    signum = signals.held_stop()
+    if signum is not None:
+        claimed.remove()
+        raise StoppedError(f"stopped by {signal_name(signum)} before its creation")
     if request.detach:
         daemonize.detach(
             lambda herald: _supervise_detached(claimed, order, herald),
@@ -226,6 +231,7 @@ def _has_done_as_told(outcome: Outcome, order: Order) -> bool:
 
 def _supervise_detached(claimed: home.Home, order: Order, herald: daemonize.Herald) -> None:
     """Supervise in the daemon. A container that ran leaves its directory, with `exitStatus`."""
+    signals.hold()
     log = statedir.open_log()
     try:
         claimed.write_pid()

@@ -40,6 +40,24 @@ JOB_CONTROL_SIGNALS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 """Left alone at a shell, which stops and continues us; ignored where there is no shell."""
 
 
+def hold() -> None:
+    """Let what will be routed wait until it is: a stop must not end us halfway in our preparations.
+
+    A `SignalRouter` lets them through, or `release`.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | FORWARDED_SIGNALS)
+
+
+def held_stop() -> int | None:
+    """Return a stop signal that waits, if there is one."""
+    return min(STOP_SIGNALS & signal.sigpending(), default=None)
+
+
+def release() -> None:
+    """Let them through again, to what they do by default."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS | FORWARDED_SIGNALS)
+
+
 class SignalRouter:
     """Brings signals to the loop, one number at a time, lowest first, each once per round."""
 

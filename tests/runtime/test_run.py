@@ -405,6 +405,23 @@ def test_a_start_that_hangs_is_killed_once_a_stop_is_asked_for(
     assert os.listdir(run.root) == []
 
 
+@pytest.mark.parametrize("options", [(), ("--detach", "--log", "null")])
+def test_a_stop_before_there_is_anything_to_stop_leaves_nothing(
+    run: Run, make_bundle: Callable[..., Path], tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """It asks the runtime for a stale container's state, long before its signals are routed."""
+    runtime, gate = runtimes.gate(tmp_path, "state")
+    container_id = bundles.fresh_id("stale")
+    (run.root / container_id / "init").mkdir(parents=True)
+    process = run(make_bundle("echo never"), "--runtime", runtime, *options, id_=container_id)
+    with gate.open("wb"):
+        process.send_signal(signal.SIGTERM)
+    code, out, err = ended(process)
+    assert (code, out) == (143, "")
+    assert err == f"forkshim: {container_id}: stopped by SIGTERM before its creation\n"
+    assert os.listdir(run.root) == []
+
+
 def test_a_stopped_start_leaves_nothing(run: Run, make_bundle: Callable[..., Path]) -> None:
     """TERM at whatever moment it hits once signals are routed: an end, nothing left."""
     for _ in range(5):
