@@ -116,15 +116,17 @@ def _copy_by_scratch(route: Route, scratch: tuple[int, int], tally: Tally) -> No
         tally.in_transit(moved)
 
 
-def fill_scratch(route: Route, scratch: tuple[int, int]) -> int:
+def fill_scratch(route: Route, scratch: tuple[int, int], limit_bytes: int = SPLICE_BYTES) -> int:
     """Move what the readable source has into the empty scratch pipe; 0 is end of file.
+
+    At most `limit_bytes`, which is not less than CHUNK_BYTES.
 
     Raises:
         BlockingIOError: The source had nothing after all.
         CopyError: The source failed.
     """
     try:
-        return os.splice(route.source_fd, scratch[1], SPLICE_BYTES, flags=os.SPLICE_F_NONBLOCK)
+        return os.splice(route.source_fd, scratch[1], limit_bytes, flags=os.SPLICE_F_NONBLOCK)
     except BlockingIOError:
         raise
     except OSError as error:
@@ -146,7 +148,7 @@ def empty_scratch(route: Route, scratch: tuple[int, int], tally: Tally) -> None:
     Raises:
         CopyError: The sink failed; the rest is still in the scratch pipe.
     """
-    while pending := _pending_bytes(scratch[0]):
+    while pending := pending_bytes(scratch[0]):
         tally.in_transit(pending)
         try:
             tally.moved(os.splice(scratch[0], route.sink_fd, pending))
@@ -186,7 +188,8 @@ def _is_console_end(route: Route, error: OSError) -> bool:
     return route.source_is_console and error.errno == errno.EIO
 
 
-def _pending_bytes(fd: int) -> int:
+def pending_bytes(fd: int) -> int:
+    """Return how many bytes a pipe holds (FIONREAD in pipe(7))."""
     count = array.array("i", [0])
     fcntl.ioctl(fd, termios.FIONREAD, count)
     return count[0]
