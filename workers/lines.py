@@ -1,0 +1,64 @@
+"""The loop that all sinks share which turn bytes into records: take, cut, write, count."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from workers import engines, records
+from workers.intake import Intake, Took
+
+if TYPE_CHECKING:
+    from workers.desk import Desk
+    from workers.line_buffer import LineBuffer
+
+
+class RecordSink(Protocol):
+    """Where records go. It commits what it has written, so that it can say `consumed` anew."""
+
+    consumed: int
+    """The position in the stream up to which everything is in the sink."""
+
+    @property
+    def limit_bytes(self) -> int:
+        """The longest line that is one record."""
+
+    def write(self, end: int) -> None:
+        """Write some records, at least one, from `consumed` on and not beyond `end`."""
+
+
+def copy(
+    desk: Desk, route: engines.Route, buffer: LineBuffer, sink: RecordSink, *, is_last: bool
+) -> None:
+    """Copy to end of file; a line that is not at its end waits for its end.
+
+    With `is_last` the source is not waited for: what is there now is all, as at end of file.
+
+    Raises:
+        engines.CopyError: The source failed.
+        OSError: The sink did. What it has not got is in the buffer, the scratch or the source.
+    """
+    # Of what a killed predecessor wrote, the end may not have been counted.
+    desk.moved(sink.consumed - desk.ledger.copied_bytes(desk.slot))
+    desk.copied_bytes = 0
+    intake = Intake(route, buffer)
+    scanned = sink.consumed
+    while True:
+        taken = buffer.read().taken
+        newline = buffer.last_newline(scanned, taken)
+        scanned = taken
+        rest_start = sink.consumed if newline < 0 else newline + 1
+        _write(desk, sink, records.end_of_last(rest_start, taken, sink.limit_bytes))
+        took = intake.take(sink.consumed, 0 if is_last else None)
+        if took is not Took.SOME:
+            _write(desk, sink, taken)
+            return
+
+
+def _write(desk: Desk, sink: RecordSink, end: int) -> None:
+    """Write everything up to `end`. An unfinished line is not in transit: nobody waits for it."""
+    desk.in_transit(end - sink.consumed)
+    while sink.consumed < end:
+        before = sink.consumed
+        sink.write(end)
+        desk.moved(sink.consumed - before)
+        desk.in_transit(end - sink.consumed)
