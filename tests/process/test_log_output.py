@@ -5,12 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
+import select
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
 
+from supervisor import fds, spawn
+from supervisor.waitstatus import Exited, Killed
 from tests.harness import dying, waiting
-from tests.harness.forked import file_limit, forked
+from tests.harness.forked import Child, file_limit, forked
 from tests.harness.rewriting import CRI_RECORD, LogSite, cri_records, cri_streams
 from workers.cri import CriFormat, PlainFormat
 from workers.report import Report
@@ -18,6 +23,8 @@ from workers.report import Report
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from workers.logfile import Format
 
 pytestmark = pytest.mark.process
 
@@ -241,6 +248,23 @@ def test_a_torn_write_is_finished_in_its_own_file_whatever_its_name_is_now(
             assert cri_streams(old.read() + site.content()) == SAID
 
 
+def test_a_living_worker_finishes_what_the_other_was_killed_amidst(tmp_path: Path) -> None:
+    with LogSite(tmp_path / "logs", _cri()) as site:
+        out, err = (site.feeds[stream].source_wfd.fileno() for stream in SAID)
+        with forked(site.worker("stderr")):
+            os.write(err, b"one\n")
+            site.wait_written("stderr", 4)
+            os.write(out, b"first\nsecond\n")
+            dying.die_writing(site.worker("stdout"), 60)
+            os.write(err, b"two\n")
+            site.wait_written("stderr", 8)
+        assert [text for *_head, text in cri_records(site.content())] == [
+            b"one", b"first", b"second", b"two",
+        ]  # fmt: skip
+        assert site.run("stdout", is_last=True) == Report("stdout", 0)
+        assert site.ledger.copied_bytes(0) == 13  # although another process wrote them
+
+
 def test_a_worker_that_died_with_the_locker_empty_is_replaced_by_the_other(
     tmp_path: Path,
 ) -> None:
@@ -270,8 +294,10 @@ def test_what_a_stranger_did_to_the_file_meanwhile_costs_a_repeat_and_no_loss(
             site.feeds["stderr"].end_with(b"")
             dying.die_writing(site.worker("stdout"), 60)
             stranger(site.path)
+            dying.die_writing(site.worker(then[0]), 20)
             for stream in then:
                 site.run(stream)
+            list(cri_records(site.content().rpartition(b"stranger\n")[2]))
             whole = [match[4] for match in CRI_RECORD.finditer(site.content())]
             assert whole[-2:] == texts
 
@@ -306,3 +332,90 @@ def test_a_source_that_fails_is_named(tmp_path: Path) -> None:
         feed = site.feeds["stdout"]
         os.dup2(site.log.dir_fd, feed.source_rfd.fileno(), inheritable=False)
         assert site.run("stdout") == Report("stdout", 0, errno.EISDIR, "source")
+
+
+def _block(stream: str, number: int) -> bytes:
+    """Return some 200 kB of lines, empty ones and two longer than a record."""
+    chance = random.Random(stream)
+    content = chance.randbytes(40_000).replace(b"\n", b"")
+    lines = [content[: chance.choice([0, 3, 50, 100, 200])] for _each in range(1500)]
+    return b"%d\n%b\n%b\n" % (number, b"\n".join([*lines, content]), content)
+
+
+class Writer:
+    """A child that writes one more block of lines whenever it is told to."""
+
+    def __init__(self, site: LogSite, stream: str) -> None:
+        self.blocks = 0
+        self.stream = stream
+        self._site = site
+        self._told_rfd, self._told_wfd = fds.pipe()
+        self._child = Child(spawn.fork_worker(self._write))
+        site.feeds[stream].source_wfd.close()
+        self._told_rfd.close()
+
+    def _write(self) -> None:
+        self._told_wfd.close()
+        number = 0
+        while os.read(self._told_rfd.fileno(), 1):
+            rest = memoryview(_block(self.stream, number))
+            number += 1
+            while rest:
+                rest = rest[os.write(self._site.feeds[self.stream].source_wfd.fileno(), rest) :]
+
+    def tell(self) -> None:
+        self.blocks += 1
+        os.write(self._told_wfd.fileno(), b"!")
+
+    def end(self) -> None:
+        self._told_wfd.close()
+
+    def close(self) -> None:
+        self.end()
+        assert self._child.wait() == Exited(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("formats", "max_bytes"),
+    [
+        ({"stdout": CriFormat("stdout"), "stderr": CriFormat("stderr")}, 0),
+        ({"stdout": CriFormat("stdout"), "stderr": CriFormat("stderr")}, 3 << 20),
+        ({"stdout": PlainFormat(1 << 18)}, 3 << 20),
+    ],
+)
+def test_500_kills_under_load_lose_and_repeat_nothing(
+    tmp_path: Path, formats: dict[str, Format], max_bytes: int
+) -> None:
+    """At random moments, of the workers of both streams into one file."""
+    chance = random.Random(4)
+    with LogSite(tmp_path / "logs", formats, max_bytes=max_bytes, keep=999) as site:
+        writers = {stream: Writer(site, stream) for stream in formats}
+        workers = {stream: Child(spawn.fork_worker(site.worker(stream))) for stream in formats}
+        for _each in range(500):
+            stream = chance.choice(list(formats))
+            writers[stream].tell()
+            select.select([], [], [], chance.uniform(0, 0.006))
+            assert workers[stream].kill() == Killed(signal.SIGKILL)
+            workers[stream] = Child(spawn.fork_worker(site.worker(stream)))
+        for writer in writers.values():
+            writer.end()
+        for worker in workers.values():
+            assert worker.wait() == Exited(0)
+        for writer in writers.values():
+            writer.close()
+        content = site.content()
+        for stream, writer in writers.items():
+            expected = b"".join(_block(stream, number) for number in range(writer.blocks))
+            assert (content if len(formats) == 1 else _said_by(content, stream)) == expected
+        assert len(site.files()) > 10 or not max_bytes
+        assert all(path.stat().st_size <= (max_bytes or 1 << 40) for path in site.files())
+
+
+def _said_by(content: bytes, stream: str) -> bytes:
+    """As `cri_streams`, quickly."""
+    tagged = re.findall(rb"(?m)^[-0-9T:.]{29}Z %b ([FP] [^\n]*)" % stream.encode(), content)
+    assert content.count(b"\n") == len(
+        re.findall(rb"(?m)^[-0-9T:.]{29}Z (?:stdout|stderr) [FP] [^\n]*$", content)
+    )
+    return b"".join(text[2:] + (b"\n" if text[:1] == b"F" else b"") for text in tagged)
