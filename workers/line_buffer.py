@@ -63,7 +63,10 @@ class LineBuffer:
 
     def copy(self, start: int, end: int) -> bytes:
         """Return the bytes of two positions that are both here."""
-        offset = PAGE_BYTES - self.read().base
+        base, taken, _pending = self.read()
+        if not base <= start <= end <= taken:
+            raise RuntimeError(f"bytes {start} to {end}, of {base} to {taken}")
+        offset = PAGE_BYTES - base
         return self.memory.data[start + offset : end + offset]
 
     def last_newline(self, start: int, end: int) -> int:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dis
 import mmap
 import os
-import select
 import signal
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tests.harness.forked import finishing, forked
+from tests.harness.forked import finishing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -104,17 +103,6 @@ def die_writing(work: Callable[[], None], written_bytes: int) -> None:
 
     with finishing(run):
         pass
-
-
-def kill_after(work: Callable[[], None], delay_s: float) -> bool:
-    """Run `work` in a child and kill it after a while; returns whether that was before its end."""
-    with forked(work) as child:
-        pidfd = os.pidfd_open(child.pid)
-        try:
-            is_killed = not select.select([pidfd], [], [], delay_s)[0]
-        finally:
-            os.close(pidfd)
-        return is_killed
 
 
 def small_intakes(monkeypatch: pytest.MonkeyPatch, intake_bytes: int) -> None:

@@ -17,6 +17,7 @@ from workers.logfile import LogFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from contextlib import ExitStack
     from pathlib import Path
 
     from workers.logfile import Format
@@ -73,6 +74,50 @@ class Feed:
             self.report_rfd, self.report_wfd,
         ):  # fmt: skip
             owner.close()
+
+
+class Writer:
+    """A child that writes one more block into a feed whenever it is told to.
+
+    So a test decides how much flows between two kills. Takes the feed's write end.
+    """
+
+    def __init__(self, feed: Feed, block: Callable[[int], bytes], stack: ExitStack) -> None:
+        """Fork it; `block` makes block 0, 1, ...; `stack` owns the child."""
+        self.blocks = 0
+        self._feed = feed
+        self._block = block
+        self._told_rfd, self._told_wfd = fds.pipe()
+        stack.callback(self.end)
+        self._child = stack.enter_context(forked(self._write))
+        feed.source_wfd.close()
+        self._told_rfd.close()
+
+    def _write(self) -> None:
+        self._told_wfd.close()
+        number = 0
+        while os.read(self._told_rfd.fileno(), 1):
+            rest = memoryview(self._block(number))
+            number += 1
+            while rest:
+                rest = rest[os.write(self._feed.source_wfd.fileno(), rest) :]
+
+    def tell(self) -> None:
+        """Have it write one more block."""
+        self.blocks += 1
+        os.write(self._told_wfd.fileno(), b"!")
+
+    def end(self) -> None:
+        """Have it end after the block that it is at."""
+        self._told_wfd.close()
+
+    def wait(self) -> None:
+        """Wait for its end."""
+        assert self._child.wait() == Exited(0)
+
+    def content(self) -> bytes:
+        """Return all that it has been told to write."""
+        return b"".join(map(self._block, range(self.blocks)))
 
 
 class LogSite:

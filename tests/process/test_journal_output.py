@@ -5,17 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import random
+import select
+import signal
 import socket
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor.waitstatus import Exited
+from supervisor.waitstatus import Exited, Killed
 from tests.harness import dying, fake_journal, waiting
 from tests.harness.fake_journal import FakeJournal
 from tests.harness.forked import forked
-from tests.harness.rewriting import Feed
+from tests.harness.rewriting import Feed, Writer
 from workers import journal_output, journal_socket
 from workers.journal import Journal
 from workers.journal_fields import Origin
@@ -172,8 +175,10 @@ def test_a_worker_stays_until_its_records_have_been_read(tmp_path: Path) -> None
         with forked(site.worker()) as worker:
             site.feed.report_wfd.close()
             waiting.wait_true(lambda: site.ledger.copied_bytes(0) == 8)
+            with pytest.raises(TimeoutError):
+                waiting.wait_process(worker.pid, 0.1)
+            assert not waiting.has_hung_up(site.feed.report_rfd.fileno())
             for _each in range(2):
-                assert not waiting.has_hung_up(site.feed.report_rfd.fileno())
                 fake_journal.receive(slow)
             assert worker.wait() == Exited(0)
             assert waiting.read_to_end(site.feed.report_rfd.fileno()) != b""
@@ -253,6 +258,7 @@ def test_what_is_there_is_sent_without_waiting_for_more(taker: FakeJournal) -> N
 SAID = b"one\n\n<4>" + b"long " * 9 + b"\n\0\xff\r\nlast"
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_instruction_repeats_at_most_one_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,23 +286,27 @@ def test_a_kill_at_any_instruction_repeats_at_most_one_record(
 @pytest.mark.slow
 def test_500_kills_repeat_at_most_500_records(tmp_path: Path) -> None:
     chance = random.Random(9)
-    lines = [b"line %d of many" % number for number in range(250_000)]
-    kills = 0
-    with FakeJournal(tmp_path / "socket") as taker, JournalSite(taker.path) as site:
+    with (
+        FakeJournal(tmp_path / "socket") as taker,
+        JournalSite(taker.path) as site,
+        ExitStack() as stack,
+    ):
+        writer = Writer(site.feed, _block, stack)
+        worker = stack.enter_context(forked(site.worker()))
+        for _each in range(500):
+            writer.tell()
+            select.select([], [], [], chance.uniform(0, 0.008))
+            assert worker.kill() == Killed(signal.SIGKILL)
+            worker = stack.enter_context(forked(site.worker()))
+        writer.end()
+        assert worker.wait() == Exited(0)
+        datagrams = list(taker.datagrams())
+        kept = _without_repeats(datagrams, 500)
+        assert _messages(kept) == writer.content().split(b"\n")[:-1]
 
-        def write() -> None:
-            rest = memoryview(b"\n".join(lines) + b"\n")
-            while rest:
-                rest = rest[os.write(site.feed.source_wfd.fileno(), rest) :]
 
-        with forked(write) as writer:
-            site.feed.source_wfd.close()
-            while dying.kill_after(site.worker(), chance.uniform(0, 0.012)):
-                kills += 1
-            writer.wait()
-        datagrams = _without_repeats(list(taker.datagrams()), kills)
-        assert _messages(datagrams) == lines
-    assert kills >= 500
+def _block(number: int) -> bytes:
+    return b"".join(b"line %d of block %d\n" % (line, number) for line in range(400))
 
 
 def test_what_a_small_buffer_refuses_goes_as_a_memfd(taker: FakeJournal) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.harness import dying
-from tests.harness.forked import forked
+from tests.harness.forked import finishing
 from tests.harness.rewriting import LogSite
 from workers import rotation
 from workers.cri import CriFormat, PlainFormat
@@ -116,12 +116,11 @@ def test_a_log_that_is_full_already_is_rotated_first(tmp_path: Path) -> None:
 def test_a_log_that_somebody_renamed_is_not_rotated_but_left(tmp_path: Path) -> None:
     with LogSite(tmp_path, {"stdout": PlainFormat(19)}, max_bytes=20) as site:
         feed = site.feeds["stdout"]
-        with forked(site.worker("stdout")):
+        with finishing(site.worker("stdout")):
             os.write(feed.source_wfd.fileno(), b"12345678901234567\n")
             site.wait_written("stdout", 18)
             site.path.rename(site.path.with_suffix(".7"))
-            os.write(feed.source_wfd.fileno(), b"abc\n")
-            site.wait_written("stdout", 22)
+            feed.end_with(b"abc\n")
         assert _names(tmp_path) == {"log.7": "12345678901234567\n", "log": "abc\n"}
 
 

@@ -153,11 +153,26 @@ def test_a_line_that_cannot_be_there_is_a_bug_and_not_overwritten(
         intake.take(0)
 
 
+@pytest.mark.parametrize(("start", "end"), [(9, 12), (10, 21), (12, 11)])
+def test_bytes_that_are_not_there_are_a_bug(
+    make_basin: Callable[[int], Basin], start: int, end: int
+) -> None:
+    basin = make_basin(7)
+    os.write(basin.source_wfd.fileno(), bytes(20))
+    intake = Intake(basin.route, basin.buffer)
+    intake.take(0)
+    intake.take(10)
+    assert basin.buffer.copy(10, 20) == bytes(10)
+    with pytest.raises(RuntimeError, match=f"bytes {start} to {end}, of 10 to 20"):
+        basin.buffer.copy(start, end)
+
+
 def test_an_intake_needs_a_scratch_pipe(make_basin: Callable[[int], Basin]) -> None:
     with pytest.raises(ValueError, match="scratch"):
         Intake(engines.Route(0, -1), make_basin(7).buffer)
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_instruction_of_an_intake_leaves_each_byte_in_one_place(
     make_basin: Callable[[int], Basin],
 ) -> None:
