@@ -17,8 +17,6 @@ def work(
     route: engines.Route,
     journal: Journal,
     supervisor_pid: int,
-    *,
-    is_last: bool = False,
 ) -> None:
     """Send records until the container has closed its side, stay until they are read, report.
 
@@ -29,12 +27,11 @@ def work(
         route: The source and the scratch pipe.
         journal: What the parent has made, for this stream alone.
         supervisor_pid: Our parent, in whose name the records are sent.
-        is_last: Wait for nothing: send what is there, an unfinished line as well, and report.
     """
     desk.sit_down((route.source_fd, *(route.scratch or ()), *journal.fds))
     try:
         writer = JournalWriter(journal, supervisor_pid)
-        lines.copy(desk, route, journal.buffer, writer, is_last=is_last)
+        lines.copy(desk, route, journal.buffer, writer)
         writer.wait_until_read()
     except engines.CopyError as error:
         desk.send(report.Report(desk.stream, desk.copied_bytes, error.errno, error.side))

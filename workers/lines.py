@@ -26,12 +26,8 @@ class RecordSink(Protocol):
         """Write some records, at least one, from `consumed` on and not beyond `end`."""
 
 
-def copy(
-    desk: Desk, route: engines.Route, buffer: LineBuffer, sink: RecordSink, *, is_last: bool
-) -> None:
+def copy(desk: Desk, route: engines.Route, buffer: LineBuffer, sink: RecordSink) -> None:
     """Copy to end of file; a line that is not at its end waits for its end.
-
-    With `is_last` the source is not waited for: what is there now is all, as at end of file.
 
     Raises:
         engines.CopyError: The source failed.
@@ -48,8 +44,7 @@ def copy(
         scanned = taken
         rest_start = sink.consumed if newline < 0 else newline + 1
         _write(desk, sink, records.end_of_last(rest_start, taken, sink.limit_bytes))
-        took = intake.take(sink.consumed, 0 if is_last else None)
-        if took is not Took.SOME:
+        if intake.take(sink.consumed) is Took.THE_END:
             _write(desk, sink, taken)
             return
 

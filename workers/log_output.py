@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from workers.logfile import LogFile
 
 
-def work(
-    desk: Desk, route: engines.Route, log: LogFile, stream: str, *, is_last: bool = False
-) -> None:
+def work(desk: Desk, route: engines.Route, log: LogFile, stream: str) -> None:
     """Write `stream` into `log` until the container has closed its side, then report.
 
     Never raises `CopyError`. The sink of `route` is not used, its scratch pipe is.
@@ -24,11 +22,10 @@ def work(
         route: The source and the scratch pipe.
         log: What the parent has made; its memory is shared by all workers of the file.
         stream: The name in `log`, which may not be the desk's.
-        is_last: Wait for nothing: write what is there, an unfinished line as well, and report.
     """
     desk.sit_down((route.source_fd, *(route.scratch or ()), *log.fds))
     try:
-        _copy(desk, route, log, stream, is_last=is_last)
+        _copy(desk, route, log, stream)
     except engines.CopyError as error:
         desk.send(report.Report(desk.stream, desk.copied_bytes, error.errno, error.side))
     except OSError as error:
@@ -37,6 +34,6 @@ def work(
         desk.send(report.Report(desk.stream, desk.copied_bytes))
 
 
-def _copy(desk: Desk, route: engines.Route, log: LogFile, stream: str, *, is_last: bool) -> None:
+def _copy(desk: Desk, route: engines.Route, log: LogFile, stream: str) -> None:
     writer = LogWriter(log, stream)
-    lines.copy(desk, route, log.buffers[log.streams.index(stream)], writer, is_last=is_last)
+    lines.copy(desk, route, log.buffers[log.streams.index(stream)], writer)

@@ -56,6 +56,10 @@ class Feed:
             assert os.write(self.source_wfd.fileno(), content) == len(content)
         self.source_wfd.close()
 
+    def hang_up(self) -> None:
+        """Be at end of file, whoever else has the pipe, as the supervisor does it."""
+        os.dup2(self.null.fileno(), self.source_rfd.fileno(), inheritable=False)
+
     def run(self, work: Callable[[], None]) -> report.Report | None:
         """Run a worker to its end and return its report."""
         self._read_report()  # of one before that was killed after its last word
@@ -150,12 +154,12 @@ class LogSite:
         self.ledger.close()
         self._directory.close()
 
-    def worker(self, stream: str, *, is_last: bool = False) -> Callable[[], None]:
+    def worker(self, stream: str) -> Callable[[], None]:
         feed = self.feeds[stream]
-        return lambda: log_output.work(feed.desk(), feed.route, self.log, stream, is_last=is_last)
+        return lambda: log_output.work(feed.desk(), feed.route, self.log, stream)
 
-    def run(self, stream: str, *, is_last: bool = False) -> report.Report | None:
-        return self.feeds[stream].run(self.worker(stream, is_last=is_last))
+    def run(self, stream: str) -> report.Report | None:
+        return self.feeds[stream].run(self.worker(stream))
 
     def wait_written(self, stream: str, size: int) -> None:
         """Wait until so many bytes of the stream have been counted."""

@@ -48,14 +48,14 @@ class JournalSite:
             path=os.fspath(path),
         )
 
-    def worker(self, *, is_last: bool = False) -> Callable[[], None]:
+    def worker(self) -> Callable[[], None]:
         supervisor_pid = os.getpid()
         return lambda: journal_output.work(
-            self.feed.desk(), self.feed.route, self.journal, supervisor_pid, is_last=is_last
+            self.feed.desk(), self.feed.route, self.journal, supervisor_pid
         )
 
-    def run(self, *, is_last: bool = False) -> Report | None:
-        return self.feed.run(self.worker(is_last=is_last))
+    def run(self) -> Report | None:
+        return self.feed.run(self.worker())
 
     def __enter__(self) -> JournalSite:
         return self
@@ -248,10 +248,13 @@ def test_a_source_that_fails_is_named(taker: FakeJournal, tmp_path: Path) -> Non
         assert site.run() == Report("stdout", 0, errno.EISDIR, "source")
 
 
-def test_what_is_there_is_sent_without_waiting_for_more(taker: FakeJournal) -> None:
+def test_an_unfinished_line_is_sent_when_the_source_is_hung_up(taker: FakeJournal) -> None:
     with JournalSite(taker.path) as site:
-        os.write(site.feed.source_wfd.fileno(), b"one\ntw")
-        assert site.run(is_last=True) == Report("stdout", 6)
+        with forked(site.worker()):
+            os.write(site.feed.source_wfd.fileno(), b"one\ntw")
+            waiting.wait_true(lambda: site.ledger.copied_bytes(0) == 4)
+        site.feed.hang_up()
+        assert site.run() == Report("stdout", 2)
     assert _messages(list(taker.datagrams())) == [b"one", b"tw"]
 
 

@@ -166,9 +166,9 @@ def test_a_line_waits_for_its_end_and_is_not_in_transit(tmp_path: Path) -> None:
             site.wait_written("stdout", 8)
             assert site.ledger.transit_bytes(0) == 0
         assert [text for *_head, text in cri_records(site.content())] == [b"one", b"two"]
-        os.write(source, b"r")
-        assert site.run("stdout", is_last=True) == Report("stdout", 3)  # the pipe is still open
-        assert [text for *_head, text in cri_records(site.content())] == [b"one", b"two", b"thr"]
+        site.feeds["stdout"].hang_up()
+        assert site.run("stdout") == Report("stdout", 2)
+        assert [text for *_head, text in cri_records(site.content())] == [b"one", b"two", b"th"]
 
 
 def test_a_file_that_may_not_grow_keeps_whole_records_and_is_gone_on_with(
@@ -267,7 +267,8 @@ def test_a_living_worker_finishes_what_the_other_was_killed_amidst(tmp_path: Pat
         assert [text for *_head, text in cri_records(site.content())] == [
             b"one", b"first", b"second", b"two",
         ]  # fmt: skip
-        assert site.run("stdout", is_last=True) == Report("stdout", 0)
+        site.feeds["stdout"].end_with(b"")
+        assert site.run("stdout") == Report("stdout", 0)
         assert site.ledger.copied_bytes(0) == 13  # although another process wrote them
 
 
