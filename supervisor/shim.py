@@ -19,7 +19,7 @@ from supervisor import control, fds, lifecycle, linux, oci, statedir
 from supervisor.calls import HURRY_S, RuntimeCalls
 from supervisor.creation import Creation, Remains, explain
 from supervisor.crew import Crew
-from supervisor.drain import DrainWatch
+from supervisor.drain import DrainWatch, Verdict
 from supervisor.errors import RuntimeFailedError, ShimError, StoppedError
 from supervisor.lifecycle import Action, Event, State
 from supervisor.loop import Loop
@@ -146,7 +146,13 @@ class _Supervisor:
             bundle=order.bundle,
             container_id=order.container_id,
         )
-        self._opener = StdioOpener(self._loop, self._reaper, title=title, null_fd=null_fd)
+        self._opener = StdioOpener(
+            self._loop,
+            self._reaper,
+            container_id=order.container_id,
+            title=title,
+            null_fd=null_fd,
+        )
         self._stdio = Stdio()
         self._crew = Crew(
             self._loop,
@@ -423,7 +429,10 @@ class _Supervisor:
                 f"{stream.name}: given up after {copied} bytes"
                 f"{f', of which {lost} were never read' if lost else ''}: {verdict.value}"
             )
-            self._crew.give_up(stream)
+            if verdict is Verdict.STRAY:
+                self._crew.hang_up(stream)
+            else:
+                self._crew.give_up(stream)
         if self._drain.is_over:
             self._loop.cancel(_DRAIN)
             self._post(Event.DRAINED)

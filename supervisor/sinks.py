@@ -67,6 +67,11 @@ class Sink:
     tag: str = ""
     max_line_bytes: int = DEFAULT_MAX_LINE_BYTES
 
+    @property
+    def takes_records(self) -> bool:
+        """Whether a worker has to look at the bytes: no plain copy goes there."""
+        return self.kind in _WITH_RECORDS or self.max_bytes > 0
+
     def __str__(self) -> str:
         """Name it in a log line."""
         return self.path or self.kind.value
@@ -90,6 +95,16 @@ def parse_sink(text: str) -> Sink:
     if kind not in _WITH_PATH and colon:
         raise UsageError(f"sink {text}: {word} takes no path")
     return _with_options(text, Sink(kind, path), settings)
+
+
+def with_absolute_path(text: str, directory: str) -> str:
+    """Return the setting with its path, if it has one, made independent of the current directory.
+
+    Raises:
+        UsageError: As `parse_sink`.
+    """
+    path = parse_sink(text).path
+    return text.removesuffix(path) + os.path.join(directory, path) if path else text
 
 
 def _with_options(text: str, sink: Sink, settings: list[str]) -> Sink:
@@ -167,3 +182,4 @@ _OPTIONS: dict[SinkKind, dict[str, _Option]] = {
 }
 _KINDS = {kind.value: kind for kind in SinkKind if kind is not SinkKind.PATH}
 _WITH_PATH = frozenset({SinkKind.FILE, SinkKind.CRI})
+_WITH_RECORDS = frozenset({SinkKind.CRI, SinkKind.JOURNAL})

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from supervisor.loop import Loop
     from supervisor.oci import ProcessRecord
+    from supervisor.outlets import Outlet
     from supervisor.reaper import Reaper
     from supervisor.waitstatus import Termination
 
@@ -43,6 +44,8 @@ class Stdio:
         stdin: Where input comes from.
         stdin_closer: Our own write end of a stdin fifo: while it is open, a client may come back.
         sinks: By stream name, "stdout" and "stderr".
+        outlets: The same for what takes records; a stream has one or the other. Borrowed by the
+            crew, closed here.
         names: What each is, for log lines.
         passthrough: The sinks that are a descriptor of our own caller.
         stderr_joins_stdout: Both are the same regular file. They then share one pipe and one
@@ -52,13 +55,15 @@ class Stdio:
     stdin: fds.Fd | None = None
     stdin_closer: fds.Fd | None = None
     sinks: dict[str, fds.Fd] = field(default_factory=dict)
+    outlets: dict[str, Outlet] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     passthrough: set[str] = field(default_factory=set)
     stderr_joins_stdout: bool = False
 
     def close(self) -> None:
         """Close whatever has not been taken."""
-        for owner in (self.stdin, self.stdin_closer, *self.sinks.values()):
+        owners = (self.stdin, self.stdin_closer, *self.sinks.values(), *self.outlets.values())
+        for owner in owners:
             if owner is not None:
                 owner.close()
 
@@ -66,10 +71,13 @@ class Stdio:
 class StdioOpener:
     """Opens the streams one after the other and calls back once."""
 
-    def __init__(self, loop: Loop, reaper: Reaper, *, title: str, null_fd: int) -> None:
+    def __init__(
+        self, loop: Loop, reaper: Reaper, *, container_id: str, title: str, null_fd: int
+    ) -> None:
         """Borrow the loop, the reaper and /dev/null. `title` names the waiting child in ps(1)."""
         self._loop = loop
         self._reaper = reaper
+        self._container_id = container_id
         self._title = title
         self._null_fd = null_fd
         self._stdio = Stdio()
@@ -80,12 +88,13 @@ class StdioOpener:
     def begin(self, record: ProcessRecord, on_end: Callable[[Stdio | ShimError], None]) -> None:
         """Open what `record` names; `on_end` gets the streams and their ownership, or the error."""
         self._on_end = on_end
-        self._wanted = [("stdout", parse_sink(record.stdout))]
-        if not record.terminal:
-            self._wanted.append(("stderr", parse_sink(record.stderr)))
         self._loop.call_after(_LIMIT, READER_WAIT_S, self._give_up)
         try:
+            self._wanted = [("stdout", parse_sink(record.stdout))]
+            if not record.terminal:
+                self._wanted.append(("stderr", parse_sink(record.stderr)))
             self._open_stdin(record.stdin)
+            self._open_outlets()
         except ShimError as error:
             self._fail(error)
         else:
@@ -118,6 +127,23 @@ class StdioOpener:
         finally:
             with_path.close()
 
+    def _open_outlets(self) -> None:
+        """Open all sinks that take records; none of them has to be waited for."""
+        wanted = {name: sink for name, sink in self._wanted if sink.takes_records}
+        if not wanted:
+            return
+        from supervisor.outlets import open_outlets
+
+        self._wanted = [(name, sink) for name, sink in self._wanted if name not in wanted]
+        for name, sink in wanted.items():
+            self._stdio.names[name] = str(sink)
+            if sink.path:
+                _open_file_at_end(sink.path).close()  # the workers open it: a typo is told now
+        if wanted.get("stdout") == wanted.get("stderr") and wanted["stdout"].kind is SinkKind.FILE:
+            self._stdio.stderr_joins_stdout = True
+            del wanted["stderr"]
+        self._stdio.outlets = open_outlets(wanted, self._container_id)
+
     def _open_next(self) -> None:
         """Open sinks until one has to wait or none is left."""
         while self._wanted:
@@ -130,7 +156,9 @@ class StdioOpener:
             if not is_open:
                 return
         self._loop.cancel(_LIMIT)
-        self._stdio.stderr_joins_stdout = _is_same_file(self._stdio.sinks)
+        if _is_same_file(self._stdio.sinks):
+            self._stdio.stderr_joins_stdout = True
+            self._stdio.sinks.pop("stderr").close()
         self._on_end(self._stdio)
 
     def _open_sink(self, name: str, sink: Sink) -> bool:

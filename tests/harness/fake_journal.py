@@ -91,7 +91,7 @@ class FakeJournal:
         self._child = Child(spawn.fork_worker(self._keep))
 
     def _keep(self) -> None:
-        with self._kept.open("wb") as file:
+        with self._kept.open("wb", buffering=0) as file:  # a test may look at it meanwhile
             while True:
                 payload, pid, is_memfd = receive(self._receiver)
                 if payload == _END:
@@ -113,8 +113,12 @@ class FakeJournal:
     def __enter__(self) -> FakeJournal:
         return self
 
-    def __exit__(self, *_exception: object) -> None:
+    def close(self) -> None:
+        """End it, without its name; a second call does nothing."""
         self._child.kill()
         self._receiver.close()
-        self.path.unlink()
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+        self.path.unlink(missing_ok=True)
         self._kept.unlink(missing_ok=True)  # the child may not have come to it

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from supervisor.errors import UsageError
-from supervisor.sinks import Sink, SinkKind, parse_sink
+from supervisor.sinks import Sink, SinkKind, parse_sink, with_absolute_path
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,35 @@ from supervisor.sinks import Sink, SinkKind, parse_sink
 def test_a_setting_is_a_kind_with_its_options_or_a_path(text: str, sink: Sink, shown: str) -> None:
     assert parse_sink(text) == sink
     assert str(sink) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "is_so"),
+    [("", False), ("file:/p", False), ("/p", False), ("passthrough", False),
+     ("file,max-size=1M:/p", True), ("cri:/p", True), ("journal", True)],
+)  # fmt: skip
+def test_a_sink_that_takes_records_is_told_from_one_that_takes_bytes(
+    text: str, is_so: bool
+) -> None:
+    assert parse_sink(text).takes_records == is_so
+
+
+@pytest.mark.parametrize(
+    ("text", "absolute"),
+    [
+        ("", ""),
+        ("null", "null"),
+        ("journal,tag=a", "journal,tag=a"),
+        ("fifo", "/here/fifo"),
+        ("/fifo", "/fifo"),
+        ("file:log", "file:/here/log"),
+        ("file:/log", "file:/log"),
+        ("cri,max-size=1M:a:b", "cri,max-size=1M:/here/a:b"),
+        ("file:file:", "file:/here/file:"),
+    ],
+)
+def test_only_a_path_is_made_absolute(text: str, absolute: str) -> None:
+    assert with_absolute_path(text, "/here") == absolute
 
 
 @pytest.mark.parametrize(
