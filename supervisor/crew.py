@@ -44,16 +44,16 @@ class Mend(enum.Enum):
     DISCARD = "read on and throw away"
 
 
-def mend(stream: str, failed: report.Report, *, takes_records: bool = False) -> Mend:
+def mend(stream: str, failed: report.Report, *, has_outlet: bool = False) -> Mend:
     """Choose by what failed. Pure.
 
     A reader that is gone for good (EPIPE, a hung-up terminal's EIO) is passed on to the container,
     which closes its own pipe; a console cannot be closed without a SIGHUP to the container, so
     its output is thrown away. Everything else (ENOSPC, EDQUOT, ...) may get better: nothing is
     dropped, the container waits when its pipe is full. So may a disk, and a journald that is gone:
-    with `takes_records` there is no reader.
+    with `has_outlet` there is no reader.
     """
-    if takes_records:
+    if has_outlet:
         return Mend.RETRY
     if stream == "stdin":
         return Mend.HANG_UP
@@ -89,7 +89,7 @@ class Stream:
         """Own `source` and `sink`, and a scratch pipe unless both of them are pipes.
 
         `is_passthrough`: the sink is a descriptor that we were started with, and others have too.
-        `outlet`, borrowed, takes records in the place of `sink`, which is /dev/null then.
+        `outlet`, borrowed, is there in the place of `sink`, which is /dev/null then.
         """
         self.name = name
         self.source = source
@@ -264,7 +264,7 @@ class Crew:
     def hang_up(self, stream: Stream) -> None:
         """Take no more from the container's side, and `finish` the stream.
 
-        Of records, what was taken is written first, by a worker that sees end of file: a line
+        To an outlet, what was taken is written first, by a worker that sees end of file: a line
         that was not at its end is one now.
         """
         if stream.outlet is None:
@@ -394,7 +394,7 @@ class Crew:
         self._fork_after(stream, pause_s(stream.deaths_without_progress))
 
     def _mend(self, stream: Stream, failed: report.Report) -> None:
-        choice = mend(stream.name, failed, takes_records=stream.outlet is not None)
+        choice = mend(stream.name, failed, has_outlet=stream.outlet is not None)
         if stream.is_input and failed.errno == errno.EPIPE:
             self._end(stream)  # the container has closed its stdin, or is gone: its right
             return

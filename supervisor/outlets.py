@@ -1,4 +1,4 @@
-"""Sinks that take records instead of bytes, log files and the journal: the parent's side.
+"""Sinks that are more than a descriptor, log files and the journal: the parent's side.
 
 Imported only when a setting asks for one: what they need takes 35 ms to import.
 """
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Protocol
 from supervisor import fds
 from supervisor.errors import ShimError, UsageError, reason
 from supervisor.sinks import SinkKind
-from workers import journal_output, log_output
+from workers import journal_output, log_output, stream_output
 from workers.cri import CriFormat, PlainFormat
 from workers.journal import Journal
 from workers.journal_fields import PRIORITIES, Origin
 from workers.journal_socket import JOURNAL_SOCKET
+from workers.journal_stream import STREAM_SOCKET, JournalStream, header, unit_of
 from workers.logfile import LogFile
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def open_outlets(wanted: Mapping[str, Sink], container_id: str) -> dict[str, Out
                 continue
             if sink.kind is SinkKind.JOURNAL:
                 opened[name] = _open_journal(name, sink, container_id, epoch)
+            elif sink.kind is SinkKind.JOURNAL_STREAM:
+                opened[name] = _open_journal_stream(name, sink, container_id)
             else:
                 names = [name for name, other in wanted.items() if _is_same_file(sink, other)]
                 opened.update(_open_log(names, sink))
@@ -108,11 +111,25 @@ def _open_log(names: list[str], sink: Sink) -> dict[str, Outlet]:
 
 def _open_journal(stream: str, sink: Sink, container_id: str, epoch: str) -> Outlet:
     origin = Origin(container_id, name=container_id, tag=sink.tag, epoch=epoch)
-    priority = PRIORITIES[stream] if sink.priority is None else sink.priority
+    priority = _priority(stream, sink)
     try:
         return _JournalOutlet(Journal(origin, stream, priority, limit_bytes=sink.max_line_bytes))
     except OSError as error:
         raise ShimError(f"connect to {JOURNAL_SOCKET}: {reason(error)}") from error
+
+
+def _open_journal_stream(stream: str, sink: Sink, container_id: str) -> Outlet:
+    with open("/proc/self/cgroup") as cgroups:
+        unit = unit_of(cgroups.read())
+    first = header(sink.tag or container_id, unit, _priority(stream, sink))
+    try:
+        return _JournalStreamOutlet(JournalStream(first))
+    except OSError as error:
+        raise ShimError(f"connect to {STREAM_SOCKET}: {reason(error)}") from error
+
+
+def _priority(stream: str, sink: Sink) -> int:
+    return PRIORITIES[stream] if sink.priority is None else sink.priority
 
 
 class _LogOutlet:
@@ -163,3 +180,24 @@ class _JournalOutlet:
 
     def close(self) -> None:
         self._journal.close()
+
+
+class _JournalStreamOutlet:
+    """One stream in the journal, of which journald makes the records."""
+
+    held_bytes = 0
+
+    def __init__(self, stream: JournalStream) -> None:
+        self._stream = stream
+
+    def has_room(self) -> bool:
+        return fds.is_writable(self._stream.socket.fileno())
+
+    def work(self, desk: Desk, route: Route) -> None:
+        stream_output.work(desk, route, self._stream)
+
+    def renew(self) -> None:
+        self._stream.reconnect()
+
+    def close(self) -> None:
+        self._stream.close()

@@ -6,7 +6,7 @@
   `max-size=10M` it is rotated between two lines, and `keep=5` old files stay
 - `cri:PATH`: the same in the log format of Kubernetes, with the same options
 - `journal`: native records; `priority=5` of lines that name none, `tag=web`, `max-line=1M`
-- `journal-stream`: lines, as systemd's own StandardOutput=journal; `priority=5`
+- `journal-stream`: lines, as systemd's own StandardOutput=journal; `priority=5`, `tag=web`
 - `null`: nowhere; so are "" and /dev/null
 - `passthrough`: the descriptor 1 or 2 that the supervisor was started with
 - anything else is the PATH of a fifo, a device or an existing file, opened as it is: not created,
@@ -55,7 +55,7 @@ class Sink:
         max_bytes: Where a FILE or CRI is rotated; 0 is nowhere.
         keep: How many old files stay then.
         priority: Of a JOURNAL or JOURNAL_STREAM, 0 to 7; None is the stream's default.
-        tag: Of a JOURNAL; "" is none.
+        tag: Of a JOURNAL or JOURNAL_STREAM; "" is none.
         max_line_bytes: The longest line that is one record of a JOURNAL.
     """
 
@@ -68,9 +68,9 @@ class Sink:
     max_line_bytes: int = DEFAULT_MAX_LINE_BYTES
 
     @property
-    def takes_records(self) -> bool:
-        """Whether a worker has to look at the bytes: no plain copy goes there."""
-        return self.kind in _WITH_RECORDS or self.max_bytes > 0
+    def has_outlet(self) -> bool:
+        """Whether it is more than a descriptor to copy to: see `supervisor.outlets`."""
+        return self.kind in _WITH_OUTLET or self.max_bytes > 0
 
     def __str__(self) -> str:
         """Name it in a log line."""
@@ -138,7 +138,7 @@ class _Option:
 
 _SIZE = re.compile(r"([0-9]{1,15})([kKMG]?)")
 _UNITS = {"": 1, "k": 1 << 10, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-_TAG = re.compile(r"[!-~]{1,128}")
+_WORD = re.compile(r"[!-~]{1,128}")
 
 
 def _size(least: int, most: int) -> Callable[[str], int | None]:
@@ -162,7 +162,7 @@ def _number(least: int, most: int) -> Callable[[str], int | None]:
 
 
 def _tag(text: str) -> str | None:
-    return text if _TAG.fullmatch(text) else None
+    return text if _WORD.fullmatch(text) else None
 
 
 _ROTATION = {
@@ -170,16 +170,17 @@ _ROTATION = {
     "keep": _Option("keep", _number(1, 1000), "a number from 1 to 1000"),
 }
 _PRIORITY = _Option("priority", _number(0, 7), "a number from 0 (emerg) to 7 (debug)")
+_TAG = _Option("tag", _tag, "1 to 128 characters of ASCII without blanks")
 _OPTIONS: dict[SinkKind, dict[str, _Option]] = {
     SinkKind.FILE: _ROTATION,
     SinkKind.CRI: _ROTATION,
     SinkKind.JOURNAL: {
         "priority": _PRIORITY,
-        "tag": _Option("tag", _tag, "1 to 128 characters of ASCII without blanks"),
+        "tag": _TAG,
         "max-line": _Option("max_line_bytes", _size(1 << 10, 16 << 20), "a size from 1k to 16M"),
     },
-    SinkKind.JOURNAL_STREAM: {"priority": _PRIORITY},
+    SinkKind.JOURNAL_STREAM: {"priority": _PRIORITY, "tag": _TAG},
 }
 _KINDS = {kind.value: kind for kind in SinkKind if kind is not SinkKind.PATH}
 _WITH_PATH = frozenset({SinkKind.FILE, SinkKind.CRI})
-_WITH_RECORDS = frozenset({SinkKind.CRI, SinkKind.JOURNAL})
+_WITH_OUTLET = frozenset({SinkKind.CRI, SinkKind.JOURNAL, SinkKind.JOURNAL_STREAM})

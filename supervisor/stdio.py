@@ -44,8 +44,7 @@ class Stdio:
         stdin: Where input comes from.
         stdin_closer: Our own write end of a stdin fifo: while it is open, a client may come back.
         sinks: By stream name, "stdout" and "stderr".
-        outlets: The same for what takes records; a stream has one or the other. Borrowed by the
-            crew, closed here.
+        outlets: What is there instead for a log or the journal. Borrowed by the crew, closed here.
         names: What each is, for log lines.
         passthrough: The sinks that are a descriptor of our own caller.
         stderr_joins_stdout: Both are the same regular file. They then share one pipe and one
@@ -128,8 +127,8 @@ class StdioOpener:
             with_path.close()
 
     def _open_outlets(self) -> None:
-        """Open all sinks that take records; none of them has to be waited for."""
-        wanted = {name: sink for name, sink in self._wanted if sink.takes_records}
+        """Open all outlets; none of them has to be waited for."""
+        wanted = {name: sink for name, sink in self._wanted if sink.has_outlet}
         if not wanted:
             return
         from supervisor.outlets import open_outlets

@@ -109,20 +109,26 @@ class Sender:
             os.close(fd)
 
     def wait_until_read(self, limit_s: float = LINGER_S) -> bool:
-        """Wait until journald has read all that was sent; False if it has not in time.
+        """Wait until journald has read all that was sent; False if it has not in time."""
+        return wait_until_read(self._to.fileno(), limit_s)
 
-        No event tells: looks after 1 ms, 2 ms, ... 50 ms. Source: SIOCOUTQ in unix(7).
-        """
-        deadline_s = time.monotonic() + limit_s
-        look_s = _SHORTEST_LOOK_S
-        while self._unread_bytes():
-            if time.monotonic() >= deadline_s:
-                return False
-            time.sleep(look_s)
-            look_s = min(2 * look_s, _LONGEST_LOOK_S)
-        return True
 
-    def _unread_bytes(self) -> int:
-        count = array.array("i", [0])
-        fcntl.ioctl(self._to.fileno(), termios.TIOCOUTQ, count)
-        return count[0]
+def wait_until_read(fd: int, limit_s: float = LINGER_S) -> bool:
+    """Wait until the peer of a socket has read all that was sent; False if it has not in time.
+
+    No event tells: looks after 1 ms, 2 ms, ... 50 ms. Source: SIOCOUTQ in unix(7).
+    """
+    deadline_s = time.monotonic() + limit_s
+    look_s = _SHORTEST_LOOK_S
+    while _unread_bytes(fd):
+        if time.monotonic() >= deadline_s:
+            return False
+        time.sleep(look_s)
+        look_s = min(2 * look_s, _LONGEST_LOOK_S)
+    return True
+
+
+def _unread_bytes(fd: int) -> int:
+    count = array.array("i", [0])
+    fcntl.ioctl(fd, termios.TIOCOUTQ, count)
+    return count[0]

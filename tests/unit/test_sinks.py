@@ -59,12 +59,13 @@ def test_a_setting_is_a_kind_with_its_options_or_a_path(text: str, sink: Sink, s
 @pytest.mark.parametrize(
     ("text", "is_so"),
     [("", False), ("file:/p", False), ("/p", False), ("passthrough", False),
-     ("file,max-size=1M:/p", True), ("cri:/p", True), ("journal", True)],
+     ("file,max-size=1M:/p", True), ("cri:/p", True), ("journal", True),
+     ("journal-stream", True)],
 )  # fmt: skip
-def test_a_sink_that_takes_records_is_told_from_one_that_takes_bytes(
+def test_a_sink_with_an_outlet_is_told_from_one_that_is_a_descriptor(
     text: str, is_so: bool
 ) -> None:
-    assert parse_sink(text).takes_records == is_so
+    assert parse_sink(text).has_outlet == is_so
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_only_a_path_is_made_absolute(text: str, absolute: str) -> None:
         ("file,:/p", "option : file takes max-size, keep"),
         ("cri,max_size=1M:/p", "option max_size: cri takes max-size, keep"),
         ("journal,keep=1", "option keep: journal takes priority, tag, max-line"),
-        ("journal-stream,tag=x", "option tag: journal-stream takes priority"),
+        ("journal-stream,keep=1", "option keep: journal-stream takes priority, tag"),
         ("file,keep=2:/p", "option keep: says nothing without max-size"),
         ("file,max-size=1M,max-size=2M:/p", "option max-size: given twice"),
         *(
