@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from supervisor import fds, spawn, waitstatus
+from supervisor.errors import ShimError
 from workers import engines, output, report, stdin
 from workers.desk import Desk
 from workers.ledger import Ledger
@@ -85,11 +86,13 @@ class Stream:
         sink_name: str = "",
         is_passthrough: bool = False,
         outlet: Outlet | None = None,
+        reopen: Callable[[], fds.Fd] | None = None,
     ) -> None:
         """Own `source` and `sink`, and a scratch pipe unless both of them are pipes.
 
         `is_passthrough`: the sink is a descriptor that we were started with, and others have too.
         `outlet`, borrowed, is there in the place of `sink`, which is /dev/null then.
+        `reopen` opens a file's name anew, for a sink that is one; it may raise `ShimError`.
         """
         self.name = name
         self.source = source
@@ -97,6 +100,7 @@ class Stream:
         self.sink_name = sink_name
         self.is_passthrough = is_passthrough
         self.outlet = outlet
+        self.reopen = reopen
         self.scratch: tuple[fds.Fd, fds.Fd] | None = None
         if not (fds.is_fifo(source.fileno()) and fds.is_fifo(sink.fileno())):
             self.scratch = fds.pipe()
@@ -273,11 +277,28 @@ class Crew:
         stream.is_hung_up = True
         stream.source.close()
         stream.source = fds.Fd(os.dup(self._null_fd))
-        self._loop.cancel(self._timer(stream))
         self._dismiss(stream)
+
+    def reopen(self) -> None:
+        """Open every log file anew by its name, which is another file's by now."""
+        for stream in self.outputs:
+            if stream.is_over or stream.is_hung_up:
+                continue
+            if stream.reopen is not None:
+                try:
+                    fresh = stream.reopen()
+                except ShimError as error:
+                    self._log.warning(f"{stream.name}: {error}; the old file is written on")
+                    continue
+                stream.sink.close()
+                stream.sink = fresh
+                self._dismiss(stream)
+            elif stream.outlet is not None and stream.outlet.is_file:
+                self._dismiss(stream)  # the next worker opens the name
 
     def _dismiss(self, stream: Stream) -> None:
         """Have another worker in the place of this one, which has done nothing wrong."""
+        self._loop.cancel(self._timer(stream))
         stream.is_dismissed = bool(stream.pid)
         if stream.pid:
             self._kill(stream)

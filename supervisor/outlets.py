@@ -38,6 +38,10 @@ class Outlet(Protocol):
     def held_bytes(self) -> int:
         """What a line may have that is neither in the container's pipe nor in the sink."""
 
+    @property
+    def is_file(self) -> bool:
+        """Whether a worker begins by opening the file of a name."""
+
     def has_room(self) -> bool:
         """Say whether a worker that writes now would not have to wait."""
 
@@ -135,6 +139,8 @@ def _priority(stream: str, sink: Sink) -> int:
 class _LogOutlet:
     """One stream of a log file. Owns the file's memory and directory, with its other streams."""
 
+    is_file = True
+
     def __init__(self, log: LogFile, directory: fds.Fd, stream: str) -> None:
         self._log = log
         self._directory = directory
@@ -161,6 +167,8 @@ class _LogOutlet:
 class _JournalOutlet:
     """One stream in the journal."""
 
+    is_file = False
+
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._supervisor_pid = os.getpid()
@@ -186,6 +194,7 @@ class _JournalStreamOutlet:
     """One stream in the journal, of which journald makes the records."""
 
     held_bytes = 0
+    is_file = False
 
     def __init__(self, stream: JournalStream) -> None:
         self._stream = stream

@@ -85,6 +85,7 @@ class Plumbing:
             sink_name=stdio.names[setting],
             is_passthrough=setting in stdio.passthrough,
             outlet=stdio.outlets.get(setting),
+            reopen=stdio.reopeners.get(setting),
         )
 
     def resize(self, columns: int, rows: int) -> None:

@@ -294,6 +294,8 @@ class _Supervisor:
         for message in self._control.feed(data):
             if isinstance(message, control.Resize):
                 self._plumbing.resize(message.columns, message.rows)
+            elif isinstance(message, control.Reopen):
+                self._crew.reopen()
             elif self._stdio.stdin_closer is not None:
                 # Only our own end: what lies in the fifo, or still comes, is delivered first.
                 self._stdio.stdin_closer.close()

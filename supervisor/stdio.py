@@ -45,6 +45,7 @@ class Stdio:
         stdin_closer: Our own write end of a stdin fifo: while it is open, a client may come back.
         sinks: By stream name, "stdout" and "stderr".
         outlets: What is there instead for a log or the journal. Borrowed by the crew, closed here.
+        reopeners: For a sink that is a file which may be moved away: opens its name anew.
         names: What each is, for log lines.
         passthrough: The sinks that are a descriptor of our own caller.
         stderr_joins_stdout: Both are the same regular file. They then share one pipe and one
@@ -55,6 +56,7 @@ class Stdio:
     stdin_closer: fds.Fd | None = None
     sinks: dict[str, fds.Fd] = field(default_factory=dict)
     outlets: dict[str, Outlet] = field(default_factory=dict)
+    reopeners: dict[str, Callable[[], fds.Fd]] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     passthrough: set[str] = field(default_factory=set)
     stderr_joins_stdout: bool = False
@@ -171,6 +173,7 @@ class StdioOpener:
             return True
         if sink.kind is SinkKind.FILE:
             self._stdio.sinks[name] = _open_file_at_end(sink.path)
+            self._stdio.reopeners[name] = partial(_open_file_at_end, sink.path)
             return True
         with_path = _open_path(sink.path)
         if not fds.is_fifo(with_path.fileno()):

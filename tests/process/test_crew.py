@@ -16,6 +16,7 @@ from supervisor import crew as crew_module
 from supervisor import fds, spawn
 from supervisor.crew import Crew, Mend, Stream
 from supervisor.drain import DrainWatch, Verdict
+from supervisor.errors import ShimError
 from tests.harness import waiting
 from tests.harness.forked import has_no_children
 from workers import engines, output, report, stdin
@@ -346,6 +347,7 @@ class Recorder:
     """An outlet that keeps what came of which source, and fails when it is told to."""
 
     held_bytes = 5
+    is_file = True
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "records"
@@ -420,6 +422,56 @@ def test_a_stream_of_records_is_hung_up_in_a_pause_and_its_worker_comes_at_once(
     site.crew.hang_up(stream)
     site.run_until(lambda: stream.is_over)
     assert recorder.path.read_text() == "|"
+
+
+def test_a_file_is_opened_anew_and_an_outlet_of_one_by_its_next_worker(
+    site: Site, tmp_path: Path
+) -> None:
+    def reopen() -> fds.Fd:
+        return fds.Fd(os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT, 0o600))
+
+    source_rfd, source_wfd = fds.pipe()
+    writer = site.own(source_wfd.take())
+    plain = Stream("stderr", source_rfd, reopen(), reopen=reopen)
+    site.crew.add(plain)
+    recorder = Recorder(tmp_path)
+    _writer, stream = _recorded(site, recorder)
+    site.crew.start()
+    os.write(writer, b"old")
+    waiting.wait_true(lambda: site.crew.copied_bytes(plain) == 3)
+    for _each in range(2):
+        (tmp_path / "log").rename(tmp_path / "log.1")
+        pids = plain.pid, stream.pid
+        site.crew.reopen()
+        site.run_until(lambda: plain.pid not in (0, pids[0]) and stream.pid not in (0, pids[1]))  # noqa: B023 -- called now
+    os.write(writer, b"new")
+    site.disown(writer)
+    site.run_until(lambda: plain.is_over)
+    assert (tmp_path / "log").read_bytes() == b"new"
+    site.crew.reopen()
+    assert plain.pid == 0
+    assert plain.deaths == stream.deaths == 0
+    assert site.yard.messages() == []
+
+
+def test_a_file_that_cannot_be_opened_anew_is_written_on(site: Site, tmp_path: Path) -> None:
+    def reopen() -> fds.Fd:
+        raise ShimError("open log: no such file or directory")
+
+    source_rfd, source_wfd = fds.pipe()
+    writer = site.own(source_wfd.take())
+    sink = fds.Fd(os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT, 0o600))
+    stream = Stream("stdout", source_rfd, sink, reopen=reopen)
+    site.crew.add(stream)
+    site.crew.start()
+    site.crew.reopen()
+    os.write(writer, b"said")
+    site.disown(writer)
+    site.run_until(lambda: stream.is_over)
+    assert (tmp_path / "log").read_bytes() == b"said"
+    assert site.yard.messages("warn") == [
+        "stdout: open log: no such file or directory; the old file is written on"
+    ]
 
 
 def test_an_outlet_that_fails_is_renewed_until_it_works(site: Site, tmp_path: Path) -> None:

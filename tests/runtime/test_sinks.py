@@ -255,6 +255,39 @@ def test_an_unfinished_line_is_kept_although_a_stray_has_the_pipe(
         assert [each.message for each in said] == [b"one", b"half"]
 
 
+@pytest.mark.parametrize("kind", ["file", "file,max-size=1M", "cri"])
+def test_a_log_that_was_moved_away_is_opened_anew_on_a_word(
+    make_engine: Callable[..., Engine], tmp_path: Path, kind: str
+) -> None:
+    log = tmp_path / "log"
+    engine = make_engine(
+        "while read line; do echo out $line; echo err $line >&2; done",
+        containerdStdin="stdin",
+        containerdStdout=f"{kind}:{log}",
+        containerdStderr=f"{kind}:{log}",
+    )
+    engine.run()
+    stdin = engine.open("stdin", os.O_WRONLY)
+
+    def say(word: str) -> None:
+        os.write(stdin, f"{word}\n".encode())
+        waiting.wait_path(log, lambda path: path.exists() and f"err {word}" in path.read_text())
+
+    say("one")
+    log.rename(tmp_path / "log.1")
+    old = [waiting.worker_of(engine.shim_pid, stream) for stream in ("stdout", "stderr")]
+    engine.control("reopen\n")
+    waiting.wait_true(lambda: not any(pid and waiting.is_alive(pid) for pid in old))
+    say("two")
+    engine.close("stdin")
+    engine.control("0 0 0\n")
+    assert engine.wait_end() == 0
+    assert engine.log("warn") == []
+    for path, word in ((tmp_path / "log.1", "one"), (log, "two")):
+        lines = path.read_text().splitlines()
+        assert sorted(line[-7:] for line in lines) == [f"err {word}", f"out {word}"]
+
+
 @pytest.mark.parametrize(
     ("sink", "status", "said"),
     [
