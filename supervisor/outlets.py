@@ -5,23 +5,25 @@ Imported only when a setting asks for one: what they need takes 35 ms to import.
 
 from __future__ import annotations
 
+import fnmatch
 import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from supervisor import fds
 from supervisor.errors import ShimError, UsageError, reason
+from supervisor.oci import read_annotations
 from supervisor.sinks import SinkKind
 from workers import journal_output, log_output, stream_output
 from workers.cri import CriFormat, PlainFormat
 from workers.journal import Journal
-from workers.journal_fields import PRIORITIES, Origin
+from workers.journal_fields import PRIORITIES, Origin, field_name
 from workers.journal_socket import JOURNAL_SOCKET
 from workers.journal_stream import STREAM_SOCKET, JournalStream, header, unit_of
 from workers.logfile import LogFile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from supervisor.sinks import Sink
     from workers.desk import Desk
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 
 _PIECE_BYTES = 32 << 10
 """Of a longer line, pieces may come into different files of a rotation."""
+
+_LONGEST_ANNOTATION = 1024
+"""Characters: each record has it."""
 
 
 class Outlet(Protocol):
@@ -59,23 +64,24 @@ class Outlet(Protocol):
         """Close everything; a second call does nothing."""
 
 
-def open_outlets(wanted: Mapping[str, Sink], container_id: str) -> dict[str, Outlet]:
+def open_outlets(wanted: Mapping[str, Sink], container_id: str, bundle: str) -> dict[str, Outlet]:
     """Open what is wanted of each stream, "stdout" and "stderr"; the caller owns the outlets.
 
     Streams with the same log file share it.
 
     Raises:
+        BundleError: Annotations are asked for, and config.json cannot be read.
         ShimError: A file cannot be opened; there is no journald.
         UsageError: Two different sinks for one file.
     """
     opened: dict[str, Outlet] = {}
-    epoch = os.urandom(16).hex()
+    who = Origin(container_id, name=container_id, epoch=os.urandom(16).hex())
     try:
         for name, sink in wanted.items():
             if name in opened:
                 continue
             if sink.kind is SinkKind.JOURNAL:
-                opened[name] = _open_journal(name, sink, container_id, epoch)
+                opened[name] = _open_journal(name, sink, who, bundle)
             elif sink.kind is SinkKind.JOURNAL_STREAM:
                 opened[name] = _open_journal_stream(name, sink, container_id)
             else:
@@ -113,13 +119,28 @@ def _open_log(names: list[str], sink: Sink) -> dict[str, Outlet]:
     return {name: _LogOutlet(log, directory, name) for name in names}
 
 
-def _open_journal(stream: str, sink: Sink, container_id: str, epoch: str) -> Outlet:
-    origin = Origin(container_id, name=container_id, tag=sink.tag, epoch=epoch)
-    priority = _priority(stream, sink)
+def _open_journal(stream: str, sink: Sink, who: Origin, bundle: str) -> Outlet:
+    extra = _annotation_fields(bundle, sink.annotations) if sink.annotations else ()
     try:
-        return _JournalOutlet(Journal(origin, stream, priority, limit_bytes=sink.max_line_bytes))
+        journal = Journal(
+            replace(who, tag=sink.tag, extra=extra),
+            stream,
+            _priority(stream, sink),
+            is_json=sink.is_json,
+            is_joined=sink.is_joined,
+            limit_bytes=sink.max_line_bytes,
+        )
     except OSError as error:
         raise ShimError(f"connect to {JOURNAL_SOCKET}: {reason(error)}") from error
+    return _JournalOutlet(journal)
+
+
+def _annotation_fields(bundle: str, patterns: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (field_name(name, "ANNOTATION_"), value[:_LONGEST_ANNOTATION])
+        for name, value in read_annotations(bundle).items()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    )
 
 
 def _open_journal_stream(stream: str, sink: Sink, container_id: str) -> Outlet:

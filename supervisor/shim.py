@@ -150,6 +150,7 @@ class _Supervisor:
             self._loop,
             self._reaper,
             container_id=order.container_id,
+            bundle=order.bundle,
             title=title,
             null_fd=null_fd,
         )

@@ -5,7 +5,8 @@
 - `file:PATH`: a regular file, created with mode 0640 if missing, written at its end. With
   `max-size=10M` it is rotated between two lines, and `keep=5` old files stay
 - `cri:PATH`: the same in the log format of Kubernetes, with the same options
-- `journal`: native records; `priority=5` of lines that name none, `tag=web`, `max-line=1M`
+- `journal`: native records; `priority=5` of lines that name none, `tag=web`, `max-line=1M`,
+  `annotation=com.example.*` (may be repeated), `json=yes`, `join=indented`
 - `journal-stream`: lines, as systemd's own StandardOutput=journal; `priority=5`, `tag=web`
 - `null`: nowhere; so are "" and /dev/null
 - `passthrough`: the descriptor 1 or 2 that the supervisor was started with
@@ -57,6 +58,9 @@ class Sink:
         priority: Of a JOURNAL or JOURNAL_STREAM, 0 to 7; None is the stream's default.
         tag: Of a JOURNAL or JOURNAL_STREAM; "" is none.
         max_line_bytes: The longest line that is one record of a JOURNAL.
+        annotations: Patterns of the bundle's annotations that become fields of a JOURNAL.
+        is_json: Lines of a JOURNAL that are JSON objects become fields.
+        is_joined: A line of a JOURNAL that begins with a blank belongs to the one before.
     """
 
     kind: SinkKind
@@ -66,6 +70,9 @@ class Sink:
     priority: int | None = None
     tag: str = ""
     max_line_bytes: int = DEFAULT_MAX_LINE_BYTES
+    annotations: tuple[str, ...] = ()
+    is_json: bool = False
+    is_joined: bool = False
 
     @property
     def has_outlet(self) -> bool:
@@ -109,19 +116,20 @@ def with_absolute_path(text: str, directory: str) -> str:
 
 def _with_options(text: str, sink: Sink, settings: list[str]) -> Sink:
     allowed = _OPTIONS.get(sink.kind, {})
-    values: dict[str, int | str] = {}
+    values: dict[str, int | str | tuple[str, ...]] = {}
     for setting in settings:
         name, _equals, value = setting.partition("=")
         if name not in allowed:
             known = ", ".join(allowed) or "no options"
             raise UsageError(f"sink {text}: option {name}: {sink.kind.value} takes {known}")
         option = allowed[name]
-        if option.attribute in values:
+        before = values.get(option.attribute, ())
+        if not isinstance(before, tuple):
             raise UsageError(f"sink {text}: option {name}: given twice")
         parsed = option.read(value)
         if parsed is None:
             raise UsageError(f"sink {text}: option {name}: {value!r} is not {option.values}")
-        values[option.attribute] = parsed
+        values[option.attribute] = before + parsed if isinstance(parsed, tuple) else parsed
     if "keep" in values and "max_bytes" not in values:
         raise UsageError(f"sink {text}: option keep: says nothing without max-size")
     return Sink(sink.kind, sink.path, **values)  # type: ignore[arg-type] # as `_OPTIONS` pairs them
@@ -132,7 +140,7 @@ class _Option:
     """Where an option goes, how it is read (None if it cannot be), and what may be given."""
 
     attribute: str
-    read: Callable[[str], int | str | None]
+    read: Callable[[str], int | str | tuple[str, ...] | None]
     values: str
 
 
@@ -165,6 +173,17 @@ def _tag(text: str) -> str | None:
     return text if _WORD.fullmatch(text) else None
 
 
+def _pattern(text: str) -> tuple[str, ...] | None:
+    return (text,) if _WORD.fullmatch(text) else None
+
+
+def _only(word: str) -> Callable[[str], bool | None]:
+    def read(text: str) -> bool | None:
+        return True if text == word else None
+
+    return read
+
+
 _ROTATION = {
     "max-size": _Option("max_bytes", _size(64 << 10, 1 << 40), "a size from 64k to 1024G"),
     "keep": _Option("keep", _number(1, 1000), "a number from 1 to 1000"),
@@ -178,6 +197,9 @@ _OPTIONS: dict[SinkKind, dict[str, _Option]] = {
         "priority": _PRIORITY,
         "tag": _TAG,
         "max-line": _Option("max_line_bytes", _size(1 << 10, 16 << 20), "a size from 1k to 16M"),
+        "annotation": _Option("annotations", _pattern, "a pattern of names"),
+        "json": _Option("is_json", _only("yes"), "yes"),
+        "join": _Option("is_joined", _only("indented"), "indented"),
     },
     SinkKind.JOURNAL_STREAM: {"priority": _PRIORITY, "tag": _TAG},
 }

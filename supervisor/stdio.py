@@ -73,12 +73,20 @@ class StdioOpener:
     """Opens the streams one after the other and calls back once."""
 
     def __init__(
-        self, loop: Loop, reaper: Reaper, *, container_id: str, title: str, null_fd: int
+        self,
+        loop: Loop,
+        reaper: Reaper,
+        *,
+        container_id: str,
+        bundle: str,
+        title: str,
+        null_fd: int,
     ) -> None:
         """Borrow the loop, the reaper and /dev/null. `title` names the waiting child in ps(1)."""
         self._loop = loop
         self._reaper = reaper
         self._container_id = container_id
+        self._bundle = bundle
         self._title = title
         self._null_fd = null_fd
         self._stdio = Stdio()
@@ -143,7 +151,7 @@ class StdioOpener:
         if wanted.get("stdout") == wanted.get("stderr") and wanted["stdout"].kind is SinkKind.FILE:
             self._stdio.stderr_joins_stdout = True
             del wanted["stderr"]
-        self._stdio.outlets = open_outlets(wanted, self._container_id)
+        self._stdio.outlets = open_outlets(wanted, self._container_id, self._bundle)
 
     def _open_next(self) -> None:
         """Open sinks until one has to wait or none is left."""

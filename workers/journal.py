@@ -10,14 +10,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from workers import records
+from workers import joining, records
 from workers.journal_fields import RecordMaker, split_priority
 from workers.journal_socket import JOURNAL_SOCKET, Sender, connect
 from workers.line_buffer import LineBuffer
 from workers.shared import Record
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from workers.journal_fields import Origin
+    from workers.json_line import JsonLine
 
 LIMIT_BYTES = 1 << 20
 _BATCH_BYTES = 32 << 10
@@ -49,6 +52,8 @@ class Journal:
         stream: str,
         priority: int,
         *,
+        is_json: bool = False,
+        is_joined: bool = False,
         limit_bytes: int = LIMIT_BYTES,
         path: str = JOURNAL_SOCKET,
     ) -> None:
@@ -58,6 +63,8 @@ class Journal:
             origin: Whose records they are.
             stream: "stdout" or "stderr", for CONTAINER_STREAM.
             priority: 0 to 7, of lines that do not begin with one.
+            is_json: A line that is a JSON object becomes fields, see `workers.json_line`.
+            is_joined: Lines are joined, see `workers.joining`.
             limit_bytes: The longest line that is one record.
             path: journald's native socket.
 
@@ -65,11 +72,15 @@ class Journal:
             OSError: There is no journald now; as `reconnect`.
             ValueError: A field that the journal would not take.
         """
+        self.is_json = is_json
+        self.is_joined = is_joined
         self.limit_bytes = limit_bytes
         self.maker = RecordMaker(origin, stream, priority)
         self._path = path
         self.socket = connect(path)
-        self.buffer = LineBuffer(f"forkshim:{stream}", limit_bytes)
+        # What waits to be joined, and an unfinished line.
+        longest = 2 * limit_bytes if is_joined else limit_bytes
+        self.buffer = LineBuffer(f"forkshim:{stream}", longest)
         words = Record.words_needed(len(Sent._fields))
         self._record = Record(self.buffer.more_words[:words], len(Sent._fields))
 
@@ -111,6 +122,19 @@ class JournalWriter:
         self._journal = journal
         self._sender = Sender(journal.socket, supervisor_pid)
         self.consumed = journal.read().consumed
+        self._parse_json: Callable[[bytes], JsonLine | None] | None = None
+        if journal.is_json:
+            from workers.json_line import parse
+
+            self._parse_json = parse
+
+    def hold(self, end: int) -> int:
+        """Return where the last record before `end` begins, if lines may be joined to it."""
+        if not self._journal.is_joined or end == self.consumed:
+            return end
+        lines = self._journal.buffer.copy(self.consumed, end)
+        start = self.consumed + joining.start_of_last(lines)
+        return start if end - start <= self.limit_bytes else end
 
     @property
     def limit_bytes(self) -> int:
@@ -129,16 +153,21 @@ class JournalWriter:
             if is_piece:
                 self._send_piece(content[start:stop])
             else:
-                self._send_lines(content[start : stop - 1].split(b"\n"))
+                self._send_lines(self._split(content[start : stop - 1]))
 
     def wait_until_read(self) -> None:
         """Stay until journald has read everything, for a while."""
         self._sender.wait_until_read()
 
+    def _split(self, lines: bytes) -> list[bytes]:
+        if self._journal.is_joined:
+            return joining.join(lines, self.limit_bytes)
+        return lines.split(b"\n")
+
     def _batch(self, end: int) -> bytes:
         """Return whole records, from `consumed` on."""
         buffer = self._journal.buffer
-        if end - self.consumed <= _BATCH_BYTES:
+        if end - self.consumed <= _BATCH_BYTES or self._journal.is_joined:
             return buffer.copy(self.consumed, end)
         newline = buffer.last_newline(self.consumed, self.consumed + _BATCH_BYTES)
         if newline >= 0:
@@ -149,19 +178,22 @@ class JournalWriter:
     def _send_lines(self, lines: list[bytes]) -> None:
         """Send whole lines; the first may be the rest of one."""
         make, send, commit = self._journal.maker.make, self._sender.send, self._journal.commit
-        default = self._journal.maker.priority
+        default, parse_json = self._journal.maker.priority, self._parse_json
         consumed, ordinal, line_priority = self._journal.read()
         for line in lines:
             consumed += len(line) + 1
             ordinal += 1
-            priority = default
-            text = line
+            text, priority, fields = line, default, b""
             if line_priority:
                 priority = line_priority - 1
                 line_priority = 0
             elif line.startswith(b"<") and (named := split_priority(line)) is not None:
                 priority, text = named
-            send(make(text, priority, ordinal))
+            if parse_json is not None and (parsed := parse_json(text)) is not None:
+                if text is line and parsed.priority is not None:
+                    priority = parsed.priority
+                text, fields = parsed.text, parsed.fields
+            send(make(text, priority, ordinal, fields))
             commit(consumed, ordinal, 0)
             self.consumed = consumed
 

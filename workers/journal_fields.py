@@ -21,6 +21,14 @@ PRIORITIES = {"stdout": 6, "stderr": 3, "console": 6}
 """Where the text does not say: informational and error, as Podman has it."""
 
 _NAME = re.compile(r"[A-Z0-9][A-Z0-9_]{0,63}")
+_LONGEST_NAME = 64
+_NOT_IN_A_NAME = re.compile(r"[^A-Z0-9_]")
+_TAKEN = re.compile(
+    r"(MESSAGE|MESSAGE_ID|PRIORITY|CODE_FILE|CODE_LINE|CODE_FUNC|ERRNO|DOCUMENTATION|TID|UNIT"
+    r"|USER_UNIT|INVOCATION_ID|USER_INVOCATION_ID|SESSION_ID|LEADER|N_DROPPED)"
+    r"|(CONTAINER|COREDUMP|JOB|OBJECT|SYSLOG)(_.*)?"
+)
+"""What has a meaning for us or for systemd: systemd.journal-fields(7), catalog."""
 
 
 def field(name: str, value: bytes) -> bytes:
@@ -32,6 +40,17 @@ def field(name: str, value: bytes) -> bytes:
     if not _NAME.fullmatch(name) or name[0].isdigit():
         raise ValueError(f"not a journal field: {name!r}")
     return name.encode() + _value(value) + b"\n"
+
+
+def field_name(text: str, prefix: str) -> str:
+    """Return a name for `text`: in capitals, `_` for whatever the journal does not take.
+
+    With `prefix` before it where the name begins with a digit, or means something already.
+    """
+    name = _NOT_IN_A_NAME.sub("_", text.upper()).strip("_")
+    if not name or name[0].isdigit() or _TAKEN.fullmatch(name):
+        name = prefix + name
+    return name[:_LONGEST_NAME]
 
 
 def _value(value: bytes) -> bytes:

@@ -12,11 +12,18 @@ if TYPE_CHECKING:
     from workers.line_buffer import LineBuffer
 
 
+HOLD_MS = 250
+"""How long the source has to be silent before nothing more is waited for."""
+
+
 class RecordSink(Protocol):
     """Where records go. It commits what it has written, so that it can say `consumed` anew."""
 
     consumed: int
     """The position in the stream up to which everything is in the sink."""
+
+    def hold(self, end: int) -> int:
+        """Return from where on the lines before `end` may have to wait for what follows them."""
 
     @property
     def limit_bytes(self) -> int:
@@ -37,14 +44,19 @@ def copy(desk: Desk, route: engines.Route, buffer: LineBuffer, sink: RecordSink)
     desk.moved(sink.consumed - desk.ledger.copied_bytes(desk.slot))
     desk.copied_bytes = 0
     intake = Intake(route, buffer)
-    scanned = sink.consumed
+    scanned = rest_start = sink.consumed
     while True:
         taken = buffer.read().taken
         newline = buffer.last_newline(scanned, taken)
         scanned = taken
-        rest_start = sink.consumed if newline < 0 else newline + 1
-        _write(desk, sink, records.end_of_last(rest_start, taken, sink.limit_bytes))
-        if intake.take(sink.consumed) is Took.THE_END:
+        rest_start = max(rest_start, sink.consumed, newline + 1)
+        end = records.end_of_last(rest_start, taken, sink.limit_bytes)
+        held = sink.hold(end) if end == rest_start else end
+        _write(desk, sink, held)
+        took = intake.take(sink.consumed, None if held == end else HOLD_MS)
+        if took is Took.NOTHING:
+            _write(desk, sink, end)
+        elif took is Took.THE_END:
             _write(desk, sink, taken)
             return
 

@@ -162,6 +162,10 @@ class LogWriter:
         """See `Format`."""
         return self._format.limit_bytes
 
+    def hold(self, end: int) -> int:
+        """Return `end`: a line is a record."""
+        return end
+
     def write(self, end: int) -> None:
         """Write some records, at least one, of what is between `consumed` and `end`.
 

@@ -20,6 +20,7 @@ from tests.harness.fake_journal import FakeJournal
 from tests.harness.forked import forked
 from tests.harness.rewriting import Feed, Writer
 from workers import journal_output, journal_socket
+from workers import lines as line_loop
 from workers.journal import Journal
 from workers.journal_fields import Origin
 from workers.ledger import Ledger
@@ -37,7 +38,7 @@ pytestmark = pytest.mark.process
 class JournalSite:
     """One stream whose records go to the socket `path`."""
 
-    def __init__(self, path: Path, *, limit_bytes: int = 1 << 20) -> None:
+    def __init__(self, path: Path, *, limit_bytes: int = 1 << 20, **options: bool) -> None:
         self.ledger = Ledger(1)
         self.feed = Feed("stdout", self.ledger, 0)
         self.journal = Journal(
@@ -46,6 +47,7 @@ class JournalSite:
             6,
             limit_bytes=limit_bytes,
             path=os.fspath(path),
+            **options,
         )
 
     def worker(self) -> Callable[[], None]:
@@ -118,6 +120,66 @@ def test_a_long_line_is_several_records_of_its_priority(taker: FakeJournal) -> N
     assert [datagram.fields.get("CONTAINER_PARTIAL_MESSAGE") for datagram in datagrams] == [
         b"true", b"true", None, b"true", None, b"true",
     ]  # fmt: skip
+
+
+def test_a_json_line_is_fields_and_a_prefix_is_heard_first(taker: FakeJournal) -> None:
+    lines = [
+        b'{"level":"warn","msg":"one","user":"me"}',
+        b'<2>{"level":"info","msg":"two"}',
+        b"{no",
+    ]
+    with JournalSite(taker.path, is_json=True) as site:
+        site.feed.end_with(b"\n".join(lines) + b"\n")
+        site.run()
+    one, two, three = taker.datagrams()
+    assert (one.message, one.fields["PRIORITY"], one.fields["USER"]) == (b"one", b"4", b"me")
+    assert (two.message, two.fields["PRIORITY"]) == (b"two", b"2")
+    assert (three.message, three.fields["PRIORITY"]) == (b"{no", b"6")
+
+
+def test_indented_lines_are_joined_however_they_come(
+    taker: FakeJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line_loop, "HOLD_MS", None)  # no silence is too long
+    chosen = random.Random(7)
+    wanted = [
+        b"%d" % number + b"\n more" * chosen.randrange(3) + b"\n\tx" * chosen.randrange(20)
+        for number in range(3000)
+    ]
+    with (
+        JournalSite(taker.path, limit_bytes=200, is_joined=True) as site,
+        forked(site.worker()) as worker,
+    ):
+        rest = memoryview(b"\n".join(wanted) + b"\n")
+        while rest:
+            size = chosen.randrange(1, 3000)
+            rest = rest[os.write(site.feed.source_wfd.fileno(), rest[:size]) :]
+        site.feed.source_wfd.close()
+        assert worker.wait() == Exited(0)
+    assert _messages(list(taker.datagrams())) == wanted
+
+
+def test_the_last_line_waits_only_until_the_source_is_silent(taker: FakeJournal) -> None:
+    with JournalSite(taker.path, is_joined=True) as site:
+        with forked(site.worker()):
+            os.write(site.feed.source_wfd.fileno(), b"one\n two\n")
+            waiting.wait_true(lambda: site.ledger.copied_bytes(0) == 9)
+            assert site.ledger.transit_bytes(0) == 0
+        site.feed.end_with(b" three\n half")
+        site.run()
+    assert _messages(list(taker.datagrams()))[-2:] == [b" three", b" half"]
+
+
+def test_a_line_that_is_too_long_ends_what_is_joined(taker: FakeJournal) -> None:
+    with JournalSite(taker.path, limit_bytes=20, is_joined=True) as site:
+        content = b"one\n two\n" + b" " + b"x" * 50 + b"\n three\nfour\n" + b"y" * 25
+        site.feed.end_with(content)
+        site.run()
+    said = list(taker.datagrams())
+    assert [each.message for each in said if "CONTAINER_PARTIAL_MESSAGE" not in each.fields] == [
+        b"one\n two", b"x" * 11 + b"\n three", b"four",
+    ]  # fmt: skip
+    assert b"".join(each.message for each in said).count(b"x") == 50
 
 
 @pytest.mark.parametrize("size", [30_000, 200_000, 1_000_000])
@@ -283,6 +345,31 @@ def test_a_kill_at_any_instruction_repeats_at_most_one_record(
         return 0
 
     for step in range(run(tmp_path / "socket", 0), 0, -3):
+        run(tmp_path / "socket", step)
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_instruction_repeats_at_most_one_joined_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line_loop, "HOLD_MS", None)
+    dying.small_intakes(monkeypatch, 20)
+    texts = [b"one\n a\n\tb", b"two", b"three\n c c c c", b" d", b"four"]
+
+    def run(path: Path, step: int) -> int:
+        with (
+            FakeJournal(path) as taker,
+            JournalSite(path, limit_bytes=15, is_joined=True) as site,
+        ):
+            site.feed.end_with(b"\n".join(texts) + b"\n")
+            if step == 0:
+                return dying.instructions(site.worker())
+            dying.die_at(step, site.worker())
+            assert site.run() is not None
+            assert _messages(_without_repeats(list(taker.datagrams()), 1)) == texts
+        return 0
+
+    for step in range(run(tmp_path / "socket", 0), 0, -7):
         run(tmp_path / "socket", step)
 
 

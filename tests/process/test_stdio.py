@@ -37,6 +37,7 @@ class Opening:
             yard.loop,
             yard.reaper,
             container_id="opening",
+            bundle="/nowhere",
             title="forkshim: opening",
             null_fd=yard.null.fileno(),
         )

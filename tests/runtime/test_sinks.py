@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 from contextlib import ExitStack
@@ -92,6 +94,20 @@ def through(
         yield {"run": run, "shim": shim}[request.param]
 
 
+@pytest.fixture
+def make_annotated(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, object]], None]:
+    """Return a function that gives annotations to the bundles that are made from then on."""
+    config = bundles.config
+
+    def make(annotations: dict[str, object]) -> None:
+        def annotated(*args: Any, **options: Any) -> dict[str, Any]:
+            return {**config(*args, **options), "annotations": annotations}
+
+        monkeypatch.setattr(bundles, "config", annotated)
+
+    return make
+
+
 class Journal:
     """A journald that is not one, for whoever is started with `enter` as preexec_fn."""
 
@@ -173,6 +189,44 @@ def test_each_line_is_a_record_of_the_journal(through: Way, journal: Journal) ->
     assert len(epochs) == 1
 
 
+def test_json_and_indented_lines_and_annotations_become_fields(
+    through: Way, journal: Journal, make_annotated: Callable[[dict[str, object]], None]
+) -> None:
+    make_annotated({"com.example.team": "shop", "com.example.unit": "x", "org.other": "no"})
+    script = """printf '{"level":"error","msg":"sold","item":7}\\nBug\\n at once\\n'"""
+    sink = "journal,json=yes,join=indented,annotation=com.example.*"
+    assert through(script, sink, preexec_fn=journal.enter) == (0, [])
+    (said,) = journal.by_stream().values()
+    assert [each.message for each in said] == [b"sold", b"Bug\n at once"]
+    assert (said[0].fields["PRIORITY"], said[0].fields["ITEM"]) == (b"3", b"7")
+    for each in said:
+        assert each.fields["COM_EXAMPLE_TEAM"] == b"shop"
+        assert each.fields["COM_EXAMPLE_UNIT"] == b"x"
+        assert "ORG_OTHER" not in each.fields
+
+
+@pytest.mark.parametrize("annotations", [{"a": 1}, []])
+def test_annotations_that_are_none_are_the_bundles_fault(
+    make_bundle: Callable[..., Path],
+    journal: Journal,
+    tmp_path: Path,
+    annotations: object,
+) -> None:
+    bundle = make_bundle("echo never")
+    document = json.loads((bundle / "config.json").read_text())
+    (bundle / "config.json").write_text(json.dumps({**document, "annotations": annotations}))
+    command: list[str | Path] = [FORKSHIM, "run", "--root", tmp_path / "root", "--bundle", bundle]
+    done = subprocess.run(
+        [*command, "--log=journal,annotation=*", bundles.fresh_id("sink")],
+        capture_output=True,
+        text=True,
+        preexec_fn=journal.enter,
+    )
+    assert (done.returncode, done.stdout) == (6, "")
+    assert "config.json: annotations: " in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_journal_that_is_not_there_is_an_error_at_once(
     through: Way, journal: Journal, tmp_path: Path
 ) -> None:
@@ -221,6 +275,44 @@ def test_a_journald_that_comes_back_gets_what_was_said_meanwhile(
         second = list(again.datagrams())
         assert [*first, *(each.message for each in second)] == [b"one", b"two", b"three"]
         assert [each.ordinal for each in second] == [2, 3]
+
+
+def test_a_stream_of_the_journal_that_breaks_is_followed_by_another(
+    make_engine: Callable[..., Engine], journal: Journal
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(os.fspath(journal.fake.path.with_name("stdout")))
+        listener.listen()
+        listener.settimeout(waiting.LIMIT_S)
+        engine = make_engine(
+            "while read line; do echo $line; done; printf 'no end'",
+            containerdStdin="stdin",
+            containerdStdout="journal-stream,priority=2,tag=web",
+            containerdStderr="",
+        )
+        engine.launch(preexec_fn=journal.enter)
+        engine.created()
+        engine.start()
+        stdin = engine.open("stdin", os.O_WRONLY)
+        os.write(stdin, b"one\n")
+        with listener.accept()[0] as first:
+            first.settimeout(waiting.LIMIT_S)
+            data = b""
+            while not data.endswith(b"one\n"):
+                data += first.recv(999)
+            identifier, _unit, *rest = data.split(b"\n")
+            assert (identifier, rest) == (b"web", [b"2", b"1", b"0", b"0", b"0", b"one", b""])
+        os.write(stdin, b"two\n")
+        with listener.accept()[0] as second:
+            os.write(stdin, b"three\n")
+            engine.close("stdin")
+            engine.control("0 0 0\n")
+            assert waiting.read_to_end(second.fileno()).split(b"\n")[7:] == [
+                b"two", b"three", b"no end",
+            ]  # fmt: skip
+        assert engine.wait_end() == 0
+        (warning,) = engine.log("warn")
+        assert warning.startswith("stdout journal-stream: Broken pipe (EPIPE) after 4 bytes")
 
 
 @pytest.mark.parametrize("kind", ["cri", "journal"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.harness.fake_journal import parse
-from workers.journal_fields import Origin, RecordMaker, field, split_priority
+from workers.journal_fields import Origin, RecordMaker, field, field_name, split_priority
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,21 @@ def test_a_field_is_text_or_has_its_length(value: bytes, expected: bytes) -> Non
 def test_a_name_that_journald_would_drop_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="not a journal field"):
         field(name, b"x")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("com.example/team", "COM_EXAMPLE_TEAM"), ("_SYSTEMD_UNIT", "SYSTEMD_UNIT"), ("9x", "X_9X"),
+        ("", "X_"), ("---", "X_"), ("a\nMESSAGE=b", "A_MESSAGE_B"), ("Message", "X_MESSAGE"),
+        ("messages", "MESSAGES"), ("object_pid", "X_OBJECT_PID"), ("objects", "OBJECTS"),
+        ("user_id", "USER_ID"), ("user_unit", "X_USER_UNIT"), ("a" * 70, "A" * 64),
+        ("container", "X_CONTAINER"), ("coredump_unit", "X_COREDUMP_UNIT"),
+    ],
+)  # fmt: skip
+def test_a_strangers_name_is_made_one_that_means_nothing_else(text: str, name: str) -> None:
+    assert field_name(text, "X_") == name
+    assert field(name, b"").startswith(name.encode())
 
 
 ID = "0123456789abcdef" * 4

@@ -98,7 +98,8 @@ def test_only_a_path_is_made_absolute(text: str, absolute: str) -> None:
         ("passthrough,", "option : passthrough takes no options"),
         ("file,:/p", "option : file takes max-size, keep"),
         ("cri,max_size=1M:/p", "option max_size: cri takes max-size, keep"),
-        ("journal,keep=1", "option keep: journal takes priority, tag, max-line"),
+        ("journal,keep=1", "option keep: journal takes priority, tag, max-line, annotation, "
+         "json, join"),
         ("journal-stream,keep=1", "option keep: journal-stream takes priority, tag"),
         ("file,keep=2:/p", "option keep: says nothing without max-size"),
         ("file,max-size=1M,max-size=2M:/p", "option max-size: given twice"),
@@ -121,6 +122,10 @@ def test_only_a_path_is_made_absolute(text: str, absolute: str) -> None:
             (f"journal,max-line={size}", f"option max-line: '{size}' is not a size from 1k to 16M")
             for size in ["1023", "17M"]
         ),
+        ("journal,json=no", "option json: 'no' is not yes"),
+        ("journal,json=yes,json=yes", "option json: given twice"),
+        ("journal,join=", "option join: '' is not indented"),
+        ("journal,annotation=", "option annotation: '' is not a pattern of names"),
         ("journal,tag=", "option tag: '' is not 1 to 128 characters of ASCII without blanks"),
         ("journal,tag=a b", "option tag: 'a b' is not 1 to 128 characters of ASCII without blanks"),
         ("journal,tag", "option tag: '' is not 1 to 128 characters of ASCII without blanks"),
