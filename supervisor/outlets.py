@@ -64,7 +64,9 @@ class Outlet(Protocol):
         """Close everything; a second call does nothing."""
 
 
-def open_outlets(wanted: Mapping[str, Sink], container_id: str, bundle: str) -> dict[str, Outlet]:
+def open_outlets(
+    wanted: Mapping[str, Sink], container_id: str, bundle: str, *, is_console: bool
+) -> dict[str, Outlet]:
     """Open what is wanted of each stream, "stdout" and "stderr"; the caller owns the outlets.
 
     Streams with the same log file share it.
@@ -81,7 +83,7 @@ def open_outlets(wanted: Mapping[str, Sink], container_id: str, bundle: str) -> 
             if name in opened:
                 continue
             if sink.kind is SinkKind.JOURNAL:
-                opened[name] = _open_journal(name, sink, who, bundle)
+                opened[name] = _open_journal(name, sink, who, bundle, is_console=is_console)
             elif sink.kind is SinkKind.JOURNAL_STREAM:
                 opened[name] = _open_journal_stream(name, sink, container_id)
             else:
@@ -119,13 +121,14 @@ def _open_log(names: list[str], sink: Sink) -> dict[str, Outlet]:
     return {name: _LogOutlet(log, directory, name) for name in names}
 
 
-def _open_journal(stream: str, sink: Sink, who: Origin, bundle: str) -> Outlet:
+def _open_journal(stream: str, sink: Sink, who: Origin, bundle: str, *, is_console: bool) -> Outlet:
     extra = _annotation_fields(bundle, sink.annotations) if sink.annotations else ()
     try:
         journal = Journal(
             replace(who, tag=sink.tag, extra=extra),
             stream,
             _priority(stream, sink),
+            is_console=is_console,
             is_json=sink.is_json,
             is_joined=sink.is_joined,
             limit_bytes=sink.max_line_bytes,

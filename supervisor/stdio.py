@@ -103,7 +103,7 @@ class StdioOpener:
             if not record.terminal:
                 self._wanted.append(("stderr", parse_sink(record.stderr)))
             self._open_stdin(record.stdin)
-            self._open_outlets()
+            self._open_outlets(is_console=record.terminal)
         except ShimError as error:
             self._fail(error)
         else:
@@ -136,7 +136,7 @@ class StdioOpener:
         finally:
             with_path.close()
 
-    def _open_outlets(self) -> None:
+    def _open_outlets(self, *, is_console: bool) -> None:
         """Open all outlets; none of them has to be waited for."""
         wanted = {name: sink for name, sink in self._wanted if sink.has_outlet}
         if not wanted:
@@ -151,7 +151,9 @@ class StdioOpener:
         if wanted.get("stdout") == wanted.get("stderr") and wanted["stdout"].kind is SinkKind.FILE:
             self._stdio.stderr_joins_stdout = True
             del wanted["stderr"]
-        self._stdio.outlets = open_outlets(wanted, self._container_id, self._bundle)
+        self._stdio.outlets = open_outlets(
+            wanted, self._container_id, self._bundle, is_console=is_console
+        )
 
     def _open_next(self) -> None:
         """Open sinks until one has to wait or none is left."""

@@ -52,6 +52,7 @@ class Journal:
         stream: str,
         priority: int,
         *,
+        is_console: bool = False,
         is_json: bool = False,
         is_joined: bool = False,
         limit_bytes: int = LIMIT_BYTES,
@@ -63,6 +64,7 @@ class Journal:
             origin: Whose records they are.
             stream: "stdout" or "stderr", for CONTAINER_STREAM.
             priority: 0 to 7, of lines that do not begin with one.
+            is_console: The carriage return that a terminal puts before a newline is left out.
             is_json: A line that is a JSON object becomes fields, see `workers.json_line`.
             is_joined: Lines are joined, see `workers.joining`.
             limit_bytes: The longest line that is one record.
@@ -72,6 +74,7 @@ class Journal:
             OSError: There is no journald now; as `reconnect`.
             ValueError: A field that the journal would not take.
         """
+        self.is_console = is_console
         self.is_json = is_json
         self.is_joined = is_joined
         self.limit_bytes = limit_bytes
@@ -179,18 +182,21 @@ class JournalWriter:
         """Send whole lines; the first may be the rest of one."""
         make, send, commit = self._journal.maker.make, self._sender.send, self._journal.commit
         default, parse_json = self._journal.maker.priority, self._parse_json
+        is_console = self._journal.is_console
         consumed, ordinal, line_priority = self._journal.read()
         for line in lines:
             consumed += len(line) + 1
             ordinal += 1
-            text, priority, fields = line, default, b""
+            text, priority, fields, named = line, default, b"", None
             if line_priority:
                 priority = line_priority - 1
                 line_priority = 0
-            elif line.startswith(b"<") and (named := split_priority(line)) is not None:
+            elif line.startswith(b"<") and (named := split_priority(line)):
                 priority, text = named
+            if is_console:
+                text = text.replace(b"\r\n", b"\n").removesuffix(b"\r")
             if parse_json is not None and (parsed := parse_json(text)) is not None:
-                if text is line and parsed.priority is not None:
+                if not named and parsed.priority is not None:
                     priority = parsed.priority
                 text, fields = parsed.text, parsed.fields
             send(make(text, priority, ordinal, fields))

@@ -189,6 +189,16 @@ def test_each_line_is_a_record_of_the_journal(through: Way, journal: Journal) ->
     assert len(epochs) == 1
 
 
+def test_a_line_of_a_console_is_without_the_terminals_carriage_return(
+    through: Way, journal: Journal
+) -> None:
+    script = "echo one; printf 'two\\r\\r\\nthree'"
+    assert through(script, "journal", terminal=True, preexec_fn=journal.enter) == (0, [])
+    (said,) = journal.by_stream().values()
+    assert [each.message for each in said] == [b"one", b"two\r\r", b"three"]
+    assert {each.fields["CONTAINER_STREAM"] for each in said} == {b"stdout"}
+
+
 def test_json_and_indented_lines_and_annotations_become_fields(
     through: Way, journal: Journal, make_annotated: Callable[[dict[str, object]], None]
 ) -> None:
