@@ -16,6 +16,7 @@ pytestmark = pytest.mark.booted
 
 NATIVE = "Environment=FORKSHIM_OPTIONS=--log=journal"
 SOCKET_BYTES = 212_992  # net.core.wmem_default
+LINES = int(os.environ.get("FORKSHIM_LINES", "100000"))
 MOMENTS = int(os.environ.get("FORKSHIM_MOMENTS", "200"))
 
 
@@ -178,3 +179,37 @@ def test_a_journald_that_is_stopped_misses_of_a_stream_only_what_it_has_not_read
     assert found[-1] == last
     lost = set(range(1, last + 1)) - set(found)
     assert sum(len(f"{number}\n") for number in lost) <= SOCKET_BYTES
+
+
+NUMBERED = """
+BEGIN {
+    for (i = 0; i < 200; i++) letters = letters "abcdefghijklmnopqrstuvwxyz";
+    for (i = 1; i <= %d; i++)
+        printf "%%s\\n", substr(i substr(letters, 1 + i %% 26), 1, 1 + i * 7919 %% 5000);
+}
+"""
+
+
+def _numbered(number: int) -> str:
+    letters = "abcdefghijklmnopqrstuvwxyz" * 200
+    return f"{number}{letters[number % 26 :]}"[: 1 + number * 7919 % 5000]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60 + LINES // 1000)
+def test_every_one_of_many_lines_is_in_the_journal_once(services: Services) -> None:
+    """Of 1 to 5,000 bytes; rate limiting is off in a bed."""
+    unit = services.start("many", f"awk '{NUMBERED % LINES}'", NATIVE)
+    limit_s = 60.0 + LINES / 1000
+    assert services.bed.wait_until_inactive(unit, limit_s) == "inactive"
+    number = 0
+    entries = services.bed.journal_entries(unit, "--output-fields=MESSAGE,CONTAINER_LOG_ORDINAL")
+    for entry in entries:
+        if "CONTAINER_LOG_ORDINAL" not in entry:
+            continue
+        number += 1
+        assert (int(entry["CONTAINER_LOG_ORDINAL"]), entry["MESSAGE"]) == (
+            number,
+            _numbered(number),
+        )
+    assert number == LINES
