@@ -114,7 +114,8 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
     add(
         "--log",
         metavar="SINK",
-        help="where output goes: passthrough (default), null, file:PATH, or the path of a fifo",
+        help="where output goes: passthrough (default), journal, cri:PATH, file:PATH, null, or the "
+        "path of a fifo; options as in file,max-size=10M,keep=5:PATH and journal,tag=web",
     )
     add("id", metavar="ID", help="the container's name: letters, digits, _ + . -")
 

@@ -1,8 +1,9 @@
 """The messages of the `control` fifo, from bytes to values. Pure.
 
 A message is a line of three decimal numbers, `type width height`: 0 closes stdin, 1 resizes the
-console, others are from the future or from 2016-06 and are passed over. A line that is none is
-passed over too, and the next good one counts again.
+console, others are from the future or from 2016-06 and are passed over. Or it is the word `reopen`,
+which no engine of 2016 sends. A line that is none is passed over too, and the next good one counts
+again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ class Resize:
     rows: int
 
 
-Message = CloseStdin | Resize
+@dataclass(frozen=True, slots=True)
+class Reopen:
+    """Open every log file anew by its name: somebody has moved the old one away."""
+
+
+Message = CloseStdin | Resize | Reopen
 
 
 class ControlParser:
@@ -53,6 +59,8 @@ class ControlParser:
 
 def _parse(line: bytes) -> Message | None:
     words = line.split()
+    if words == [b"reopen"]:
+        return Reopen()
     if len(words) != 3 or len(line) > _LONGEST_LINE:
         return None
     if not all(word.removeprefix(b"-").isdigit() for word in words):

@@ -8,6 +8,7 @@ at end of file and it has been reaped.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 import os
@@ -16,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from supervisor import fds, spawn, waitstatus
+from supervisor.errors import ShimError
 from workers import engines, output, report, stdin
 from workers.desk import Desk
 from workers.ledger import Ledger
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from supervisor.log import Log
     from supervisor.loop import Loop
+    from supervisor.outlets import Outlet
     from supervisor.reaper import Reaper
 
 _SLOTS = 4
@@ -42,14 +45,17 @@ class Mend(enum.Enum):
     DISCARD = "read on and throw away"
 
 
-def mend(stream: str, failed: report.Report) -> Mend:
+def mend(stream: str, failed: report.Report, *, has_outlet: bool = False) -> Mend:
     """Choose by what failed. Pure.
 
     A reader that is gone for good (EPIPE, a hung-up terminal's EIO) is passed on to the container,
     which closes its own pipe; a console cannot be closed without a SIGHUP to the container, so
     its output is thrown away. Everything else (ENOSPC, EDQUOT, ...) may get better: nothing is
-    dropped, the container waits when its pipe is full.
+    dropped, the container waits when its pipe is full. So may a disk, and a journald that is gone:
+    with `has_outlet` there is no reader.
     """
+    if has_outlet:
+        return Mend.RETRY
     if stream == "stdin":
         return Mend.HANG_UP
     is_reader_gone = failed.errno in (errno.EPIPE, errno.ECONNRESET) or (
@@ -79,26 +85,36 @@ class Stream:
         *,
         sink_name: str = "",
         is_passthrough: bool = False,
+        outlet: Outlet | None = None,
+        reopen: Callable[[], fds.Fd] | None = None,
     ) -> None:
         """Own `source` and `sink`, and a scratch pipe unless both of them are pipes.
 
         `is_passthrough`: the sink is a descriptor that we were started with, and others have too.
+        `outlet`, borrowed, is there in the place of `sink`, which is /dev/null then.
+        `reopen` opens a file's name anew, for a sink that is one; it may raise `ShimError`.
         """
         self.name = name
         self.source = source
         self.sink = sink
         self.sink_name = sink_name
         self.is_passthrough = is_passthrough
+        self.outlet = outlet
+        self.reopen = reopen
         self.scratch: tuple[fds.Fd, fds.Fd] | None = None
         if not (fds.is_fifo(source.fileno()) and fds.is_fifo(sink.fileno())):
             self.scratch = fds.pipe()
         # Asked now, while the pipe is ours alone: see `has_pending`.
         self.capacity_bytes = fds.capacity_bytes(source.fileno())
+        if outlet is not None:
+            self.capacity_bytes += outlet.held_bytes
         self.slot = -1
         self.pid = 0
         self.is_reaped = False
         self.is_over = False
         self.is_given_up = False
+        self.is_hung_up = False
+        self.is_dismissed = False
         self.deaths = 0
         self.deaths_without_progress = 0
         self.errors_in_a_row = 0
@@ -129,6 +145,12 @@ class Stream:
         sleeps in splice(2) into its stdout holds that lock, and we would sleep with it.
         """
         return self.source.is_open and fds.is_readable(self.source.fileno())
+
+    def has_room(self) -> bool:
+        """Say whether what the worker has could be moved without waiting."""
+        if self.outlet is not None:
+            return self.outlet.has_room()
+        return fds.is_writable(self.sink.fileno())
 
     def unread_bytes(self) -> int:
         """Return what would be gone from the client's fifo if we closed it now.
@@ -236,16 +258,56 @@ class Crew:
         return (
             bool(stream.pid)
             and (stream.has_pending() or self.transit_bytes(stream) > 0)
-            and fds.is_writable(stream.sink.fileno())
+            and stream.has_room()
         )
 
     def kill_worker(self, stream: Stream) -> None:
         """Kill the stream's worker; another one follows."""
         self._kill(stream)
 
+    def hang_up(self, stream: Stream) -> None:
+        """Take no more from the container's side, and `finish` the stream.
+
+        To an outlet, what was taken is written first, by a worker that sees end of file: a line
+        that was not at its end is one now.
+        """
+        if stream.outlet is None:
+            self.give_up(stream)
+            return
+        stream.is_hung_up = True
+        stream.source.close()
+        stream.source = fds.Fd(os.dup(self._null_fd))
+        self._dismiss(stream)
+
+    def reopen(self) -> None:
+        """Open every log file anew by its name, which is another file's by now."""
+        for stream in self.outputs:
+            if stream.is_over or stream.is_hung_up:
+                continue
+            if stream.reopen is not None:
+                try:
+                    fresh = stream.reopen()
+                except ShimError as error:
+                    self._log.warning(f"{stream.name}: {error}; the old file is written on")
+                    continue
+                stream.sink.close()
+                stream.sink = fresh
+                self._dismiss(stream)
+            elif stream.outlet is not None and stream.outlet.is_file:
+                self._dismiss(stream)  # the next worker opens the name
+
+    def _dismiss(self, stream: Stream) -> None:
+        """Have another worker in the place of this one, which has done nothing wrong."""
+        self._loop.cancel(self._timer(stream))
+        stream.is_dismissed = bool(stream.pid)
+        if stream.pid:
+            self._kill(stream)
+        else:
+            self._fork(stream)
+
     def give_up(self, stream: Stream) -> None:
         """End one stream where it is: kill its worker, then `finish` it."""
-        stream.is_given_up = True
+        stream.is_given_up = stream.is_hung_up = True
         self._loop.cancel(self._timer(stream))
         if stream.pid:
             self._kill(stream)
@@ -302,6 +364,8 @@ class Crew:
     def _work(self, stream: Stream, desk: Desk) -> Callable[[], None]:
         if stream.is_input:
             return partial(stdin.work, desk, stream.route, self.raw_terminal)
+        if stream.outlet is not None:
+            return partial(stream.outlet.work, desk, stream.route)
         return partial(output.work, desk, stream.route)
 
     # What a watch tells.
@@ -330,7 +394,10 @@ class Crew:
         except report.ReportError as error:
             self._log.warning(f"{stream.name}: worker: {error}")
             ended = None
-        if ended is None:
+        was_dismissed, stream.is_dismissed = stream.is_dismissed, False
+        if ended is None and was_dismissed:
+            self._fork(stream)
+        elif ended is None:
             self._replace(stream, termination)
         elif ended.errno == 0:
             self._end(stream)
@@ -348,7 +415,7 @@ class Crew:
         self._fork_after(stream, pause_s(stream.deaths_without_progress))
 
     def _mend(self, stream: Stream, failed: report.Report) -> None:
-        choice = mend(stream.name, failed)
+        choice = mend(stream.name, failed, has_outlet=stream.outlet is not None)
         if stream.is_input and failed.errno == errno.EPIPE:
             self._end(stream)  # the container has closed its stdin, or is gone: its right
             return
@@ -368,6 +435,9 @@ class Crew:
             stream.sink = fds.Fd(os.dup(self._null_fd))
             self._fork(stream)
         else:
+            if stream.outlet is not None:
+                with contextlib.suppress(OSError):  # the next worker will say it again
+                    stream.outlet.renew()
             self._fork_after(stream, pause_s(_DEATHS_WITHOUT_PAUSE + stream.errors_in_a_row))
 
     def _fork_after(self, stream: Stream, delay_s: float) -> None:

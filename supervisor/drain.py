@@ -161,7 +161,7 @@ class DrainWatch:
             self._last_word_at[stream.name] = 0
         return StreamView(
             is_reported=stream.is_over,
-            is_hung_up=stream.is_given_up,
+            is_hung_up=stream.is_hung_up,
             has_pending=has_pending,
             unread_bytes=unread,
             is_last_word_out=copied >= self._last_word_at[stream.name],

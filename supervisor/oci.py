@@ -154,6 +154,20 @@ def read_bundle(path: str) -> Bundle:
     )
 
 
+def read_annotations(path: str) -> dict[str, str]:
+    """Read the annotations of the bundle `path`.
+
+    Raises:
+        BundleError: As `read_bundle`.
+    """
+    config_path = os.path.join(path, "config.json")
+    annotations = _object(config_path, _read_object(config_path, BundleError), "annotations")
+    for name, value in annotations.items():
+        if not isinstance(value, str):
+            raise BundleError(f"{config_path}: annotations: {name}: not a string")
+    return annotations
+
+
 def with_terminal(bundle: Bundle) -> bytes:
     """Return the bundle's config.json with `process.terminal` true, fit for another directory.
 

@@ -47,15 +47,14 @@ class Plumbing:
                 container_side.append(rfd)
                 ends["stdin"] = rfd.fileno()
                 self._crew.add(Stream("stdin", stdio.stdin, wfd))
-            for name, sink in stdio.sinks.items():
+            for name in ("stdout", "stderr"):
                 if name == "stderr" and stdio.stderr_joins_stdout:
                     ends["stderr"] = ends["stdout"]
-                    sink.close()
-                    continue
-                rfd, wfd = self._make_pipe()
-                container_side.append(wfd)
-                ends[name] = wfd.fileno()
-                self._crew.add(_output(name, rfd, sink, stdio, name))
+                elif name in stdio.sinks or name in stdio.outlets:
+                    rfd, wfd = self._make_pipe()
+                    container_side.append(wfd)
+                    ends[name] = wfd.fileno()
+                    self._crew.add(self._output(name, rfd, stdio, name))
         return ends["stdin"], ends["stdout"], ends["stderr"]
 
     def _make_pipe(self) -> tuple[fds.Fd, fds.Fd]:
@@ -73,10 +72,21 @@ class Plumbing:
             self._crew.raw_terminal = self._terminal.make_raw()
         if stdio.stdin is not None:
             self._crew.add(Stream("stdin", stdio.stdin, fds.Fd(os.dup(ptmx.fileno()))))
-        # A console that nobody reads would block the container: nowhere is a sink as well.
-        sink = stdio.sinks.get("stdout") or fds.Fd(os.dup(self._null_fd))
         source = fds.Fd(os.dup(ptmx.fileno()))
-        self._crew.add(_output("console", source, sink, stdio, "stdout"))
+        self._crew.add(self._output("console", source, stdio, "stdout"))
+
+    def _output(self, name: str, source: fds.Fd, stdio: Stdio, setting: str) -> Stream:
+        # A console that nobody reads would block the container: nowhere is a sink as well.
+        sink = stdio.sinks.get(setting) or fds.Fd(os.dup(self._null_fd))
+        return Stream(
+            name,
+            source,
+            sink,
+            sink_name=stdio.names[setting],
+            is_passthrough=setting in stdio.passthrough,
+            outlet=stdio.outlets.get(setting),
+            reopen=stdio.reopeners.get(setting),
+        )
 
     def resize(self, columns: int, rows: int) -> None:
         """Set the console's size; without a console nothing happens."""
@@ -99,13 +109,3 @@ class Plumbing:
             self._terminal.restore()
         if self._ptmx is not None:
             self._ptmx.close()
-
-
-def _output(name: str, source: fds.Fd, sink: fds.Fd, stdio: Stdio, setting: str) -> Stream:
-    return Stream(
-        name,
-        source,
-        sink,
-        sink_name=stdio.names[setting],
-        is_passthrough=setting in stdio.passthrough,
-    )

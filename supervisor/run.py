@@ -26,6 +26,7 @@ from supervisor.ids import check_id
 from supervisor.notify import SOCKET_VARIABLE, Notifier
 from supervisor.runtime import RuntimeCaller, parse_state
 from supervisor.shim import Order, Outcome, supervise
+from supervisor.sinks import parse_sink, with_absolute_path
 from supervisor.terminal import find_terminal
 from supervisor.waitstatus import shell_status, signal_name
 
@@ -62,6 +63,7 @@ def run(request: RunRequest) -> int:
         ShimError: Nothing was started, or the container never ran.
     """
     check_id(request.container_id)
+    parse_sink(request.log or "")
     request = _settle_detach(request)
     bundle = oci.read_bundle(_bundle_path(request.bundle))
     terminal = bundle.terminal or request.terminal
@@ -104,7 +106,9 @@ def _settle_detach(request: RunRequest) -> RunRequest:
     if request.interactive:
         raise UsageError("--detach with --interactive: a daemon has no stdin to read from")
     if request.log in (None, "passthrough"):
-        raise UsageError("--detach needs --log: where the output goes (file:PATH, a fifo, null)")
+        raise UsageError(
+            "--detach needs --log: where the output goes (journal, file:PATH, null, ...)"
+        )
     return request
 
 
@@ -142,13 +146,13 @@ def _prepare(
     claimed: home.Home, request: RunRequest, bundle: oci.Bundle, *, terminal: bool
 ) -> None:
     """Write all that the core reads. Afterwards the state directory is the current directory."""
-    sink = request.log or "passthrough"
-    caller_directory = os.getcwd()
+    # The current directory will be another one.
+    sink = with_absolute_path(request.log or "passthrough", os.getcwd())
     record = oci.ProcessRecord(
         terminal=terminal,
         stdin="passthrough" if request.interactive else "",
-        stdout=_absolute_sink(sink, caller_directory),
-        stderr=_absolute_sink(sink, caller_directory),
+        stdout=sink,
+        stderr=sink,
         runtime_args=request.runtime_args,
         no_pivot_root=request.no_pivot,
         root_uid=bundle.root_uid,
@@ -178,15 +182,6 @@ def _runtime_bundle(claimed: home.Home, request: RunRequest, bundle: oci.Bundle)
     if request.terminal and not bundle.terminal:
         return os.path.join(claimed.state_dir, "bundle")
     return bundle.path
-
-
-def _absolute_sink(sink: str, caller_directory: str) -> str:
-    """Make a sink's path absolute: the current directory will be another one."""
-    if sink in ("null", "passthrough", ""):
-        return sink
-    if sink.startswith("file:"):
-        return "file:" + os.path.join(caller_directory, sink.removeprefix("file:"))
-    return os.path.join(caller_directory, sink)
 
 
 def _supervise_here(claimed: home.Home, order: Order, user_terminal: UserTerminal | None) -> int:

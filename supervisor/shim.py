@@ -19,7 +19,7 @@ from supervisor import control, fds, lifecycle, linux, oci, statedir
 from supervisor.calls import HURRY_S, RuntimeCalls
 from supervisor.creation import Creation, Remains, explain
 from supervisor.crew import Crew
-from supervisor.drain import DrainWatch
+from supervisor.drain import DrainWatch, Verdict
 from supervisor.errors import RuntimeFailedError, ShimError, StoppedError
 from supervisor.lifecycle import Action, Event, State
 from supervisor.loop import Loop
@@ -146,7 +146,14 @@ class _Supervisor:
             bundle=order.bundle,
             container_id=order.container_id,
         )
-        self._opener = StdioOpener(self._loop, self._reaper, title=title, null_fd=null_fd)
+        self._opener = StdioOpener(
+            self._loop,
+            self._reaper,
+            container_id=order.container_id,
+            bundle=order.bundle,
+            title=title,
+            null_fd=null_fd,
+        )
         self._stdio = Stdio()
         self._crew = Crew(
             self._loop,
@@ -300,6 +307,8 @@ class _Supervisor:
         for message in self._control.feed(data):
             if isinstance(message, control.Resize):
                 self._plumbing.resize(message.columns, message.rows)
+            elif isinstance(message, control.Reopen):
+                self._crew.reopen()
             elif self._stdio.stdin_closer is not None:
                 # Only our own end: what lies in the fifo, or still comes, is delivered first.
                 self._stdio.stdin_closer.close()
@@ -442,7 +451,10 @@ class _Supervisor:
                 f"{stream.name}: given up after {copied} bytes"
                 f"{f', of which {lost} were never read' if lost else ''}: {verdict.value}"
             )
-            self._crew.give_up(stream)
+            if verdict is Verdict.STRAY:
+                self._crew.hang_up(stream)
+            else:
+                self._crew.give_up(stream)
         if self._drain.is_over:
             self._loop.cancel(_DRAIN)
             self._post(Event.DRAINED)

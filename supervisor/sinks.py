@@ -1,16 +1,37 @@
 """What a stdout or stderr setting means: `containerdStdout`, `containerdStderr`, `--log`. Pure.
 
-- `PATH`: a fifo, a device or an existing file, opened as it is: not created, not truncated
-- `file:PATH`: a regular file, created with mode 0640 if missing, written at its end
+    KIND[,OPTION=VALUE]...[:PATH]
+
+- `file:PATH`: a regular file, created with mode 0640 if missing, written at its end. With
+  `max-size=10M` it is rotated between two lines, and `keep=5` old files stay
+- `cri:PATH`: the same in the log format of Kubernetes, with the same options
+- `journal`: native records; `priority=5` of lines that name none, `tag=web`, `max-line=1M`,
+  `annotation=com.example.*` (may be repeated), `json=yes`, `join=indented`
+- `journal-stream`: lines, as systemd's own StandardOutput=journal; `priority=5`, `tag=web`
 - `null`: nowhere; so are "" and /dev/null
 - `passthrough`: the descriptor 1 or 2 that the supervisor was started with
+- anything else is the PATH of a fifo, a device or an existing file, opened as it is: not created,
+  not truncated. One that is called like a kind is `./null`
+
+A path is taken as it is, whatever characters are in it. Sizes are bytes, or with k, M or G behind
+them powers of 1024.
 """
 
 from __future__ import annotations
 
 import enum
 import os
+import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from supervisor.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DEFAULT_KEEP = 5
+DEFAULT_MAX_LINE_BYTES = 1 << 20
 
 
 class SinkKind(enum.Enum):
@@ -19,15 +40,44 @@ class SinkKind(enum.Enum):
     NULL = "null"
     PATH = "path"
     FILE = "file"
+    CRI = "cri"
+    JOURNAL = "journal"
+    JOURNAL_STREAM = "journal-stream"
     PASSTHROUGH = "passthrough"
 
 
 @dataclass(frozen=True, slots=True)
 class Sink:
-    """Where a stream goes; `path` is empty for NULL and PASSTHROUGH."""
+    """Where a stream goes.
+
+    Attributes:
+        kind: Decides which of the others mean something.
+        path: Of PATH, FILE and CRI; else empty.
+        max_bytes: Where a FILE or CRI is rotated; 0 is nowhere.
+        keep: How many old files stay then.
+        priority: Of a JOURNAL or JOURNAL_STREAM, 0 to 7; None is the stream's default.
+        tag: Of a JOURNAL or JOURNAL_STREAM; "" is none.
+        max_line_bytes: The longest line that is one record of a JOURNAL.
+        annotations: Patterns of the bundle's annotations that become fields of a JOURNAL.
+        is_json: Lines of a JOURNAL that are JSON objects become fields.
+        is_joined: A line of a JOURNAL that begins with a blank belongs to the one before.
+    """
 
     kind: SinkKind
     path: str = ""
+    max_bytes: int = 0
+    keep: int = DEFAULT_KEEP
+    priority: int | None = None
+    tag: str = ""
+    max_line_bytes: int = DEFAULT_MAX_LINE_BYTES
+    annotations: tuple[str, ...] = ()
+    is_json: bool = False
+    is_joined: bool = False
+
+    @property
+    def has_outlet(self) -> bool:
+        """Whether it is more than a descriptor to copy to: see `supervisor.outlets`."""
+        return self.kind in _WITH_OUTLET or self.max_bytes > 0
 
     def __str__(self) -> str:
         """Name it in a log line."""
@@ -35,11 +85,124 @@ class Sink:
 
 
 def parse_sink(text: str) -> Sink:
-    """Read the setting; any word that is none of the others is a path."""
-    if text in ("", "null", os.devnull):
+    """Read the setting; any word that is none of the others is a path.
+
+    Raises:
+        UsageError: A kind of ours with an option or a path that it does not take.
+    """
+    if text in ("", os.devnull):
         return Sink(SinkKind.NULL)
-    if text == "passthrough":
-        return Sink(SinkKind.PASSTHROUGH)
-    if text.startswith("file:"):
-        return Sink(SinkKind.FILE, text.removeprefix("file:"))
-    return Sink(SinkKind.PATH, text)
+    head, colon, path = text.partition(":")
+    word, *settings = head.split(",")
+    kind = _KINDS.get(word)
+    if kind is None:
+        return Sink(SinkKind.PATH, text)
+    if kind in _WITH_PATH and not path:
+        raise UsageError(f"sink {text}: {word} needs a path, as in {word}:/var/log/web")
+    if kind not in _WITH_PATH and colon:
+        raise UsageError(f"sink {text}: {word} takes no path")
+    return _with_options(text, Sink(kind, path), settings)
+
+
+def with_absolute_path(text: str, directory: str) -> str:
+    """Return the setting with its path, if it has one, made independent of the current directory.
+
+    Raises:
+        UsageError: As `parse_sink`.
+    """
+    path = parse_sink(text).path
+    return text.removesuffix(path) + os.path.join(directory, path) if path else text
+
+
+def _with_options(text: str, sink: Sink, settings: list[str]) -> Sink:
+    allowed = _OPTIONS.get(sink.kind, {})
+    values: dict[str, int | str | tuple[str, ...]] = {}
+    for setting in settings:
+        name, _equals, value = setting.partition("=")
+        if name not in allowed:
+            known = ", ".join(allowed) or "no options"
+            raise UsageError(f"sink {text}: option {name}: {sink.kind.value} takes {known}")
+        option = allowed[name]
+        before = values.get(option.attribute, ())
+        if not isinstance(before, tuple):
+            raise UsageError(f"sink {text}: option {name}: given twice")
+        parsed = option.read(value)
+        if parsed is None:
+            raise UsageError(f"sink {text}: option {name}: {value!r} is not {option.values}")
+        values[option.attribute] = before + parsed if isinstance(parsed, tuple) else parsed
+    if "keep" in values and "max_bytes" not in values:
+        raise UsageError(f"sink {text}: option keep: says nothing without max-size")
+    return Sink(sink.kind, sink.path, **values)  # type: ignore[arg-type] # as `_OPTIONS` pairs them
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """Where an option goes, how it is read (None if it cannot be), and what may be given."""
+
+    attribute: str
+    read: Callable[[str], int | str | tuple[str, ...] | None]
+    values: str
+
+
+_SIZE = re.compile(r"([0-9]{1,15})([kKMG]?)")
+_UNITS = {"": 1, "k": 1 << 10, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_WORD = re.compile(r"[!-~]{1,128}")
+
+
+def _size(least: int, most: int) -> Callable[[str], int | None]:
+    def read(text: str) -> int | None:
+        match = _SIZE.fullmatch(text)
+        if match is None:
+            return None
+        size = int(match[1]) * _UNITS[match[2]]
+        return size if least <= size <= most else None
+
+    return read
+
+
+def _number(least: int, most: int) -> Callable[[str], int | None]:
+    def read(text: str) -> int | None:
+        if re.fullmatch("[0-9]{1,9}", text) is None or not least <= int(text) <= most:
+            return None
+        return int(text)
+
+    return read
+
+
+def _tag(text: str) -> str | None:
+    return text if _WORD.fullmatch(text) else None
+
+
+def _pattern(text: str) -> tuple[str, ...] | None:
+    return (text,) if _WORD.fullmatch(text) else None
+
+
+def _only(word: str) -> Callable[[str], bool | None]:
+    def read(text: str) -> bool | None:
+        return True if text == word else None
+
+    return read
+
+
+_ROTATION = {
+    "max-size": _Option("max_bytes", _size(64 << 10, 1 << 40), "a size from 64k to 1024G"),
+    "keep": _Option("keep", _number(1, 1000), "a number from 1 to 1000"),
+}
+_PRIORITY = _Option("priority", _number(0, 7), "a number from 0 (emerg) to 7 (debug)")
+_TAG = _Option("tag", _tag, "1 to 128 characters of ASCII without blanks")
+_OPTIONS: dict[SinkKind, dict[str, _Option]] = {
+    SinkKind.FILE: _ROTATION,
+    SinkKind.CRI: _ROTATION,
+    SinkKind.JOURNAL: {
+        "priority": _PRIORITY,
+        "tag": _TAG,
+        "max-line": _Option("max_line_bytes", _size(1 << 10, 16 << 20), "a size from 1k to 16M"),
+        "annotation": _Option("annotations", _pattern, "a pattern of names"),
+        "json": _Option("is_json", _only("yes"), "yes"),
+        "join": _Option("is_joined", _only("indented"), "indented"),
+    },
+    SinkKind.JOURNAL_STREAM: {"priority": _PRIORITY, "tag": _TAG},
+}
+_KINDS = {kind.value: kind for kind in SinkKind if kind is not SinkKind.PATH}
+_WITH_PATH = frozenset({SinkKind.FILE, SinkKind.CRI})
+_WITH_OUTLET = frozenset({SinkKind.CRI, SinkKind.JOURNAL, SinkKind.JOURNAL_STREAM})

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from supervisor.loop import Loop
     from supervisor.oci import ProcessRecord
+    from supervisor.outlets import Outlet
     from supervisor.reaper import Reaper
     from supervisor.waitstatus import Termination
 
@@ -43,6 +44,8 @@ class Stdio:
         stdin: Where input comes from.
         stdin_closer: Our own write end of a stdin fifo: while it is open, a client may come back.
         sinks: By stream name, "stdout" and "stderr".
+        outlets: What is there instead for a log or the journal. Borrowed by the crew, closed here.
+        reopeners: For a sink that is a file which may be moved away: opens its name anew.
         names: What each is, for log lines.
         passthrough: The sinks that are a descriptor of our own caller.
         stderr_joins_stdout: Both are the same regular file. They then share one pipe and one
@@ -52,13 +55,16 @@ class Stdio:
     stdin: fds.Fd | None = None
     stdin_closer: fds.Fd | None = None
     sinks: dict[str, fds.Fd] = field(default_factory=dict)
+    outlets: dict[str, Outlet] = field(default_factory=dict)
+    reopeners: dict[str, Callable[[], fds.Fd]] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     passthrough: set[str] = field(default_factory=set)
     stderr_joins_stdout: bool = False
 
     def close(self) -> None:
         """Close whatever has not been taken."""
-        for owner in (self.stdin, self.stdin_closer, *self.sinks.values()):
+        owners = (self.stdin, self.stdin_closer, *self.sinks.values(), *self.outlets.values())
+        for owner in owners:
             if owner is not None:
                 owner.close()
 
@@ -66,10 +72,21 @@ class Stdio:
 class StdioOpener:
     """Opens the streams one after the other and calls back once."""
 
-    def __init__(self, loop: Loop, reaper: Reaper, *, title: str, null_fd: int) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        reaper: Reaper,
+        *,
+        container_id: str,
+        bundle: str,
+        title: str,
+        null_fd: int,
+    ) -> None:
         """Borrow the loop, the reaper and /dev/null. `title` names the waiting child in ps(1)."""
         self._loop = loop
         self._reaper = reaper
+        self._container_id = container_id
+        self._bundle = bundle
         self._title = title
         self._null_fd = null_fd
         self._stdio = Stdio()
@@ -81,12 +98,13 @@ class StdioOpener:
     def begin(self, record: ProcessRecord, on_end: Callable[[Stdio | ShimError], None]) -> None:
         """Open what `record` names; `on_end` gets the streams and their ownership, or the error."""
         self._on_end = on_end
-        self._wanted = [("stdout", parse_sink(record.stdout))]
-        if not record.terminal:
-            self._wanted.append(("stderr", parse_sink(record.stderr)))
         self._loop.call_after(_LIMIT, READER_WAIT_S, self._give_up)
         try:
+            self._wanted = [("stdout", parse_sink(record.stdout))]
+            if not record.terminal:
+                self._wanted.append(("stderr", parse_sink(record.stderr)))
             self._open_stdin(record.stdin)
+            self._open_outlets(is_console=record.terminal)
         except ShimError as error:
             self._fail(error)
         else:
@@ -124,6 +142,25 @@ class StdioOpener:
         finally:
             with_path.close()
 
+    def _open_outlets(self, *, is_console: bool) -> None:
+        """Open all outlets; none of them has to be waited for."""
+        wanted = {name: sink for name, sink in self._wanted if sink.has_outlet}
+        if not wanted:
+            return
+        from supervisor.outlets import open_outlets
+
+        self._wanted = [(name, sink) for name, sink in self._wanted if name not in wanted]
+        for name, sink in wanted.items():
+            self._stdio.names[name] = str(sink)
+            if sink.path:
+                _open_file_at_end(sink.path).close()  # the workers open it: a typo is told now
+        if wanted.get("stdout") == wanted.get("stderr") and wanted["stdout"].kind is SinkKind.FILE:
+            self._stdio.stderr_joins_stdout = True
+            del wanted["stderr"]
+        self._stdio.outlets = open_outlets(
+            wanted, self._container_id, self._bundle, is_console=is_console
+        )
+
     def _open_next(self) -> None:
         """Open sinks until one has to wait or none is left."""
         while self._wanted:
@@ -136,7 +173,9 @@ class StdioOpener:
             if not is_open:
                 return
         self._loop.cancel(_LIMIT)
-        self._stdio.stderr_joins_stdout = _is_same_file(self._stdio.sinks)
+        if _is_same_file(self._stdio.sinks):
+            self._stdio.stderr_joins_stdout = True
+            self._stdio.sinks.pop("stderr").close()
         self._on_end(self._stdio)
 
     def _open_sink(self, name: str, sink: Sink) -> bool:
@@ -150,6 +189,7 @@ class StdioOpener:
             return True
         if sink.kind is SinkKind.FILE:
             self._stdio.sinks[name] = _open_file_at_end(sink.path)
+            self._stdio.reopeners[name] = partial(_open_file_at_end, sink.path)
             return True
         with_path = _open_path(sink.path)
         if not fds.is_fifo(with_path.fileno()):

@@ -115,8 +115,12 @@ def _copy_by_scratch(route: Route, scratch: tuple[int, int], tally: Tally) -> No
             return
 
 
-def fill_scratch(route: Route, scratch: tuple[int, int], tally: Tally) -> int:
+def fill_scratch(
+    route: Route, scratch: tuple[int, int], tally: Tally, limit_bytes: int = SPLICE_BYTES
+) -> int:
     """Move what the readable source has into the empty scratch pipe; 0 is end of file.
+
+    At most `limit_bytes`, which is not less than CHUNK_BYTES.
 
     Raises:
         BlockingIOError: The source had nothing after all.
@@ -126,15 +130,15 @@ def fill_scratch(route: Route, scratch: tuple[int, int], tally: Tally) -> int:
     tally.in_transit(1)
     moved = 0
     try:
-        moved = _fill(route, scratch)
+        moved = _fill(route, scratch, limit_bytes)
     finally:
         tally.in_transit(moved)
     return moved
 
 
-def _fill(route: Route, scratch: tuple[int, int]) -> int:
+def _fill(route: Route, scratch: tuple[int, int], limit_bytes: int) -> int:
     try:
-        return os.splice(route.source_fd, scratch[1], SPLICE_BYTES, flags=os.SPLICE_F_NONBLOCK)
+        return os.splice(route.source_fd, scratch[1], limit_bytes, flags=os.SPLICE_F_NONBLOCK)
     except BlockingIOError:
         raise
     except OSError as error:
@@ -156,7 +160,7 @@ def empty_scratch(route: Route, scratch: tuple[int, int], tally: Tally) -> None:
     Raises:
         CopyError: The sink failed; the rest is still in the scratch pipe.
     """
-    while pending := _pending_bytes(scratch[0]):
+    while pending := pending_bytes(scratch[0]):
         tally.in_transit(pending)
         try:
             tally.moved(os.splice(scratch[0], route.sink_fd, pending))
@@ -196,7 +200,8 @@ def _is_console_end(route: Route, error: OSError) -> bool:
     return route.source_is_console and error.errno == errno.EIO
 
 
-def _pending_bytes(fd: int) -> int:
+def pending_bytes(fd: int) -> int:
+    """Return how many bytes a pipe holds (FIONREAD in pipe(7))."""
     count = array.array("i", [0])
     fcntl.ioctl(fd, termios.FIONREAD, count)
     return count[0]

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -20,7 +21,7 @@ from tests.beds.apt import BedError
 from tests.beds.nspawn_boot import Container
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
 PACKAGES = ("systemd-container", "util-linux")
@@ -181,6 +182,10 @@ class Bed:
             unit: a unit's name.
             *args: more arguments of journalctl, such as "--output-fields=MESSAGE".
         """
+        return list(self.journal_entries(unit, *args))
+
+    def journal_entries(self, unit: str | None = None, *args: str) -> Iterator[dict[str, Any]]:
+        """Yield the same one by one, for more than fits into memory."""
         if not self._container.has_ended:
             self.ctl("journalctl", "--sync", check=True)
         fd = self._container.journal_fd
@@ -192,17 +197,21 @@ class Bed:
             f"--directory=/proc/self/fd/{fd}",
         ]
         only = [] if unit is None else [f"--unit={unit}"]
-        done = subprocess.run(
-            ["journalctl", *flags, *only, *args],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            pass_fds=[fd],
-            timeout=10 * _HOUSEKEEPING_S,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise BedError(f"journalctl: {done.stderr.decode(errors='replace')}")
-        return [json.loads(line) for line in done.stdout.split(b"\n") if line]
+        with tempfile.TemporaryFile() as complaints:
+            reader = subprocess.Popen(
+                ["journalctl", *flags, *only, *args],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                pass_fds=[fd],
+            )
+            with reader:
+                assert reader.stdout is not None
+                for line in reader.stdout:
+                    yield json.loads(line)
+            if reader.returncode != 0:
+                complaints.seek(0)
+                raise BedError(f"journalctl: {complaints.read().decode(errors='replace')}")
 
     def show(self, unit: str, *properties: str) -> dict[str, str]:
         """Properties of a unit, as `systemctl show` has them; all of them if none is named."""

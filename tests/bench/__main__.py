@@ -9,14 +9,16 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.bench import journal, logs
 from tests.bench.bulk import Bulk
-from tests.bench.pairs import difference, in_turn, ratio
+from tests.bench.pairs import Spread, difference, in_turn, ratio
 from tests.bench.start import Start
 from tests.harness import bundles, leaks
 
@@ -38,6 +40,8 @@ def main() -> None:
             "machine": machine(),
             **bulk_stdout(rootfs, words.gib, words.rounds),
             **exec_to_pid(rootfs, words.rounds * 3),
+            **log_files(rootfs, words.rounds),
+            **journal_records(words.rounds),
         }
     if words.json is not None:
         words.json.write_text(json.dumps(results, indent=1) + "\n")
@@ -79,6 +83,47 @@ def exec_to_pid(rootfs: Path, rounds: int) -> dict[str, Any]:
             "ratio": ratio(ours, bare),
         }
     }
+
+
+def log_files(rootfs: Path, rounds: int) -> dict[str, Any]:
+    """The log format of Kubernetes, beside conmon."""
+    if shutil.which("conmon") is None:
+        print("\nno conmon here: logs are not compared")
+        return {}
+    contents = {"lines of 100 bytes": logs.lines_block(), "no newlines": logs.endless_block()}
+    figures = {}
+    for what, block in contents.items():
+        case = logs.Logs(rootfs, block, blocks=8)
+        ours, theirs = in_turn(case.forkshim, case.conmon, rounds)
+        print(f"\ncri log in memory, {what}, {8 * len(block) >> 20} MiB, {rounds} pairs")
+        print(f"  forkshim    {ours} MB/s")
+        print(f"  conmon      {theirs} MB/s")
+        print(f"  ratio       {ratio(ours, theirs):.2f}x          (wanted: at least 1.5)")
+        figures[what] = {
+            "forkshim_mb_s": ours.figures,
+            "conmon_mb_s": theirs.figures,
+            "ratio": ratio(ours, theirs),
+        }
+    return {"cri_log": figures}
+
+
+def journal_records(rounds: int) -> dict[str, Any]:
+    """Lines into a real journal, beside conmon."""
+    if shutil.which("conmon") is None:
+        print("\nno conmon here: journals are not compared")
+        return {}
+    figures = journal.records(rounds)
+    for sink, beside, wanted in (
+        ("journal", "conmon", "(wanted: at least 2)"),
+        ("journal-stream", "conmon again", ""),
+    ):
+        ours, theirs = Spread(figures[sink]), Spread(figures[beside])
+        cpu_s = {who: statistics.median(figures["cpu_s"][who]) for who in (sink, "conmon")}
+        print(f"\n{sink}, {journal.LINES} lines of 100 bytes, {rounds} pairs")
+        print(f"  forkshim    {ours} lines/s, {cpu_s[sink]:.2f} s of CPU")
+        print(f"  conmon      {theirs} lines/s, {cpu_s['conmon']:.2f} s of CPU")
+        print(f"  ratio       {ratio(ours, theirs):.2f}x          {wanted}")
+    return {"journal": figures}
 
 
 def machine() -> str:

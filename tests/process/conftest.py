@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,3 +35,15 @@ def yard(signal_state: None, tmp_path: Path) -> Iterator[Yard]:
     made = Yard(tmp_path)
     yield made
     made.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Return the mount point of a file system of 1 MiB (root)."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    point = tmp_path / "disk"
+    point.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", point], check=True)
+    yield point
+    subprocess.run(["umount", point], check=True)

@@ -16,6 +16,7 @@ from supervisor import crew as crew_module
 from supervisor import fds, spawn
 from supervisor.crew import Crew, Mend, Stream
 from supervisor.drain import DrainWatch, Verdict
+from supervisor.errors import ShimError
 from tests.harness import waiting
 from tests.harness.forked import has_no_children
 from workers import engines, output, report, stdin
@@ -340,6 +341,165 @@ def test_a_stream_that_was_given_up_is_not_given_another_worker(site: Site) -> N
     assert stream.is_over
     assert site.overs == 1
     assert has_no_children()
+
+
+class Recorder:
+    """An outlet that keeps what came of which source, and fails when it is told to."""
+
+    held_bytes = 5
+    is_file = True
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "records"
+        self.path.touch()
+        self.renewed = 0
+        self.is_broken = False
+        self.is_full = False
+
+    def has_room(self) -> bool:
+        return not self.is_full
+
+    def work(self, desk: Desk, route: engines.Route) -> None:
+        if self.is_broken:
+            desk.send(report.Report(desk.stream, 0, errno.EPIPE, "sink"))
+            return
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        desk.sit_down((route.source_fd, file))
+        while chunk := os.read(route.source_fd, 99):
+            os.write(file, chunk)
+            desk.moved(len(chunk))
+        os.write(file, b"|")
+        desk.send(report.Report(desk.stream, desk.copied_bytes))
+
+    def renew(self) -> None:
+        self.renewed += 1
+        self.is_broken = self.renewed < 3
+        raise ConnectionRefusedError
+
+    def close(self) -> None:
+        pass
+
+
+def _recorded(site: Site, recorder: Recorder) -> tuple[int, Stream]:
+    source_rfd, source_wfd = fds.pipe()
+    sink = fds.Fd(os.dup(site.yard.null.fileno()))
+    stream = Stream("stdout", source_rfd, sink, sink_name="records", outlet=recorder)
+    site.crew.add(stream)
+    return site.own(source_wfd.take()), stream
+
+
+def test_a_stream_of_records_that_is_hung_up_has_its_end_written(
+    site: Site, tmp_path: Path
+) -> None:
+    recorder = Recorder(tmp_path)
+    writer, stream = _recorded(site, recorder)
+    assert stream.capacity_bytes == fds.PIPE_BYTES + 5
+    site.crew.start()
+    os.write(writer, b"said")
+    waiting.wait_true(lambda: site.crew.copied_bytes(stream) == 4)
+    site.crew.hang_up(stream)
+    assert stream.is_hung_up
+    site.run_until(lambda: stream.is_over)
+    with pytest.raises(BrokenPipeError):
+        os.write(writer, b"too late")
+    assert recorder.path.read_text() == "said|"
+    assert stream.deaths == 0
+    assert site.yard.messages() == []
+
+
+def test_a_stream_of_records_is_hung_up_in_a_pause_and_its_worker_comes_at_once(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder(tmp_path)
+    recorder.is_broken, recorder.renewed = True, 1
+    for name in ("_SHORTEST_PAUSE_S", "_LONGEST_PAUSE_S"):
+        monkeypatch.setattr(crew_module, name, 3600.0)
+    site.crew._longest_pause_s = 3600.0
+    _writer, stream = _recorded(site, recorder)
+    site.crew.start()
+    site.run_until(lambda: recorder.renewed == 2)
+    recorder.is_broken = False
+    site.crew.hang_up(stream)
+    site.run_until(lambda: stream.is_over)
+    assert recorder.path.read_text() == "|"
+
+
+def test_a_file_is_opened_anew_and_an_outlet_of_one_by_its_next_worker(
+    site: Site, tmp_path: Path
+) -> None:
+    def reopen() -> fds.Fd:
+        return fds.Fd(os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT, 0o600))
+
+    source_rfd, source_wfd = fds.pipe()
+    writer = site.own(source_wfd.take())
+    plain = Stream("stderr", source_rfd, reopen(), reopen=reopen)
+    site.crew.add(plain)
+    recorder = Recorder(tmp_path)
+    _writer, stream = _recorded(site, recorder)
+    site.crew.start()
+    os.write(writer, b"old")
+    waiting.wait_true(lambda: site.crew.copied_bytes(plain) == 3)
+    for _each in range(2):
+        (tmp_path / "log").rename(tmp_path / "log.1")
+        pids = plain.pid, stream.pid
+        site.crew.reopen()
+        site.run_until(lambda: plain.pid not in (0, pids[0]) and stream.pid not in (0, pids[1]))  # noqa: B023 -- called now
+    os.write(writer, b"new")
+    site.disown(writer)
+    site.run_until(lambda: plain.is_over)
+    assert (tmp_path / "log").read_bytes() == b"new"
+    site.crew.reopen()
+    assert plain.pid == 0
+    assert plain.deaths == stream.deaths == 0
+    assert site.yard.messages() == []
+
+
+def test_a_file_that_cannot_be_opened_anew_is_written_on(site: Site, tmp_path: Path) -> None:
+    def reopen() -> fds.Fd:
+        raise ShimError("open log: no such file or directory")
+
+    source_rfd, source_wfd = fds.pipe()
+    writer = site.own(source_wfd.take())
+    sink = fds.Fd(os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT, 0o600))
+    stream = Stream("stdout", source_rfd, sink, reopen=reopen)
+    site.crew.add(stream)
+    site.crew.start()
+    site.crew.reopen()
+    os.write(writer, b"said")
+    site.disown(writer)
+    site.run_until(lambda: stream.is_over)
+    assert (tmp_path / "log").read_bytes() == b"said"
+    assert site.yard.messages("warn") == [
+        "stdout: open log: no such file or directory; the old file is written on"
+    ]
+
+
+def test_an_outlet_that_fails_is_renewed_until_it_works(site: Site, tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path)
+    recorder.is_broken = True
+    writer, stream = _recorded(site, recorder)
+    site.crew.start()
+    site.run_until(lambda: recorder.renewed == 3)
+    os.write(writer, b"said")
+    site.disown(writer)
+    site.run_until(lambda: stream.is_over)
+    assert recorder.path.read_text() == "said|"
+    assert site.yard.messages("warn") == [
+        "stdout records: Broken pipe (EPIPE) after 0 bytes; fork another one after a pause"
+    ]
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_a_worker_of_records_could_move_something_if_its_outlet_has_room(
+    site: Site, tmp_path: Path, is_full: bool
+) -> None:
+    recorder = Recorder(tmp_path)
+    recorder.is_full = is_full
+    writer, stream = _recorded(site, recorder)
+    site.crew.start()
+    os.kill(stream.pid, signal.SIGSTOP)
+    os.write(writer, b"x")
+    assert site.crew.could_move(stream) == (not is_full)
 
 
 @pytest.mark.parametrize("how", ["give up", "stop"])

@@ -34,7 +34,12 @@ class Opening:
     def __init__(self, yard: Yard) -> None:
         self.yard = yard
         self.opener = StdioOpener(
-            yard.loop, yard.reaper, title="forkshim: opening", null_fd=yard.null.fileno()
+            yard.loop,
+            yard.reaper,
+            container_id="opening",
+            bundle="/nowhere",
+            title="forkshim: opening",
+            null_fd=yard.null.fileno(),
         )
         self.ends: list[Stdio | ShimError] = []
 

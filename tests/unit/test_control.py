@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.control import CloseStdin, ControlParser, Message, Resize
+from supervisor.control import CloseStdin, ControlParser, Message, Reopen, Resize
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,12 @@ from supervisor.control import CloseStdin, ControlParser, Message, Resize
         (b"  1\t80  24 \r\n", [Resize(80, 24)]),
         (b"001 080 0024\n", [Resize(80, 24)]),
         (b"1 80 24\n0 0 0\n1 1 2\n", [Resize(80, 24), CloseStdin(), Resize(1, 2)]),
+        (b"reopen\n0 0 0\n", [Reopen(), CloseStdin()]),
+        (b" reopen \r\n", [Reopen()]),
         # None of these is a message.
+        (b"reopen 0 0\n", []),
+        (b"REOPEN\n", []),
+        (b"reopen", []),
         (b"\n\n \n", []),
         (b"2 1 1\n", []),
         (b"-1 80 24\n", []),
@@ -37,7 +42,7 @@ from supervisor.control import CloseStdin, ControlParser, Message, Resize
         (b"1 80 24", []),
     ],
 )
-def test_a_line_of_three_numbers_is_a_message_and_nothing_else(
+def test_a_line_of_three_numbers_or_a_word_is_a_message_and_nothing_else(
     data: bytes, messages: list[Message]
 ) -> None:
     assert ControlParser().feed(data) == messages

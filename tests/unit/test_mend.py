@@ -32,6 +32,13 @@ def test_a_reader_that_is_gone_is_passed_on_and_anything_else_is_tried_again(
     assert mend(stream, Report(stream, 0, number, side)) is choice
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr", "console"])
+@pytest.mark.parametrize(("number", "side"), [*READER_IS_GONE, *MAY_GET_BETTER])
+def test_an_outlet_is_no_reader_that_leaves(stream: str, number: int, side: str) -> None:
+    failed = Report(stream, 0, number, side)
+    assert mend(stream, failed, has_outlet=True) is Mend.RETRY
+
+
 @pytest.mark.parametrize(
     ("deaths", "pause"),
     [

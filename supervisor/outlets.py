@@ -1,0 +1,236 @@
+"""Sinks that are more than a descriptor, log files and the journal: the parent's side.
+
+Imported only when a setting asks for one: what they need takes 35 ms to import.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+from supervisor import fds
+from supervisor.errors import ShimError, UsageError, reason
+from supervisor.oci import read_annotations
+from supervisor.sinks import SinkKind
+from workers import journal_output, log_output, stream_output
+from workers.cri import CriFormat, PlainFormat
+from workers.journal import Journal
+from workers.journal_fields import PRIORITIES, Origin, field_name
+from workers.journal_socket import JOURNAL_SOCKET
+from workers.journal_stream import STREAM_SOCKET, JournalStream, header, unit_of
+from workers.logfile import LogFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from supervisor.sinks import Sink
+    from workers.desk import Desk
+    from workers.engines import Route
+
+_PIECE_BYTES = 32 << 10
+"""Of a longer line, pieces may come into different files of a rotation."""
+
+_LONGEST_ANNOTATION = 1024
+"""Characters: each record has it."""
+
+
+class Outlet(Protocol):
+    """What the workers of one stream write to, one after the other."""
+
+    @property
+    def held_bytes(self) -> int:
+        """What a line may have that is neither in the container's pipe nor in the sink."""
+
+    @property
+    def is_file(self) -> bool:
+        """Whether a worker begins by opening the file of a name."""
+
+    def has_room(self) -> bool:
+        """Say whether a worker that writes now would not have to wait."""
+
+    def work(self, desk: Desk, route: Route) -> None:
+        """Be a worker, to its report; in the child."""
+
+    def renew(self) -> None:
+        """Make the sink fit for use again after a worker has reported an error.
+
+        Raises:
+            OSError: It is not there yet.
+        """
+
+    def close(self) -> None:
+        """Close everything; a second call does nothing."""
+
+
+def open_outlets(
+    wanted: Mapping[str, Sink], container_id: str, bundle: str, *, is_console: bool
+) -> dict[str, Outlet]:
+    """Open what is wanted of each stream, "stdout" and "stderr"; the caller owns the outlets.
+
+    Streams with the same log file share it.
+
+    Raises:
+        BundleError: Annotations are asked for, and config.json cannot be read.
+        ShimError: A file cannot be opened; there is no journald.
+        UsageError: Two different sinks for one file.
+    """
+    opened: dict[str, Outlet] = {}
+    who = Origin(container_id, name=container_id, epoch=os.urandom(16).hex())
+    try:
+        for name, sink in wanted.items():
+            if name in opened:
+                continue
+            if sink.kind is SinkKind.JOURNAL:
+                opened[name] = _open_journal(name, sink, who, bundle, is_console=is_console)
+            elif sink.kind is SinkKind.JOURNAL_STREAM:
+                opened[name] = _open_journal_stream(name, sink, container_id)
+            else:
+                names = [name for name, other in wanted.items() if _is_same_file(sink, other)]
+                opened.update(_open_log(names, sink))
+    except BaseException:
+        for outlet in opened.values():
+            outlet.close()
+        raise
+    return opened
+
+
+def _is_same_file(sink: Sink, other: Sink) -> bool:
+    if not other.path or os.path.realpath(sink.path) != os.path.realpath(other.path):
+        return False
+    if replace(sink, path="") != replace(other, path=""):
+        raise UsageError(f"{sink.path}: stdout and stderr ask for different log files in it")
+    return True
+
+
+def _open_log(names: list[str], sink: Sink) -> dict[str, Outlet]:
+    directory_path, file_name = os.path.split(os.path.realpath(sink.path))
+    try:
+        directory = fds.Fd(os.open(directory_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except OSError as error:
+        raise ShimError(f"open {directory_path}: {reason(error)}") from error
+    is_cri = sink.kind is SinkKind.CRI
+    log = LogFile(
+        directory.fileno(),
+        file_name,
+        {name: CriFormat(name) if is_cri else PlainFormat(_PIECE_BYTES) for name in names},
+        max_bytes=sink.max_bytes,
+        keep=sink.keep,
+    )
+    return {name: _LogOutlet(log, directory, name) for name in names}
+
+
+def _open_journal(stream: str, sink: Sink, who: Origin, bundle: str, *, is_console: bool) -> Outlet:
+    extra = _annotation_fields(bundle, sink.annotations) if sink.annotations else ()
+    try:
+        journal = Journal(
+            replace(who, tag=sink.tag, extra=extra),
+            stream,
+            _priority(stream, sink),
+            is_console=is_console,
+            is_json=sink.is_json,
+            is_joined=sink.is_joined,
+            limit_bytes=sink.max_line_bytes,
+        )
+    except OSError as error:
+        raise ShimError(f"connect to {JOURNAL_SOCKET}: {reason(error)}") from error
+    return _JournalOutlet(journal)
+
+
+def _annotation_fields(bundle: str, patterns: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (field_name(name, "ANNOTATION_"), value[:_LONGEST_ANNOTATION])
+        for name, value in read_annotations(bundle).items()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    )
+
+
+def _open_journal_stream(stream: str, sink: Sink, container_id: str) -> Outlet:
+    with open("/proc/self/cgroup") as cgroups:
+        unit = unit_of(cgroups.read())
+    first = header(sink.tag or container_id, unit, _priority(stream, sink))
+    try:
+        return _JournalStreamOutlet(JournalStream(first))
+    except OSError as error:
+        raise ShimError(f"connect to {STREAM_SOCKET}: {reason(error)}") from error
+
+
+def _priority(stream: str, sink: Sink) -> int:
+    return PRIORITIES[stream] if sink.priority is None else sink.priority
+
+
+class _LogOutlet:
+    """One stream of a log file. Owns the file's memory and directory, with its other streams."""
+
+    is_file = True
+
+    def __init__(self, log: LogFile, directory: fds.Fd, stream: str) -> None:
+        self._log = log
+        self._directory = directory
+        self._stream = stream
+
+    @property
+    def held_bytes(self) -> int:
+        return max(buffer.room_bytes for buffer in self._log.buffers)
+
+    def has_room(self) -> bool:
+        return True
+
+    def work(self, desk: Desk, route: Route) -> None:
+        log_output.work(desk, route, self._log, self._stream)
+
+    def renew(self) -> None:
+        """Do nothing: each worker opens the file anew."""
+
+    def close(self) -> None:
+        self._log.close()
+        self._directory.close()
+
+
+class _JournalOutlet:
+    """One stream in the journal."""
+
+    is_file = False
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._supervisor_pid = os.getpid()
+
+    @property
+    def held_bytes(self) -> int:
+        return self._journal.buffer.room_bytes
+
+    def has_room(self) -> bool:
+        return fds.is_writable(self._journal.socket.fileno())
+
+    def work(self, desk: Desk, route: Route) -> None:
+        journal_output.work(desk, route, self._journal, self._supervisor_pid)
+
+    def renew(self) -> None:
+        self._journal.reconnect()
+
+    def close(self) -> None:
+        self._journal.close()
+
+
+class _JournalStreamOutlet:
+    """One stream in the journal, of which journald makes the records."""
+
+    held_bytes = 0
+    is_file = False
+
+    def __init__(self, stream: JournalStream) -> None:
+        self._stream = stream
+
+    def has_room(self) -> bool:
+        return fds.is_writable(self._stream.socket.fileno())
+
+    def work(self, desk: Desk, route: Route) -> None:
+        stream_output.work(desk, route, self._stream)
+
+    def renew(self) -> None:
+        self._stream.reconnect()
+
+    def close(self) -> None:
+        self._stream.close()

@@ -1,0 +1,111 @@
+"""Workers that die by SIGKILL at a chosen instruction, or in the middle of a write(2)."""
+
+from __future__ import annotations
+
+import dis
+import mmap
+import os
+import signal
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tests.harness.forked import finishing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import pytest
+
+_NEVER = 0
+_ACTS = ("CALL", "STORE_SUBSCR", "STORE_SLICE")
+
+
+def _traced(work: Callable[[], None], die_at: int, counted: memoryview) -> Callable[[], None]:
+    """Make `work` die before its bytecode instruction number `die_at`, of those in `workers`.
+
+    Random kills hit a system call nearly always: the instructions between two of them are few.
+    Only those count that can have an effect outside the interpreter: calls and stores
+    into memory. To die anywhere between two of them is to die before the second.
+    """
+
+    def run() -> None:
+        seen = 0
+        codes: dict[Any, bytes] = {}
+
+        def step(frame: Any, event: str, _arg: Any) -> Any:
+            nonlocal seen
+            if event == "opcode":
+                if frame.f_code not in codes:
+                    codes[frame.f_code] = frame.f_code.co_code
+                code = codes[frame.f_code]
+                if dis.opname[code[frame.f_lasti]].startswith(_ACTS):
+                    seen += 1
+                    if seen == die_at:
+                        os.kill(os.getpid(), signal.SIGKILL)
+            return step
+
+        def enter(frame: Any, _event: str, _arg: Any) -> Any:
+            name = frame.f_code.co_filename
+            if "/workers/" not in name or name.endswith(("/isolate.py", "/report.py")):
+                return None
+            frame.f_trace_opcodes = True
+            frame.f_trace_lines = False
+            return step
+
+        sys.settrace(enter)
+        try:
+            work()
+        finally:
+            sys.settrace(None)
+            counted[0] = seen
+
+    return run
+
+
+@contextmanager
+def _count() -> Iterator[memoryview]:
+    with mmap.mmap(-1, 8) as memory, memoryview(memory) as view, view.cast("Q") as counted:
+        yield counted
+
+
+def instructions(work: Callable[[], None]) -> int:
+    """Run `work` in a child to its end; returns how many instructions of `workers` it took."""
+    with _count() as counted:
+        with finishing(_traced(work, _NEVER, counted)):
+            pass
+        return int(counted[0])
+
+
+def die_at(instruction: int, work: Callable[[], None]) -> None:
+    """Run `work` in a child that is killed at this instruction, or comes to its end before."""
+    with _count() as counted, finishing(_traced(work, instruction, counted)):
+        pass
+
+
+def die_writing(work: Callable[[], None], written_bytes: int) -> None:
+    """Run `work` in a child that is killed when it has written so many bytes of a write(2)."""
+
+    def run() -> None:
+        whole_write = os.write
+
+        def torn(fd: int, content: bytes) -> int:
+            nonlocal written_bytes
+            if len(content) <= written_bytes:
+                written_bytes -= len(content)
+                return whole_write(fd, content)
+            whole_write(fd, memoryview(content)[:written_bytes])
+            os.kill(os.getpid(), signal.SIGKILL)
+            raise AssertionError("not dead")
+
+        os.write = torn  # type: ignore[assignment] # in the child only
+        work()
+
+    with finishing(run):
+        pass
+
+
+def small_intakes(monkeypatch: pytest.MonkeyPatch, intake_bytes: int) -> None:
+    """Let the line buffers made from now on be small, so that few bytes take every path."""
+    monkeypatch.setattr("workers.line_buffer.INTAKE_BYTES", intake_bytes)
+    monkeypatch.setattr("workers.intake.INTAKE_BYTES", intake_bytes)

@@ -1,0 +1,203 @@
+"""Streams whose workers turn bytes into records, and the log files that they write."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+from supervisor import fds
+from supervisor.waitstatus import Exited
+from tests.harness import waiting
+from tests.harness.forked import forked
+from workers import engines, log_output, report
+from workers.desk import Desk
+from workers.ledger import Ledger
+from workers.logfile import LogFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import ExitStack
+    from pathlib import Path
+
+    from workers.logfile import Format
+
+
+class Feed:
+    """One stream's source, scratch and report pipes. Owns them until `close`."""
+
+    def __init__(self, name: str, ledger: Ledger, slot: int) -> None:
+        self.name = name
+        self.ledger = ledger
+        self.slot = slot
+        self.source_rfd, self.source_wfd = fds.pipe()
+        self.scratch = fds.pipe()
+        self.null = fds.Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+        self.report_rfd, self.report_wfd = fds.pipe(4096)
+
+    @property
+    def route(self) -> engines.Route:
+        scratch = (self.scratch[0].fileno(), self.scratch[1].fileno())
+        return engines.Route(self.source_rfd.fileno(), -1, scratch)
+
+    def desk(self) -> Desk:
+        return Desk(
+            stream=self.name,
+            title=f"forkshim: bench [{self.name}]",
+            ledger=self.ledger,
+            slot=self.slot,
+            report_wfd=self.report_wfd.fileno(),
+            null_fd=self.null.fileno(),
+        )
+
+    def end_with(self, content: bytes) -> None:
+        """Write what fits into the pipe, and close it."""
+        if content:
+            assert os.write(self.source_wfd.fileno(), content) == len(content)
+        self.source_wfd.close()
+
+    def hang_up(self) -> None:
+        """Be at end of file, whoever else has the pipe, as the supervisor does it."""
+        os.dup2(self.null.fileno(), self.source_rfd.fileno(), inheritable=False)
+
+    def run(self, work: Callable[[], None]) -> report.Report | None:
+        """Run a worker to its end and return its report."""
+        self._read_report()  # of one before that was killed after its last word
+        with forked(work) as child:
+            assert child.wait() == Exited(0)
+        return report.decode(self._read_report())
+
+    def _read_report(self) -> bytes:
+        if not fds.is_readable(self.report_rfd.fileno()):
+            return b""
+        return os.read(self.report_rfd.fileno(), report.MOST_BYTES)
+
+    def close(self) -> None:
+        for owner in (
+            self.source_rfd, self.source_wfd, *self.scratch, self.null,
+            self.report_rfd, self.report_wfd,
+        ):  # fmt: skip
+            owner.close()
+
+
+class Writer:
+    """A child that writes one more block into a feed whenever it is told to.
+
+    So a test decides how much flows between two kills. Takes the feed's write end.
+    """
+
+    def __init__(self, feed: Feed, block: Callable[[int], bytes], stack: ExitStack) -> None:
+        """Fork it; `block` makes block 0, 1, ...; `stack` owns the child."""
+        self.blocks = 0
+        self._feed = feed
+        self._block = block
+        self._told_rfd, self._told_wfd = fds.pipe()
+        stack.callback(self.end)
+        self._child = stack.enter_context(forked(self._write))
+        feed.source_wfd.close()
+        self._told_rfd.close()
+
+    def _write(self) -> None:
+        self._told_wfd.close()
+        number = 0
+        while os.read(self._told_rfd.fileno(), 1):
+            rest = memoryview(self._block(number))
+            number += 1
+            while rest:
+                rest = rest[os.write(self._feed.source_wfd.fileno(), rest) :]
+
+    def tell(self) -> None:
+        """Have it write one more block."""
+        self.blocks += 1
+        os.write(self._told_wfd.fileno(), b"!")
+
+    def end(self) -> None:
+        """Have it end after the block that it is at."""
+        self._told_wfd.close()
+
+    def wait(self) -> None:
+        """Wait for its end."""
+        assert self._child.wait() == Exited(0)
+
+    def content(self) -> bytes:
+        """Return all that it has been told to write."""
+        return b"".join(map(self._block, range(self.blocks)))
+
+
+class LogSite:
+    """A log file in a directory of its own, and a feed for each of its streams."""
+
+    def __init__(
+        self,
+        directory: Path,
+        formats: Mapping[str, Format],
+        *,
+        max_bytes: int = 0,
+        keep: int = 1,
+    ) -> None:
+        directory.mkdir(exist_ok=True)
+        self.path = directory / "log"
+        self._directory = fds.Fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        self.log = LogFile(self._directory.fileno(), "log", formats, max_bytes=max_bytes, keep=keep)
+        self.ledger = Ledger(len(formats))
+        self.feeds = {
+            stream: Feed(stream, self.ledger, slot) for slot, stream in enumerate(formats)
+        }
+
+    def __enter__(self) -> LogSite:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for feed in self.feeds.values():
+            feed.close()
+        self.log.close()
+        self.ledger.close()
+        self._directory.close()
+
+    def worker(self, stream: str) -> Callable[[], None]:
+        feed = self.feeds[stream]
+        return lambda: log_output.work(feed.desk(), feed.route, self.log, stream)
+
+    def run(self, stream: str) -> report.Report | None:
+        return self.feeds[stream].run(self.worker(stream))
+
+    def wait_written(self, stream: str, size: int) -> None:
+        """Wait until so many bytes of the stream have been counted."""
+        slot = self.feeds[stream].slot
+        waiting.wait_true(lambda: self.ledger.copied_bytes(slot) >= size)
+
+    def files(self) -> list[Path]:
+        """Return the log and the old ones, the oldest first."""
+        old = [path for path in self.path.parent.iterdir() if path != self.path]
+        old.sort(key=lambda path: -int(path.suffix[1:]))
+        return [*old, self.path]
+
+    def content(self) -> bytes:
+        """Return what all files hold, in order."""
+        return b"".join(path.read_bytes() for path in self.files())
+
+
+CRI_RECORD = re.compile(
+    rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z) (stdout|stderr) ([FP]) ([^\n]*)\n"
+)
+
+
+def cri_records(content: bytes) -> Iterator[tuple[bytes, str, str, bytes]]:
+    """Yield time, stream, tag and text of each record; anything else is an error."""
+    end = 0
+    for match in CRI_RECORD.finditer(content):
+        assert match.start() == end, content[end : match.start()]
+        end = match.end()
+        yield match[1], match[2].decode(), match[3].decode(), match[4]
+    assert end == len(content), content[end:]
+
+
+def cri_streams(content: bytes) -> dict[str, bytes]:
+    """Return what each stream said, as the reader of the format puts it together."""
+    said = {"stdout": bytearray(), "stderr": bytearray()}
+    last = b""
+    for stamp, stream, tag, text in cri_records(content):
+        assert stamp >= last
+        last = stamp
+        said[stream] += text + (b"\n" if tag == "F" else b"")
+    return {stream: bytes(content) for stream, content in said.items()}

@@ -1,0 +1,210 @@
+"""Shared memory, and the way of bytes into it, through the death of whoever is at work."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from supervisor import fds
+from tests.harness import dying
+from workers import engines
+from workers.intake import Intake, Took
+from workers.line_buffer import LineBuffer, Taken
+from workers.shared import Memory, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture
+def memory() -> Iterator[Memory]:
+    made = Memory("test", 100)
+    yield made
+    made.close()
+
+
+def test_a_record_is_all_zero_at_first_and_then_what_was_committed(memory: Memory) -> None:
+    record = Record(memory.words, 3)
+    assert record.read() == [0, 0, 0]
+    for numbers in ([1, 2, 3], [2**64 - 1, 0, 5], [7, 8, 9]):
+        record.commit(numbers)
+        assert record.read() == numbers
+    record.release()
+
+
+def test_a_record_shows_the_old_numbers_or_the_new_ones_at_any_instruction(
+    memory: Memory,
+) -> None:
+    record = Record(memory.words, 3)
+
+    def work() -> None:
+        for number in range(1, 4):
+            record.commit([number, number, number])
+
+    seen = set()
+    for step in range(1, dying.instructions(work) + 1):
+        record.commit([0, 0, 0])
+        dying.die_at(step, work)
+        numbers = record.read()
+        assert len(set(numbers)) == 1
+        seen.add(numbers[0])
+    assert seen == {0, 1, 2}
+    record.release()
+
+
+class Untold:
+    """A tally that nobody reads."""
+
+    def moved(self, copied_bytes: int) -> None: ...
+
+    def in_transit(self, transit_bytes: int) -> None: ...
+
+
+UNTOLD = Untold()
+
+
+class Basin:
+    """A source, a scratch pipe and a line buffer."""
+
+    def __init__(self, longest_line_bytes: int) -> None:
+        self.source_rfd, self.source_wfd = fds.pipe()
+        self.scratch = fds.pipe()
+        self.buffer = LineBuffer("test", longest_line_bytes)
+        scratch = (self.scratch[0].fileno(), self.scratch[1].fileno())
+        self.route = engines.Route(self.source_rfd.fileno(), -1, scratch)
+
+    def close(self) -> None:
+        for owner in (self.source_rfd, self.source_wfd, *self.scratch):
+            owner.close()
+        self.buffer.close()
+
+
+@pytest.fixture
+def make_basin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Basin]]:
+    """Basins with intakes of 10 bytes."""
+    dying.small_intakes(monkeypatch, 10)
+    made = []
+
+    def make(longest_line_bytes: int) -> Basin:
+        made.append(Basin(longest_line_bytes))
+        return made[-1]
+
+    yield make
+    for basin in made:
+        basin.close()
+
+
+def test_bytes_keep_their_positions_while_the_buffer_moves(
+    make_basin: Callable[[int], Basin],
+) -> None:
+    basin = make_basin(7)
+    content = bytes(range(100))
+    os.write(basin.source_wfd.fileno(), content)
+    basin.source_wfd.close()
+    intake = Intake(basin.route, basin.buffer, UNTOLD)
+    consumed = 0
+    while intake.take(consumed) is Took.SOME:
+        taken = basin.buffer.read().taken
+        assert basin.buffer.copy(consumed, taken) == content[consumed:taken]
+        consumed = taken - min(7, taken - consumed)  # as much as may be left
+    assert intake.take(100) is Took.THE_END
+    assert basin.buffer.read() == Taken(100, 100, 0)
+
+
+def test_a_newline_is_found_by_position(make_basin: Callable[[int], Basin]) -> None:
+    basin = make_basin(7)
+    os.write(basin.source_wfd.fileno(), b"a\nb\ncccccc")
+    Intake(basin.route, basin.buffer, UNTOLD).take(0)
+    basin.buffer.make_room(4)
+    assert basin.buffer.last_newline(0, 10) == 3
+    assert basin.buffer.last_newline(0, 3) == 1
+    assert basin.buffer.last_newline(4, 10) == -1
+
+
+def test_a_silent_source_is_waited_for_as_long_as_asked(
+    make_basin: Callable[[int], Basin],
+) -> None:
+    basin = make_basin(7)
+    intake = Intake(basin.route, basin.buffer, UNTOLD)
+    assert intake.take(0, 0) is Took.NOTHING
+    assert intake.take(0, 1) is Took.NOTHING
+    os.write(basin.source_wfd.fileno(), b"x")
+    assert intake.take(0, 0) is Took.SOME
+
+
+def test_a_source_that_only_looked_readable_is_asked_again(
+    make_basin: Callable[[int], Basin], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    basin = make_basin(7)
+    os.write(basin.source_wfd.fileno(), b"x")
+
+    def somebody_was_faster(*_arguments: object) -> int:
+        raise BlockingIOError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "fill_scratch", somebody_was_faster)
+        intake = Intake(basin.route, basin.buffer, UNTOLD)
+        assert intake.take(0) is Took.SOME
+    assert basin.buffer.read().taken == 0
+
+
+def test_a_line_that_cannot_be_there_is_a_bug_and_not_overwritten(
+    make_basin: Callable[[int], Basin],
+) -> None:
+    basin = make_basin(7)
+    os.write(basin.source_wfd.fileno(), bytes(20))
+    intake = Intake(basin.route, basin.buffer, UNTOLD)
+    intake.take(0)
+    intake.take(0)
+    with pytest.raises(RuntimeError, match="an unfinished line of 20 bytes"):
+        intake.take(0)
+
+
+@pytest.mark.parametrize(("start", "end"), [(9, 12), (10, 21), (12, 11)])
+def test_bytes_that_are_not_there_are_a_bug(
+    make_basin: Callable[[int], Basin], start: int, end: int
+) -> None:
+    basin = make_basin(7)
+    os.write(basin.source_wfd.fileno(), bytes(20))
+    intake = Intake(basin.route, basin.buffer, UNTOLD)
+    intake.take(0)
+    intake.take(10)
+    assert basin.buffer.copy(10, 20) == bytes(10)
+    with pytest.raises(RuntimeError, match=f"bytes {start} to {end}, of 10 to 20"):
+        basin.buffer.copy(start, end)
+
+
+def test_an_intake_needs_a_scratch_pipe(make_basin: Callable[[int], Basin]) -> None:
+    with pytest.raises(ValueError, match="scratch"):
+        Intake(engines.Route(0, -1), make_basin(7).buffer, UNTOLD)
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_instruction_of_an_intake_leaves_each_byte_in_one_place(
+    make_basin: Callable[[int], Basin],
+) -> None:
+    content = bytes(range(50))
+
+    def fed() -> Basin:
+        basin = make_basin(len(content))
+        os.write(basin.source_wfd.fileno(), content)
+        basin.source_wfd.close()
+        return basin
+
+    def take_all(basin: Basin) -> None:
+        intake = Intake(basin.route, basin.buffer, UNTOLD)
+        while intake.take(0) is Took.SOME:
+            pass
+
+    counted = fed()
+    for step in range(1, dying.instructions(lambda: take_all(counted)) + 1):
+        basin = fed()
+        dying.die_at(step, lambda basin=basin: take_all(basin))  # type: ignore[misc] # bound now
+        take_all(basin)
+        assert basin.buffer.read() == Taken(0, 50, 0)
+        assert basin.buffer.copy(0, 50) == content
+        basin.close()

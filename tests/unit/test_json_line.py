@@ -1,0 +1,81 @@
+"""A container's JSON as fields that cannot pretend to be anybody else's."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+
+from tests.harness.fake_journal import parse as parse_fields
+from workers.json_line import MOST_FIELDS, JsonLine, parse
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"", b"text", b"[1]", b'"x"', b"{", b'{"a":1} trailing', b" {}", b'{"a":\xff}',
+     b'{"msg":"\\ud800"}', b"[" * 2000, b'{"a":' * 2000],
+)  # fmt: skip
+def test_what_is_no_object_stays_as_it_is(line: bytes) -> None:
+    assert parse(line) is None
+
+
+@pytest.mark.parametrize(
+    ("level", "priority"),
+    [
+        *(("emerg", 0), ("alert", 1), ("panic", 1), ("crit", 2), ("fatal", 2), ("error", 3)),
+        *(("Warn", 4), ("WARNING", 4), ("notice", 5), ("info", 6), ("debug", 7), ("trace", 7)),
+        *((number, number) for number in range(8)),
+        *((10, 7), (20, 7), (30, 6), (40, 4), (50, 3), (60, 2)),
+    ],
+)
+def test_a_level_is_a_priority(level: object, priority: int) -> None:
+    assert parse(orjson.dumps({"msg": "text", "level": level})) == JsonLine(b"text", priority, b"")
+
+
+@pytest.mark.parametrize(
+    ("members", "text", "fields"),
+    [
+        ({"msg": "a\nb", "message": "c"}, b"a\nb", {"JSON_MESSAGE": b"c"}),
+        ({"message": "", "severity": "err"}, b"", {}),
+        ({"msg": 7}, b"7", {}),
+        ({"msg": "t", "lvl": True}, b"t", {"LVL": b"true"}),
+        ({"msg": "t", "a-b.c": "x\ny", "n": 1.5}, b"t", {"A_B_C": b"x\ny", "N": b"1.5"}),
+        ({"msg": "t", "_pid": 1, "__x": "y"}, b"t", {"PID": b"1", "X": b"y"}),
+        ({"msg": "t", "object_pid": 1}, b"t", {"JSON_OBJECT_PID": b"1"}),
+        ({"msg": "t", "container_id": "x"}, b"t", {"JSON_CONTAINER_ID": b"x"}),
+        ({"msg": "t", "unit": "sshd.service"}, b"t", {"JSON_UNIT": b"sshd.service"}),
+        ({"msg": "t", "0": "", "": "y"}, b"t", {"JSON_0": b"", "JSON_": b"y"}),
+        ({"msg": "t", "é": "z"}, b"t", {"JSON_": b"z"}),
+        ({"msg": "t", "x" * 99: 1}, b"t", {"X" * 64: b"1"}),
+    ],
+)
+def test_members_are_fields_of_safe_names(
+    members: dict[str, object], text: bytes, fields: dict[str, bytes]
+) -> None:
+    parsed = parse(orjson.dumps(members))
+    assert parsed is not None
+    assert (parsed.text, parse_fields(parsed.fields)) == (text, fields)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"msg": "t", "nested": {}},
+        {"msg": "t", "list": [1]},
+        {"msg": "t", "nothing": None},
+        {"msg": "t", "level": "loud"},
+        {"msg": "t", **{f"k{number}": number for number in range(MOST_FIELDS + 1)}},
+    ],
+)
+def test_the_line_is_kept_where_something_had_no_place(members: dict[str, object]) -> None:
+    line = orjson.dumps(members)
+    parsed = parse(line)
+    assert parsed is not None
+    assert parsed.text == b"t"
+    fields = parse_fields(parsed.fields)
+    assert fields.pop("CONTAINER_LINE") == line
+    assert len(fields) <= MOST_FIELDS
+
+
+def test_an_object_without_a_text_is_its_own() -> None:
+    line = b'{"a":1,"b":[2],"level":"warn"}'
+    assert parse(line) == JsonLine(line, 4, b"A=1\n")

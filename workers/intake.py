@@ -1,0 +1,86 @@
+"""From the container's pipe into the line buffer: every byte is always in exactly one place.
+
+    source pipe --splice--> scratch pipe --readv--> line buffer
+
+Nobody but the stream's one living worker reads the scratch pipe, and only this module fills it. So
+the number of bytes that have left it tells how many have arrived here, even if the worker
+was killed in readv(2) or right after it: what it held before is committed first. Reading from the
+source itself could not be counted like that, because the container goes on writing.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import select
+from typing import TYPE_CHECKING
+
+from workers import engines
+from workers.line_buffer import INTAKE_BYTES, Taken
+
+if TYPE_CHECKING:
+    from workers.line_buffer import LineBuffer
+
+
+class Took(enum.Enum):
+    """What came of a wait for bytes."""
+
+    SOME = "there may be more in the buffer now"
+    NOTHING = "the source was silent for as long as was asked"
+    THE_END = "end of file"
+
+
+class Intake:
+    """Fills one line buffer. Borrows everything."""
+
+    def __init__(self, route: engines.Route, buffer: LineBuffer, tally: engines.Tally) -> None:
+        """Go on where a killed predecessor stopped. `route.scratch` is needed.
+
+        `tally` is told of what is on its way here; to take it back is the caller's part.
+        """
+        if route.scratch is None:
+            raise ValueError("an intake needs a scratch pipe")
+        self._route = route
+        self._scratch = route.scratch
+        self._buffer = buffer
+        self._tally = tally
+        self._readable = select.poll()
+        self._readable.register(route.source_fd, select.POLLIN)
+        base, taken, pending = buffer.read()
+        if pending:
+            arrived = pending - engines.pending_bytes(self._scratch[0])
+            buffer.commit(Taken(base, taken + arrived, 0))
+
+    def take(self, consumed: int, timeout_ms: int | None = None) -> Took:
+        """Take what the source has, waiting for it at most `timeout_ms`; None is for ever.
+
+        Args:
+            consumed: The position up to which the sink has everything: that room is free.
+            timeout_ms: 0 only looks.
+
+        Raises:
+            engines.CopyError: The source failed.
+        """
+        self._buffer.make_room(consumed)
+        in_scratch = engines.pending_bytes(self._scratch[0])
+        if in_scratch == 0:
+            if not self._readable.poll(timeout_ms):
+                return Took.NOTHING
+            try:
+                in_scratch = engines.fill_scratch(
+                    self._route, self._scratch, self._tally, INTAKE_BYTES
+                )
+            except BlockingIOError:  # somebody else has taken it: it is a shared terminal
+                return Took.SOME
+            if in_scratch == 0:
+                return Took.THE_END
+        self._pull(in_scratch)
+        return Took.SOME
+
+    def _pull(self, in_scratch: int) -> None:
+        base, taken, _pending = self._buffer.read()
+        self._buffer.commit(Taken(base, taken, in_scratch))
+        start = taken - base
+        end = min(start + in_scratch, self._buffer.room_bytes)
+        arrived = os.readv(self._scratch[0], [self._buffer.memory.room(start, end)])
+        self._buffer.commit(Taken(base, taken + arrived, 0))

@@ -1,0 +1,213 @@
+"""One stream's records on their way to journald, each with its number.
+
+A record is sent, then committed as sent. So a kill repeats at most one record, the very same one
+with the same CONTAINER_LOG_ORDINAL, by which a reader can tell; none is left out. A line longer
+than the limit becomes several records, which say so by CONTAINER_PARTIAL_MESSAGE=true; so
+does a last line that has no newline.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from workers import joining, records
+from workers.journal_fields import RecordMaker, split_priority
+from workers.journal_socket import JOURNAL_SOCKET, Sender, connect
+from workers.line_buffer import LineBuffer
+from workers.shared import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from workers.journal_fields import Origin
+    from workers.json_line import JsonLine
+
+LIMIT_BYTES = 1 << 20
+_BATCH_BYTES = 32 << 10
+"""Between two looks at the counters: journald may take its time over each record."""
+
+_IS_PARTIAL = b"CONTAINER_PARTIAL_MESSAGE=true\n"
+
+
+class Sent(NamedTuple):
+    """What has been sent.
+
+    Attributes:
+        consumed: The position up to which the stream is in the journal.
+        records: How many; the next one has this number, plus 1.
+        line_priority: Within a line that is longer than a record, 1 + its priority; else 0.
+    """
+
+    consumed: int
+    records: int
+    line_priority: int
+
+
+class Journal:
+    """The parent's side of one stream: made before the fork, owned until `close`."""
+
+    def __init__(
+        self,
+        origin: Origin,
+        stream: str,
+        priority: int,
+        *,
+        is_console: bool = False,
+        is_json: bool = False,
+        is_joined: bool = False,
+        limit_bytes: int = LIMIT_BYTES,
+        path: str = JOURNAL_SOCKET,
+    ) -> None:
+        """Make the memory and connect.
+
+        Args:
+            origin: Whose records they are.
+            stream: "stdout" or "stderr", for CONTAINER_STREAM.
+            priority: 0 to 7, of lines that do not begin with one.
+            is_console: The carriage return that a terminal puts before a newline is left out.
+            is_json: A line that is a JSON object becomes fields, see `workers.json_line`.
+            is_joined: Lines are joined, see `workers.joining`.
+            limit_bytes: The longest line that is one record.
+            path: journald's native socket.
+
+        Raises:
+            OSError: There is no journald now; as `reconnect`.
+            ValueError: A field that the journal would not take.
+        """
+        self.is_console = is_console
+        self.is_json = is_json
+        self.is_joined = is_joined
+        self.limit_bytes = limit_bytes
+        self.maker = RecordMaker(origin, stream, priority)
+        self._path = path
+        self.socket = connect(path)
+        # What waits to be joined, and an unfinished line.
+        longest = 2 * limit_bytes if is_joined else limit_bytes
+        self.buffer = LineBuffer(f"forkshim:{stream}", longest)
+        words = Record.words_needed(len(Sent._fields))
+        self._record = Record(self.buffer.more_words[:words], len(Sent._fields))
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """What a worker keeps."""
+        return (self.socket.fileno(), *self.buffer.fds)
+
+    def read(self) -> Sent:
+        """Return what was committed last."""
+        return Sent._make(self._record.read())
+
+    def commit(self, consumed: int, sent: int, line_priority: int) -> None:
+        """Make this what has been sent, see `Sent`."""
+        self._record.commit((consumed, sent, line_priority))
+
+    def reconnect(self) -> None:
+        """Take another socket, after a worker has reported an error of the sink.
+
+        Raises:
+            OSError: ENOENT, ECONNREFUSED: there is no journald now; the old socket is kept.
+        """
+        fresh = connect(self._path)
+        self.socket.close()
+        self.socket = fresh
+
+    def close(self) -> None:
+        """Close the socket and give the memory back."""
+        self.socket.close()
+        self._record.release()
+        self.buffer.close()
+
+
+class JournalWriter:
+    """One worker's hand on the journal."""
+
+    def __init__(self, journal: Journal, supervisor_pid: int) -> None:
+        """Go on after the last record that was committed."""
+        self._journal = journal
+        self._sender = Sender(journal.socket, supervisor_pid)
+        self.consumed = journal.read().consumed
+        self._parse_json: Callable[[bytes], JsonLine | None] | None = None
+        if journal.is_json:
+            from workers.json_line import parse
+
+            self._parse_json = parse
+
+    def hold(self, end: int) -> int:
+        """Return where the last record before `end` begins, if lines may be joined to it."""
+        if not self._journal.is_joined or end == self.consumed:
+            return end
+        lines = self._journal.buffer.copy(self.consumed, end)
+        start = self.consumed + joining.start_of_last(lines)
+        return start if end - start <= self.limit_bytes else end
+
+    @property
+    def limit_bytes(self) -> int:
+        """The longest line that is one record."""
+        return self._journal.limit_bytes
+
+    def write(self, end: int) -> None:
+        """Send some records, at least one, of what is between `consumed` and `end`.
+
+        Raises:
+            OSError: journald is gone. What has not been sent is in the buffer.
+        """
+        self._sender.check_parent()
+        content = self._batch(end)
+        for start, stop, is_piece in records.runs(content, self.limit_bytes):
+            if is_piece:
+                self._send_piece(content[start:stop])
+            else:
+                self._send_lines(self._split(content[start : stop - 1]))
+
+    def wait_until_read(self) -> None:
+        """Stay until journald has read everything, for a while."""
+        self._sender.wait_until_read()
+
+    def _split(self, lines: bytes) -> list[bytes]:
+        if self._journal.is_joined:
+            return joining.join(lines, self.limit_bytes)
+        return lines.split(b"\n")
+
+    def _batch(self, end: int) -> bytes:
+        """Return whole records, from `consumed` on."""
+        buffer = self._journal.buffer
+        if end - self.consumed <= _BATCH_BYTES or self._journal.is_joined:
+            return buffer.copy(self.consumed, end)
+        newline = buffer.last_newline(self.consumed, self.consumed + _BATCH_BYTES)
+        if newline >= 0:
+            return buffer.copy(self.consumed, newline + 1)
+        content = buffer.copy(self.consumed, min(end, self.consumed + self.limit_bytes + 1))
+        return content[: records.end_of_first(content, self.limit_bytes)]
+
+    def _send_lines(self, lines: list[bytes]) -> None:
+        """Send whole lines; the first may be the rest of one."""
+        make, send, commit = self._journal.maker.make, self._sender.send, self._journal.commit
+        default, parse_json = self._journal.maker.priority, self._parse_json
+        is_console = self._journal.is_console
+        consumed, ordinal, line_priority = self._journal.read()
+        for line in lines:
+            consumed += len(line) + 1
+            ordinal += 1
+            text, priority, fields, named = line, default, b"", None
+            if line_priority:
+                priority = line_priority - 1
+                line_priority = 0
+            elif line.startswith(b"<") and (named := split_priority(line)):
+                priority, text = named
+            if is_console:
+                text = text.replace(b"\r\n", b"\n").removesuffix(b"\r")
+            if parse_json is not None and (parsed := parse_json(text)) is not None:
+                if not named and parsed.priority is not None:
+                    priority = parsed.priority
+                text, fields = parsed.text, parsed.fields
+            send(make(text, priority, ordinal, fields))
+            commit(consumed, ordinal, 0)
+            self.consumed = consumed
+
+    def _send_piece(self, piece: bytes) -> None:
+        consumed, sent, line_priority = self._journal.read()
+        priority, text = line_priority - 1, piece
+        if not line_priority:
+            priority, text = split_priority(piece) or (self._journal.maker.priority, piece)
+        self._sender.send(self._journal.maker.make(text, priority, sent + 1, _IS_PARTIAL))
+        self._journal.commit(consumed + len(piece), sent + 1, priority + 1)
+        self.consumed = consumed + len(piece)

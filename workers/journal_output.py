@@ -1,0 +1,41 @@
+"""The worker of stdout, of stderr or of the console's output whose sink is the journal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from workers import engines, lines, report
+from workers.journal import JournalWriter
+
+if TYPE_CHECKING:
+    from workers.desk import Desk
+    from workers.journal import Journal
+
+
+def work(
+    desk: Desk,
+    route: engines.Route,
+    journal: Journal,
+    supervisor_pid: int,
+) -> None:
+    """Send records until the container has closed its side, stay until they are read, report.
+
+    Never raises `CopyError`. The sink of `route` is not used, its scratch pipe is.
+
+    Args:
+        desk: As for every worker.
+        route: The source and the scratch pipe.
+        journal: What the parent has made, for this stream alone.
+        supervisor_pid: Our parent, in whose name the records are sent.
+    """
+    desk.sit_down((route.source_fd, *(route.scratch or ()), *journal.fds))
+    try:
+        writer = JournalWriter(journal, supervisor_pid)
+        lines.copy(desk, route, journal.buffer, writer)
+        writer.wait_until_read()
+    except engines.CopyError as error:
+        desk.send(report.Report(desk.stream, desk.copied_bytes, error.errno, error.side))
+    except OSError as error:
+        desk.send(report.Report(desk.stream, desk.copied_bytes, error.errno or 0, "sink"))
+    else:
+        desk.send(report.Report(desk.stream, desk.copied_bytes))

@@ -1,0 +1,134 @@
+"""Sending datagrams to journald, as it can attribute them, and knowing when it has read them.
+
+journald looks up a sender's unit in /proc when it *reads* the datagram. A sender that has ended by
+then has no unit, and `journalctl -u` does not show what it said. So the records are sent
+in the supervisor's name where the kernel allows it (SCM_CREDENTIALS, unix(7): with
+CAP_SYS_ADMIN), and a worker does not report its end before its datagrams have been read.
+
+A blocking send(2) is the backpressure. What is too large for a datagram goes as a sealed memfd,
+of which journald needs no copy.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import os
+import socket
+import struct
+import termios
+import time
+from contextlib import suppress
+
+JOURNAL_SOCKET = "/run/systemd/journal/socket"
+SEND_BUFFER_BYTES = 8 << 20
+LARGEST_DATAGRAM_BYTES = 256 << 10
+"""The kernel takes more at once, but copies it twice and finds it hard to get such memory."""
+
+LINGER_S = 2.0
+_SHORTEST_LOOK_S = 0.001
+_LONGEST_LOOK_S = 0.05
+_SO_SNDBUFFORCE = 32  # asm-generic/socket.h; the module `socket` lacks it
+
+_TOO_LARGE = frozenset({errno.EMSGSIZE, errno.ENOBUFS})
+_NOT_IN_THAT_NAME = frozenset({errno.EPERM, errno.ESRCH})
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+
+
+def connect(path: str = JOURNAL_SOCKET) -> socket.socket:
+    """Return a socket whose datagrams go to journald; the caller owns it.
+
+    Raises:
+        OSError: ENOENT, ECONNREFUSED: there is no journald now.
+    """
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        with suppress(PermissionError):  # only root may have more than net.core.wmem_max
+            made.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SEND_BUFFER_BYTES)
+        made.connect(path)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+class Sender:
+    """One worker's use of the socket. Borrows it."""
+
+    def __init__(self, to: socket.socket, supervisor_pid: int) -> None:
+        """Send in the name of `supervisor_pid`, our parent, while it lives."""
+        self._to = to
+        self._supervisor_pid = supervisor_pid
+        ucred = struct.pack("3i", supervisor_pid, os.getuid(), os.getgid())
+        self._control: list[tuple[int, int, bytes]] = [
+            (socket.SOL_SOCKET, socket.SCM_CREDENTIALS, ucred)
+        ]
+
+    def check_parent(self) -> None:
+        """Speak for ourselves if the supervisor is gone: its pid may be another's soon."""
+        if os.getppid() != self._supervisor_pid:
+            self._control = []
+
+    def send(self, payload: bytes) -> None:
+        """Send one record, waiting for room.
+
+        Raises:
+            OSError: ECONNREFUSED, ENOTCONN, ...: this socket is of no use any more.
+        """
+        if len(payload) <= LARGEST_DATAGRAM_BYTES:
+            try:
+                self._send([payload], [])
+            except OSError as error:
+                if error.errno not in _TOO_LARGE:  # for the buffer that we were allowed
+                    raise
+            else:
+                return
+        self._send_memfd(payload)
+
+    def _send(self, payload: list[bytes], control: list[tuple[int, int, bytes]]) -> None:
+        try:
+            self._to.sendmsg(payload, self._control + control)
+        except OSError as error:
+            if error.errno not in _NOT_IN_THAT_NAME or not self._control:
+                raise
+            self._control = []
+            self._to.sendmsg(payload, control)
+
+    def _send_memfd(self, payload: bytes) -> None:
+        fd = os.memfd_create("forkshim:record", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            rest = memoryview(payload)
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+            rights = array.array("i", [fd]).tobytes()
+            self._send([], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        finally:
+            os.close(fd)
+
+    def wait_until_read(self, limit_s: float = LINGER_S) -> bool:
+        """Wait until journald has read all that was sent; False if it has not in time."""
+        return wait_until_read(self._to.fileno(), limit_s)
+
+
+def wait_until_read(fd: int, limit_s: float = LINGER_S) -> bool:
+    """Wait until the peer of a socket has read all that was sent; False if it has not in time.
+
+    No event tells: looks after 1 ms, 2 ms, ... 50 ms. Source: SIOCOUTQ in unix(7).
+    """
+    deadline_s = time.monotonic() + limit_s
+    look_s = _SHORTEST_LOOK_S
+    while _unread_bytes(fd):
+        if time.monotonic() >= deadline_s:
+            return False
+        time.sleep(look_s)
+        look_s = min(2 * look_s, _LONGEST_LOOK_S)
+    return True
+
+
+def _unread_bytes(fd: int) -> int:
+    count = array.array("i", [0])
+    fcntl.ioctl(fd, termios.TIOCOUTQ, count)
+    return count[0]

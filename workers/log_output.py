@@ -1,0 +1,39 @@
+"""The worker of stdout, of stderr or of the console's output whose sink is a `LogFile`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from workers import engines, lines, report
+from workers.logfile import LogWriter
+
+if TYPE_CHECKING:
+    from workers.desk import Desk
+    from workers.logfile import LogFile
+
+
+def work(desk: Desk, route: engines.Route, log: LogFile, stream: str) -> None:
+    """Write `stream` into `log` until the container has closed its side, then report.
+
+    Never raises `CopyError`. The sink of `route` is not used, its scratch pipe is.
+
+    Args:
+        desk: As for every worker.
+        route: The source and the scratch pipe.
+        log: What the parent has made; its memory is shared by all workers of the file.
+        stream: The name in `log`, which may not be the desk's.
+    """
+    desk.sit_down((route.source_fd, *(route.scratch or ()), *log.fds))
+    try:
+        _copy(desk, route, log, stream)
+    except engines.CopyError as error:
+        desk.send(report.Report(desk.stream, desk.copied_bytes, error.errno, error.side))
+    except OSError as error:
+        desk.send(report.Report(desk.stream, desk.copied_bytes, error.errno or 0, "sink"))
+    else:
+        desk.send(report.Report(desk.stream, desk.copied_bytes))
+
+
+def _copy(desk: Desk, route: engines.Route, log: LogFile, stream: str) -> None:
+    writer = LogWriter(log, stream)
+    lines.copy(desk, route, log.buffers[log.streams.index(stream)], writer)

@@ -1,0 +1,62 @@
+"""Where records begin and end in a stream of bytes. Pure.
+
+A record is a line with its newline. A line longer than the limit becomes pieces of exactly the
+limit, without a newline, and the rest; so does what the stream ends with when its last byte is
+no newline. Where a record ends depends on nothing but the bytes from any record's start on, so a
+successor that cuts the same bytes again makes the same records.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Run(NamedTuple):
+    """Neighbouring records: whole lines, or with `is_piece` one piece of a line."""
+
+    start: int
+    end: int
+    is_piece: bool
+
+
+def runs(content: bytes, limit_bytes: int) -> Iterator[Run]:
+    """Cut `content`, which begins at a record's start, into as few runs as there can be.
+
+    What follows the last newline is a piece, too: give only what is to become records now.
+    One step for each `limit_bytes`, not for each line.
+    """
+    start = here = 0
+    while here < len(content):
+        newline = content.rfind(b"\n", here, here + limit_bytes + 1)
+        if newline >= 0:
+            here = newline + 1
+            continue
+        if here > start:
+            yield Run(start, here, is_piece=False)
+        start, here = here, min(here + limit_bytes, len(content))
+        yield Run(start, here, is_piece=True)
+        start = here
+    if here > start:
+        yield Run(start, here, is_piece=False)
+
+
+def end_of_first(content: bytes, limit_bytes: int) -> int:
+    """Return where the first record of `content` ends."""
+    newline = content.find(b"\n", 0, limit_bytes + 1)
+    return min(len(content), limit_bytes) if newline < 0 else newline + 1
+
+
+def end_of_last(rest_start: int, end: int, limit_bytes: int) -> int:
+    """Return where the last complete record ends, of which the rest has no newline.
+
+    Args:
+        rest_start: Where the bytes after the last newline begin.
+        end: Where they end; a piece is complete when a byte more than the limit is there.
+        limit_bytes: As for `runs`.
+    """
+    if end == rest_start:
+        return end
+    return rest_start + (end - rest_start - 1) // limit_bytes * limit_bytes

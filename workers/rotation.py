@@ -1,0 +1,41 @@
+"""Renaming full log files: `log` becomes `log.1`, `log.1` becomes `log.2`, and so on.
+
+Renames go from the highest number down, and only up to the first number that is free. So a
+rotation that was cut short leaves a gap, and the next one shifts what is below the gap and
+nothing else: no file is shifted twice, and none but the oldest is ever replaced.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+def rotate(dir_fd: int, name: str, keep: int) -> None:
+    """Make `name` free; afterwards there are at most `keep` old files of ours.
+
+    May be killed anywhere and called again, unless `name` is a new file by then.
+
+    Args:
+        dir_fd: The directory, borrowed.
+        name: The log's name in it.
+        keep: At least 1.
+
+    Raises:
+        OSError: As rename(2).
+    """
+    free = next((n for n in range(1, keep) if not _exists(dir_fd, f"{name}.{n}")), keep)
+    for number in range(free, 1, -1):
+        _rename(dir_fd, f"{name}.{number - 1}", f"{name}.{number}")
+    _rename(dir_fd, name, f"{name}.1")
+
+
+def _exists(dir_fd: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _rename(dir_fd: int, old: str, new: str) -> None:
+    os.rename(old, new, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)

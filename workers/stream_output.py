@@ -1,0 +1,30 @@
+"""The worker of stdout, of stderr or of the console's output whose sink is a journal stream."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from workers import engines, report
+from workers.journal_socket import wait_until_read
+
+if TYPE_CHECKING:
+    from workers.desk import Desk
+    from workers.journal_stream import JournalStream
+
+
+def work(desk: Desk, route: engines.Route, stream: JournalStream) -> None:
+    """Copy until the container has closed its side, stay until it is read, then report.
+
+    journald looks up who has sent what when it reads it. Never raises `CopyError`. The sink of
+    `route` is not used.
+    """
+    route = replace(route, sink_fd=stream.socket.fileno())
+    desk.sit_down(route.fds)
+    try:
+        engines.copy(route, desk)
+    except engines.CopyError as error:
+        desk.send(report.Report(desk.stream, desk.copied_bytes, error.errno, error.side))
+    else:
+        wait_until_read(route.sink_fd)
+        desk.send(report.Report(desk.stream, desk.copied_bytes))
