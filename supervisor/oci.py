@@ -74,6 +74,7 @@ class Bundle:
     terminal: bool
     root_uid: int
     root_gid: int
+    cgroups_path: str
     document: Mapping[str, Any]
 
 
@@ -150,6 +151,7 @@ def read_bundle(path: str) -> Bundle:
         terminal=process.boolean("terminal"),
         root_uid=_host_id(config_path, linux, "uidMappings"),
         root_gid=_host_id(config_path, linux, "gidMappings"),
+        cgroups_path=_Fields(f"{config_path}: linux", linux, BundleError).path("cgroupsPath"),
         document=document,
     )
 
@@ -168,13 +170,26 @@ def read_annotations(path: str) -> dict[str, str]:
     return annotations
 
 
-def with_terminal(bundle: Bundle) -> bytes:
-    """Return the bundle's config.json with `process.terminal` true, fit for another directory.
+def variant(bundle: Bundle, *, terminal: bool, cgroups_path: str) -> bytes | None:
+    """Return the bundle's config.json with other settings, fit for another directory.
 
     Paths that config.md reads relative to the bundle are made absolute.
+
+    Args:
+        bundle: As read.
+        terminal: `process.terminal`.
+        cgroups_path: `linux.cgroupsPath`, unless the bundle has its own; "" for none.
+
+    Returns:
+        None if the bundle says so already.
     """
     document = dict(bundle.document)
-    document["process"] = {**(document.get("process") or {}), "terminal": True}
+    if terminal != bundle.terminal:
+        document["process"] = {**(document.get("process") or {}), "terminal": terminal}
+    if cgroups_path and not bundle.cgroups_path:
+        document["linux"] = {**(document.get("linux") or {}), "cgroupsPath": cgroups_path}
+    if document == bundle.document:
+        return None
     root = document.get("root")
     if isinstance(root, dict) and isinstance(root.get("path"), str):
         document["root"] = {**root, "path": os.path.join(bundle.path, root["path"])}

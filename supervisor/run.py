@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from supervisor import daemonize, home, oci, signals, statedir
+from supervisor import cgroups, daemonize, home, oci, signals, statedir
 from supervisor.calls import ask_runtime
 from supervisor.errors import (
     AlreadySupervisedError,
@@ -71,12 +71,12 @@ def run(request: RunRequest) -> int:
     claimed = home.claim(request.root, request.container_id)
     try:
         _recover(claimed, request)
-        _prepare(claimed, request, bundle, terminal=terminal)
+        runtime_bundle = _prepare(claimed, request, bundle, terminal=terminal)
     except OSError as error:
         raise ShimError(f"{error.filename or claimed.path}: {error.strerror}") from error
     order = Order(
         container_id=request.container_id,
-        bundle=_runtime_bundle(claimed, request, bundle),
+        bundle=runtime_bundle,
         runtime=request.runtime,
         starts_container=True,
         stop_signal=request.stop_signal,
@@ -142,10 +142,11 @@ def _recover(claimed: home.Home, request: RunRequest) -> None:
     claimed.clear()
 
 
-def _prepare(
-    claimed: home.Home, request: RunRequest, bundle: oci.Bundle, *, terminal: bool
-) -> None:
-    """Write all that the core reads. Afterwards the state directory is the current directory."""
+def _prepare(claimed: home.Home, request: RunRequest, bundle: oci.Bundle, *, terminal: bool) -> str:
+    """Write all that the core reads; return the bundle for the runtime: the user's, or our variant.
+
+    Afterwards the state directory is the current directory.
+    """
     # The current directory will be another one.
     sink = with_absolute_path(request.log or "passthrough", os.getcwd())
     record = oci.ProcessRecord(
@@ -158,7 +159,10 @@ def _prepare(
         root_uid=bundle.root_uid,
         root_gid=bundle.root_gid,
     )
-    runtime_bundle = _runtime_bundle(claimed, request, bundle)
+    variant = oci.variant(bundle, terminal=terminal, cgroups_path=_choose_cgroup(request))
+    runtime_bundle = bundle.path
+    if variant is not None:
+        runtime_bundle = os.path.join(claimed.state_dir, "bundle")
     claimed.make_state_dir(
         {
             "bundle": runtime_bundle,
@@ -167,21 +171,29 @@ def _prepare(
             "noPivotRoot": request.no_pivot,
         }
     )
-    if runtime_bundle != bundle.path:
+    if variant is not None:
         os.mkdir("bundle", 0o700)
         os.chdir("bundle")
-        statedir.write_file("config.json", oci.with_terminal(bundle), 0o600)
+        statedir.write_file("config.json", variant, 0o600)
         os.chdir("..")
     process = bundle.document.get("process") or {}
     statedir.write_file("process.json", oci.encode_process(process, record), 0o600)
     statedir.make_fifos()
+    return runtime_bundle
 
 
-def _runtime_bundle(claimed: home.Home, request: RunRequest, bundle: oci.Bundle) -> str:
-    """Return the user's bundle, or our variant of it: -t for one whose config.json says false."""
-    if request.terminal and not bundle.terminal:
-        return os.path.join(claimed.state_dir, "bundle")
-    return bundle.path
+def _choose_cgroup(request: RunRequest) -> str:
+    """Divide the unit's cgroup, if there is one; return the container's part, "" for none.
+
+    With --systemd-cgroup it would be the name of a scope that systemd makes, outside the unit.
+    """
+    try:
+        payload = cgroups.enter_unit(os.environ)
+    except ShimError as error:
+        _say(f"{error}; the runtime chooses the container's cgroup")
+        return ""
+    is_made_by_systemd = any("systemd-cgroup" in word for word in request.runtime_args)
+    return "" if is_made_by_systemd else payload
 
 
 def _supervise_here(claimed: home.Home, order: Order, user_terminal: UserTerminal | None) -> int:

@@ -209,7 +209,7 @@ def test_a_bundle_tells_its_terminal_and_who_its_root_is_on_the_host(
     fs: FakeFilesystem, document: dict[str, Any], terminal: bool, uid: int, gid: int
 ) -> None:
     _write(fs, "/b/config.json", document)
-    assert oci.read_bundle("/b") == oci.Bundle("/b", terminal, uid, gid, document)
+    assert oci.read_bundle("/b") == oci.Bundle("/b", terminal, uid, gid, "", document)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +219,7 @@ def test_a_bundle_tells_its_terminal_and_who_its_root_is_on_the_host(
         ({"process": {"terminal": "x"}}, "terminal: not a boolean: 'x'"),
         ({"linux": 7}, "linux: not an object"),
         ({"linux": {"uidMappings": {}}}, "linux.uidMappings: not a list"),
+        ({"linux": {"cgroupsPath": 7}}, "linux: cgroupsPath: not a string: 7"),
         (
             {"linux": {"gidMappings": [{"containerID": 0, "hostID": "x"}]}},
             "hostID: not an id from 0 to 4294967294: 'x'",
@@ -234,8 +235,18 @@ def test_a_bundles_field_of_the_wrong_shape_is_named(
     assert str(caught.value) == f"/b/config.json: {said}"
 
 
-def _bundle(document: dict[str, Any]) -> oci.Bundle:
-    return oci.Bundle("/b", False, 0, 0, document)
+def test_a_bundle_tells_its_cgroup(fs: FakeFilesystem) -> None:
+    _write(fs, "/b/config.json", {"linux": {"cgroupsPath": "/own"}})
+    assert oci.read_bundle("/b").cgroups_path == "/own"
+
+
+def _bundle(document: dict[str, Any], cgroups_path: str = "") -> oci.Bundle:
+    return oci.Bundle("/b", False, 0, 0, cgroups_path, document)
+
+
+def _variant(bundle: oci.Bundle, *, terminal: bool = False, cgroups_path: str = "") -> object:
+    variant = oci.variant(bundle, terminal=terminal, cgroups_path=cgroups_path)
+    return None if variant is None else json.loads(variant)
 
 
 def test_a_bundle_with_a_terminal_has_absolute_paths_and_is_otherwise_the_same() -> None:
@@ -255,7 +266,7 @@ def test_a_bundle_with_a_terminal_has_absolute_paths_and_is_otherwise_the_same()
         ],
     }
     before = json.dumps(document)
-    variant = json.loads(oci.with_terminal(_bundle(document)))
+    variant = _variant(_bundle(document), terminal=True)
     assert variant == {
         "process": {"args": ["sh"], "terminal": True},
         "root": {"path": "/b/rootfs", "readonly": True},
@@ -280,5 +291,23 @@ def test_a_bundle_with_a_terminal_has_absolute_paths_and_is_otherwise_the_same()
 def test_a_bundle_that_leaves_things_out_gets_a_terminal_all_the_same(
     document: dict[str, Any],
 ) -> None:
-    variant = json.loads(oci.with_terminal(_bundle(document)))
+    variant = _variant(_bundle(document), terminal=True)
     assert variant == {**document, "process": {"terminal": True}}
+
+
+@pytest.mark.parametrize("linux", [{}, {"linux": None}, {"linux": {"cgroupsPath": "", "x": 1}}])
+def test_a_bundle_without_a_cgroup_gets_one(linux: dict[str, Any]) -> None:
+    variant = _variant(_bundle({"root": {"path": "rootfs"}, **linux}), cgroups_path="/unit/payload")
+    assert variant == {
+        "root": {"path": "/b/rootfs"},
+        "linux": {**(linux.get("linux") or {}), "cgroupsPath": "/unit/payload"},
+    }
+
+
+def test_a_bundles_own_cgroup_is_left_alone() -> None:
+    bundle = _bundle({"linux": {"cgroupsPath": "own"}}, "own")
+    assert _variant(bundle, cgroups_path="/unit/payload") is None
+
+
+def test_a_bundle_that_needs_no_change_is_used_as_it_is() -> None:
+    assert _variant(_bundle({"root": {"path": "rootfs"}})) is None

@@ -9,7 +9,7 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 
@@ -34,6 +34,7 @@ def config(
     terminal: bool = False,
     host_pid: bool = False,
     mounts: Sequence[dict[str, Any]] = (),
+    linux: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return a config.json, all its own except what a test asks for."""
     capabilities = ["CAP_KILL", "CAP_AUDIT_WRITE", "CAP_NET_BIND_SERVICE", "CAP_SETUID"]
@@ -63,7 +64,7 @@ def config(
             {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"},
             *mounts,
         ],
-        "linux": {"namespaces": [{"type": kind} for kind in namespaces]},
+        "linux": {"namespaces": [{"type": kind} for kind in namespaces], **(linux or {})},
     }
 
 

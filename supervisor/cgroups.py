@@ -1,0 +1,81 @@
+"""Our place in a unit's control group: the supervisor in one part of it, the container in another.
+
+systemd gives a unit with Delegate=yes a cgroup of its own to divide. Once the supervisor has left
+it for UNIT/supervisor, the runtime may make UNIT/payload: cgroup v2 allows no processes in a cgroup
+that hands controllers down ("no internal processes", cgroups(7)). systemd removes both with the
+unit. On cgroup v1 and in hybrid mode nothing is done: the runtime chooses, as without systemd.
+
+Source: https://systemd.io/CGROUP_DELEGATION; systemd.exec(5), SYSTEMD_EXEC_PID (v248).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from supervisor.errors import ShimError, reason
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ROOT = "/sys/fs/cgroup"
+_SUPERVISOR = "/supervisor"
+_PAYLOAD = "/payload"
+
+
+def enter_unit(environment: Mapping[str, str]) -> str:
+    """Move this process, and so its later children, to UNIT/supervisor.
+
+    Returns:
+        UNIT/payload, absolute in the hierarchy: the container's cgroup, made by the runtime; ""
+        where there is nothing to divide: not a unit's main process, not delegated, not cgroup v2.
+
+    Raises:
+        ShimError: The kernel refused; this process is where it was.
+    """
+    # Where v1 has a part, this is a tmpfs with a directory for each hierarchy.
+    is_unified = os.path.exists(f"{ROOT}/cgroup.controllers")
+    if not is_unified or environment.get("SYSTEMD_EXEC_PID") != str(os.getpid()):
+        return ""
+    own = membership("self").get("", "")
+    # DelegateSubgroup=supervisor (v254) has put us there already.
+    unit = own.removesuffix(_SUPERVISOR)
+    if not _is_delegated(ROOT + unit):
+        return ""
+    if own == unit:
+        _move_to(ROOT + unit + _SUPERVISOR)
+    return unit + _PAYLOAD
+
+
+def membership(pid: int | str) -> dict[str, str]:
+    """Return a process's cgroups by controller; "" is cgroup v2. Empty if it is gone.
+
+    Source: cgroups(7), /proc/PID/cgroup: `4:cpu,cpuacct:/path`, `0::/path`.
+    """
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.read().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    fields = (line.split(":", 2) for line in lines)
+    return {name: path for _id, names, path in fields for name in names.split(",")}
+
+
+def _is_delegated(directory: str) -> bool:
+    """Say whether systemd has marked it; only root of the machine may read the `trusted` mark."""
+    for name in ("user.delegate", "trusted.delegate"):
+        try:
+            if os.getxattr(directory, name) == b"1":
+                return True
+        except OSError:  # ENODATA: not marked; EPERM, EOPNOTSUPP: marks of this kind are not for us
+            continue
+    return False
+
+
+def _move_to(directory: str) -> None:
+    try:
+        os.makedirs(directory, exist_ok=True)  # an earlier start of the unit may have left it
+        with open(f"{directory}/cgroup.procs", "wb", buffering=0) as file:
+            file.write(b"0")  # the writer itself
+    except OSError as error:
+        raise ShimError(f"move to cgroup {directory}: {reason(error)}") from error
