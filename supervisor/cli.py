@@ -73,6 +73,7 @@ def parse(arguments: list[str]) -> RunRequest:
         stop_signal=words.stop_signal,
         stop_timeout_s=words.stop_timeout,
         log=words.log,
+        exit_dir=words.exit_dir,
     )
 
 
@@ -116,6 +117,11 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
         metavar="SINK",
         help="where output goes: passthrough (default), journal, cri:PATH, file:PATH, null, or the "
         "path of a fifo; options as in file,max-size=10M,keep=5:PATH and journal,tag=web",
+    )
+    add(
+        "--exit-dir",
+        metavar="DIR",
+        help="write DIR/ID.json, how it ended: status, signal, out of memory, bytes, times",
     )
     add("id", metavar="ID", help="the container's name: letters, digits, _ + . -")
 

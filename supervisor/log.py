@@ -30,6 +30,11 @@ class Log:
         """Note what went as it should."""
         self._write("info", message)
 
+    def notice(self, message: str) -> None:
+        """Note what is as it should be, and what an operator may look for all the same."""
+        self._write("info", message)
+        self._mirror(message)
+
     def warning(self, message: str) -> None:
         """Note what an operator may want to know, while we go on."""
         self._write("warn", message)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from supervisor import cgroups, daemonize, home, oci, signals, statedir
+from supervisor import cgroups, daemonize, exit_record, home, oci, signals, statedir
 from supervisor.calls import ask_runtime
 from supervisor.errors import (
     AlreadySupervisedError,
@@ -21,6 +22,7 @@ from supervisor.errors import (
     ShimError,
     StoppedError,
     UsageError,
+    reason,
 )
 from supervisor.ids import check_id
 from supervisor.notify import SOCKET_VARIABLE, Notifier
@@ -33,6 +35,7 @@ from supervisor.waitstatus import shell_status, signal_name
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from supervisor.log import Log
     from supervisor.terminal import UserTerminal
 
 DEFAULT_ROOT = "/run/forkshim"
@@ -54,6 +57,7 @@ class RunRequest:
     stop_signal: int = 15
     stop_timeout_s: float = 10.0
     log: str | None = None
+    exit_dir: str | None = None
 
 
 def run(request: RunRequest) -> int:
@@ -67,6 +71,8 @@ def run(request: RunRequest) -> int:
     request = _settle_detach(request)
     bundle = oci.read_bundle(_bundle_path(request.bundle))
     terminal = bundle.terminal or request.terminal
+    if request.exit_dir is not None:
+        request = replace(request, exit_dir=exit_record.make_directory(request.exit_dir))
     signals.hold()
     claimed = home.claim(request.root, request.container_id)
     try:
@@ -88,13 +94,13 @@ def run(request: RunRequest) -> int:
         raise StoppedError(f"stopped by {signal_name(signum)} before its creation")
     if request.detach:
         daemonize.detach(
-            lambda herald: _supervise_detached(claimed, order, herald),
+            lambda herald: _supervise_detached(claimed, order, herald, request.exit_dir),
             working_directory=claimed.state_dir,
             preserve_fds=[claimed.lock_fd],
         )
         return 0
     user_terminal = find_terminal(is_input=request.interactive) if terminal else None
-    return _supervise_here(claimed, order, user_terminal)
+    return _supervise_here(claimed, order, user_terminal, request.exit_dir)
 
 
 def _settle_detach(request: RunRequest) -> RunRequest:
@@ -196,13 +202,15 @@ def _choose_cgroup(request: RunRequest) -> str:
     return "" if is_made_by_systemd else payload
 
 
-def _supervise_here(claimed: home.Home, order: Order, user_terminal: UserTerminal | None) -> int:
+def _supervise_here(
+    claimed: home.Home, order: Order, user_terminal: UserTerminal | None, exit_dir: str | None
+) -> int:
     log = statedir.open_log(mirror_prefix=f"forkshim: {order.container_id}")
     try:
         claimed.write_pid()
         notifier = Notifier(_environment_of_a_main_process())
         order = replace(order, has_job_control=True, terminal=user_terminal, notifier=notifier)
-        outcome = supervise(order, log)
+        outcome = _supervise_on_record(order, log, exit_dir)
         if notifier.is_heard and _has_done_as_told(outcome, order):
             return 0
         return _exit_status(outcome)
@@ -236,21 +244,37 @@ def _has_done_as_told(outcome: Outcome, order: Order) -> bool:
     )
 
 
-def _supervise_detached(claimed: home.Home, order: Order, herald: daemonize.Herald) -> None:
+def _supervise_detached(
+    claimed: home.Home, order: Order, herald: daemonize.Herald, exit_dir: str | None
+) -> None:
     """Supervise in the daemon. A container that ran leaves its directory, with `exitStatus`."""
     signals.hold()
     log = statedir.open_log()
     try:
         claimed.write_pid()
-        _exit_status(supervise(replace(order, on_started=herald.started), log))
+        order = replace(order, on_started=herald.started)
+        _exit_status(_supervise_on_record(order, log, exit_dir))
     except ShimError as error:
         log.error(str(error))
-        if not os.path.exists(statedir.EXIT_STATUS_NAME):
+        if not os.path.exists(os.path.join(claimed.state_dir, statedir.EXIT_STATUS_NAME)):
             claimed.remove()
         herald.failed(error)
     finally:
         log.close()
         claimed.release()
+
+
+def _supervise_on_record(order: Order, log: Log, exit_dir: str | None) -> Outcome:
+    """Supervise, and leave a record of the end in `exit_dir`, if there is one."""
+    began_ns = time.time_ns()
+    outcome = supervise(order, log)
+    if exit_dir is not None:
+        record = exit_record.fields(order.container_id, outcome, began_ns, time.time_ns())
+        try:
+            exit_record.write(exit_dir, record)
+        except OSError as error:
+            log.warning(f"write {exit_dir}/{order.container_id}.json: {reason(error)}")
+    return outcome
 
 
 def _exit_status(outcome: Outcome) -> int:

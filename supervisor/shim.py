@@ -24,6 +24,7 @@ from supervisor.errors import RuntimeFailedError, ShimError, StoppedError
 from supervisor.lifecycle import Action, Event, State
 from supervisor.loop import Loop
 from supervisor.notify import SILENT
+from supervisor.oom import OomWatch
 from supervisor.plumbing import Plumbing
 from supervisor.reaper import Reaper
 from supervisor.runtime import RuntimeCaller
@@ -78,12 +79,21 @@ class Order:
 class Outcome:
     """How it went: the container process's end, or why there was none; start errors have both.
 
-    `was_asked_to_stop`: by TERM or INT, at any time.
+    Attributes:
+        termination: None if it never ran.
+        error: Why it could not begin.
+        was_asked_to_stop: By TERM or INT, at any time.
+        pid: The container process's; 0 if there was none.
+        oom_kills: How many processes of the container the kernel has killed for want of memory.
+        streams: Of each stream its name, the bytes it has copied, and how many of its workers died.
     """
 
     termination: Termination | None
     error: ShimError | None
     was_asked_to_stop: bool = False
+    pid: int = 0
+    oom_kills: int = 0
+    streams: tuple[tuple[str, int, int], ...] = ()
 
 
 def supervise(order: Order, log: Log) -> Outcome:
@@ -190,6 +200,8 @@ class _Supervisor:
         self._is_started = False
         self._is_stopping = False
         self._early_signals: set[int] = set()
+        self._oom: OomWatch | None = None
+        self._oom_kills = 0
         self._actions: dict[Action, Callable[[], None]] = {
             Action.CREATE: self._create,
             Action.KILL_RUNTIME: self._creation.cancel,
@@ -211,8 +223,19 @@ class _Supervisor:
         self._loop.watch(self._router.fileno(), self._serve_signals)
         self._opener.begin(self._record, self._on_stdio)
         self._loop.run_until(lambda: self._state is State.ENDED)
+        streams = tuple(
+            (stream.name, self._crew.copied_bytes(stream), stream.deaths)
+            for stream in self._crew.streams
+        )
         self._tidy_up()
-        return Outcome(self._termination, self._error, self._is_stopping)
+        return Outcome(
+            self._termination,
+            self._error,
+            self._is_stopping,
+            self._creation.pid,
+            self._oom_kills,
+            streams,
+        )
 
     # Events: from the outside world to the table.
 
@@ -233,8 +256,16 @@ class _Supervisor:
 
     def _description(self) -> str:
         pid = f", pid {self._creation.pid}" if self._creation.pid else ""
-        ended = f" ({self._termination})" if self._termination is not None else ""
+        ended = f" ({self._end_in_words()})" if self._termination is not None else ""
         return f"{self._state.value}{pid}{ended}"
+
+    def _end_in_words(self) -> str:
+        if not self._oom_kills:
+            return str(self._termination)
+        return (
+            f"{self._termination}; out of memory: "
+            f"the kernel killed {self._oom_kills} of its processes"
+        )
 
     def _serve_signals(self) -> None:
         self._router.dispatch(self._on_signal)
@@ -284,6 +315,7 @@ class _Supervisor:
         if is_too_late and self._is_ours_to_start:
             self._error = StoppedError("stopped while it was being created")
         self._exists = True
+        self._oom = OomWatch(self._creation.pid)
         self._exit_status = statedir.ExitStatusFile()
         if self._creation.console is not None:
             self._plumbing.join_console(self._creation.console, self._stdio)
@@ -297,6 +329,8 @@ class _Supervisor:
 
     def _on_init_exit(self, termination: Termination) -> None:
         self._termination = termination
+        if self._oom is not None:
+            self._oom_kills = self._oom.kills()
         self._post(Event.INIT_EXITED)
 
     def _serve_control(self) -> None:
@@ -394,13 +428,23 @@ class _Supervisor:
         self._stopper.over()
         if self._termination is None or self._exit_status is None:
             raise AssertionError("an exit to record, and none seen")
-        self._log.info(f"process {self._creation.pid} ended: {self._termination}")
+        self._tell_end(f"process {self._creation.pid} ended: {self._end_in_words()}")
         self._drain = DrainWatch(self._crew)
         try:
             self._exit_status.write(shell_status(self._termination))
         except OSError as error:
             # The engine will find no status, which is the truth; our caller gets it all the same.
             self._log.error(f"write exitStatus: {error.strerror}")
+
+    def _tell_end(self, message: str) -> None:
+        is_failure = self._termination is not None and shell_status(self._termination) != 0
+        if self._oom_kills:
+            self._log.warning(message)
+        elif is_failure and not self._is_stopping and self._order.notifier.is_heard:
+            # systemd only sees our own status, in which a signal and a 137 are the same.
+            self._log.notice(message)
+        else:
+            self._log.info(message)
 
     def _empty(self) -> None:
         if self._record.is_exec:

@@ -39,13 +39,14 @@ def test_every_happy_path_works_with_crun(tmp_path: Path) -> None:
         *("/usr/bin/python3", "-m", "pytest", "-q", "-o", "cache_dir=/tmp/cache"),
         *("-c", "/job/src/pyproject.toml", "--rootdir", "/job/src"),
         "/job/src/tests/runtime/test_happy.py",
+        "/job/src/tests/runtime/test_ends.py",  # out of memory, as cgroup v2 counts it
     ]
     with VM(src=job) as vm:
         done = vm.run("env", *environment, *pytest_command, timeout_s=400)
     assert done.returncode == 0, done.stdout + done.stderr
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
-    assert int(passed[1]) >= 9
+    assert int(passed[1]) >= 18
 
 
 def make_job(directory: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -95,6 +96,24 @@ def test_the_containers_own_failure_is_the_units(services: Services, status: int
     assert shown == {"Result": "exit-code", "ExecMainStatus": str(status)}
 
 
+@pytest.mark.parametrize(
+    ("script", "ending"),
+    [("exit 137", "exit status 137"), ("kill -KILL $$", "killed by SIGKILL")],
+)
+def test_a_137_and_a_kill_are_two_reports(services: Services, script: str, ending: str) -> None:
+    """For systemd itself both are status 137."""
+    # In a namespace of its own it would be PID 1, which no signal from inside can kill.
+    unit = services.start("ends", f"echo ready; {script}", "Restart=no", check=False, host_pid=True)
+    assert services.bed.wait_until_inactive(unit) == "failed"
+    assert ending in services.bed.show(unit, "StatusText")["StatusText"]
+    name = unit.removeprefix("forkshim@").removesuffix(".service")
+    (line,) = (line for line in services.lines(unit) if line != "ready")
+    assert line.startswith(f"forkshim: {name}: process ")
+    assert line.endswith(f" ended: {ending}")
+    record = json.loads(services.bed.read(f"/run/forkshim-exits/{name}.json"))
+    assert (record["exitCode"], record["signal"]) in ((137, None), (None, "SIGKILL"))
+
+
 def test_a_container_that_fails_is_started_again(services: Services) -> None:
     script = "[ -e /tmp/c/1 ] && { echo again; sleep 1000; }; touch /tmp/c/1; echo first; exit 9"
     services.bed.ctl("mkdir", "-p", "/run/count", check=True)
@@ -103,7 +122,8 @@ def test_a_container_that_fails_is_started_again(services: Services) -> None:
     waiting.wait_true(lambda: "again" in services.lines(unit))
     assert services.bed.show(unit, "NRestarts")["NRestarts"] == "1"
     services.bed.ctl("systemctl", "stop", unit, check=True)
-    assert services.lines(unit) == ["first", "again"]
+    said = [line for line in services.lines(unit) if not line.startswith("forkshim: ")]
+    assert said == ["first", "again"]
 
 
 def test_containers_that_live_for_a_moment_are_no_failures_and_lose_no_line(

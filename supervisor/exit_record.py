@@ -1,0 +1,77 @@
+"""DIR/ID.json: how a container ended, for whoever asks after its state directory is gone.
+
+One a container id, replaced by its next run, whole or not at all. It keeps apart what a shell's one
+number joins: an exit with 137, a SIGKILL from somebody, and one from the kernel's OOM killer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from supervisor import statedir
+from supervisor.errors import ShimError, reason
+from supervisor.log import rfc3339
+from supervisor.waitstatus import Exited, Killed, shell_status, signal_name
+
+if TYPE_CHECKING:
+    from supervisor.shim import Outcome
+
+
+def make_directory(path: str) -> str:
+    """Make DIR, if it is not there, before there is anything to record; returns it absolute.
+
+    Raises:
+        ShimError: It cannot be made or written to.
+    """
+    absolute = os.path.abspath(path)
+    try:
+        os.makedirs(absolute, mode=0o755, exist_ok=True)
+    except OSError as error:
+        raise ShimError(f"--exit-dir {absolute}: {reason(error)}") from error
+    if not os.access(absolute, os.W_OK | os.X_OK):
+        raise ShimError(f"--exit-dir {absolute}: permission denied")
+    return absolute
+
+
+def fields(container_id: str, outcome: Outcome, began_ns: int, ended_ns: int) -> dict[str, Any]:
+    """Return the record; times in nanoseconds since the epoch. Pure.
+
+    `status` is a shell's number, and if there was never a process that of the error.
+    """
+    end, error = outcome.termination, outcome.error
+    return {
+        "id": container_id,
+        "pid": outcome.pid or None,
+        "status": shell_status(end) if end else error.exit_status if error else None,
+        "exitCode": end.exit_status if isinstance(end, Exited) else None,
+        "signal": signal_name(end.signum) if isinstance(end, Killed) else None,
+        "coreDumped": isinstance(end, Killed) and end.core_dumped,
+        "oomKills": outcome.oom_kills,
+        "stopRequested": outcome.was_asked_to_stop,
+        "error": None if error is None else str(error),
+        "began": rfc3339(began_ns),
+        "ended": rfc3339(ended_ns),
+        "streams": {
+            name: {"bytes": copied_bytes, "respawned": deaths}
+            for name, copied_bytes, deaths in outcome.streams
+        },
+    }
+
+
+def write(directory: str, record: dict[str, Any]) -> None:
+    """Write it, and become a process of `directory`: its name is then a short one.
+
+    Raises:
+        OSError: There is no new record, and the old one is as it was.
+    """
+    name = f"{record['id']}.json"
+    os.chdir(directory)
+    for left in os.listdir("."):
+        if left.startswith(f".{name}."):  # of a supervisor of this id that was killed here
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(left)
+    statedir.write_file(name, orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))

@@ -1,0 +1,43 @@
+"""Whether the kernel's OOM killer has struck a container.
+
+Its victim looks like one of anybody's SIGKILL, and a shell whose child it was ends with 137. Only
+the cgroup's count tells: `oom_kill` in memory.events (cgroup v2) or in memory.oom_control (v1,
+Linux 4.13).
+
+Source: Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst.
+"""
+
+from __future__ import annotations
+
+from supervisor import cgroups
+
+
+class OomWatch:
+    """Counts from its making on: a cgroup may have had a container before."""
+
+    def __init__(self, pid: int) -> None:
+        """Find the cgroup of `pid`. Of a process that is gone already nothing is known."""
+        self._path = _counter_path(cgroups.membership(pid))
+        self._before = _read(self._path)
+
+    def kills(self) -> int:
+        """Return how many processes of the cgroup were killed since; 0 where nobody counts.
+
+        Ask before the cgroup is removed.
+        """
+        return max(0, _read(self._path) - self._before)
+
+
+def _counter_path(membership: dict[str, str]) -> str:
+    if "memory" in membership:
+        return f"{cgroups.ROOT}/memory{membership['memory']}/memory.oom_control"
+    return f"{cgroups.ROOT}{membership.get('', '/')}/memory.events"
+
+
+def _read(path: str) -> int:
+    try:
+        with open(path) as file:
+            counts = dict(line.split() for line in file)
+        return int(counts.get("oom_kill", 0))
+    except (OSError, ValueError):  # no memory controller here, or a cgroup that we cannot see
+        return 0
