@@ -276,7 +276,7 @@ def test_from_installation_to_purge_it_works_and_leaves_nothing(
     demo.start()
     demo.await_more()
     demo.systemctl("enable", UNIT)
-    bed.run("systemctl", "kill", "--signal=TERM", UNIT, check=True)
+    bed.run("systemctl", "kill", "--signal=TERM", "--kill-whom=main", UNIT, check=True)
     assert bed.wait_until_inactive(UNIT) == "inactive"
     said = demo.lines()
     assert said[:2] == ["hello", "line 1"]
