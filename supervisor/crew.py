@@ -294,6 +294,8 @@ class Crew:
                 stream.sink = fresh
                 self._dismiss(stream)
             elif stream.outlet is not None and stream.outlet.is_file:
+                with contextlib.suppress(OSError):  # the next worker will say it
+                    stream.outlet.renew()
                 self._dismiss(stream)  # the next worker opens the name
 
     def _dismiss(self, stream: Stream) -> None:

@@ -107,18 +107,27 @@ def _is_same_file(sink: Sink, other: Sink) -> bool:
 def _open_log(names: list[str], sink: Sink) -> dict[str, Outlet]:
     directory_path, file_name = os.path.split(os.path.realpath(sink.path))
     try:
-        directory = fds.Fd(os.open(directory_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        directory = _open_directory(directory_path)
     except OSError as error:
         raise ShimError(f"open {directory_path}: {reason(error)}") from error
     is_cri = sink.kind is SinkKind.CRI
-    log = LogFile(
-        directory.fileno(),
-        file_name,
-        {name: CriFormat(name) if is_cri else PlainFormat(_PIECE_BYTES) for name in names},
-        max_bytes=sink.max_bytes,
-        keep=sink.keep,
-    )
-    return {name: _LogOutlet(log, directory, name) for name in names}
+    try:
+        log = LogFile(
+            directory.fileno(),
+            file_name,
+            {name: CriFormat(name) if is_cri else PlainFormat(_PIECE_BYTES) for name in names},
+            max_bytes=sink.max_bytes,
+            keep=sink.keep,
+        )
+    except OSError as error:  # EMFILE, ENOMEM
+        directory.close()
+        raise ShimError(f"shared memory for {sink.path}: {reason(error)}") from error
+    site = _LogSite(log, directory, directory_path)
+    return {name: _LogOutlet(site, name) for name in names}
+
+
+def _open_directory(path: str) -> fds.Fd:
+    return fds.Fd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
 
 def _open_journal(stream: str, sink: Sink, who: Origin, bundle: str, *, is_console: bool) -> Outlet:
@@ -147,8 +156,11 @@ def _annotation_fields(bundle: str, patterns: Iterable[str]) -> tuple[tuple[str,
 
 
 def _open_journal_stream(stream: str, sink: Sink, container_id: str) -> Outlet:
-    with open("/proc/self/cgroup") as cgroups:
-        unit = unit_of(cgroups.read())
+    try:
+        with open("/proc/self/cgroup") as cgroups:
+            unit = unit_of(cgroups.read())
+    except OSError as error:
+        raise ShimError(f"open /proc/self/cgroup: {reason(error)}") from error
     first = header(sink.tag or container_id, unit, _priority(stream, sink))
     try:
         return _JournalStreamOutlet(JournalStream(first))
@@ -160,32 +172,50 @@ def _priority(stream: str, sink: Sink) -> int:
     return PRIORITIES[stream] if sink.priority is None else sink.priority
 
 
+class _LogSite:
+    """A log file and its directory, owned by all its streams together."""
+
+    def __init__(self, log: LogFile, directory: fds.Fd, path: str) -> None:
+        self.log = log
+        self._directory = directory
+        self._path = path
+
+    def renew(self) -> None:
+        """Go by the directory's name, which may be another directory's by now."""
+        fresh = _open_directory(self._path)
+        self._directory.close()
+        self._directory = fresh
+        self.log.dir_fd = fresh.fileno()
+
+    def close(self) -> None:
+        self.log.close()
+        self._directory.close()
+
+
 class _LogOutlet:
-    """One stream of a log file. Owns the file's memory and directory, with its other streams."""
+    """One stream of a log file."""
 
     is_file = True
 
-    def __init__(self, log: LogFile, directory: fds.Fd, stream: str) -> None:
-        self._log = log
-        self._directory = directory
+    def __init__(self, site: _LogSite, stream: str) -> None:
+        self._site = site
         self._stream = stream
 
     @property
     def held_bytes(self) -> int:
-        return max(buffer.room_bytes for buffer in self._log.buffers)
+        return max(buffer.room_bytes for buffer in self._site.log.buffers)
 
     def has_room(self) -> bool:
         return True
 
     def work(self, desk: Desk, route: Route) -> None:
-        log_output.work(desk, route, self._log, self._stream)
+        log_output.work(desk, route, self._site.log, self._stream)
 
     def renew(self) -> None:
-        """Do nothing: each worker opens the file anew."""
+        self._site.renew()  # the file itself is opened anew by each worker
 
     def close(self) -> None:
-        self._log.close()
-        self._directory.close()
+        self._site.close()
 
 
 class _JournalOutlet:

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from supervisor import fds, spawn
-from supervisor.errors import ShimError, reason
+from supervisor.errors import ShimError, UsageError, reason
 from supervisor.sinks import Sink, SinkKind, parse_sink
 from workers import fifo
 
@@ -149,6 +149,8 @@ class StdioOpener:
             return
         from supervisor.outlets import open_outlets
 
+        for _name, sink in self._wanted:
+            _refuse_a_second_rule(sink, [other for _, other in self._wanted])
         self._wanted = [(name, sink) for name, sink in self._wanted if name not in wanted]
         for name, sink in wanted.items():
             self._stdio.names[name] = str(sink)
@@ -374,6 +376,19 @@ def _open_file_at_end(path: str) -> fds.Fd:
     os.set_blocking(file.fileno(), True)
     os.lseek(file.fileno(), 0, os.SEEK_END)
     return file
+
+
+def _refuse_a_second_rule(sink: Sink, others: list[Sink]) -> None:
+    """Refuse a log file that is also written to in another way: one would overwrite the other."""
+    for other in others:
+        if (
+            sink.has_outlet
+            and not other.has_outlet
+            and sink.path
+            and other.path
+            and os.path.realpath(sink.path) == os.path.realpath(other.path)
+        ):
+            raise UsageError(f"{sink.path}: stdout and stderr ask for different log files in it")
 
 
 def _duplicate(fd: int) -> fds.Fd:

@@ -84,7 +84,7 @@ class LogFile:
         """Describe the file; the workers open it.
 
         Args:
-            dir_fd: The directory, borrowed.
+            dir_fd: The directory, borrowed; `dir_fd` may be set anew for the next worker.
             name: The file's name in it; created with mode 0640 if missing.
             formats: By stream name, for each stream that goes into this file.
             max_bytes: Where the file is rotated; 0 is nowhere.
@@ -219,6 +219,8 @@ class LogWriter:
         state = state._replace(generation=state.generation + 1)
         self._log.commit(state)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+        # Whoever may write to the directory must not lead us, who are root, to another file.
+        flags |= os.O_NOFOLLOW
         fd = os.open(self._log.name, flags, 0o640, dir_fd=self._log.dir_fd)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)

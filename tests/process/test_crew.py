@@ -435,6 +435,7 @@ def test_a_file_is_opened_anew_and_an_outlet_of_one_by_its_next_worker(
     plain = Stream("stderr", source_rfd, reopen(), reopen=reopen)
     site.crew.add(plain)
     recorder = Recorder(tmp_path)
+    recorder.renewed = 3  # it is whole whenever it is renewed
     _writer, stream = _recorded(site, recorder)
     site.crew.start()
     os.write(writer, b"old")
@@ -448,6 +449,7 @@ def test_a_file_is_opened_anew_and_an_outlet_of_one_by_its_next_worker(
     site.disown(writer)
     site.run_until(lambda: plain.is_over)
     assert (tmp_path / "log").read_bytes() == b"new"
+    assert recorder.renewed == 5
     site.crew.reopen()
     assert plain.pid == 0
     assert plain.deaths == stream.deaths == 0

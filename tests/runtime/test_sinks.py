@@ -390,6 +390,66 @@ def test_a_log_that_was_moved_away_is_opened_anew_on_a_word(
         assert sorted(line[-7:] for line in lines) == [f"err {word}", f"out {word}"]
 
 
+@pytest.mark.parametrize("kind", ["file,max-size=1M", "cri"])
+def test_a_log_whose_directory_was_replaced_is_opened_in_the_new_one_on_a_word(
+    make_engine: Callable[..., Engine], tmp_path: Path, kind: str
+) -> None:
+    log = tmp_path / "logs" / "log"
+    log.parent.mkdir()
+    engine = make_engine(
+        "while read line; do echo out $line; done",
+        containerdStdin="stdin",
+        containerdStdout=f"{kind}:{log}",
+        containerdStderr="",
+    )
+    engine.run()
+    stdin = engine.open("stdin", os.O_WRONLY)
+    os.write(stdin, b"one\n")
+    waiting.wait_path(log, lambda path: path.exists() and "out one" in path.read_text())
+    log.parent.rename(tmp_path / "old")
+    log.parent.mkdir()
+    engine.control("reopen\n")
+    waiting.wait_true(log.exists)
+    os.write(stdin, b"two\n")
+    waiting.wait_path(log, lambda path: "out two" in path.read_text())
+    engine.close("stdin")
+    engine.control("0 0 0\n")
+    assert engine.wait_end() == 0
+    assert engine.log("warn") == []
+    assert "two" not in (tmp_path / "old" / "log").read_text()
+
+
+def test_a_link_in_the_place_of_a_log_is_not_followed(
+    make_engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    """Its directory may be somebody's who must not write where root may."""
+    log, secret = tmp_path / "log", tmp_path / "secret"
+    secret.write_text("mine")
+    engine = make_engine(
+        "while read line; do echo out $line; done",
+        containerdStdin="stdin",
+        containerdStdout=f"cri:{log}",
+        containerdStderr="",
+    )
+    engine.run()
+    log.unlink()
+    log.symlink_to("secret")
+    engine.control("reopen\n")
+    waiting.wait_path(
+        engine.dir / "shim-log.json",
+        lambda _path: any(
+            "Too many levels of symbolic links" in said for said in engine.log("warn")
+        ),
+    )
+    assert secret.read_text() == "mine"
+    log.unlink()
+    os.write(engine.open("stdin", os.O_WRONLY), b"one\n")
+    waiting.wait_path(log, lambda path: path.exists() and "out one" in path.read_text())
+    engine.close("stdin")
+    engine.control("0 0 0\n")
+    assert engine.wait_end() == 0
+
+
 @pytest.mark.parametrize(
     ("sink", "status", "said"),
     [
@@ -414,11 +474,14 @@ def test_a_wrong_sink_is_one_line(
     assert said in line
 
 
+@pytest.mark.parametrize("other", ["cri,max-size=1M:", "file:", ""])
 def test_one_file_with_two_rules_is_refused(
-    make_engine: Callable[..., Engine], tmp_path: Path
+    make_engine: Callable[..., Engine], tmp_path: Path, other: str
 ) -> None:
     log = tmp_path / "log"
-    engine = make_engine(containerdStdout=f"cri:{log}", containerdStderr=f"cri,max-size=1M:{log}")
+    log.touch()
+    (tmp_path / "link").symlink_to("log")
+    engine = make_engine(containerdStdout=f"cri:{log}", containerdStderr=f"{other}{tmp_path}/link")
     engine.launch()
     assert engine.wait_shim() == 1
     assert engine.log("error") == [f"{log}: stdout and stderr ask for different log files in it"]
