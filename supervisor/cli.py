@@ -74,6 +74,7 @@ def parse(arguments: list[str]) -> RunRequest:
         stop_timeout_s=words.stop_timeout,
         log=words.log,
         exit_dir=words.exit_dir,
+        sdnotify=words.sdnotify,
     )
 
 
@@ -122,6 +123,12 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
         "--exit-dir",
         metavar="DIR",
         help="write DIR/ID.json, how it ended: status, signal, out of memory, bytes, times",
+    )
+    add(
+        "--sdnotify",
+        choices=("supervisor", "container"),
+        default="supervisor",
+        help="who says READY=1 to systemd: we, when it runs (default), or the container itself",
     )
     add("id", metavar="ID", help="the container's name: letters, digits, _ + . -")
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 SOCKET_VARIABLE = "NOTIFY_SOCKET"
 _LONGEST_STATUS = 512
@@ -68,6 +68,10 @@ class Notifier:
     def extend_timeout(self, seconds: float) -> None:
         """Ask for so much time from now for the phase that begins, whatever the unit's limit."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
+
+    def pass_on(self, lines: Iterable[str]) -> None:
+        """Say what somebody else has said, in one message."""
+        self._send(*lines)
 
     def close(self) -> None:
         """Close the socket."""

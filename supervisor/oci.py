@@ -170,7 +170,31 @@ def read_annotations(path: str) -> dict[str, str]:
     return annotations
 
 
-def variant(bundle: Bundle, *, terminal: bool, cgroups_path: str) -> bytes | None:
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """A directory of ours for the container, and what its process is told of it.
+
+    Attributes:
+        source: The directory; absolute.
+        destination: Where it is mounted, read-only.
+        environment: Variables, in place of the bundle's of the same names.
+    """
+
+    source: str
+    destination: str
+    environment: Mapping[str, str]
+
+
+def destinations(bundle: Bundle) -> set[str]:
+    """Return where the bundle mounts something (config.md, Mounts)."""
+    mounts = bundle.document.get("mounts")
+    found = mounts if isinstance(mounts, list) else []
+    return {str(mount.get("destination")) for mount in found if isinstance(mount, dict)}
+
+
+def variant(
+    bundle: Bundle, *, terminal: bool, cgroups_path: str, addition: Addition | None = None
+) -> bytes | None:
     """Return the bundle's config.json with other settings, fit for another directory.
 
     Paths that config.md reads relative to the bundle are made absolute.
@@ -179,6 +203,7 @@ def variant(bundle: Bundle, *, terminal: bool, cgroups_path: str) -> bytes | Non
         bundle: As read.
         terminal: `process.terminal`.
         cgroups_path: `linux.cgroupsPath`, unless the bundle has its own; "" for none.
+        addition: Is mounted after all others.
 
     Returns:
         None if the bundle says so already.
@@ -188,7 +213,7 @@ def variant(bundle: Bundle, *, terminal: bool, cgroups_path: str) -> bytes | Non
         document["process"] = {**(document.get("process") or {}), "terminal": terminal}
     if cgroups_path and not bundle.cgroups_path:
         document["linux"] = {**(document.get("linux") or {}), "cgroupsPath": cgroups_path}
-    if document == bundle.document:
+    if document == bundle.document and addition is None:
         return None
     root = document.get("root")
     if isinstance(root, dict) and isinstance(root.get("path"), str):
@@ -196,7 +221,24 @@ def variant(bundle: Bundle, *, terminal: bool, cgroups_path: str) -> bytes | Non
     mounts = document.get("mounts")
     if isinstance(mounts, list):
         document["mounts"] = [_with_absolute_source(bundle.path, mount) for mount in mounts]
+    if addition is not None:
+        _add(document, addition)
     return orjson.dumps(document)
+
+
+def _add(document: dict[str, Any], addition: Addition) -> None:
+    process = dict(document.get("process") or {})
+    names = tuple(f"{name}=" for name in addition.environment)
+    kept = [entry for entry in process.get("env") or () if not str(entry).startswith(names)]
+    process["env"] = kept + [f"{name}={value}" for name, value in addition.environment.items()]
+    mount = {
+        "destination": addition.destination,
+        "type": "bind",
+        "source": addition.source,
+        "options": ["bind", "nosuid", "nodev", "noexec", "ro"],
+    }
+    document["process"] = process
+    document["mounts"] = [*(document.get("mounts") or ()), mount]
 
 
 def _with_absolute_source(bundle_path: str, mount: object) -> object:

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from supervisor import cgroups, daemonize, exit_record, home, oci, signals, statedir
+from supervisor import cgroups, daemonize, exit_record, home, oci, relay, signals, statedir
 from supervisor.calls import ask_runtime
 from supervisor.errors import (
     AlreadySupervisedError,
@@ -58,6 +58,7 @@ class RunRequest:
     stop_timeout_s: float = 10.0
     log: str | None = None
     exit_dir: str | None = None
+    sdnotify: str = "supervisor"
 
 
 def run(request: RunRequest) -> int:
@@ -78,6 +79,8 @@ def run(request: RunRequest) -> int:
     try:
         _recover(claimed, request)
         runtime_bundle = _prepare(claimed, request, bundle, terminal=terminal)
+        # Owned by this process, which ends with it.
+        relayed = _open_relay(bundle) if _is_relayed(request) else None
     except OSError as error:
         raise ShimError(f"{error.filename or claimed.path}: {error.strerror}") from error
     order = Order(
@@ -87,6 +90,7 @@ def run(request: RunRequest) -> int:
         starts_container=True,
         stop_signal=request.stop_signal,
         stop_timeout_s=request.stop_timeout_s,
+        relay=relayed,
     )
     signum = signals.held_stop()
     if signum is not None:
@@ -165,7 +169,12 @@ def _prepare(claimed: home.Home, request: RunRequest, bundle: oci.Bundle, *, ter
         root_uid=bundle.root_uid,
         root_gid=bundle.root_gid,
     )
-    variant = oci.variant(bundle, terminal=terminal, cgroups_path=_choose_cgroup(request))
+    variant = oci.variant(
+        bundle,
+        terminal=terminal,
+        cgroups_path=_choose_cgroup(request),
+        addition=_way_to_the_manager(claimed, bundle) if _is_relayed(request) else None,
+    )
     runtime_bundle = bundle.path
     if variant is not None:
         runtime_bundle = os.path.join(claimed.state_dir, "bundle")
@@ -186,6 +195,24 @@ def _prepare(claimed: home.Home, request: RunRequest, bundle: oci.Bundle, *, ter
     statedir.write_file("process.json", oci.encode_process(process, record), 0o600)
     statedir.make_fifos()
     return runtime_bundle
+
+
+def _is_relayed(request: RunRequest) -> bool:
+    """Say whether the container speaks to a service manager; without one nobody would hear it."""
+    has_manager = bool(_environment_of_a_main_process().get(SOCKET_VARIABLE))
+    return request.sdnotify == "container" and has_manager
+
+
+def _open_relay(bundle: oci.Bundle) -> relay.Relay:
+    return relay.Relay(uid=bundle.root_uid, gid=bundle.root_gid)
+
+
+def _way_to_the_manager(claimed: home.Home, bundle: oci.Bundle) -> oci.Addition:
+    place = relay.place_for(oci.destinations(bundle))
+    environment = {SOCKET_VARIABLE: relay.address_in(place)}
+    if "WATCHDOG_USEC" in os.environ:
+        environment["WATCHDOG_USEC"] = os.environ["WATCHDOG_USEC"]
+    return oci.Addition(os.path.join(claimed.state_dir, relay.DIRECTORY), place, environment)
 
 
 def _choose_cgroup(request: RunRequest) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from supervisor.log import Log
     from supervisor.loop import Loop
     from supervisor.notify import Notifier
+    from supervisor.relay import Words
 
 MARGIN_S = 10.0
 """Added to each phase, for a busy machine."""
@@ -43,9 +44,16 @@ class Service:
     """Reports one container to the service manager. Borrows everything."""
 
     def __init__(
-        self, notifier: Notifier, loop: Loop, crew: Crew, log: Log, *, stop_timeout_s: float
+        self,
+        notifier: Notifier,
+        loop: Loop,
+        crew: Crew,
+        log: Log,
+        *,
+        stop_timeout_s: float,
+        is_relayed: bool,
     ) -> None:
-        """`stop_timeout_s`: the grace period."""
+        """Take the grace period, and whether the container itself says when it is ready."""
         self._notifier = notifier
         self._loop = loop
         self._crew = crew
@@ -54,13 +62,29 @@ class Service:
         self._state = State.OPENING
         self._text = ""
         self._asked_at_s = 0.0
+        self._is_relayed = is_relayed
+        self._is_watched_inside = False
+        self._words = ""
         self._suspects: dict[str, tuple[int, int]] = {}
         if notifier.watchdog_s:
             self._give_sign_of_life()
 
     def ready(self) -> None:
         """The container's process runs."""
-        self._notifier.ready(self._line())
+        if self._is_relayed:
+            self._notifier.status(self._line())
+        else:
+            self._notifier.ready(self._line())
+
+    def heard(self, words: Words) -> None:
+        """Pass on what the container says of itself; its STATUS= becomes a part of ours."""
+        # From its first sign of life on it is the one that is watched: ours would hide its silence.
+        self._is_watched_inside |= "WATCHDOG=1" in words.lines
+        if words.lines:
+            self._notifier.pass_on(words.lines)
+        if words.status is not None:
+            self._words = words.status
+            self._notifier.status(self._line())
 
     def entered(self, state: State, text: str) -> None:
         """Tell the new state in words, and ask for the time that it may take."""
@@ -84,7 +108,8 @@ class Service:
             self._notifier.extend_timeout(limit_s + MARGIN_S)
 
     def _give_sign_of_life(self) -> None:
-        self._notifier.alive()
+        if not self._is_watched_inside:
+            self._notifier.alive()
         self._replace_the_stuck()
         if self._text:
             self._notifier.status(self._line())
@@ -106,7 +131,8 @@ class Service:
         crew = self._crew
         moved = [f"{stream.name} {size(crew.copied_bytes(stream))}" for stream in crew.outputs]
         deaths = sum(stream.deaths for stream in crew.streams)
-        return ", ".join([self._text, *moved, f"respawned {deaths}"])
+        text = f"{self._text}: {self._words}" if self._words else self._text
+        return ", ".join([text, *moved, f"respawned {deaths}"])
 
 
 def size(count: int) -> str:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from supervisor.log import Log
     from supervisor.notify import Notifier
+    from supervisor.relay import Relay
     from supervisor.terminal import UserTerminal
 
 REAP_LIMIT_S = 5.0
@@ -61,6 +62,7 @@ class Order:
         terminal: The person's terminal that is joined to the container's, or None.
         on_started: Called once when the container process runs.
         notifier: The way to the service manager; the default has none.
+        relay: The container's own way to it, by us; lent.
     """
 
     container_id: str
@@ -73,6 +75,7 @@ class Order:
     terminal: UserTerminal | None = None
     on_started: Callable[[], None] = lambda: None
     notifier: Notifier = SILENT
+    relay: Relay | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +189,12 @@ class _Supervisor:
             signal_init=self._signal_init,
         )
         self._service = Service(
-            order.notifier, self._loop, self._crew, log, stop_timeout_s=order.stop_timeout_s
+            order.notifier,
+            self._loop,
+            self._crew,
+            log,
+            stop_timeout_s=order.stop_timeout_s,
+            is_relayed=order.relay is not None,
         )
         self._drain: DrainWatch | None = None
         self._state = State.OPENING
@@ -316,6 +324,9 @@ class _Supervisor:
             self._error = StoppedError("stopped while it was being created")
         self._exists = True
         self._oom = OomWatch(self._creation.pid)
+        if self._order.relay is not None:
+            self._order.relay.belongs_to(self._creation.pid)
+            self._loop.watch(self._order.relay.fileno(), self._serve_relay)
         self._exit_status = statedir.ExitStatusFile()
         if self._creation.console is not None:
             self._plumbing.join_console(self._creation.console, self._stdio)
@@ -328,10 +339,16 @@ class _Supervisor:
         self._reaper.forget_strangers()
 
     def _on_init_exit(self, termination: Termination) -> None:
+        self._serve_relay()  # its last words, before the phases of its end
         self._termination = termination
         if self._oom is not None:
             self._oom_kills = self._oom.kills()
         self._post(Event.INIT_EXITED)
+
+    def _serve_relay(self) -> None:
+        if self._order.relay is not None:
+            for words in self._order.relay.hear():
+                self._service.heard(words)
 
     def _serve_control(self) -> None:
         try:
@@ -530,6 +547,8 @@ class _Supervisor:
 
     def _tidy_up(self) -> None:
         """Leave no process and no descriptor behind."""
+        if self._order.relay is not None and self._exists:
+            self._loop.forget(self._order.relay.fileno())
         self._plumbing.close()
         if self._exit_status is not None:
             self._exit_status.close()

@@ -75,6 +75,16 @@ def make_bundle(directory: Path, document: dict[str, Any]) -> Path:
     return directory
 
 
+def make_host_rootfs(directory: Path) -> tuple[Path, list[dict[str, Any]]]:
+    """Make a root file system with this machine's programs; returns it and the mounts it needs."""
+    for name in ("usr", "dev", "proc", "tmp"):
+        (directory / name).mkdir(parents=True)
+    for name in ("bin", "lib", "lib64"):
+        (directory / name).symlink_to(f"usr/{name}")
+    usr = {"destination": "/usr", "type": "bind", "source": "/usr", "options": ["bind", "ro"]}
+    return directory, [usr]
+
+
 def shell(script: str) -> list[str]:
     """Return the arguments that run `script` in the container's sh."""
     return ["sh", "-c", script]

@@ -1,0 +1,192 @@
+"""A container that speaks sd_notify itself: what of it arrives, and from whom."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.harness import bundles
+from tests.runtime.test_service import Manager
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.runc
+
+RELAYED = "--sdnotify=container"
+PRELUDE = """
+import os, signal, socket, sys, time
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
+out = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+if os.environ.get("NOTIFY_SOCKET"):
+    out.connect(os.environ["NOTIFY_SOCKET"])
+def say(text, *fds):
+    socket.send_fds(out, [text.encode()], fds)
+def wait():
+    print("ready", flush=True)
+    if signal.sigwait({signal.SIGUSR1, signal.SIGTERM}) == signal.SIGTERM:
+        sys.exit()
+"""
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    made = Manager(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def make_python(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that makes a bundle of a Python script."""
+
+    def make(script: str) -> Path:
+        rootfs, mounts = bundles.make_host_rootfs(tmp_path / "rootfs")
+        args = ["/usr/bin/python3", "-c", PRELUDE + script]
+        document = bundles.config(rootfs, args, mounts=mounts)
+        return bundles.make_bundle(tmp_path / "bundle", document)
+
+    return make
+
+
+def first_line(process: subprocess.Popen[bytes]) -> bytes:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def statuses(words: list[str]) -> list[str]:
+    return [word for word in words if word.startswith("STATUS=")]
+
+
+def test_status_and_ready_in_one_datagram_then_watchdog_and_more_time(
+    manager: Manager, make_python: Callable[..., Path]
+) -> None:
+    script = """
+say("STATUS=warming up")
+say("STATUS=up\\nREADY=1")
+say("WATCHDOG=1\\nEXTEND_TIMEOUT_USEC=5000000")
+wait()
+say("STOPPING=1\\nERRNO=7")
+sys.exit(3)
+"""
+    process = manager.start(make_python(script), RELAYED)
+    before = manager.hear("READY=1")
+    assert any(": warming up, stdout " in word for word in statuses(before))
+    after = manager.hear("EXTEND_TIMEOUT_USEC=5000000")
+    assert any(": up, stdout " in word for word in statuses(after))
+    assert "WATCHDOG=1" in after
+    assert first_line(process) == b"ready\n"
+    process.send_signal(signal.SIGUSR1)
+    assert manager.ended()[:2] == (3, "")
+    rest = manager.hear_rest()
+    assert "READY=1" not in rest
+    assert rest[rest.index("STOPPING=1") + 1] == "ERRNO=7"
+
+
+def test_a_container_that_never_says_so_is_not_ready(
+    manager: Manager, make_python: Callable[..., Path]
+) -> None:
+    process = manager.start(make_python("wait()"), RELAYED)
+    assert first_line(process) == b"ready\n"
+    process.terminate()
+    assert manager.ended()[0] == 0
+    assert "READY=1" not in manager.hear_rest()
+
+
+def test_what_it_says_with_its_last_breath_is_heard(
+    manager: Manager, make_python: Callable[..., Path]
+) -> None:
+    manager.start(make_python("say('READY=1\\nERRNO=5'); os._exit(5)"), RELAYED)
+    assert manager.ended()[0] == 5
+    heard = manager.hear_rest()
+    assert heard.index("READY=1") + 1 == heard.index("ERRNO=5") < heard.index("STOPPING=1")
+
+
+def test_it_cannot_become_the_main_process_nor_store_descriptors(
+    manager: Manager, make_python: Callable[..., Path]
+) -> None:
+    script = """
+say("MAINPID=1\\nNOTIFYACCESS=all\\nREADY=1")
+say("FDSTORE=1\\nFDNAME=x", 0, 1, 2)
+say("STATUS=" + "X" * 5000)
+r, w = os.pipe()
+say("BARRIER=1", w)
+os.close(w)
+os.read(r, 1)  # end of file: the barrier is answered, as systemd-notify waits for
+wait()
+"""
+    process = manager.start(make_python(script), RELAYED)
+    assert first_line(process) == b"ready\n"
+    targets = [os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in _fds(process.pid)]
+    assert targets.count("/dev/null") <= 2, targets
+    process.terminate()
+    manager.ended()
+    words = manager.hear_rest()
+    assert "READY=1" in words
+    assert not [word for word in words if word.startswith(("MAINPID", "NOTIFYACCESS", "FD"))]
+    assert not [word for word in statuses(words) if "XXX" in word]
+
+
+def _fds(pid: int) -> list[str]:
+    return os.listdir(f"/proc/{pid}/fd")
+
+
+def test_nobody_else_is_heard(manager: Manager, make_python: Callable[..., Path]) -> None:
+    process = manager.start(make_python("wait(); say('STATUS=its own'); wait()"), RELAYED)
+    assert first_line(process) == b"ready\n"
+    home = manager.root / manager.id
+    assert home.stat().st_mode & 0o077 == 0, "root's alone"
+    directory = os.open(home / "init/notify", os.O_PATH)  # its own path is too long for a socket
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
+        name = f"/proc/self/fd/{directory}/notify.sock"
+        stranger.sendto(b"STATUS=a stranger's\nREADY=1", name)
+    os.close(directory)
+    process.send_signal(signal.SIGUSR1)
+    assert first_line(process) == b"ready\n"
+    process.terminate()
+    manager.ended()
+    words = manager.hear_rest()
+    assert any(": its own, stdout " in word for word in statuses(words))
+    assert "READY=1" not in words
+    assert not [word for word in words if "stranger" in word]
+
+
+def test_without_the_option_or_a_manager_it_has_no_socket(
+    manager: Manager, make_python: Callable[..., Path]
+) -> None:
+    bundle = make_python("print(os.environ.get('NOTIFY_SOCKET'), flush=True)")
+    manager.start(bundle)
+    assert manager.ended()[:2] == (0, "None\n")
+    assert "READY=1" in manager.hear_rest()
+    manager.start(bundle, RELAYED, NOTIFY_SOCKET="")
+    assert manager.ended()[:2] == (0, "None\n")
+
+
+def test_its_signs_of_life_take_the_place_of_ours(
+    manager: Manager, make_python: Callable[..., Path]
+) -> None:
+    """Else a container that hangs would be kept alive by a supervisor that does not."""
+    script = """
+print(os.environ["WATCHDOG_USEC"], flush=True)
+wait()
+say("WATCHDOG=1\\nERRNO=1")
+time.sleep(0.3)  # thirty of ours
+say("ERRNO=2")
+wait()
+"""
+    process = manager.start(make_python(script), RELAYED, WATCHDOG_USEC="20000")
+    assert first_line(process) == b"20000\n"
+    assert first_line(process) == b"ready\n"
+    manager.hear("WATCHDOG=1")  # ours
+    process.send_signal(signal.SIGUSR1)
+    manager.hear("ERRNO=1")
+    assert "WATCHDOG=1" not in manager.hear("ERRNO=2")
+    assert first_line(process) == b"ready\n"
+    process.terminate()
+    manager.ended()
