@@ -28,7 +28,7 @@ class Services:
 
     def __init__(self, bed: Bed, bundle_dir: Path, rootfs: Path) -> None:
         self.bed = bed
-        self._bundle_dir = bundle_dir
+        self.directory = self._bundle_dir = bundle_dir
         self._rootfs = rootfs
         self._names: list[str] = []
 
@@ -37,10 +37,14 @@ class Services:
 
         The journal keeps what earlier units have said, so `name` gets a number.
         """
+        document = bundles.config(self._rootfs, bundles.shell(script), **options)
+        return self.add_bundle(name, document, drop_in)
+
+    def add_bundle(self, name: str, document: dict[str, Any], drop_in: str = "") -> str:
+        """As `add`, with another config.json."""
         name = f"{name}{next(_numbers)}"
         unit = f"forkshim@{name}.service"
         self._names.append(name)
-        document = bundles.config(self._rootfs, bundles.shell(script), **options)
         bundles.make_bundle(self._bundle_dir / name, document)
         if drop_in:
             self.bed.write(f"/etc/systemd/system/{unit}.d/test.conf", f"[Service]\n{drop_in}\n")

@@ -226,6 +226,8 @@ def test_its_checksums_are_those_of_its_files(files: Path) -> None:
 def test_every_file_of_the_systemd_folder_has_its_place(files: Path) -> None:
     units = {path.name for path in (debs.ROOT / "systemd").glob("*.service")}
     assert units <= {path.name for path in (files / "lib/systemd/system").iterdir()}
+    examples = files / "usr/share/doc/forkshim/examples"
+    assert (examples / "forkshim@.service.d/newer-systemd.conf").is_file()
 
 
 def test_a_file_that_the_build_does_not_know_is_an_error(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import waiting
+from tests.harness import bundles, waiting
 from tests.systemd.conftest import Services, make_bed
 
 if TYPE_CHECKING:
@@ -162,3 +162,43 @@ def test_ten_containers_keep_their_last_words_at_a_shutdown(bundle_dir: Path, ro
         bed.poweroff()
         for unit in units:
             assert services.lines(unit) == SAID
+
+
+SPEAKS = """
+import os, socket, signal
+out = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+out.connect(os.environ["NOTIFY_SOCKET"])
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
+signal.sigwait({signal.SIGUSR1})
+out.send(b"STATUS=warm\\nREADY=1")
+out.send(b"WATCHDOG=1")
+out.send(b"EXTEND_TIMEOUT_USEC=30000000")
+signal.sigwait({signal.SIGTERM})
+out.send(b"EXTEND_TIMEOUT_USEC=30000000\\nSTATUS=saving")
+print("bye", flush=True)
+"""
+
+
+def test_a_container_that_speaks_sd_notify_is_ready_when_it_says_so(
+    services: Services,
+) -> None:
+    rootfs, mounts = bundles.make_host_rootfs(services.directory / "rootfs")
+    document = bundles.config(rootfs, ["/usr/bin/python3", "-c", SPEAKS], mounts=mounts)
+    document["root"]["path"] = "/var/lib/forkshim/rootfs"
+    unit = services.add_bundle(
+        "speaks", document, "Environment=FORKSHIM_OPTIONS=--sdnotify=container"
+    )
+    services.bed.ctl("systemctl", "start", "--no-block", unit, check=True)
+
+    def shown() -> dict[str, str]:
+        return services.bed.show(unit, "ActiveState", "StatusText")
+
+    waiting.wait_true(lambda: shown()["StatusText"].startswith("running, pid "))
+    assert shown()["ActiveState"] == "activating"
+    pid = shown()["StatusText"].removeprefix("running, pid ").split(",")[0]
+    services.bed.ctl("kill", "-USR1", pid, check=True)
+    services.bed.wait_until_active(unit)
+    waiting.wait_true(lambda: f"running, pid {pid}: warm, stdout " in shown()["StatusText"])
+    services.bed.ctl("systemctl", "stop", unit, check=True)
+    assert services.bed.wait_until_inactive(unit) == "inactive"
+    assert services.lines(unit) == ["bye"]

@@ -12,6 +12,7 @@ from tests.harness.engine import FORKSHIM
 pytestmark = pytest.mark.systemd
 
 UNIT = Path(__file__).parents[2] / "systemd" / "forkshim@.service"
+NEWER = UNIT.with_name(f"{UNIT.name}.d") / "newer-systemd.conf"
 
 
 @pytest.fixture
@@ -44,3 +45,19 @@ def test_every_setting_has_its_reason() -> None:
     for name in ("Type", "WatchdogSec", "KillMode", "Delegate"):
         (index,) = [i for i, line in enumerate(lines) if line.startswith(name + "=")]
         assert lines[index - 1].startswith("#"), name
+
+
+def test_of_the_newer_settings_only_their_names_are_unknown_here(
+    installed: Path, tmp_path: Path
+) -> None:
+    """And with a systemd that knows them there is nothing to say."""
+    drop_in = tmp_path / f"{UNIT.name}.d" / NEWER.name
+    drop_in.parent.mkdir()
+    drop_in.write_text(NEWER.read_text())
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", installed], capture_output=True, text=True
+    )
+    said = [line for line in done.stderr.splitlines() if "Unknown key" not in line]
+    assert (done.returncode, said, done.stdout) == (0, [], "")
+    settings = [line for line in NEWER.read_text().splitlines() if "=" in line and line[0] != "#"]
+    assert len(done.stderr.splitlines()) in (0, len(settings))
