@@ -125,6 +125,7 @@ class JournalWriter:
         self._journal = journal
         self._sender = Sender(journal.socket, supervisor_pid)
         self.consumed = journal.read().consumed
+        self._looked_at = 0
         self._parse_json: Callable[[bytes], JsonLine | None] | None = None
         if journal.is_json:
             from workers.json_line import parse
@@ -135,8 +136,12 @@ class JournalWriter:
         """Return where the last record before `end` begins, if lines may be joined to it."""
         if not self._journal.is_joined or end == self.consumed:
             return end
-        lines = self._journal.buffer.copy(self.consumed, end)
-        start = self.consumed + joining.start_of_last(lines)
+        first = max(self.consumed, self._looked_at)
+        lines = self._journal.buffer.copy(first, end)
+        start = first + joining.start_of_last(lines)
+        if start == first > self.consumed and lines[:1] in (b"", b" ", b"\t"):
+            start = self.consumed  # all of it belongs to what was held before
+        self._looked_at = end
         return start if end - start <= self.limit_bytes else end
 
     @property

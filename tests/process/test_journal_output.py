@@ -21,9 +21,11 @@ from tests.harness.forked import forked
 from tests.harness.rewriting import Feed, Writer
 from workers import journal_output, journal_socket
 from workers import lines as line_loop
-from workers.journal import Journal
+from workers.intake import Intake
+from workers.journal import Journal, JournalWriter
 from workers.journal_fields import Origin
 from workers.ledger import Ledger
+from workers.line_buffer import LineBuffer
 from workers.report import Report
 
 if TYPE_CHECKING:
@@ -168,6 +170,34 @@ def test_the_last_line_waits_only_until_the_source_is_silent(taker: FakeJournal)
         site.feed.end_with(b" three\n half")
         site.run()
     assert _messages(list(taker.datagrams()))[-2:] == [b" three", b" half"]
+
+
+def test_what_is_held_is_looked_at_once(
+    taker: FakeJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each line of a long trace would cost as much as all before it."""
+    looked_at: list[int] = []
+    copy = LineBuffer.copy
+
+    def counted(buffer: LineBuffer, start: int, end: int) -> bytes:
+        looked_at.append(end - start)
+        return copy(buffer, start, end)
+
+    monkeypatch.setattr(LineBuffer, "copy", counted)
+    with JournalSite(taker.path, is_joined=True) as site:
+        writer = JournalWriter(site.journal, os.getpid())
+        intake = Intake(site.feed.route, site.journal.buffer, site.feed.desk())
+        source = site.feed.source_wfd.fileno()
+        taken = 0
+        for line in [b"Traceback\n", *[b"  at\n"] * 200]:
+            os.write(source, line)
+            intake.take(0, 0)
+            taken = site.journal.buffer.read().taken
+            assert writer.hold(taken) == writer.hold(taken) == 0
+        assert sum(looked_at) == taken
+        os.write(source, b"next\n")
+        intake.take(0, 0)
+        assert writer.hold(taken + 5) == taken
 
 
 def test_a_line_that_is_too_long_ends_what_is_joined(taker: FakeJournal) -> None:
