@@ -17,9 +17,6 @@ import termios
 
 from supervisor import fds
 
-WAIT_S = 10.0
-"""How long a runtime that has succeeded may still owe us its console."""
-
 _SUN_PATH_MAX = 107
 _SOCKET_NAME = "pty.sock"
 

@@ -11,7 +11,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from supervisor import console, fds, runtime, statedir
+from supervisor import fds, runtime, statedir
 from supervisor.calls import HURRY_S
 from supervisor.errors import RuntimeFailedError, ShimError, StoppedError
 from supervisor.log import rfc3339
@@ -21,10 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from supervisor.calls import RuntimeCalls
+    from supervisor.console import ConsoleSocket
     from supervisor.log import Log
     from supervisor.loop import Loop
     from supervisor.oci import CheckpointRecord, ProcessRecord
     from supervisor.reaper import Reaper
+
+CONSOLE_WAIT_S = 10.0
+"""How long a runtime that has succeeded may still owe us its console."""
 
 _LIMIT = "console"
 _MOST_LOG = 1 << 20
@@ -49,7 +53,7 @@ class Creation:
         self._caller = caller
         self._record = record
         self._checkpoint = checkpoint
-        self._socket: console.ConsoleSocket | None = None
+        self._socket: ConsoleSocket | None = None
         self._watched_fd = -1
         self._runtime_pid = 0
         self._has_succeeded = False
@@ -79,8 +83,10 @@ class Creation:
         self._on_end = on_end
         statedir.remove_stale_pid()
         if self._record.terminal:
+            from supervisor.console import ConsoleSocket  # 3 ms, for those who want one
+
             try:
-                self._socket = console.ConsoleSocket()
+                self._socket = ConsoleSocket()
             except OSError as error:
                 raise ShimError(f"console socket: {error.strerror}") from error
             self._watch_console()
@@ -162,12 +168,12 @@ class Creation:
                 self._fail(ShimError(f"pid: {self.pid} is no child of this supervisor"))
                 return
             self._has_succeeded = True
-            self._loop.call_after(_LIMIT, console.WAIT_S, self._on_no_console)
+            self._loop.call_after(_LIMIT, CONSOLE_WAIT_S, self._on_no_console)
             self._join()
 
     def _on_no_console(self) -> None:
         self._fail(
-            ShimError(f"console: the runtime sent none within {console.WAIT_S:.0f} s of its exit")
+            ShimError(f"console: the runtime sent none within {CONSOLE_WAIT_S:.0f} s of its exit")
         )
 
     def _join(self) -> None:

@@ -11,11 +11,11 @@ Source: sd_notify(3); unix(7) for abstract names.
 from __future__ import annotations
 
 import os
-import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterable, Mapping
 
 SOCKET_VARIABLE = "NOTIFY_SOCKET"
@@ -33,6 +33,8 @@ class Notifier:
         self._socket: socket.socket | None = None
         self._address = environment.get(SOCKET_VARIABLE, "")
         if self._address.startswith(("/", "@")):
+            import socket  # 3 ms, for those who are heard
+
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             self._socket.setblocking(False)
             if self._address.startswith("@"):

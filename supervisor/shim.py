@@ -13,8 +13,6 @@ import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from setproctitle import setproctitle
-
 from supervisor import control, fds, lifecycle, linux, oci, statedir
 from supervisor.calls import HURRY_S, RuntimeCalls
 from supervisor.creation import Creation, Remains, explain
@@ -109,7 +107,6 @@ def supervise(order: Order, log: Log) -> Outcome:
         ShimError: It could not even begin: a file of the state directory is missing or wrong.
     """
     title = f"forkshim: {order.container_id}"
-    setproctitle(title)
     router = SignalRouter(has_job_control=order.has_job_control)
     try:
         linux.set_child_subreaper(True)
@@ -144,6 +141,7 @@ class _Supervisor:
         self._control_fifo = control_fifo
         self._control = control.ControlParser()
         self._record = record
+        self._title = title
         self._null = fds.Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
         self._loop = Loop()
         self._reaper = Reaper()
@@ -230,6 +228,7 @@ class _Supervisor:
     def run(self) -> Outcome:
         self._loop.watch(self._router.fileno(), self._serve_signals)
         self._opener.begin(self._record, self._on_stdio)
+        self._take_title()
         self._loop.run_until(lambda: self._state is State.ENDED)
         streams = tuple(
             (stream.name, self._crew.copied_bytes(stream), stream.deaths)
@@ -244,6 +243,17 @@ class _Supervisor:
             self._oom_kills,
             streams,
         )
+
+    def _take_title(self) -> None:
+        """Be called by our title, before the first worker, and while we wait for a client.
+
+        Not sooner: its import takes 5 ms, which a runtime that is started first takes as well.
+        """
+        if self._title:
+            from setproctitle import setproctitle
+
+            setproctitle(self._title)
+            self._title = ""
 
     # Events: from the outside world to the table.
 
@@ -376,6 +386,7 @@ class _Supervisor:
         try:
             stdio = self._plumbing.make_pipes(self._stdio, container_side)
             self._creation.begin(stdio, self._on_creation_end)
+            self._take_title()
         except ShimError as error:
             self._error = error
             self._post(Event.CREATE_FAILED)

@@ -12,8 +12,6 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from setproctitle import setproctitle
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -62,4 +60,7 @@ def become(title: str, keep_fds: Iterable[int], null_fd: int) -> None:
         os.closerange(lowest, fd)
         lowest = fd + 1
     os.closerange(lowest, os.sysconf("SC_OPEN_MAX"))
+    # Here, since its import takes 5 ms; the parent of copy workers has it by now.
+    from setproctitle import setproctitle
+
     setproctitle(title)
