@@ -13,14 +13,18 @@ import shutil
 import statistics
 import subprocess
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.bench import journal, logs
+from tests.bench import idle, journal, logs
 from tests.bench.bulk import Bulk
+from tests.bench.end import End
 from tests.bench.pairs import Spread, difference, in_turn, ratio
 from tests.bench.start import Start
 from tests.harness import bundles, leaks
+
+IDLE_COUNTS = (1, 10, 50)
 
 
 def main() -> None:
@@ -40,6 +44,8 @@ def main() -> None:
             "machine": machine(),
             **bulk_stdout(rootfs, words.gib, words.rounds),
             **exec_to_pid(rootfs, words.rounds * 3),
+            **exit_to_status(rootfs, words.rounds * 3),
+            **idle_cost(rootfs),
             **log_files(rootfs, words.rounds),
             **journal_records(words.rounds),
         }
@@ -83,6 +89,44 @@ def exec_to_pid(rootfs: Path, rounds: int) -> dict[str, Any]:
             "ratio": ratio(ours, bare),
         }
     }
+
+
+def exit_to_status(rootfs: Path, rounds: int) -> dict[str, Any]:
+    """How soon an engine knows that a container has ended."""
+    if shutil.which("conmon") is None:
+        print("\nno conmon here: ends are not compared")
+        return {}
+    case = End(rootfs)
+    ours, theirs = in_turn(case.forkshim, case.conmon, rounds)
+    print(f"\nexit to exit status on the disk, {rounds} pairs")
+    print(f"  forkshim    {ours} ms")
+    print(f"  conmon      {theirs} ms")
+    print(f"  ratio       {ratio(ours, theirs):.2f}x          (wanted: at most 1)")
+    return {
+        "exit_to_status": {
+            "forkshim_ms": ours.figures,
+            "conmon_ms": theirs.figures,
+            "ratio": ratio(ours, theirs),
+        }
+    }
+
+
+def idle_cost(rootfs: Path) -> dict[str, Any]:
+    """Memory and wake-ups of containers that do nothing."""
+    if shutil.which("conmon") is None:
+        print("\nno conmon here: idle containers are not compared")
+        return {}
+    figures: dict[str, Any] = {}
+    print("\nidle, per container: PSS, USS, wake-ups in 3 s")
+    for count in IDLE_COUNTS:
+        for who, measure in (("forkshim", idle.forkshim), ("conmon", idle.conmon)):
+            cost = measure(rootfs, count)
+            print(
+                f"  {who:<9}{count:>4}   {cost.pss_mb:5.2f} MB  {cost.uss_mb:5.2f} MB"
+                f"  {cost.wake_ups:.1f}"
+            )
+            figures[f"{who} {count}"] = asdict(cost)
+    return {"idle": figures}
 
 
 def log_files(rootfs: Path, rounds: int) -> dict[str, Any]:

@@ -115,7 +115,9 @@ def conmon(directory: Path, bundle: Path, log: str) -> Iterator[subprocess.Popen
     pid_file = directory / "pid"
     words: list[str | Path] = ["--sync", "-c", container_id, "-u", container_id]
     words += ["-n", container_id, "-r", "/usr/sbin/runc", "-b", bundle, "-p", pid_file, "-l", log]
-    words += ["--exit-dir", directory, "--socket-dir-path", directory]
+    exits = directory / "exits"
+    exits.mkdir()
+    words += ["--exit-dir", exits, "--socket-dir-path", directory]
     null = subprocess.DEVNULL
     try:
         with subprocess.Popen(["conmon", *words], stdin=null, stdout=null, stderr=null) as monitor:
