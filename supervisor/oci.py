@@ -222,12 +222,16 @@ def variant(
     if isinstance(mounts, list):
         document["mounts"] = [_with_absolute_source(bundle.path, mount) for mount in mounts]
     if addition is not None:
-        _add(document, addition)
+        config_path = os.path.join(bundle.path, "config.json")
+        _add(_Fields(config_path, document, BundleError), document, addition)
     return orjson.dumps(document)
 
 
-def _add(document: dict[str, Any], addition: Addition) -> None:
+def _add(fields: _Fields, document: dict[str, Any], addition: Addition) -> None:
     process = dict(document.get("process") or {})
+    for name, value in (("process.env", process.get("env")), ("mounts", document.get("mounts"))):
+        if value is not None and not isinstance(value, list):
+            raise fields.wrong(name, "a list", value)
     names = tuple(f"{name}=" for name in addition.environment)
     kept = [entry for entry in process.get("env") or () if not str(entry).startswith(names)]
     process["env"] = kept + [f"{name}={value}" for name, value in addition.environment.items()]

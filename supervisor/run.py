@@ -79,9 +79,13 @@ def run(request: RunRequest) -> int:
     claimed = home.claim(request.root, request.container_id)
     try:
         _recover(claimed, request)
-        runtime_bundle = _prepare(claimed, request, bundle, terminal=terminal)
-        # Owned by this process, which ends with it.
-        relayed = _open_relay(bundle) if _is_relayed(request) else None
+        try:
+            runtime_bundle = _prepare(claimed, request, bundle, terminal=terminal)
+            # Owned by this process, which ends with it.
+            relayed = _open_relay(bundle) if _is_relayed(request) else None
+        except (ShimError, OSError):
+            claimed.remove()
+            raise
     except OSError as error:
         raise ShimError(f"{error.filename or claimed.path}: {error.strerror}") from error
     order = Order(

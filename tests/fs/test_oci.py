@@ -311,3 +311,47 @@ def test_a_bundles_own_cgroup_is_left_alone() -> None:
 
 def test_a_bundle_that_needs_no_change_is_used_as_it_is() -> None:
     assert _variant(_bundle({"root": {"path": "rootfs"}})) is None
+
+
+ADDITION = oci.Addition("/state/notify", "/run/notify", {"NOTIFY_SOCKET": "/run/notify/sock"})
+
+
+@pytest.mark.parametrize(
+    ("document", "env", "mounts"),
+    [
+        ({}, [], []),
+        ({"process": {"env": None}, "mounts": None}, [], []),
+        ({"process": {"env": ["A=1", "NOTIFY_SOCKET=/theirs", "NOTIFY_SOCKETS=2"]}},
+         ["A=1", "NOTIFY_SOCKETS=2"], []),
+        ({"mounts": [{"destination": "/run"}]}, [], [{"destination": "/run"}]),
+    ],
+)  # fmt: skip
+def test_an_addition_comes_last_and_takes_the_place_of_variables(
+    fs: FakeFilesystem, document: dict[str, object], env: list[str], mounts: list[object]
+) -> None:
+    variant = oci.variant(_bundle(document), terminal=False, cgroups_path="", addition=ADDITION)
+    assert variant is not None
+    made = json.loads(variant)
+    assert made["process"]["env"] == [*env, "NOTIFY_SOCKET=/run/notify/sock"]
+    assert made["mounts"][:-1] == mounts
+    assert made["mounts"][-1] == {
+        "destination": "/run/notify",
+        "type": "bind",
+        "source": "/state/notify",
+        "options": ["bind", "nosuid", "nodev", "noexec", "ro"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"process": {"env": 5}}, "process.env: not a list: 5"),
+        ({"mounts": {"a": 1}}, "mounts: not a list: {'a': 1}"),
+    ],
+)
+def test_what_an_addition_cannot_be_added_to_is_named(
+    fs: FakeFilesystem, document: dict[str, object], said: str
+) -> None:
+    with pytest.raises(BundleError) as caught:
+        oci.variant(_bundle(document), terminal=False, cgroups_path="", addition=ADDITION)
+    assert str(caught.value).endswith(f"config.json: {said}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -190,3 +191,17 @@ wait()
     assert first_line(process) == b"ready\n"
     process.terminate()
     manager.ended()
+
+
+def test_a_bundle_that_it_cannot_be_told_by_is_named_and_nothing_is_left(
+    manager: Manager, make_python: Callable[..., Path]
+) -> None:
+    bundle = make_python("")
+    config = bundle / "config.json"
+    document = json.loads(config.read_text())
+    document["process"]["env"] = "PATH=/bin"
+    config.write_text(json.dumps(document))
+    manager.start(bundle, RELAYED)
+    said = f"forkshim: {manager.id}: {config}: process.env: not a list: 'PATH=/bin'\n"
+    assert manager.ended() == (6, "", said)
+    assert os.listdir(manager.root) == []
