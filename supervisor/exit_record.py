@@ -71,7 +71,8 @@ def write(directory: str, record: dict[str, Any]) -> None:
     name = f"{record['id']}.json"
     os.chdir(directory)
     for left in os.listdir("."):
-        if left.startswith(f".{name}."):  # of a supervisor of this id that was killed here
+        head, _dot, pid = left.rpartition(".")
+        if head == f".{name}" and pid.isdecimal():  # of a supervisor that was killed here
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(left)
     statedir.write_file(name, orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))

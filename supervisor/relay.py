@@ -151,7 +151,9 @@ def parse(data: bytes) -> Words:
     status = None
     for line in data.decode("utf-8", "replace").split("\n"):
         if line.startswith("STATUS="):
-            status = line.removeprefix("STATUS=")
+            # A terminal reads it from `systemctl status`: no escapes of a stranger's.
+            text = line.removeprefix("STATUS=")
+            status = "".join(each if each.isprintable() else "?" for each in text)
         elif line in _ALLOWED or line.startswith(_ALLOWED_WITH_A_VALUE):
             lines.append(line)
     return Words(tuple(lines), status)

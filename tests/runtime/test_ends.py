@@ -135,8 +135,13 @@ def test_the_next_run_replaces_the_record_and_what_a_kill_left(
         done = subprocess.run(command(tmp_path, bundle, "fst-again"), capture_output=True)
         assert (done.returncode, done.stderr) == (status, b"")
         assert json.loads((exits / "fst-again.json").read_text())["status"] == status
-        (exits / ".fst-again.json.1").touch()
-    assert sorted(os.listdir(exits)) == [".fst-again.json.1", "fst-again.json"]
+        for left in (".fst-again.json.1", ".fst-again.json.json.1"):
+            (exits / left).touch()
+    assert sorted(os.listdir(exits)) == [
+        ".fst-again.json.1",  # made after the last run
+        ".fst-again.json.json.1",  # another's
+        "fst-again.json",
+    ]
 
 
 def test_a_directory_that_cannot_be_is_told_before_anything_is_started(

@@ -18,7 +18,7 @@ from supervisor.relay import Words, parse, place_for
         (b"WATCHDOG=1\nWATCHDOG_USEC=7\nBUSERROR=x", "WATCHDOG=1 WATCHDOG_USEC=7 BUSERROR=x", None),
         (b"MAINPID=1\nFDSTORE=1\nFDNAME=x\nNOTIFYACCESS=all\nBARRIER=1", "", None),
         (b"READY=2\nREADY=\nready=1\n READY=1\nWATCHDOG=2\nSTOPPING=0", "", None),
-        (b"STATUS=\xff\x00", "", "\ufffd\x00"),
+        (b"STATUS=\xff \x00\x1b[2J\t\xc3\xa4", "", "\ufffd ??[2J?ä"),
     ],
 )
 def test_lines_that_are_allowed_go_on_in_their_order(
