@@ -8,6 +8,8 @@ import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import setproctitle  # noqa: F401 -- as a supervisor has it before it forks its first worker
+
 from supervisor import spawn, waitstatus
 from tests.harness import waiting
 
