@@ -17,7 +17,7 @@ from supervisor.reaper import wait_for
 from supervisor.runtime import find_program
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from supervisor.loop import Loop
     from supervisor.reaper import Reaper
@@ -63,6 +63,9 @@ class RuntimeCalls:
         cwd: str | None = None,
         stdio: tuple[int, int, int] | None = None,
         limit_s: float | None = CALL_LIMIT_S,
+        program: str | None = None,
+        keep: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> int:
         """Start `argv` and return its pid; `on_end` follows when it has been reaped.
 
@@ -72,24 +75,30 @@ class RuntimeCalls:
             cwd: Default: the state directory.
             stdio: Descriptors lent for 0, 1 and 2; default /dev/null.
             limit_s: SIGKILL after so long; None for no limit.
+            program: Another program than the runtime, by its path.
+            keep: As for `spawn.exec_program`.
+            environment: The same.
 
         Raises:
             ShimError: It could not be started.
         """
         null_fd = self._null_fd
+        program = program or self._program
         # A state directory that somebody has removed must not keep us from deleting a container.
         default_cwd = self._cwd if os.path.isdir(self._cwd) else "/"
         try:
             pid = spawn.exec_program(
-                self._program,
+                program,
                 argv,
                 cwd=cwd or default_cwd,
                 stdio=stdio or (null_fd, null_fd, null_fd),
+                keep=keep,
+                environment=environment,
             )
         except OSError as error:
             # The words of Go's os/exec, which engines have shown for years, and what failed.
             failed = f"chdir {cwd}: " if cwd is not None and error.filename == cwd else ""
-            raise ShimError(f"fork/exec {self._program}: {failed}{reason(error)}") from error
+            raise ShimError(f"fork/exec {program}: {failed}{reason(error)}") from error
         timer = f"runtime {pid}"
         self._running[pid] = timer
         if limit_s is not None:
@@ -103,7 +112,16 @@ class RuntimeCalls:
         self._reaper.expect(pid, on_exit)
         return pid
 
-    def capture(self, argv: Sequence[str], on_end: Callable[[Termination, bytes], None]) -> None:
+    def capture(
+        self,
+        argv: Sequence[str],
+        on_end: Callable[[Termination, bytes], None],
+        *,
+        with_stderr: bool = False,
+        program: str | None = None,
+        keep: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """As `run`, and hand over up to 1 MiB of what it wrote to stdout.
 
         Read after its end, not while it runs: a pipe of 1 MiB holds it, and a runtime that wrote
@@ -121,7 +139,18 @@ class RuntimeCalls:
             on_end(termination, output)
 
         try:
-            self.run(argv, on_exit, stdio=(self._null_fd, wfd.fileno(), self._null_fd))
+            self.run(
+                argv,
+                on_exit,
+                stdio=(
+                    self._null_fd,
+                    wfd.fileno(),
+                    wfd.fileno() if with_stderr else self._null_fd,
+                ),
+                program=program,
+                keep=keep,
+                environment=environment,
+            )
         except ShimError:
             rfd.close()
             raise

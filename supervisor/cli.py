@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from dataclasses import dataclass
 
-from supervisor import __version__, fds
+from supervisor import __version__, fds, upgrade
 from supervisor.errors import ShimError
-from supervisor.run import DEFAULT_ROOT, RunRequest, run
+from supervisor.run import DEFAULT_ROOT, RunRequest, adopt, go_on, run
 from supervisor.runtime import absolute
 from supervisor.signals import parse_signal
 
@@ -26,6 +27,11 @@ def main() -> int:
     fds.ensure_stdio()
     request = parse(sys.argv[1:])
     try:
+        arrival = upgrade.arrive()
+        if arrival is not None:
+            return go_on(arrival)
+        if isinstance(request, AdoptRequest):
+            return adopt(request.container_id, request.root, detach=request.detach)
         return run(request)
     except ShimError as error:
         message = f"forkshim: {request.container_id}: {error}"
@@ -39,7 +45,16 @@ def main() -> int:
         return 130
 
 
-def parse(arguments: list[str]) -> RunRequest:
+@dataclass(frozen=True, slots=True)
+class AdoptRequest:
+    """The command line of `forkshim adopt`, parsed."""
+
+    container_id: str
+    root: str
+    detach: bool
+
+
+def parse(arguments: list[str]) -> RunRequest | AdoptRequest:
     """Read the command line; ends the process with status 2 and a usage line if it is wrong."""
     parser = argparse.ArgumentParser(
         prog="forkshim",
@@ -47,7 +62,7 @@ def parse(arguments: list[str]) -> RunRequest:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"forkshim {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     command = commands.add_parser(
         "run",
         help="create and start a container, and supervise it to its end",
@@ -56,10 +71,20 @@ def parse(arguments: list[str]) -> RunRequest:
         allow_abbrev=False,
     )
     _add_run_arguments(command)
+    other = commands.add_parser(
+        "adopt",
+        help="go on with a container whose supervisor was killed, to its end",
+        epilog=_STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_common_arguments(other, "return when it is supervised")
     for word in arguments:
         if not word.isprintable() and "\udc80" <= max(word) <= "\udcff":
             parser.error(f"not UTF-8: {word!r}")
     words = parser.parse_args(arguments)
+    if words.command == "adopt":
+        return AdoptRequest(words.id, words.root, words.detach)
     return RunRequest(
         container_id=words.id,
         bundle=words.bundle,
@@ -75,6 +100,7 @@ def parse(arguments: list[str]) -> RunRequest:
         log=words.log,
         exit_dir=words.exit_dir,
         sdnotify=words.sdnotify,
+        adopt=words.adopt,
     )
 
 
@@ -90,13 +116,7 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
         help="a global option for the runtime, e.g. --runtime-arg=--systemd-cgroup; repeatable",
     )
     add("--no-pivot", action="store_true", help="pass --no-pivot: for a rootfs on a ramdisk")
-    add(
-        "--root",
-        default=DEFAULT_ROOT,
-        metavar="DIR",
-        help=f"where the state directories are (default: {DEFAULT_ROOT})",
-    )
-    add("--detach", action="store_true", help="return when the container runs; needs --log")
+    _add_common_arguments(command, "return when the container runs; needs --log")
     add("-t", "--terminal", action="store_true", help="give the container a terminal")
     add("-i", "--interactive", action="store_true", help="give the container our stdin")
     add(
@@ -130,6 +150,22 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
         default="supervisor",
         help="who says READY=1 to systemd: we, when it runs (default), or the container itself",
     )
+    add(
+        "--adopt",
+        action="store_true",
+        help="if ID's supervisor was killed and its container lives, go on with it: for Restart=",
+    )
+
+
+def _add_common_arguments(command: argparse.ArgumentParser, detach_help: str) -> None:
+    add = command.add_argument
+    add(
+        "--root",
+        default=DEFAULT_ROOT,
+        metavar="DIR",
+        help=f"where the state directories are (default: {DEFAULT_ROOT})",
+    )
+    add("--detach", action="store_true", help=detach_help)
     add("id", metavar="ID", help="the container's name: letters, digits, _ + . -")
 
 

@@ -42,6 +42,11 @@ class ControlParser:
         self._begun = b""
         self._is_too_long = False
 
+    @property
+    def rest(self) -> str:
+        """What has begun and not ended, for `feed` of a successor."""
+        return "x" * (_LONGEST_LINE + 1) if self._is_too_long else self._begun.decode("latin-1")
+
     def feed(self, data: bytes) -> list[Message]:
         """Take what read(2) returned and return the messages that are complete now."""
         *lines, begun = (self._begun + data).split(b"\n")

@@ -44,7 +44,7 @@ class Creation:
         calls: RuntimeCalls,
         caller: runtime.RuntimeCaller,
         record: ProcessRecord,
-        checkpoint: CheckpointRecord | None,
+        checkpoint: CheckpointRecord | None = None,
     ) -> None:
         """Borrow everything; nothing happens before `begin`."""
         self._loop = loop
@@ -52,7 +52,7 @@ class Creation:
         self._calls = calls
         self._caller = caller
         self._record = record
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         self._socket: ConsoleSocket | None = None
         self._watched_fd = -1
         self._runtime_pid = 0
@@ -70,7 +70,7 @@ class Creation:
         """The runtime's word for what is being done."""
         if self._record.is_exec:
             return "exec"
-        return "create" if self._checkpoint is None else "restore"
+        return "create" if self.checkpoint is None else "restore"
 
     def begin(
         self, stdio: tuple[int, int, int], on_end: Callable[[ShimError | None], None]
@@ -115,11 +115,11 @@ class Creation:
         no_pivot = self._record.no_pivot_root
         if self._record.is_exec:
             return self._caller.exec(console_socket=socket_path)
-        if self._checkpoint is None:
+        if self.checkpoint is None:
             return self._caller.create(console_socket=socket_path, no_pivot=no_pivot)
         return self._caller.restore(
             self._record.checkpoint,
-            self._checkpoint,
+            self.checkpoint,
             unique=f"{time.time_ns()}-{os.getpid()}-{os.urandom(4).hex()}",
             console_socket=socket_path,
             no_pivot=no_pivot,

@@ -11,10 +11,11 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
+import fcntl
 import os
 import signal
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from supervisor import fds, spawn, waitstatus
 from supervisor.errors import ShimError
@@ -23,14 +24,26 @@ from workers.desk import Desk
 from workers.ledger import Ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
+    from supervisor.deposit import Parcel
     from supervisor.log import Log
     from supervisor.loop import Loop
     from supervisor.outlets import Outlet
     from supervisor.reaper import Reaper
 
-_SLOTS = 4
+_KEPT = (
+    "slot",
+    "pid",
+    "is_over",
+    "is_hung_up",
+    "deaths",
+    "deaths_without_progress",
+    "errors_in_a_row",
+    "copied_bytes_at_fork",
+)
+"""What `Stream.pack` says of a stream as it is."""
+
 _DEATHS_WITHOUT_PAUSE = 8
 _SHORTEST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 5.0
@@ -87,12 +100,17 @@ class Stream:
         is_passthrough: bool = False,
         outlet: Outlet | None = None,
         reopen: Callable[[], fds.Fd] | None = None,
+        setting: str = "",
+        packed: Mapping[str, Any] | None = None,
+        scratch: tuple[fds.Fd, fds.Fd] | None = None,
     ) -> None:
         """Own `source` and `sink`, and a scratch pipe unless both of them are pipes.
 
         `is_passthrough`: the sink is a descriptor that we were started with, and others have too.
         `outlet`, borrowed, is there in the place of `sink`, which is /dev/null then.
         `reopen` opens a file's name anew, for a sink that is one; it may raise `ShimError`.
+        `setting`, "stdout" or "stderr", says where it goes.
+        `packed` and `scratch`: go on with a stream of an earlier supervisor, see `pack`.
         """
         self.name = name
         self.source = source
@@ -101,24 +119,60 @@ class Stream:
         self.is_passthrough = is_passthrough
         self.outlet = outlet
         self.reopen = reopen
-        self.scratch: tuple[fds.Fd, fds.Fd] | None = None
+        self.setting = setting
+        self.scratch = scratch
+        self.slot = -1
+        self.pid = 0
+        self.watch: _Watch | None = None
+        self.is_reaped = False
+        self.is_over = False
+        self.is_given_up = False
+        self.is_hung_up = False
+        self.deaths = 0
+        self.deaths_without_progress = 0
+        self.errors_in_a_row = 0
+        self.copied_bytes_at_fork = 0
+        if packed is not None:
+            self.capacity_bytes: int = packed["capacity_bytes"]
+            for name in _KEPT:
+                setattr(self, name, packed[name])
+            return
         if not (fds.is_fifo(source.fileno()) and fds.is_fifo(sink.fileno())):
             self.scratch = fds.pipe()
         # Asked now, while the pipe is ours alone: see `has_pending`.
         self.capacity_bytes = fds.capacity_bytes(source.fileno())
         if outlet is not None:
             self.capacity_bytes += outlet.held_bytes
-        self.slot = -1
-        self.pid = 0
-        self.is_reaped = False
-        self.is_over = False
-        self.is_given_up = False
-        self.is_hung_up = False
-        self.is_dismissed = False
-        self.deaths = 0
-        self.deaths_without_progress = 0
-        self.errors_in_a_row = 0
-        self.copied_bytes_at_fork = 0
+
+    def pack(self, parcel: Parcel) -> dict[str, Any]:
+        """Return what a successor needs; the outlet is packed elsewhere.
+
+        A worker that is half gone is left out: another one sees what it has seen.
+        """
+        has_worker = self.watch is not None and self.watch.is_untouched
+        return {
+            "name": self.name,
+            "setting": self.setting,
+            "source": parcel.add(self.source.fileno()),
+            "sink": parcel.add(self.sink.fileno()),
+            "scratch": [parcel.add(end.fileno()) for end in self.scratch or ()],
+            "report": parcel.add(self.watch.fileno()) if self.watch and has_worker else -1,
+            "capacity_bytes": self.capacity_bytes,
+            **{name: getattr(self, name) for name in _KEPT},
+            "pid": self.pid if has_worker else 0,
+        }
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether its worker, if there is one, is neither half gone nor about to be."""
+        return self.watch is None or self.watch.is_untouched
+
+    @property
+    def is_interruptible(self) -> bool:
+        """Whether a worker that is killed loses nothing: it does not where splice(2) is refused."""
+        if self.outlet is not None or self.is_over:
+            return True
+        return not fcntl.fcntl(self.sink.fileno(), fcntl.F_GETFL) & os.O_APPEND
 
     @property
     def is_input(self) -> bool:
@@ -196,15 +250,25 @@ class Crew:
         title: str,
         null_fd: int,
         on_stream_over: Callable[[], None],
+        on_change: Callable[[], None] = lambda: None,
+        held: tuple[int, ...] = (),
+        ledger: fds.Fd | None = None,
     ) -> None:
-        """Borrow loop, reaper, log and /dev/null; `on_stream_over` follows each stream's end."""
+        """Borrow loop, reaper, log and /dev/null; `on_stream_over` follows each stream's end.
+
+        `on_change` follows when a stream has other descriptors than before. `held`: what the
+        workers keep open for whoever comes after us. `ledger`: that of an earlier crew.
+        """
         self._loop = loop
         self._reaper = reaper
         self._log = log
         self._title = title
         self._null_fd = null_fd
         self._on_stream_over = on_stream_over
-        self._ledger = Ledger(_SLOTS)
+        self._on_change = on_change
+        self._held = held
+        self._ledger = Ledger(fd=-1 if ledger is None else ledger.take())
+        self._leaving: set[int] = set()
         self._is_closing = False
         self._longest_pause_s = _LONGEST_PAUSE_S
         self.streams: list[Stream] = []
@@ -223,7 +287,7 @@ class Crew:
     @property
     def has_workers(self) -> bool:
         """Whether a worker has still to be reaped."""
-        return any(stream.pid for stream in self.streams)
+        return bool(self._leaving) or any(stream.pid for stream in self.streams)
 
     def copied_bytes(self, stream: Stream) -> int:
         """Return what the stream has moved so far."""
@@ -237,6 +301,48 @@ class Crew:
         """Fork the worker of each stream."""
         for stream in self.streams:
             self._fork(stream)
+
+    def pack(self, parcel: Parcel) -> dict[str, Any]:
+        """Return what a successor's crew needs."""
+        return {
+            "ledger": parcel.add(self._ledger.fd),
+            "streams": [stream.pack(parcel) for stream in self.streams],
+        }
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether this is a moment for `pack`, if the workers are to live on."""
+        return all(stream.is_settled for stream in self.streams)
+
+    def go_on(self, stream: Stream, report_rfd: fds.Fd, *, is_parent: bool) -> None:
+        """Take a stream of an earlier supervisor, and its worker, if it has one.
+
+        Without `is_parent` the worker is not our child, and `renew` has to follow.
+        """
+        self.streams.append(stream)
+        if stream.pid and is_parent:
+            stream.watch = _Watch(self, stream, report_rfd)
+        else:
+            stream.pid = 0
+            report_rfd.close()
+
+    def renew(self, predecessors: Sequence[fds.Fd] = ()) -> None:
+        """Have a worker of this supervisor's own code for each stream.
+
+        `predecessors`: pidfds of workers that are not our children, which are ended.
+        """
+        for stream in self.streams:
+            if stream.is_over:
+                continue
+            if not stream.pid:
+                self._fork(stream, tuple(each.fileno() for each in predecessors))
+            elif stream.is_interruptible:
+                self._dismiss(stream)
+        # Now that others hold what they have held: see `held`.
+        for each in predecessors:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(each.fileno(), signal.SIGKILL)
+            each.close()
 
     def hurry(self) -> None:
         """End every pause now, and keep later ones short: the container is dead, and waits."""
@@ -292,20 +398,39 @@ class Crew:
                     continue
                 stream.sink.close()
                 stream.sink = fresh
+                self._on_change()
                 self._dismiss(stream)
             elif stream.outlet is not None and stream.outlet.is_file:
                 with contextlib.suppress(OSError):  # the next worker will say it
                     stream.outlet.renew()
+                self._on_change()
                 self._dismiss(stream)  # the next worker opens the name
 
     def _dismiss(self, stream: Stream) -> None:
-        """Have another worker in the place of this one, which has done nothing wrong."""
+        """Have another worker in the place of this one, which has done nothing wrong.
+
+        The other is there first, and waits: what both hold is held at every instant.
+        """
         self._loop.cancel(self._timer(stream))
-        stream.is_dismissed = bool(stream.pid)
-        if stream.pid:
-            self._kill(stream)
+        if stream.watch is None or stream.is_reaped:
+            if not stream.pid:
+                self._fork(stream)
+            return  # or it is half gone, and what follows is decided when it is gone
+        old_pid, old_watch, stream.watch = stream.pid, stream.watch, None
+        try:
+            pidfd = fds.Fd(os.pidfd_open(old_pid))
+        except OSError:  # EMFILE
+            pidfd = fds.Fd(-1)
+        if not pidfd.is_open or not self._fork(stream, (pidfd.fileno(),)):
+            stream.pid, stream.watch = old_pid, old_watch
+            delay_s = _LONGEST_PAUSE_S / 10
+            self._loop.call_after(self._timer(stream), delay_s, partial(self._dismiss, stream))
         else:
-            self._fork(stream)
+            old_watch.abandon()
+            self._leaving.add(old_pid)
+            self._reaper.expect(old_pid, lambda _termination: self._leaving.discard(old_pid))
+            os.kill(old_pid, signal.SIGKILL)  # unreaped, so the pid is its own
+        pidfd.close()
 
     def give_up(self, stream: Stream) -> None:
         """End one stream where it is: kill its worker, then `finish` it."""
@@ -337,7 +462,8 @@ class Crew:
     def _timer(self, stream: Stream) -> str:
         return f"fork {stream.name}"
 
-    def _fork(self, stream: Stream) -> None:
+    def _fork(self, stream: Stream, predecessors: tuple[int, ...] = ()) -> bool:
+        """Fork a worker; False if that has to be tried again later, which is seen to."""
         report_rfd, report_wfd = fds.pipe(report.MOST_BYTES)
         os.set_blocking(report_rfd.fileno(), False)
         desk = Desk(
@@ -347,6 +473,8 @@ class Crew:
             slot=stream.slot,
             report_wfd=report_wfd.fileno(),
             null_fd=self._null_fd,
+            held=() if stream.is_input else self._held,
+            predecessors=predecessors,
         )
         stream.copied_bytes_at_fork = self.copied_bytes(stream)
         try:
@@ -356,12 +484,19 @@ class Crew:
             report_rfd.close()
             self._log.warning(f"{stream.name}: fork: {error.strerror}; trying again")
             self._loop.call_after(
-                self._timer(stream), _LONGEST_PAUSE_S / 10, partial(self._fork, stream)
+                self._timer(stream),
+                _LONGEST_PAUSE_S / 10,
+                lambda: self._fork_if_wanted(stream),
             )
-            return
+            return False
         finally:
             report_wfd.close()  # the worker's is the only one now: its death is our end of file
-        _Watch(self, stream, report_rfd)
+        stream.watch = _Watch(self, stream, report_rfd)
+        return True
+
+    def _fork_if_wanted(self, stream: Stream) -> None:
+        if not stream.pid and not stream.is_over:
+            self._fork(stream)
 
     def _work(self, stream: Stream, desk: Desk) -> Callable[[], None]:
         if stream.is_input:
@@ -386,6 +521,7 @@ class Crew:
     ) -> None:
         """Decide what follows, now that the worker is reaped and its pipe is at end of file."""
         stream.pid = 0
+        stream.watch = None
         if self._is_closing:
             return
         if stream.is_given_up:
@@ -396,10 +532,7 @@ class Crew:
         except report.ReportError as error:
             self._log.warning(f"{stream.name}: worker: {error}")
             ended = None
-        was_dismissed, stream.is_dismissed = stream.is_dismissed, False
-        if ended is None and was_dismissed:
-            self._fork(stream)
-        elif ended is None:
+        if ended is None:
             self._replace(stream, termination)
         elif ended.errno == 0:
             self._end(stream)
@@ -435,11 +568,13 @@ class Crew:
         elif choice is Mend.DISCARD:
             stream.sink.close()
             stream.sink = fds.Fd(os.dup(self._null_fd))
+            self._on_change()
             self._fork(stream)
         else:
             if stream.outlet is not None:
                 with contextlib.suppress(OSError):  # the next worker will say it again
                     stream.outlet.renew()
+                self._on_change()
             self._fork_after(stream, pause_s(_DEATHS_WITHOUT_PAUSE + stream.errors_in_a_row))
 
     def _fork_after(self, stream: Stream, delay_s: float) -> None:
@@ -447,10 +582,13 @@ class Crew:
             self._fork(stream)
         else:
             delay_s = min(delay_s, self._longest_pause_s)
-            self._loop.call_after(self._timer(stream), delay_s, partial(self._fork, stream))
+            self._loop.call_after(
+                self._timer(stream), delay_s, lambda: self._fork_if_wanted(stream)
+            )
 
     def _end(self, stream: Stream) -> None:
         stream.finish()
+        self._on_change()
         self._on_stream_over()
 
 
@@ -465,6 +603,21 @@ class _Watch:
         self._termination: waitstatus.Termination | None = None
         crew.loop.watch(report_rfd.fileno(), self._on_readable)
         crew.watch(stream.pid, self._on_exit)
+
+    def fileno(self) -> int:
+        """Lend the report pipe's read end."""
+        return self._report_rfd.fileno()
+
+    def abandon(self) -> None:
+        """Listen no more; somebody else expects the worker's end."""
+        if self._report_rfd.is_open:
+            self._crew.loop.forget(self._report_rfd.fileno())
+            self._report_rfd.close()
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing has been heard of the worker so far."""
+        return self._termination is None and self._report_rfd.is_open and not self._record
 
     def _on_readable(self) -> None:
         chunk = os.read(self._report_rfd.fileno(), report.MOST_BYTES + 1)

@@ -15,10 +15,11 @@ import orjson
 from supervisor import statedir
 from supervisor.errors import ShimError, reason
 from supervisor.log import rfc3339
-from supervisor.waitstatus import Exited, Killed, shell_status, signal_name
+from supervisor.waitstatus import Exited, Killed, Unknown, shell_status, signal_name
 
 if TYPE_CHECKING:
-    from supervisor.shim import Outcome
+    from supervisor.order import Outcome
+    from supervisor.waitstatus import Termination
 
 
 def make_directory(path: str) -> str:
@@ -46,13 +47,13 @@ def fields(container_id: str, outcome: Outcome, began_ns: int, ended_ns: int) ->
     return {
         "id": container_id,
         "pid": outcome.pid or None,
-        "status": shell_status(end) if end else error.exit_status if error else None,
+        "status": _status(end, error),
         "exitCode": end.exit_status if isinstance(end, Exited) else None,
         "signal": signal_name(end.signum) if isinstance(end, Killed) else None,
         "coreDumped": isinstance(end, Killed) and end.core_dumped,
         "oomKills": outcome.oom_kills,
         "stopRequested": outcome.was_asked_to_stop,
-        "error": None if error is None else str(error),
+        "error": f"its end is {end}" if isinstance(end, Unknown) else error and str(error),
         "began": rfc3339(began_ns),
         "ended": rfc3339(ended_ns),
         "streams": {
@@ -60,6 +61,12 @@ def fields(container_id: str, outcome: Outcome, began_ns: int, ended_ns: int) ->
             for name, copied_bytes, deaths in outcome.streams
         },
     }
+
+
+def _status(end: Termination | None, error: ShimError | None) -> int | None:
+    if isinstance(end, Unknown):
+        return None
+    return shell_status(end) if end else error.exit_status if error else None
 
 
 def write(directory: str, record: dict[str, Any]) -> None:

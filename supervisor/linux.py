@@ -17,6 +17,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 # int prctl(int option, unsigned long arg2, arg3, arg4, arg5): five words, never fewer.
 _libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
 _libc.prctl.restype = ctypes.c_int
+_libc.syscall.restype = ctypes.c_long
+
+_SYS_PIDFD_GETFD = 438
+"""The same on every architecture; the C library has a function for it since glibc 2.36 only."""
 
 
 def _prctl(option: int, arg2: int) -> None:
@@ -59,3 +63,23 @@ def set_child_subreaper(enabled: bool) -> None:
 def is_child_subreaper() -> bool:
     """Say whether this process is a subreaper. Source: prctl(2), PR_GET_CHILD_SUBREAPER."""
     return bool(_prctl_get(PR_GET_CHILD_SUBREAPER))
+
+
+def pidfd_getfd(pidfd: int, target_fd: int) -> int:
+    """Return a duplicate, close-on-exec, of a descriptor of another process; the caller owns it.
+
+    Raises:
+        OSError: EBADF: it has no such descriptor; ESRCH: it is gone; EPERM: it may not be traced.
+
+    Source: pidfd_getfd(2), Linux 5.6.
+    """
+    fd = _libc.syscall(
+        ctypes.c_long(_SYS_PIDFD_GETFD),
+        ctypes.c_int(pidfd),
+        ctypes.c_int(target_fd),
+        ctypes.c_uint(0),
+    )
+    if fd < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno), f"pidfd_getfd({target_fd})")
+    return int(fd)

@@ -10,7 +10,9 @@ Source: sd_notify(3); unix(7) for abstract names.
 
 from __future__ import annotations
 
+import array
 import os
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 SOCKET_VARIABLE = "NOTIFY_SOCKET"
 _LONGEST_STATUS = 512
+_SOL_SOCKET, _SCM_RIGHTS = 1, 1  # the module `socket` is imported where somebody listens
 
 
 class Notifier:
@@ -70,6 +73,30 @@ class Notifier:
     def extend_timeout(self, seconds: float) -> None:
         """Ask for so much time from now for the phase that begins, whatever the unit's limit."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
+
+    def reloading(self) -> None:
+        """Say that we take up another version; `ready` says that it is over."""
+        self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def keep(self, descriptors: Mapping[str, int]) -> None:
+        """Leave these with systemd, under their names, for whoever is started after us.
+
+        Source: sd_notify(3), FDSTORE=1; FDPOLL=0, or a pipe at its end would be taken out.
+        """
+        if self._socket is None:
+            return
+        for name, fd in descriptors.items():
+            message = f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0".encode()
+            rights = array.array("i", [fd]).tobytes()
+            with suppress(OSError):
+                self._socket.sendmsg(
+                    [message], [(_SOL_SOCKET, _SCM_RIGHTS, rights)], 0, self._address
+                )
+
+    def keep_no_more(self, names: Iterable[str]) -> None:
+        """Take back what was left there under these names."""
+        for name in names:
+            self._send("FDSTOREREMOVE=1", f"FDNAME={name}")
 
     def pass_on(self, lines: Iterable[str]) -> None:
         """Say what somebody else has said, in one message."""

@@ -9,16 +9,31 @@ Source: Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from supervisor import cgroups
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class OomWatch:
     """Counts from its making on: a cgroup may have had a container before."""
 
-    def __init__(self, pid: int) -> None:
-        """Find the cgroup of `pid`. Of a process that is gone already nothing is known."""
+    def __init__(self, pid: int, packed: Mapping[str, Any] | None = None) -> None:
+        """Find the cgroup of `pid`. Of a process that is gone already nothing is known.
+
+        `packed`: go on with the count of an earlier supervisor.
+        """
+        if packed is not None:
+            self._path, self._before = str(packed["path"]), int(packed["before"])
+            return
         self._path = _counter_path(cgroups.membership(pid))
         self._before = _read(self._path)
+
+    def pack(self) -> dict[str, Any]:
+        """Return what a successor needs."""
+        return {"path": self._path, "before": self._before}
 
     def kills(self) -> int:
         """Return how many processes of the cgroup were killed since; 0 where nobody counts.

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from supervisor import fds
 from supervisor.errors import ShimError, UsageError, reason
@@ -25,6 +25,7 @@ from workers.logfile import LogFile
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from supervisor.deposit import Contents, Parcel
     from supervisor.sinks import Sink
     from workers.desk import Desk
     from workers.engines import Route
@@ -34,6 +35,13 @@ _PIECE_BYTES = 32 << 10
 
 _LONGEST_ANNOTATION = 1024
 """Characters: each record has it."""
+
+
+class Came(NamedTuple):
+    """What was packed of each stream's outlet, and the descriptors that belong to it."""
+
+    packed: Mapping[str, dict[str, Any]]
+    contents: Contents
 
 
 class Outlet(Protocol):
@@ -60,16 +68,25 @@ class Outlet(Protocol):
             OSError: It is not there yet.
         """
 
+    def pack(self, parcel: Parcel) -> dict[str, Any]:
+        """Return what `open_outlets` of a successor is given for this stream."""
+
     def close(self) -> None:
         """Close everything; a second call does nothing."""
 
 
 def open_outlets(
-    wanted: Mapping[str, Sink], container_id: str, bundle: str, *, is_console: bool
+    wanted: Mapping[str, Sink],
+    container_id: str,
+    bundle: str,
+    *,
+    is_console: bool,
+    came: Came | None = None,
 ) -> dict[str, Outlet]:
     """Open what is wanted of each stream, "stdout" and "stderr"; the caller owns the outlets.
 
-    Streams with the same log file share it.
+    Streams with the same log file share it. `came`: what an earlier supervisor has packed of the
+    same outlets; nothing is opened then.
 
     Raises:
         BundleError: Annotations are asked for, and config.json cannot be read.
@@ -82,13 +99,16 @@ def open_outlets(
         for name, sink in wanted.items():
             if name in opened:
                 continue
+            left = {} if came is None else came.packed[name]
+            kept = () if came is None else tuple(came.contents.take(n).take() for n in left["fds"])
             if sink.kind is SinkKind.JOURNAL:
-                opened[name] = _open_journal(name, sink, who, bundle, is_console=is_console)
+                origin = _unpacked(left["origin"]) if left else _described(who, sink, bundle)
+                opened[name] = _open_journal(name, sink, origin, kept, is_console=is_console)
             elif sink.kind is SinkKind.JOURNAL_STREAM:
-                opened[name] = _open_journal_stream(name, sink, container_id)
+                opened[name] = _open_journal_stream(name, sink, container_id, kept)
             else:
                 names = [name for name, other in wanted.items() if _is_same_file(sink, other)]
-                opened.update(_open_log(names, sink))
+                opened.update(_open_log(names, sink, kept))
     except BaseException:
         for outlet in opened.values():
             outlet.close()
@@ -104,10 +124,10 @@ def _is_same_file(sink: Sink, other: Sink) -> bool:
     return True
 
 
-def _open_log(names: list[str], sink: Sink) -> dict[str, Outlet]:
+def _open_log(names: list[str], sink: Sink, kept: tuple[int, ...]) -> dict[str, Outlet]:
     directory_path, file_name = os.path.split(os.path.realpath(sink.path))
     try:
-        directory = _open_directory(directory_path)
+        directory = fds.Fd(kept[0]) if kept else _open_directory(directory_path)
     except OSError as error:
         raise ShimError(f"open {directory_path}: {reason(error)}") from error
     is_cri = sink.kind is SinkKind.CRI
@@ -118,6 +138,7 @@ def _open_log(names: list[str], sink: Sink) -> dict[str, Outlet]:
             {name: CriFormat(name) if is_cri else PlainFormat(_PIECE_BYTES) for name in names},
             max_bytes=sink.max_bytes,
             keep=sink.keep,
+            kept=kept[1:],
         )
     except OSError as error:  # EMFILE, ENOMEM
         directory.close()
@@ -130,21 +151,33 @@ def _open_directory(path: str) -> fds.Fd:
     return fds.Fd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
 
-def _open_journal(stream: str, sink: Sink, who: Origin, bundle: str, *, is_console: bool) -> Outlet:
+def _described(who: Origin, sink: Sink, bundle: str) -> Origin:
     extra = _annotation_fields(bundle, sink.annotations) if sink.annotations else ()
+    return replace(who, tag=sink.tag, extra=extra)
+
+
+def _unpacked(origin: dict[str, Any]) -> Origin:
+    extra = tuple((name, value) for name, value in origin["extra"])
+    return Origin(**{**origin, "extra": extra})
+
+
+def _open_journal(
+    stream: str, sink: Sink, origin: Origin, kept: tuple[int, ...], *, is_console: bool
+) -> Outlet:
     try:
         journal = Journal(
-            replace(who, tag=sink.tag, extra=extra),
+            origin,
             stream,
             _priority(stream, sink),
             is_console=is_console,
             is_json=sink.is_json,
             is_joined=sink.is_joined,
             limit_bytes=sink.max_line_bytes,
+            kept=kept,
         )
     except OSError as error:
         raise ShimError(f"connect to {JOURNAL_SOCKET}: {reason(error)}") from error
-    return _JournalOutlet(journal)
+    return _JournalOutlet(journal, origin)
 
 
 def _annotation_fields(bundle: str, patterns: Iterable[str]) -> tuple[tuple[str, str], ...]:
@@ -155,7 +188,9 @@ def _annotation_fields(bundle: str, patterns: Iterable[str]) -> tuple[tuple[str,
     )
 
 
-def _open_journal_stream(stream: str, sink: Sink, container_id: str) -> Outlet:
+def _open_journal_stream(
+    stream: str, sink: Sink, container_id: str, kept: tuple[int, ...]
+) -> Outlet:
     try:
         with open("/proc/self/cgroup") as cgroups:
             unit = unit_of(cgroups.read())
@@ -163,7 +198,7 @@ def _open_journal_stream(stream: str, sink: Sink, container_id: str) -> Outlet:
         raise ShimError(f"open /proc/self/cgroup: {reason(error)}") from error
     first = header(sink.tag or container_id, unit, _priority(stream, sink))
     try:
-        return _JournalStreamOutlet(JournalStream(first))
+        return _JournalStreamOutlet(JournalStream(first, fd=kept[0] if kept else -1))
     except OSError as error:
         raise ShimError(f"connect to {STREAM_SOCKET}: {reason(error)}") from error
 
@@ -186,6 +221,9 @@ class _LogSite:
         self._directory.close()
         self._directory = fresh
         self.log.dir_fd = fresh.fileno()
+
+    def pack(self, parcel: Parcel) -> dict[str, Any]:
+        return {"fds": [parcel.add(fd) for fd in self.log.fds]}
 
     def close(self) -> None:
         self.log.close()
@@ -214,6 +252,9 @@ class _LogOutlet:
     def renew(self) -> None:
         self._site.renew()  # the file itself is opened anew by each worker
 
+    def pack(self, parcel: Parcel) -> dict[str, Any]:
+        return self._site.pack(parcel)
+
     def close(self) -> None:
         self._site.close()
 
@@ -223,8 +264,9 @@ class _JournalOutlet:
 
     is_file = False
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, origin: Origin) -> None:
         self._journal = journal
+        self._origin = origin
         self._supervisor_pid = os.getpid()
 
     @property
@@ -239,6 +281,12 @@ class _JournalOutlet:
 
     def renew(self) -> None:
         self._journal.reconnect()
+
+    def pack(self, parcel: Parcel) -> dict[str, Any]:
+        return {
+            "fds": [parcel.add(fd) for fd in self._journal.fds],
+            "origin": asdict(self._origin),
+        }
 
     def close(self) -> None:
         self._journal.close()
@@ -261,6 +309,9 @@ class _JournalStreamOutlet:
 
     def renew(self) -> None:
         self._stream.reconnect()
+
+    def pack(self, parcel: Parcel) -> dict[str, Any]:
+        return {"fds": [parcel.add(self._stream.socket.fileno())]}
 
     def close(self) -> None:
         self._stream.close()

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from supervisor import console, fds
 from supervisor.crew import Stream
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from supervisor.crew import Crew
+    from supervisor.deposit import Contents, Parcel
     from supervisor.oci import ProcessRecord
     from supervisor.stdio import Stdio
     from supervisor.terminal import UserTerminal
@@ -86,7 +89,42 @@ class Plumbing:
             is_passthrough=setting in stdio.passthrough,
             outlet=stdio.outlets.get(setting),
             reopen=stdio.reopeners.get(setting),
+            setting=setting,
         )
+
+    def pack(self, parcel: Parcel) -> dict[str, Any]:
+        """Return what `go_on` needs."""
+        return {"console": -1 if self._ptmx is None else parcel.add(self._ptmx.fileno())}
+
+    def go_on(
+        self,
+        packed: Mapping[str, Any],
+        streams: Iterable[Mapping[str, Any]],
+        contents: Contents,
+        stdio: Stdio,
+        *,
+        is_parent: bool,
+    ) -> None:
+        """Take the console and the streams of an earlier supervisor, see `Crew.go_on`."""
+        ptmx = contents.take(packed["console"])
+        self._ptmx = ptmx if ptmx.is_open else None
+        for each in streams:
+            setting = each["setting"]
+            scratch = [contents.take(index) for index in each["scratch"]]
+            outlet = stdio.outlets.get(setting)
+            stream = Stream(
+                each["name"],
+                contents.take(each["source"]),
+                contents.take(each["sink"]),
+                sink_name=stdio.names.get(setting, ""),
+                is_passthrough=setting in stdio.passthrough,
+                outlet=outlet,
+                reopen=None if outlet else stdio.reopeners.get(setting),
+                setting=setting,
+                packed=each,
+                scratch=(scratch[0], scratch[1]) if scratch else None,
+            )
+            self._crew.go_on(stream, contents.take(each["report"]), is_parent=is_parent)
 
     def resize(self, columns: int, rows: int) -> None:
         """Set the console's size; without a console nothing happens."""

@@ -59,12 +59,18 @@ class Words(NamedTuple):
 class Relay:
     """The container's socket. Owned until `close`, which leaves the file to its directory."""
 
-    def __init__(self, *, uid: int, gid: int) -> None:
+    def __init__(self, *, uid: int, gid: int, fd: int = -1) -> None:
         """Make DIRECTORY in the current directory with the socket in it, for this host's `uid`.
+
+        `fd`: take over an earlier supervisor's socket instead.
 
         Raises:
             OSError: It cannot be made.
         """
+        self._cgroups: dict[str, str] = {}
+        if fd >= 0:
+            self._socket = socket.socket(fileno=fd)
+            return
         os.mkdir(DIRECTORY, 0o755)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._socket.setblocking(False)
@@ -74,7 +80,6 @@ class Relay:
         os.chmod(path, 0o666)  # noqa: S103 -- whichever user the service in the container becomes
         for each in (DIRECTORY, path):
             os.chown(each, uid, gid)
-        self._cgroups: dict[str, str] = {}
 
     def fileno(self) -> int:
         """Lend the descriptor to watch."""

@@ -14,8 +14,19 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from supervisor import cgroups, daemonize, exit_record, home, oci, signals, statedir
+from supervisor import (
+    adoption,
+    cgroups,
+    daemonize,
+    exit_record,
+    home,
+    oci,
+    signals,
+    statedir,
+    upgrade,
+)
 from supervisor.calls import ask_runtime
+from supervisor.deposit import Deposit, DepositError
 from supervisor.errors import (
     AlreadySupervisedError,
     BundleError,
@@ -25,15 +36,18 @@ from supervisor.errors import (
     reason,
 )
 from supervisor.ids import check_id
-from supervisor.notify import SOCKET_VARIABLE, Notifier
+from supervisor.notify import SILENT, SOCKET_VARIABLE, Notifier
+from supervisor.order import Order, Outcome, order_of
 from supervisor.runtime import RuntimeCaller, parse_state
-from supervisor.shim import Order, Outcome, supervise
+from supervisor.shim import go_on as shim_go_on
+from supervisor.shim import rehearse, supervise
 from supervisor.sinks import parse_sink, with_absolute_path
+from supervisor.succession import Orphans
 from supervisor.terminal import find_terminal
 from supervisor.waitstatus import shell_status, signal_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from supervisor.log import Log
     from supervisor.relay import Relay
@@ -60,6 +74,7 @@ class RunRequest:
     log: str | None = None
     exit_dir: str | None = None
     sdnotify: str = "supervisor"
+    adopt: bool = False
 
 
 def run(request: RunRequest) -> int:
@@ -68,6 +83,7 @@ def run(request: RunRequest) -> int:
     Raises:
         ShimError: Nothing was started, or the container never ran.
     """
+    command = upgrade.own_command()
     check_id(request.container_id)
     parse_sink(request.log or "")
     request = _settle_detach(request)
@@ -75,9 +91,13 @@ def run(request: RunRequest) -> int:
     terminal = bundle.terminal or request.terminal
     if request.exit_dir is not None:
         request = replace(request, exit_dir=exit_record.make_directory(request.exit_dir))
+    kept = adoption.take_kept(os.environ)
     signals.hold()
     claimed = home.claim(request.root, request.container_id)
     try:
+        past = _find_past(claimed, kept) if request.adopt and claimed.is_stale else None
+        if past is not None:
+            return _adopt(claimed, past, detach=request.detach, command=command)
         _recover(claimed, request)
         try:
             runtime_bundle = _prepare(claimed, request, bundle, terminal=terminal)
@@ -96,6 +116,16 @@ def run(request: RunRequest) -> int:
         stop_signal=request.stop_signal,
         stop_timeout_s=request.stop_timeout_s,
         relay=relayed,
+        front={
+            "path": claimed.path,
+            "exit_dir": request.exit_dir,
+            "is_daemon": request.detach,
+            "began_ns": time.time_ns(),
+        },
+        lock_fd=claimed.lock_fd,
+        command=command,
+        is_adoptable=True,
+        is_kept=request.adopt,
     )
     signum = signals.held_stop()
     if signum is not None:
@@ -103,13 +133,154 @@ def run(request: RunRequest) -> int:
         raise StoppedError(f"stopped by {signal_name(signum)} before its creation")
     if request.detach:
         daemonize.detach(
-            lambda herald: _supervise_detached(claimed, order, herald, request.exit_dir),
+            lambda herald: _supervise_detached(claimed, order, herald),
             working_directory=claimed.state_dir,
             preserve_fds=[claimed.lock_fd],
         )
         return 0
     user_terminal = find_terminal(is_input=request.interactive) if terminal else None
-    return _supervise_here(claimed, order, user_terminal, request.exit_dir)
+    if _has_controlling_terminal():
+        # Then a hang-up is the terminal's, and the worker of a raw one has to see us go.
+        order = replace(order, command=(), is_adoptable=False)
+    return _supervise_here(claimed, order, user_terminal)
+
+
+def adopt(container_id: str, root: str, *, detach: bool) -> int:
+    """Go on with a container whose supervisor was killed, to its end or as a daemon; as `run`.
+
+    Raises:
+        ShimError: It has a supervisor, or nothing to go on with is left.
+    """
+    command = upgrade.own_command()
+    check_id(container_id)
+    kept = adoption.take_kept(os.environ)
+    signals.hold()
+    claimed = home.claim(root, container_id)
+    is_stale = claimed.is_stale
+    try:
+        past = _find_past(claimed, kept) if is_stale else None
+    except ShimError:
+        claimed.release()
+        raise
+    if past is None:
+        (claimed.release if is_stale else claimed.remove)()
+        raise ShimError("nothing to adopt: " + _WHY_NOTHING)
+    return _adopt(claimed, past, detach=detach, command=command)
+
+
+_WHY_NOTHING = "it has ended, or its supervisor was killed before it ran"
+
+
+def _find_past(claimed: home.Home, kept: Deposit | None) -> Deposit | None:
+    """Return what a killed supervisor has left; None if it has ended.
+
+    Raises:
+        DepositError: It is not to be had.
+    """
+    if not os.path.exists(os.path.join(claimed.state_dir, statedir.HANDOVER_NAME)):
+        return None
+    return kept or adoption.find(claimed.state_dir)
+
+
+def _adopt(claimed: home.Home, past: Deposit, *, detach: bool, command: tuple[str, ...]) -> int:
+    os.chdir(claimed.state_dir)
+    if detach and SOCKET_VARIABLE not in os.environ:
+        daemonize.detach(
+            lambda herald: _adopt_detached(claimed, past, herald, command),
+            working_directory=claimed.state_dir,
+            preserve_fds=[claimed.lock_fd, *past.fds],
+        )
+        return 0
+    notifier = Notifier(_environment_of_a_main_process())
+    try:
+        cgroups.enter_unit(os.environ)
+    except ShimError as error:
+        _say(str(error))
+    order, supervise_it = _adopter(claimed, past, notifier, command)
+    return _end_here(claimed, order, supervise_it, is_successor=True)
+
+
+def _adopt_detached(
+    claimed: home.Home, past: Deposit, herald: daemonize.Herald, command: tuple[str, ...]
+) -> None:
+    signals.hold()
+    try:
+        order, supervise_it = _adopter(claimed, past, SILENT, command, herald.started)
+    except ShimError as error:
+        herald.failed(error)
+        return
+    failed = _end_detached(claimed, order, supervise_it, is_successor=True)
+    if failed is not None:
+        herald.failed(failed)
+
+
+def _adopter(
+    claimed: home.Home,
+    past: Deposit,
+    notifier: Notifier,
+    command: tuple[str, ...],
+    on_started: Callable[[], None] | None = None,
+) -> tuple[Order, Callable[[Log], Outcome]]:
+    """Return the order of the killed supervisor, for this one, and what carries it out.
+
+    With `on_started` this one is a daemon.
+    """
+    is_daemon = on_started is not None
+    contents = past.look()
+    if contents.document["front"]["path"] != claimed.path:
+        contents.close()
+        raise DepositError("handover: of another container")
+    order = order_of(contents.document, notifier=notifier, command=command)
+    order = replace(
+        order,
+        lock_fd=claimed.lock_fd,
+        has_job_control=not is_daemon,
+        on_started=on_started or order.on_started,
+        front={**order.front, "is_daemon": is_daemon},
+    )
+
+    def supervise_it(log: Log) -> Outcome:
+        claimed.write_pid()
+        log.notice(f"adopting, after supervisor {contents.document['pid']}")
+        left = adoption.workers(claimed.state_dir)
+        return shim_go_on(order, log, contents, Orphans(past, left))
+
+    return order, supervise_it
+
+
+def go_on(arrival: upgrade.Arrival) -> int:
+    """Go on as the program that this process was before, to the container's end; as `run`.
+
+    Raises:
+        ShimError: As `shim.go_on`.
+    """
+    document = arrival.contents.document
+    front = document["front"]
+    claimed = home.Home(front["path"], arrival.lock)
+    environment = {} if front["is_daemon"] else _environment_of_a_main_process()
+    command = upgrade.own_command()
+    if arrival.is_rehearsal:
+        order = order_of(document, notifier=SILENT, command=command)
+        rehearse(order, arrival.contents)
+        upgrade.end_rehearsal()
+    order = order_of(document, notifier=Notifier(environment), command=command)
+    order = replace(order, lock_fd=claimed.lock_fd, has_job_control=not front["is_daemon"])
+
+    def supervise_on(log: Log) -> Outcome:
+        return shim_go_on(order, log, arrival.contents)
+
+    if front["is_daemon"]:
+        _end_detached(claimed, order, supervise_on, is_successor=True)
+        return 0
+    return _end_here(claimed, order, supervise_on, is_successor=True)
+
+
+def _has_controlling_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _settle_detach(request: RunRequest) -> RunRequest:
@@ -150,8 +321,11 @@ def _recover(claimed: home.Home, request: RunRequest) -> None:
             raise AlreadySupervisedError(
                 "its supervisor is gone and its container is "
                 f"{state.status} (pid {state.pid}); "
+                f"`forkshim adopt {request.container_id}` goes on with it, "
                 f"`{' '.join(caller.delete(force=True))}` ends it"
             )
+        if os.path.exists(os.path.join(claimed.state_dir, statedir.HANDOVER_NAME)):
+            adoption.end_workers(claimed.state_dir)
         if state is not None and state.bundle == caller.bundle:
             ask_runtime(caller.name, caller.delete())
     claimed.clear()
@@ -238,23 +412,43 @@ def _choose_cgroup(request: RunRequest) -> str:
     return "" if is_made_by_systemd else payload
 
 
-def _supervise_here(
-    claimed: home.Home, order: Order, user_terminal: UserTerminal | None, exit_dir: str | None
-) -> int:
-    log = statedir.open_log(mirror_prefix=f"forkshim: {order.container_id}")
-    try:
+def _supervise_here(claimed: home.Home, order: Order, user_terminal: UserTerminal | None) -> int:
+    notifier = Notifier(_environment_of_a_main_process())
+    order = replace(order, has_job_control=True, terminal=user_terminal, notifier=notifier)
+
+    def supervise_it(log: Log) -> Outcome:
         claimed.write_pid()
-        notifier = Notifier(_environment_of_a_main_process())
-        order = replace(order, has_job_control=True, terminal=user_terminal, notifier=notifier)
-        outcome = _supervise_on_record(order, log, exit_dir)
-        if notifier.is_heard and _has_done_as_told(outcome, order):
-            return 0
-        return _exit_status(outcome)
+        return supervise(order, log)
+
+    try:
+        return _end_here(claimed, order, supervise_it)
     finally:
         if user_terminal is not None:
             user_terminal.restore()
+
+
+def _end_here(
+    claimed: home.Home,
+    order: Order,
+    supervise_it: Callable[[Log], Outcome],
+    *,
+    is_successor: bool = False,
+) -> int:
+    """Supervise in the foreground; returns our own exit status. Nothing is left.
+
+    But for what a successor could not even take over: there is a container behind it.
+    """
+    log = statedir.open_log(mirror_prefix=f"forkshim: {order.container_id}")
+    is_over = not is_successor
+    try:
+        outcome = _supervise_on_record(order, log, supervise_it)
+        is_over = True
+        if order.notifier.is_heard and _has_done_as_told(outcome, order):
+            return 0
+        return _exit_status(outcome)
+    finally:
         log.close()
-        claimed.remove()
+        (claimed.remove if is_over else claimed.release)()
 
 
 def _environment_of_a_main_process() -> Mapping[str, str]:
@@ -280,30 +474,49 @@ def _has_done_as_told(outcome: Outcome, order: Order) -> bool:
     )
 
 
-def _supervise_detached(
-    claimed: home.Home, order: Order, herald: daemonize.Herald, exit_dir: str | None
-) -> None:
-    """Supervise in the daemon. A container that ran leaves its directory, with `exitStatus`."""
+def _supervise_detached(claimed: home.Home, order: Order, herald: daemonize.Herald) -> None:
+    """Supervise in the daemon."""
     signals.hold()
+    order = replace(order, on_started=herald.started)
+
+    def supervise_it(log: Log) -> Outcome:
+        claimed.write_pid()
+        return supervise(order, log)
+
+    error = _end_detached(claimed, order, supervise_it)
+    if error is not None:
+        herald.failed(error)
+
+
+def _end_detached(
+    claimed: home.Home,
+    order: Order,
+    supervise_it: Callable[[Log], Outcome],
+    *,
+    is_successor: bool = False,
+) -> ShimError | None:
+    """Supervise in a daemon. A container that ran leaves its directory, with `exitStatus`."""
     log = statedir.open_log()
     try:
-        claimed.write_pid()
-        order = replace(order, on_started=herald.started)
-        _exit_status(_supervise_on_record(order, log, exit_dir))
+        _exit_status(_supervise_on_record(order, log, supervise_it))
     except ShimError as error:
         log.error(str(error))
-        if not os.path.exists(os.path.join(claimed.state_dir, statedir.EXIT_STATUS_NAME)):
+        has_run = is_successor or os.path.exists(
+            os.path.join(claimed.state_dir, statedir.EXIT_STATUS_NAME)
+        )
+        if not has_run:
             claimed.remove()
-        herald.failed(error)
+        return error
     finally:
         log.close()
         claimed.release()
+    return None
 
 
-def _supervise_on_record(order: Order, log: Log, exit_dir: str | None) -> Outcome:
-    """Supervise, and leave a record of the end in `exit_dir`, if there is one."""
-    began_ns = time.time_ns()
-    outcome = supervise(order, log)
+def _supervise_on_record(order: Order, log: Log, supervise_it: Callable[[Log], Outcome]) -> Outcome:
+    """Supervise, and leave a record of the end in the front end's `exit_dir`, if there is one."""
+    outcome = supervise_it(log)
+    exit_dir, began_ns = order.front["exit_dir"], order.front["began_ns"]
     if exit_dir is not None:
         record = exit_record.fields(order.container_id, outcome, began_ns, time.time_ns())
         try:

@@ -10,7 +10,7 @@ SIGSTOP, say) is killed, which is harmless to the bytes, and replaced.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from supervisor.calls import CALL_LIMIT_S, HURRY_S
 from supervisor.drain import STALLED_S
@@ -18,6 +18,8 @@ from supervisor.lifecycle import State
 from supervisor.stopping import KILL_OVERDUE_S
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from supervisor.crew import Crew
     from supervisor.log import Log
     from supervisor.loop import Loop
@@ -52,8 +54,12 @@ class Service:
         *,
         stop_timeout_s: float,
         is_relayed: bool,
+        packed: Mapping[str, Any] | None = None,
     ) -> None:
-        """Take the grace period, and whether the container itself says when it is ready."""
+        """Take the grace period, and whether the container itself says when it is ready.
+
+        `packed`: go on with what the container has said to an earlier supervisor, see `pack`.
+        """
         self._notifier = notifier
         self._loop = loop
         self._crew = crew
@@ -65,20 +71,47 @@ class Service:
         self._is_relayed = is_relayed
         self._is_watched_inside = False
         self._words = ""
+        self._is_ready = False
+        if packed is not None:
+            self._words, self._is_ready = packed["words"], packed["is_ready"]
+            self._is_watched_inside = packed["is_watched_inside"]
         self._suspects: dict[str, tuple[int, int]] = {}
         if notifier.watchdog_s:
             self._give_sign_of_life()
+
+    def pack(self) -> dict[str, Any]:
+        """Return what a successor needs."""
+        return {
+            "words": self._words,
+            "is_ready": self._is_ready,
+            "is_watched_inside": self._is_watched_inside,
+        }
+
+    def reloading(self) -> None:
+        """Another version is about to take over."""
+        if self._is_ready:
+            self._notifier.reloading()
+
+    def go_on(self, state: State, text: str) -> None:
+        """It runs, as before: after a reload, or under another supervisor."""
+        self._state, self._text = state, text
+        if self._is_ready:
+            self._notifier.ready(self._line())
+        else:
+            self._notifier.status(self._line())
 
     def ready(self) -> None:
         """The container's process runs."""
         if self._is_relayed:
             self._notifier.status(self._line())
         else:
+            self._is_ready = True
             self._notifier.ready(self._line())
 
     def heard(self, words: Words) -> None:
         """Pass on what the container says of itself; its STATUS= becomes a part of ours."""
         # From its first sign of life on it is the one that is watched: ours would hide its silence.
+        self._is_ready |= words.is_ready
         self._is_watched_inside |= "WATCHDOG=1" in words.lines
         if words.lines:
             self._notifier.pass_on(words.lines)

@@ -8,93 +8,47 @@ directory, choose an `Order`, and look at the `Outcome`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
-from supervisor import control, fds, lifecycle, linux, oci, statedir
+from supervisor import __version__, control, fds, lifecycle, linux, oci, statedir, upgrade
 from supervisor.calls import HURRY_S, RuntimeCalls
 from supervisor.creation import Creation, Remains, explain
 from supervisor.crew import Crew
+from supervisor.deposit import Contents, DepositError, Parcel
 from supervisor.drain import DrainWatch, Verdict
 from supervisor.errors import RuntimeFailedError, ShimError, StoppedError
 from supervisor.lifecycle import Action, Event, State
+from supervisor.log import Log
 from supervisor.loop import Loop
-from supervisor.notify import SILENT
 from supervisor.oom import OomWatch
+from supervisor.order import Outcome
+from supervisor.order import pack as pack_order
+from supervisor.payload import Payload
 from supervisor.plumbing import Plumbing
 from supervisor.reaper import Reaper
 from supervisor.runtime import RuntimeCaller
 from supervisor.service import Service
 from supervisor.signals import FORWARDED_SIGNALS, STOP_SIGNALS, SignalRouter
 from supervisor.stdio import Stdio, StdioOpener
+from supervisor.stdio import go_on as go_on_with_stdio
 from supervisor.stopping import Stopper
-from supervisor.waitstatus import Termination, shell_status, signal_name
+from supervisor.succession import Past, Succession
+from supervisor.waitstatus import Termination, Unknown, protocol_status, shell_status, signal_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from supervisor.log import Log
-    from supervisor.notify import Notifier
-    from supervisor.relay import Relay
-    from supervisor.terminal import UserTerminal
+    from supervisor.order import Order
+    from supervisor.succession import Orphans
+
 
 REAP_LIMIT_S = 5.0
 _LATE = "late children"
 _DRAIN = "drain"
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What a front end wants.
-
-    Attributes:
-        container_id: Checked.
-        bundle: Absolute path; the runtime's working directory.
-        runtime: Name or path of the OCI runtime.
-        starts_container: Run the runtime's `start` too; an engine does that itself.
-        stop_signal: What a stop sends first.
-        stop_timeout_s: The grace period after it.
-        has_job_control: A shell may stop and continue us.
-        terminal: The person's terminal that is joined to the container's, or None.
-        on_started: Called once when the container process runs.
-        notifier: The way to the service manager; the default has none.
-        relay: The container's own way to it, by us; lent.
-    """
-
-    container_id: str
-    bundle: str
-    runtime: str
-    starts_container: bool = False
-    stop_signal: int = signal.SIGTERM
-    stop_timeout_s: float = 10.0
-    has_job_control: bool = False
-    terminal: UserTerminal | None = None
-    on_started: Callable[[], None] = lambda: None
-    notifier: Notifier = SILENT
-    relay: Relay | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How it went: the container process's end, or why there was none; start errors have both.
-
-    Attributes:
-        termination: None if it never ran.
-        error: Why it could not begin.
-        was_asked_to_stop: By TERM or INT, at any time.
-        pid: The container process's; 0 if there was none.
-        oom_kills: How many processes of the container the kernel has killed for want of memory.
-        streams: Of each stream its name, the bytes it has copied, and how many of its workers died.
-    """
-
-    termination: Termination | None
-    error: ShimError | None
-    was_asked_to_stop: bool = False
-    pid: int = 0
-    oom_kills: int = 0
-    streams: tuple[tuple[str, int, int], ...] = ()
 
 
 def supervise(order: Order, log: Log) -> Outcome:
@@ -115,11 +69,70 @@ def supervise(order: Order, log: Log) -> Outcome:
             control_fifo = statedir.open_fifo("control")
             record = oci.read_process("process.json")
             checkpoint = oci.read_checkpoint(record.checkpoint) if record.checkpoint else None
-            return _Supervisor(order, log, router, control_fifo, record, checkpoint, title).run()
+            supervisor = _Supervisor(order, log, router, exit_fifo, control_fifo, record, title)
+            return supervisor.run(checkpoint)
         finally:
             exit_fifo.close()
     finally:
         router.close()
+
+
+def go_on(order: Order, log: Log, contents: Contents, orphans: Orphans | None = None) -> Outcome:
+    """Go on with the process of an earlier supervisor, until it is gone; as `supervise`.
+
+    Args:
+        order: From `order_of`.
+        log: As for `supervise`.
+        contents: What that supervisor had; owned from now on.
+        orphans: What else is left, if that supervisor is dead; owned from now on. None: it was
+            this very process, and its children are ours.
+
+    Raises:
+        ShimError: What it had cannot be used.
+    """
+    with contextlib.ExitStack() as stack:
+        return _take_up(order, log, Past(contents, orphans), stack).run_on()
+
+
+def rehearse(order: Order, contents: Contents) -> None:
+    """Do what `go_on` does before it begins to serve, then supervise something small.
+
+    Raises:
+        ShimError: What there is cannot be used, or what is installed does not work.
+    """
+    with contextlib.ExitStack() as stack:
+        log = Log(fds.Fd(os.dup(2)))
+        stack.callback(log.close)
+        _take_up(order, log, Past(contents), stack)
+        upgrade.try_a_worker(log, f"forkshim: {order.container_id}")
+
+
+def _take_up(order: Order, log: Log, past: Past, stack: contextlib.ExitStack) -> _Supervisor:
+    contents = past.contents
+    stack.callback(contents.close)
+    router = SignalRouter(has_job_control=order.has_job_control)
+    stack.callback(router.close)
+    linux.set_child_subreaper(True)
+    document = contents.document
+    try:
+        packed = document["supervisor"]
+        exit_fifo = contents.take(packed["exit"])
+        stack.callback(exit_fifo.close)
+        control_fifo = contents.take(packed["control"])
+        record = oci.ProcessRecord(
+            **{**packed["record"], "runtime_args": tuple(packed["record"]["runtime_args"])}
+        )
+        title = f"forkshim: {order.container_id}"
+        if packed["relay"] >= 0:
+            from supervisor.relay import Relay
+
+            relay_fd = contents.take(packed["relay"]).take()
+            relay = Relay(uid=record.root_uid, gid=record.root_gid, fd=relay_fd)
+            stack.callback(relay.close)
+            order = replace(order, relay=relay)
+        return _Supervisor(order, log, router, exit_fifo, control_fifo, record, title, past)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DepositError(f"handover: {type(error).__name__}: {error}") from error
 
 
 class _Supervisor:
@@ -130,14 +143,16 @@ class _Supervisor:
         order: Order,
         log: Log,
         router: SignalRouter,
+        exit_fifo: fds.Fd,
         control_fifo: fds.Fd,
         record: oci.ProcessRecord,
-        checkpoint: oci.CheckpointRecord | None,
         title: str,
+        past: Past | None = None,
     ) -> None:
         self._order = order
         self._log = log
         self._router = router
+        self._exit_fifo = exit_fifo
         self._control_fifo = control_fifo
         self._control = control.ControlParser()
         self._record = record
@@ -166,6 +181,8 @@ class _Supervisor:
             null_fd=null_fd,
         )
         self._stdio = Stdio()
+        packed = past.contents.document["supervisor"] if past else None
+        self._succession = Succession(self._loop, self._calls, log, order, self, past)
         self._crew = Crew(
             self._loop,
             self._reaper,
@@ -173,10 +190,11 @@ class _Supervisor:
             title=title,
             null_fd=null_fd,
             on_stream_over=self._look_at_drain,
+            on_change=self._succession.changed,
+            held=self._succession.held,
+            ledger=past.contents.take(packed["crew"]["ledger"]) if past and packed else None,
         )
-        self._creation = Creation(
-            self._loop, self._reaper, self._calls, self._caller, record, checkpoint
-        )
+        self._creation = Creation(self._loop, self._reaper, self._calls, self._caller, record)
         self._plumbing = Plumbing(self._crew, record, order.terminal, null_fd)
         self._stopper = Stopper(
             self._loop,
@@ -193,6 +211,7 @@ class _Supervisor:
             log,
             stop_timeout_s=order.stop_timeout_s,
             is_relayed=order.relay is not None,
+            packed=packed["service"] if packed else None,
         )
         self._drain: DrainWatch | None = None
         self._state = State.OPENING
@@ -201,6 +220,7 @@ class _Supervisor:
         self._termination: Termination | None = None
         self._error: ShimError | None = None
         self._exit_status: statedir.ExitStatusFile | None = None
+        self._payload: Payload | None = None
         self._exists = False
         self._start_pid = 0
         self._is_started = False
@@ -225,9 +245,28 @@ class _Supervisor:
             Action.DELETE: self._delete,
         }
 
-    def run(self) -> Outcome:
+        if past is not None:
+            self._remember(past)
+
+    def run(self, checkpoint: oci.CheckpointRecord | None) -> Outcome:
+        self._creation.checkpoint = checkpoint
         self._loop.watch(self._router.fileno(), self._serve_signals)
         self._opener.begin(self._record, self._on_stdio)
+        return self._serve()
+
+    def run_on(self) -> Outcome:
+        """Go on where an earlier supervisor stopped."""
+        self._loop.watch(self._router.fileno(), self._serve_signals)
+        self._expect_the_end()
+        self._reaper.reap()  # who died in between
+        self._log.info(f"{__version__} goes on, process {self._pid}")
+        self._order.on_started()
+        self._service.go_on(self._state, self._description())
+        self._crew.renew(self._succession.orphans)
+        self._succession.changed()
+        return self._serve()
+
+    def _serve(self) -> Outcome:
         self._take_title()
         self._loop.run_until(lambda: self._state is State.ENDED)
         streams = tuple(
@@ -239,7 +278,7 @@ class _Supervisor:
             self._termination,
             self._error,
             self._is_stopping,
-            self._creation.pid,
+            self._pid,
             self._oom_kills,
             streams,
         )
@@ -273,7 +312,7 @@ class _Supervisor:
             self._is_taking_steps = False
 
     def _description(self) -> str:
-        pid = f", pid {self._creation.pid}" if self._creation.pid else ""
+        pid = f", pid {self._pid}" if self._pid else ""
         ended = f" ({self._end_in_words()})" if self._termination is not None else ""
         return f"{self._state.value}{pid}{ended}"
 
@@ -295,6 +334,8 @@ class _Supervisor:
             self._stop(signum)
         elif signum == signal.SIGWINCH and self._order.terminal is not None:
             self._plumbing.fit_to_window()
+        elif signum == signal.SIGHUP and self._order.command:
+            self._succession.reload(is_yet_to_come=not self._is_started)
         elif signum in FORWARDED_SIGNALS:
             self._forward(signum)
 
@@ -333,20 +374,32 @@ class _Supervisor:
         if is_too_late and self._is_ours_to_start:
             self._error = StoppedError("stopped while it was being created")
         self._exists = True
+        self._payload = Payload.of_child(self._loop, self._reaper, self._creation.pid)
         self._oom = OomWatch(self._creation.pid)
-        if self._order.relay is not None:
-            self._order.relay.belongs_to(self._creation.pid)
-            self._loop.watch(self._order.relay.fileno(), self._serve_relay)
         self._exit_status = statedir.ExitStatusFile()
         if self._creation.console is not None:
             self._plumbing.join_console(self._creation.console, self._stdio)
             self._crew.start()
+        self._post(Event.STARTED if is_too_late and not self._is_ours_to_start else Event.CREATED)
+        self._expect_the_end()
+
+    def _expect_the_end(self) -> None:
+        """Serve the process that is there now, up to its end, which may have been."""
+        if self._payload is None:
+            raise AssertionError("nothing to expect")
+        if self._order.relay is not None:
+            self._order.relay.belongs_to(self._pid)
+            self._loop.watch(self._order.relay.fileno(), self._serve_relay)
         # Only now: what an engine sent to `control` earlier has waited in the fifo.
         self._loop.watch(self._control_fifo.fileno(), self._serve_control)
-        self._post(Event.STARTED if is_too_late and not self._is_ours_to_start else Event.CREATED)
         # May be called at once: the process may be dead already, and remembered.
-        self._reaper.expect(self._creation.pid, self._on_init_exit)
+        self._payload.expect(self._on_init_exit)
         self._reaper.forget_strangers()
+
+    @property
+    def _pid(self) -> int:
+        """The supervised process's; 0 before there is one."""
+        return self._payload.pid if self._payload else self._creation.pid
 
     def _on_init_exit(self, termination: Termination) -> None:
         self._serve_relay()  # its last words, before the phases of its end
@@ -373,6 +426,8 @@ class _Supervisor:
             elif self._stdio.stdin_closer is not None:
                 # Only our own end: what lies in the fifo, or still comes, is delivered first.
                 self._stdio.stdin_closer.close()
+                self._stdio.stdin_closer = None
+                self._succession.lay_down()
 
     @property
     def _is_ours_to_start(self) -> bool:
@@ -436,6 +491,7 @@ class _Supervisor:
             self._service.ready()
             for signum in sorted(self._early_signals):
                 self._signal_init(signum)
+            self._succession.running()
 
     def _send_stop_signal(self) -> None:
         order = self._order
@@ -456,17 +512,17 @@ class _Supervisor:
         self._stopper.over()
         if self._termination is None or self._exit_status is None:
             raise AssertionError("an exit to record, and none seen")
-        self._tell_end(f"process {self._creation.pid} ended: {self._end_in_words()}")
+        self._tell_end(f"process {self._pid} ended: {self._end_in_words()}")
         self._drain = DrainWatch(self._crew)
         try:
-            self._exit_status.write(shell_status(self._termination))
+            self._exit_status.write(protocol_status(self._termination))
         except OSError as error:
             # The engine will find no status, which is the truth; our caller gets it all the same.
             self._log.error(f"write exitStatus: {error.strerror}")
 
     def _tell_end(self, message: str) -> None:
         is_failure = self._termination is not None and shell_status(self._termination) != 0
-        if self._oom_kills:
+        if self._oom_kills or isinstance(self._termination, Unknown):
             self._log.warning(message)
         elif is_failure and not self._is_stopping and self._order.notifier.is_heard:
             # systemd only sees our own status, in which a signal and a 137 are the same.
@@ -553,14 +609,93 @@ class _Supervisor:
             self._post(otherwise)
 
     def _signal_init(self, signum: int) -> None:
-        if self._termination is None and self._creation.pid:
-            os.kill(self._creation.pid, signum)  # unreaped, so the pid is its own
+        if self._termination is None and self._payload is not None:
+            self._payload.signal(signum)
+
+    # What a successor needs; asked by `Succession`.
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the container has started and not ended."""
+        return self._is_started and self._termination is None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether somebody could take over here."""
+        return self._state is State.RUNNING and self._is_started
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is halfway: no worker is about to go, no signal was noted."""
+        return self._crew.is_settled and not self._router.has_notes
+
+    def reloading(self) -> None:
+        """Tell that another version is being tried."""
+        self._service.reloading()
+
+    def reload_is_over(self) -> None:
+        """Tell that it was not taken."""
+        if self._state is State.RUNNING:
+            self._service.go_on(self._state, self._description())
+
+    def pack(self, parcel: Parcel) -> dict[str, Any]:
+        """Return all that this supervisor knows and holds, for `_remember` of its successor."""
+        if self._payload is None or self._exit_status is None or self._oom is None:
+            raise AssertionError("nothing to hand over")
+        order, relay = self._order, self._order.relay
+        return {
+            "pid": os.getpid(),
+            "front": dict(order.front),
+            "order": pack_order(order),
+            "supervisor": {
+                "record": asdict(self._record),
+                "exit": parcel.add(self._exit_fifo.fileno()),
+                "control": parcel.add(self._control_fifo.fileno()),
+                "control_rest": self._control.rest,
+                "relay": -1 if relay is None else parcel.add(relay.fileno()),
+                "payload": self._payload.pack(parcel),
+                "began_at": self._creation.began_at,
+                "stdio": self._stdio.pack(parcel),
+                "plumbing": self._plumbing.pack(parcel),
+                "crew": self._crew.pack(parcel),
+                "exit_status": self._exit_status.pack(),
+                "oom": self._oom.pack(),
+                "service": self._service.pack(),
+            },
+        }
+
+    def _remember(self, past: Past) -> None:
+        """Be what `pack` says."""
+        contents, is_parent = past.contents, past.is_parent
+        packed = contents.document["supervisor"]
+        self._state = State.RUNNING
+        self._exists = self._is_started = True
+        self._control.feed(packed["control_rest"].encode("latin-1"))
+        self._payload = Payload.go_on(
+            self._loop, self._reaper, packed["payload"], contents, is_parent=is_parent
+        )
+        self._creation.began_at = packed["began_at"]
+        self._exit_status = statedir.ExitStatusFile(packed["exit_status"])
+        self._oom = OomWatch(self._pid, packed["oom"])
+        self._stdio = go_on_with_stdio(
+            packed["stdio"], contents, self._record, self._order.container_id, self._order.bundle
+        )
+        self._plumbing.go_on(
+            packed["plumbing"],
+            packed["crew"]["streams"],
+            contents,
+            self._stdio,
+            is_parent=is_parent,
+        )
 
     def _tidy_up(self) -> None:
         """Leave no process and no descriptor behind."""
         if self._order.relay is not None and self._exists:
             self._loop.forget(self._order.relay.fileno())
+        self._succession.close()
         self._plumbing.close()
+        if self._payload is not None:
+            self._payload.close()
         if self._exit_status is not None:
             self._exit_status.close()
         self._crew.stop()

@@ -11,11 +11,13 @@ from __future__ import annotations
 import os
 import sys
 
-from supervisor import fds, statedir
+from supervisor import fds, statedir, upgrade
 from supervisor.errors import RuntimeFailedError, ShimError, UsageError
 from supervisor.ids import check_id
+from supervisor.notify import SILENT
+from supervisor.order import Order, Outcome, order_of
 from supervisor.runtime import absolute
-from supervisor.shim import Order, Outcome, supervise
+from supervisor.shim import go_on, rehearse, supervise
 
 _USAGE = "usage: forkshim-shim ID BUNDLE RUNTIME  (in the state directory)"
 
@@ -24,16 +26,25 @@ def main() -> int:
     """Run the command with `sys.argv`; returns its exit status."""
     fds.ensure_stdio()
     arguments = sys.argv[1:]
+    command = upgrade.own_command()
     if len(arguments) != 3:
         print(_USAGE, file=sys.stderr)  # noqa: T201 -- nothing else is open yet
         return 1
     try:
+        arrival = upgrade.arrive()
+        if arrival is not None and arrival.is_rehearsal:
+            rehearse(_resumed_order(arrival, command), arrival.contents)
+            upgrade.end_rehearsal()
         log = statedir.open_log()
     except ShimError as error:
         print(f"forkshim-shim: {error}", file=sys.stderr)  # noqa: T201 -- as above
         return 1
     try:
-        _raise_error_of(supervise(_order(*arguments), log))
+        if arrival is not None:
+            order = _resumed_order(arrival, command)
+            _raise_error_of(go_on(order, log, arrival.contents))
+        else:
+            _raise_error_of(supervise(_order(*arguments, command=command), log))
     except RuntimeFailedError as error:
         log.info(str(error))  # not `error`: the engine then shows the runtime's own words
         return 0
@@ -53,10 +64,17 @@ def _raise_error_of(outcome: Outcome) -> None:
         raise outcome.error
 
 
-def _order(container_id: str, bundle: str, runtime: str) -> Order:
+def _resumed_order(arrival: upgrade.Arrival, command: tuple[str, ...]) -> Order:
+    return order_of(arrival.contents.document, notifier=SILENT, command=command)
+
+
+def _order(container_id: str, bundle: str, runtime: str, *, command: tuple[str, ...]) -> Order:
     check_id(container_id)
     if not bundle or "\0" in bundle or not runtime:
         raise UsageError("bundle and runtime must not be empty")
     return Order(
-        container_id=container_id, bundle=os.path.abspath(bundle), runtime=absolute(runtime)
+        container_id=container_id,
+        bundle=os.path.abspath(bundle),
+        runtime=absolute(runtime),
+        command=command,
     )

@@ -48,6 +48,16 @@ def hold() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | FORWARDED_SIGNALS)
 
 
+def hold_all() -> None:
+    """Let every signal wait, those of our children too: until another program routes them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | FORWARDED_SIGNALS | {signal.SIGCHLD})
+
+
+def release_all() -> None:
+    """Let them through to the router that is there."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
 def held_stop() -> int | None:
     """Return a stop signal that waits, if there is one."""
     return min(STOP_SIGNALS & signal.sigpending(), default=None)
@@ -84,6 +94,11 @@ class SignalRouter:
     def fileno(self) -> int:
         """Lend the descriptor to watch."""
         return self._rfd.fileno()
+
+    @property
+    def has_notes(self) -> bool:
+        """Whether a signal has come that was not dispatched yet."""
+        return bool(self._noted)
 
     def dispatch(self, deliver: Callable[[int], None]) -> None:
         """Call `deliver` with each signal number noted since the last call."""

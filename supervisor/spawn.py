@@ -21,7 +21,7 @@ from supervisor import fds, linux
 from workers import isolate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _EXEC_FAILED_STATUS = 127
 _BUG_STATUS = 70
@@ -51,12 +51,15 @@ def exec_program(
     *,
     cwd: str,
     stdio: tuple[int, int, int],
+    keep: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> int:
     """Fork and exec `program`, killed by the kernel if we die first. Returns its pid.
 
     The caller owns the child. `stdio` lends three descriptors that become 0, 1 and 2; every
-    other one of ours is close-on-exec. The program gets default signal dispositions, an empty
-    signal mask and our environment, less systemd's own variables.
+    other one of ours is close-on-exec, but for those of `keep`. The program gets default signal
+    dispositions, an empty signal mask and our environment, less systemd's own variables, with
+    those of `environment`.
 
     Raises:
         OSError: fork, chdir or exec failed; `filename` is `cwd` or `program`, whichever it was.
@@ -71,7 +74,8 @@ def exec_program(
         always.callback(error_wfd.close)
         pid = _fork()
         if pid == 0:
-            _exec(program, argv, cwd, stdio, supervisor_pid, error_wfd.fileno())
+            everything = {**_environment(), **(environment or {})}
+            _exec(program, argv, cwd, stdio, keep, everything, supervisor_pid, error_wfd.fileno())
         error_wfd.close()
         failure = os.read(error_rfd.fileno(), 4096)
     if failure:
@@ -113,6 +117,8 @@ def _exec(
     argv: Sequence[str],
     cwd: str,
     stdio: tuple[int, int, int],
+    keep: Sequence[int],
+    environment: Mapping[str, str],
     supervisor_pid: int,
     error_wfd: int,
 ) -> NoReturn:
@@ -125,10 +131,12 @@ def _exec(
         stage = "dup"
         for fd, source_fd in enumerate(_above_stdio(stdio)):
             os.dup2(source_fd, fd, inheritable=True)
+        for fd in keep:
+            os.set_inheritable(fd, True)  # in this process alone
         stage = "chdir"
         os.chdir(cwd)
         stage = "exec"
-        os.execve(program, [*argv], _environment())
+        os.execve(program, [*argv], environment)
     except OSError as error:
         os.write(error_wfd, f"{stage}:{error.errno}".encode())
     finally:

@@ -13,14 +13,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import TYPE_CHECKING, Any
 
 from supervisor import fds
 from supervisor.errors import ShimError, reason
 from supervisor.log import LOG_NAME, Log
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
 EXIT_STATUS_NAME = "exitStatus"
+HANDOVER_NAME = "handover"
 _LONGEST_PID = 10
-_LONGEST_STATUS = 3
+_LONGEST_STATUS = len("unknown")
 
 
 def open_log(mirror_prefix: str | None = None) -> Log:
@@ -109,6 +114,23 @@ def write_file(name: str, content: bytes, mode: int = 0o644) -> None:
         fd.close()
 
 
+def write_handover(socket_fds: Iterable[int]) -> None:
+    """Write the inodes of the sockets that lead to all that this supervisor holds.
+
+    For whoever looks for a process that still has them open, if we are killed.
+
+    Raises:
+        OSError: As `write_file`.
+    """
+    write_file(HANDOVER_NAME, " ".join(str(os.fstat(fd).st_ino) for fd in socket_fds).encode())
+
+
+def remove_handover() -> None:
+    """Remove it: there is nothing to be found any more."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(HANDOVER_NAME)
+
+
 class ExitStatusFile:
     """`exitStatus`, with its room on the disk taken while there is some. Owns the file until then.
 
@@ -116,27 +138,39 @@ class ExitStatusFile:
     thing away that nobody can tell a second time.
     """
 
-    def __init__(self) -> None:
-        """Take the room, under a temporary name; without room `write` will have to find some."""
+    def __init__(self, packed: Mapping[str, Any] | None = None) -> None:
+        """Take the room, under a temporary name; without room `write` will have to find some.
+
+        `packed`: go on with the room of an earlier supervisor, see `pack`.
+        """
         self._temporary = _temporary_name(EXIT_STATUS_NAME)
         self._fd = fds.Fd(-1)
+        if packed is not None:
+            self._temporary, flags = packed["name"], os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+            with contextlib.suppress(OSError):  # there never was any, or somebody has cleared it up
+                self._fd = fds.Fd(os.open(self._temporary, flags))
+            return
         try:
             self._fd = _create(self._temporary, 0o644)
             _write_all(self._fd, b" " * _LONGEST_STATUS)
         except OSError:
             self.close()
 
-    def write(self, status: int) -> None:
-        """Write 0 to 255 in decimal, no newline, whole before anyone is told.
+    def pack(self) -> dict[str, Any]:
+        """Return what a successor needs."""
+        return {"name": self._temporary}
+
+    def write(self, status: str) -> None:
+        """Write it, no newline, whole before anyone is told.
 
         Raises:
             OSError: There is no `exitStatus`.
         """
         if not self._fd.is_open:
-            write_file(EXIT_STATUS_NAME, str(status).encode())
+            write_file(EXIT_STATUS_NAME, status.encode())
             return
         os.lseek(self._fd.fileno(), 0, os.SEEK_SET)
-        text = str(status).encode()
+        text = status.encode()
         _write_all(self._fd, text)
         os.ftruncate(self._fd.fileno(), len(text))
         _move_into_place(self._fd, self._temporary, EXIT_STATUS_NAME)

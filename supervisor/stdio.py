@@ -14,7 +14,7 @@ import signal
 import stat
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from supervisor import fds, spawn
 from supervisor.errors import ShimError, UsageError, reason
@@ -22,8 +22,9 @@ from supervisor.sinks import Sink, SinkKind, parse_sink
 from workers import fifo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from supervisor.deposit import Contents, Parcel
     from supervisor.loop import Loop
     from supervisor.oci import ProcessRecord
     from supervisor.outlets import Outlet
@@ -61,12 +62,59 @@ class Stdio:
     passthrough: set[str] = field(default_factory=set)
     stderr_joins_stdout: bool = False
 
+    def pack(self, parcel: Parcel) -> dict[str, Any]:
+        """Return what `go_on` needs; what the crew has taken is the crew's to pack."""
+        closer = self.stdin_closer
+        return {
+            "stdin_closer": -1 if closer is None else parcel.add(closer.fileno()),
+            "outlets": {name: outlet.pack(parcel) for name, outlet in self.outlets.items()},
+            "passthrough": sorted(self.passthrough),
+            "stderr_joins_stdout": self.stderr_joins_stdout,
+        }
+
     def close(self) -> None:
         """Close whatever has not been taken."""
         owners = (self.stdin, self.stdin_closer, *self.sinks.values(), *self.outlets.values())
         for owner in owners:
             if owner is not None:
                 owner.close()
+
+
+def go_on(
+    packed: Mapping[str, Any],
+    contents: Contents,
+    record: ProcessRecord,
+    container_id: str,
+    bundle: str,
+) -> Stdio:
+    """Return the client's side as an earlier supervisor has packed it; nothing is opened.
+
+    Raises:
+        ShimError: The settings in `record` are not those of that supervisor.
+    """
+    closer = contents.take(packed["stdin_closer"])
+    stdio = Stdio(
+        stdin_closer=closer if closer.is_open else None,
+        passthrough=set(packed["passthrough"]),
+        stderr_joins_stdout=packed["stderr_joins_stdout"],
+    )
+    sinks = {"stdout": parse_sink(record.stdout), "stderr": parse_sink(record.stderr)}
+    for name, sink in sinks.items():
+        stdio.names[name] = str(sink)
+        if sink.kind is SinkKind.FILE:
+            stdio.reopeners[name] = partial(_open_file_at_end, sink.path)
+    if packed["outlets"]:
+        from supervisor.outlets import Came, open_outlets
+
+        wanted = {name: sinks[name] for name in packed["outlets"]}
+        stdio.outlets = open_outlets(
+            wanted,
+            container_id,
+            bundle,
+            is_console=record.terminal,
+            came=Came(packed["outlets"], contents),
+        )
+    return stdio
 
 
 class StdioOpener:

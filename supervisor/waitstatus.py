@@ -36,7 +36,21 @@ class Killed:
         return f"killed by {signal_name(self.signum)}{dumped}"
 
 
-Termination = Exited | Killed
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """It has ended, and nobody who could tell how has seen it: `reason` says why not."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        """Say it in a log line."""
+        return f"unknown ({self.reason})"
+
+
+Termination = Exited | Killed | Unknown
+
+UNKNOWN_STATUS = 69
+"""EX_UNAVAILABLE of sysexits.h: ours, where the process's own is not to be had."""
 
 
 class SigInfo(Protocol):
@@ -58,11 +72,25 @@ def from_siginfo(info: SigInfo) -> Termination:
     return Killed(info.si_status, core_dumped=info.si_code == os.CLD_DUMPED)
 
 
+def from_wait_status(status: int) -> Termination:
+    """Read the number that wait(2) fills in."""
+    if os.WIFSIGNALED(status):
+        return Killed(os.WTERMSIG(status), core_dumped=os.WCOREDUMP(status))
+    return Exited(os.WEXITSTATUS(status))
+
+
 def shell_status(termination: Termination) -> int:
-    """Return the one number of sh(1) and of `exitStatus`: the status, or 128 + signal."""
+    """Return the one number of sh(1): the status, or 128 + signal; `UNKNOWN_STATUS` for unknown."""
     if isinstance(termination, Exited):
         return termination.exit_status
+    if isinstance(termination, Unknown):
+        return UNKNOWN_STATUS
     return 128 + termination.signum
+
+
+def protocol_status(termination: Termination) -> str:
+    """Return what `exitStatus` says: that number in decimal, or `unknown`."""
+    return "unknown" if isinstance(termination, Unknown) else str(shell_status(termination))
 
 
 def signal_name(signum: int) -> str:

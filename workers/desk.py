@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from dataclasses import dataclass
+import select
+import signal
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from workers import isolate, report
@@ -25,7 +28,11 @@ class Desk:
         report_wfd: The only write end of the report pipe once the parent has closed its own, so
             that this worker's death is the parent's end of file.
         null_fd: /dev/null, open for reading and writing.
+        held: What the worker has no use for, and keeps for whoever supervises after our parent;
+            the first can be read when something has been laid down there.
+        predecessors: pidfds of workers that have been told to go, and may still be at it.
         copied_bytes: By this worker; the ledger has the stream's total.
+        parent_pid: Of whoever has made this desk.
     """
 
     stream: str
@@ -34,11 +41,20 @@ class Desk:
     slot: int
     report_wfd: int
     null_fd: int
+    held: tuple[int, ...] = ()
+    predecessors: tuple[int, ...] = ()
     copied_bytes: int = 0
+    parent_pid: int = field(default_factory=os.getpid)
 
     def sit_down(self, keep_fds: Iterable[int]) -> None:
-        """Become the worker: see `isolate.become`."""
-        isolate.become(self.title, (*keep_fds, self.report_wfd), self.null_fd)
+        """Become the worker, see `isolate.become`, when those before it have gone."""
+        kept = (*keep_fds, *self.held, *self.predecessors, self.report_wfd)
+        isolate.become(self.title, kept, self.null_fd)
+        for pidfd in self.predecessors:
+            poller = select.poll()
+            poller.register(pidfd, select.POLLIN)
+            poller.poll()
+            os.close(pidfd)
 
     def moved(self, copied_bytes: int) -> None:
         """Count bytes that have reached the sink."""
@@ -50,8 +66,18 @@ class Desk:
         self.ledger.set_transit(self.slot, transit_bytes)
 
     def send(self, record: report.Report) -> None:
-        """Write the completion record. A parent that is gone is told nothing."""
-        try:
+        """Write the completion record. A parent that is gone is told nothing.
+
+        Without a parent, `held` is kept until somebody comes for it and ends this process, if
+        there is something in it: how the container has ended may be known to nobody else.
+        """
+        with contextlib.suppress(BrokenPipeError):
             os.write(self.report_wfd, report.encode(record))
-        except BrokenPipeError:
-            return
+        while self.held and os.getppid() != self.parent_pid and _is_readable(self.held[0]):
+            signal.pause()
+
+
+def _is_readable(fd: int) -> bool:
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(0))

@@ -8,6 +8,7 @@ does a last line that has no newline.
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, NamedTuple
 
 from workers import joining, records
@@ -17,7 +18,7 @@ from workers.line_buffer import LineBuffer
 from workers.shared import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from workers.journal_fields import Origin
     from workers.json_line import JsonLine
@@ -57,6 +58,7 @@ class Journal:
         is_joined: bool = False,
         limit_bytes: int = LIMIT_BYTES,
         path: str = JOURNAL_SOCKET,
+        kept: Sequence[int] = (),
     ) -> None:
         """Make the memory and connect.
 
@@ -69,6 +71,7 @@ class Journal:
             is_joined: Lines are joined, see `workers.joining`.
             limit_bytes: The longest line that is one record.
             path: journald's native socket.
+            kept: The `fds` of an earlier one for the same stream, which are taken over.
 
         Raises:
             OSError: There is no journald now; as `reconnect`.
@@ -80,10 +83,11 @@ class Journal:
         self.limit_bytes = limit_bytes
         self.maker = RecordMaker(origin, stream, priority)
         self._path = path
-        self.socket = connect(path)
+        socket_fd, buffer_fd = kept or (-1, -1)
+        self.socket = socket.socket(fileno=socket_fd) if kept else connect(path)
         # What waits to be joined, and an unfinished line.
         longest = 2 * limit_bytes if is_joined else limit_bytes
-        self.buffer = LineBuffer(f"forkshim:{stream}", longest)
+        self.buffer = LineBuffer(f"forkshim:{stream}", longest, fd=buffer_fd)
         words = Record.words_needed(len(Sent._fields))
         self._record = Record(self.buffer.more_words[:words], len(Sent._fields))
 

@@ -38,15 +38,15 @@ def header(identifier: str, unit: str, priority: int) -> bytes:
 class JournalStream:
     """The parent's side of one stream: connected before the fork, owned until `close`."""
 
-    def __init__(self, first: bytes, path: str = STREAM_SOCKET) -> None:
-        """Connect, with the header `first`.
+    def __init__(self, first: bytes, path: str = STREAM_SOCKET, *, fd: int = -1) -> None:
+        """Connect, with the header `first`; or take over `fd`, an earlier one's socket.
 
         Raises:
             OSError: As `reconnect`.
         """
         self._first = first
         self._path = path
-        self.socket = self._connect()
+        self.socket = socket.socket(fileno=fd) if fd >= 0 else self._connect()
 
     def _connect(self) -> socket.socket:
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -38,11 +38,14 @@ class LineBuffer:
     old place until the move is committed.
     """
 
-    def __init__(self, name: str, longest_line_bytes: int) -> None:
-        """Make it for lines of up to `longest_line_bytes` that have to be here in one piece."""
+    def __init__(self, name: str, longest_line_bytes: int, *, fd: int = -1) -> None:
+        """Make it for lines of up to `longest_line_bytes` that have to be here in one piece.
+
+        `fd`: see `Memory`.
+        """
         self.longest_line_bytes = longest_line_bytes
         self.room_bytes = INTAKE_BYTES + 2 * longest_line_bytes
-        self.memory = Memory(name, self.room_bytes)
+        self.memory = Memory(name, self.room_bytes, fd=fd)
         # The rest of the page is for a writer that keeps its own record here.
         here = Record.words_needed(len(Taken._fields))
         self._record = Record(self.memory.words[:here], len(Taken._fields))

@@ -16,9 +16,12 @@ import socket
 class Locker:
     """A socket pair with at most one descriptor in it. The parent makes and owns it."""
 
-    def __init__(self) -> None:
-        """Make an empty one."""
-        self._front, self._back = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    def __init__(self, *, fds: tuple[int, int] | None = None) -> None:
+        """Make an empty one; or take over the `fds` of another, with what is in it."""
+        if fds is None:
+            self._front, self._back = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        else:
+            self._front, self._back = (socket.socket(fileno=fd) for fd in fds)
 
     @property
     def fds(self) -> tuple[int, ...]:

@@ -31,7 +31,7 @@ from workers.locker import Locker, same_file
 from workers.shared import Memory, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 NOBODY = 0
 
@@ -80,6 +80,7 @@ class LogFile:
         *,
         max_bytes: int = 0,
         keep: int = 1,
+        kept: Sequence[int] = (),
     ) -> None:
         """Describe the file; the workers open it.
 
@@ -89,6 +90,7 @@ class LogFile:
             formats: By stream name, for each stream that goes into this file.
             max_bytes: Where the file is rotated; 0 is nowhere.
             keep: How many old files there may be, at least 1.
+            kept: The `kept_fds` of an earlier one of the same description, which are taken over.
         """
         if max_bytes and max_bytes < max(map(_longest_record, formats.values())):
             raise ValueError(f"{max_bytes} bytes do not hold the longest record")
@@ -98,11 +100,13 @@ class LogFile:
         self.streams = tuple(formats)
         self.max_bytes = max_bytes
         self.keep = keep
+        memory_fd, front_fd, back_fd, *buffer_fds = kept or (-1,) * (3 + len(formats))
         self.buffers = tuple(
-            LineBuffer(f"forkshim:{stream}", form.limit_bytes) for stream, form in formats.items()
+            LineBuffer(f"forkshim:{stream}", form.limit_bytes, fd=fd)
+            for (stream, form), fd in zip(formats.items(), buffer_fds, strict=True)
         )
-        self.locker = Locker()
-        self._memory = Memory("forkshim:log")
+        self.locker = Locker(fds=(front_fd, back_fd) if kept else None)
+        self._memory = Memory("forkshim:log", fd=memory_fd)
         self._record = Record(self._memory.words, len(FileState._fields) - 1 + len(self.streams))
 
     @property

@@ -24,10 +24,16 @@ class Memory:
     nobody has touched cost nothing. Owns the descriptor; a worker keeps `fd`.
     """
 
-    def __init__(self, name: str, data_bytes: int = 0) -> None:
-        """Make and map it; `name` is for /proc/PID/maps."""
-        self.fd = os.memfd_create(name, os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, PAGE_BYTES + data_bytes)
+    def __init__(self, name: str, data_bytes: int = 0, *, fd: int = -1) -> None:
+        """Make and map it; `name` is for /proc/PID/maps. Or take over `fd`, with what is in it.
+
+        Raises:
+            ValueError: `fd` is shorter than this memory.
+        """
+        self.fd = fd
+        if fd < 0:
+            self.fd = os.memfd_create(name, os.MFD_CLOEXEC)
+            os.ftruncate(self.fd, PAGE_BYTES + data_bytes)
         self.data = mmap.mmap(self.fd, PAGE_BYTES + data_bytes)
         self._view = memoryview(self.data)
         self._page = self._view[:PAGE_BYTES]

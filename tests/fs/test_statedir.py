@@ -74,7 +74,7 @@ def test_the_exit_status_is_decimal_without_a_newline(
 ) -> None:
     reserved = statedir.ExitStatusFile()
     assert not state_dir.exists("/state/exitStatus")
-    reserved.write(status)
+    reserved.write(str(status))
     reserved.close()
     assert state_dir.get_object("/state/exitStatus").contents == str(status)
     assert os.listdir("/state") == ["exitStatus"]

@@ -134,10 +134,10 @@ class Engine:
         self.process.update(process)
         (self.dir / "process.json").write_text(json.dumps(self.process) + "\n")
 
-    def launch(self, *, argv: Sequence[str] | None = None, **popen: Any) -> int:
+    def launch(self, *, argv: Sequence[str] | None = None, shim: Path = SHIM, **popen: Any) -> int:
         """Start the shim; returns its pid."""
         self.shim = subprocess.Popen(
-            [SHIM, *((self.id, str(self.bundle), self.runtime) if argv is None else argv)],
+            [shim, *((self.id, str(self.bundle), self.runtime) if argv is None else argv)],
             cwd=self.dir,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -178,9 +178,9 @@ class Engine:
         """Run the runtime's start, as the daemon does."""
         subprocess.run([RUNTIME, "start", self.id], check=True, capture_output=True)
 
-    def run(self) -> int:
+    def run(self, **launch: Any) -> int:
         """Launch, wait until it is created, start it; returns the container's pid."""
-        self.launch()
+        self.launch(**launch)
         pid = self.created()
         if not self.process.get("exec"):
             self.start()

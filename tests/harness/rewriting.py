@@ -139,7 +139,7 @@ class LogSite:
         self.path = directory / "log"
         self._directory = fds.Fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         self.log = LogFile(self._directory.fileno(), "log", formats, max_bytes=max_bytes, keep=keep)
-        self.ledger = Ledger(len(formats))
+        self.ledger = Ledger()
         self.feeds = {
             stream: Feed(stream, self.ledger, slot) for slot, stream in enumerate(formats)
         }

@@ -31,6 +31,13 @@ def wait_readable(fd: int, limit_s: float = LIMIT_S) -> None:
         raise TimeoutError(f"descriptor {fd}: nothing to read within {limit_s} s")
 
 
+def is_readable(fd: int) -> bool:
+    """Say whether there is something to read by now."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(0))
+
+
 def wait_hangup(fd: int, limit_s: float = LIMIT_S) -> None:
     """Wait until every writer of the fifo behind `fd` has gone: the engine's sign of the end."""
     poller = select.poll()

@@ -8,7 +8,7 @@ import pty
 import signal
 import time
 import tty
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from supervisor.deposit import Parcel
     from tests.harness.yard import Yard
     from workers.desk import Desk
 
@@ -375,6 +376,9 @@ class Recorder:
         self.renewed += 1
         self.is_broken = self.renewed < 3
         raise ConnectionRefusedError
+
+    def pack(self, _parcel: Parcel) -> dict[str, Any]:
+        return {}
 
     def close(self) -> None:
         pass

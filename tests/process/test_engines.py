@@ -41,7 +41,7 @@ class Bench:
     """Descriptors, a ledger and a desk for one worker; owns them all until `close`."""
 
     def __init__(self) -> None:
-        self.ledger = Ledger(2)
+        self.ledger = Ledger()
         self.report_rfd, self.report_wfd = fds.pipe(4096)
         self.null = fds.Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
         self._owned = [self.report_rfd, self.report_wfd, self.null]
@@ -414,7 +414,7 @@ def test_a_route_names_every_descriptor_it_needs() -> None:
 
 
 def test_a_ledger_is_shared_with_children_and_survives_them() -> None:
-    ledger = Ledger(2)
+    ledger = Ledger()
     ledger.add(0, 2**40)
     ledger.set_transit(1, 2**41)
     for _each in range(2):

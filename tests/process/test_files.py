@@ -115,7 +115,7 @@ def test_an_exit_status_is_written_although_the_disk_has_become_full(tmp_path: P
     def reserved_in_time() -> None:
         reserved = statedir.ExitStatusFile()
         _fill()
-        reserved.write(37)
+        reserved.write("37")
         with open("exitStatus") as file:
             assert file.read() == "37"
         assert sorted(os.listdir(".")) == ["exitStatus", "full"]
@@ -129,10 +129,10 @@ def test_an_exit_status_finds_its_room_late_or_is_an_error(tmp_path: Path) -> No
         _fill()
         reserved = statedir.ExitStatusFile()
         with pytest.raises(OSError, match="No space left"):
-            reserved.write(37)
+            reserved.write("37")
         assert os.listdir(".") == ["full"]
         os.unlink("full")
-        reserved.write(37)
+        reserved.write("37")
         assert os.listdir(".") == ["exitStatus"]
 
     assert _on_a_small_disk(tmp_path, full_from_the_start) == Exited(0)

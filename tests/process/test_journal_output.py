@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -40,8 +40,8 @@ pytestmark = pytest.mark.process
 class JournalSite:
     """One stream whose records go to the socket `path`."""
 
-    def __init__(self, path: Path, *, limit_bytes: int = 1 << 20, **options: bool) -> None:
-        self.ledger = Ledger(1)
+    def __init__(self, path: Path, *, limit_bytes: int = 1 << 20, **options: Any) -> None:
+        self.ledger = Ledger()
         self.feed = Feed("stdout", self.ledger, 0)
         self.journal = Journal(
             Origin("0123456789abcdef", name="web"),

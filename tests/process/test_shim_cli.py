@@ -6,13 +6,14 @@ import errno
 import json
 import os
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
 from supervisor import shim_cli
 from supervisor.errors import RuntimeFailedError, ShimError
-from supervisor.shim import Order, Outcome
+from supervisor.order import Order, Outcome
 from supervisor.waitstatus import Exited
 
 if TYPE_CHECKING:
@@ -93,7 +94,10 @@ def test_the_three_words_are_the_order(state_dir: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "argv", ["forkshim-shim", "web", "bundle", "./runtime"])
     orders = _supervising(monkeypatch, Outcome(Exited(7), None))
     assert shim_cli.main() == 0  # whatever the process's own status is
-    assert orders == [Order("web", f"{state_dir}/bundle", f"{state_dir}/runtime")]
+    (order,) = orders
+    assert order.command[1:] == (*sys.orig_argv[1:],)
+    wanted = Order("web", f"{state_dir}/bundle", f"{state_dir}/runtime")
+    assert replace(order, command=()) == wanted
     assert _logged(state_dir) == []
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness import bundles, runtimes, waiting
+from tests.harness import bundles, deposits, runtimes, waiting
 from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
@@ -209,6 +209,7 @@ def test_a_second_run_of_a_living_id_is_refused_and_touches_nothing(
     process = run(bundle, id_=container_id)
     assert first_line(process) == b"ready\n"
     home = run.root / container_id
+    deposits.wait_laid_down(home / "init")
     before = sorted((path, path.stat().st_ino) for path in home.rglob("*"))
     code, out, err = ended(run(bundle, id_=container_id))
     assert (code, out) == (75, "")
@@ -241,7 +242,8 @@ def test_a_killed_supervisors_directory_is_refused_while_its_container_lives(
     container_id = bundles.fresh_id("stale")
     process = run(make_bundle("echo ready; sleep 1000"), id_=container_id)
     has_started(process)
-    workers = waiting.children_of(process.pid)
+    deposits.wait_laid_down(run.root / container_id / "init")
+    workers = [waiting.wait_worker(process.pid, stream) for stream in ("stdout", "stderr")]
     process.kill()
     process.wait()
     code, _out, err = ended(run(make_bundle("echo second"), id_=container_id))
@@ -249,9 +251,10 @@ def test_a_killed_supervisors_directory_is_refused_while_its_container_lives(
     assert "its container is running" in err
     assert f"`runc delete --force {container_id}` ends it" in err
     subprocess.run(["runc", "delete", "--force", container_id], check=True)
+    assert all(waiting.is_alive(pid) for pid in workers), "they wait for whoever adopts it"
+    assert ended(run(make_bundle("echo second"), id_=container_id)) == (0, "second\n", "")
     for pid in workers:
         waiting.wait_process(pid)
-    assert ended(run(make_bundle("echo second"), id_=container_id)) == (0, "second\n", "")
 
 
 def test_a_dead_container_of_a_killed_supervisor_is_cleared_away(
@@ -262,16 +265,17 @@ def test_a_dead_container_of_a_killed_supervisor_is_cleared_away(
     process = run(bundle, id_=container_id)
     has_started(process)
     init_pid = int((run.root / container_id / "init" / "pid").read_text())
-    workers = waiting.children_of(process.pid)
+    deposits.wait_laid_down(run.root / container_id / "init")
+    workers = [waiting.wait_worker(process.pid, stream) for stream in ("stdout", "stderr")]
     process.kill()
     process.wait()
     os.kill(init_pid, signal.SIGKILL)
-    for pid in workers:
-        waiting.wait_process(pid)
     bundle.joinpath("config.json").write_text(
         bundle.joinpath("config.json").read_text().replace("echo ready; sleep 1000", "echo second")
     )
     assert ended(run(bundle, id_=container_id)) == (0, "second\n", "")
+    for pid in workers:
+        waiting.wait_process(pid)
 
 
 @pytest.mark.parametrize("bad", ["", ".", "..", "a/b", "-x", "a b", "x" * 256, "a\nb", "é"])

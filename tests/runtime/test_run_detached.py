@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import bundles, waiting
+from tests.harness import bundles, deposits, waiting
 from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def test_the_daemon_has_only_what_it_documents(
     assert status["Umask"] == "0022"
     assert int(status["PPid"]) == os.getpid(), "nobody's child but the nearest subreaper's"
     assert waiting.title_of(pid) == f"forkshim: {container_id}"
+    deposits.wait_laid_down(root / container_id / "init")
     assert _kinds(proc) == _OWN
     worker = waiting.wait_worker(pid, "stdout")
     assert _kinds(Path("/proc") / str(worker)) == _OF_A_WORKER
@@ -93,11 +94,14 @@ def test_the_daemon_has_only_what_it_documents(
     assert stop(root, container_id) == "8"
 
 
-_OF_A_WORKER = ["/dev/null"] * 3 + ["file"] + ["pipe"] * 4
+_OF_A_WORKER = ["/dev/null"] * 3 + ["file"] + ["pipe"] * 4 + ["socket"] * 2  # the deposit
 
 _OWN = sorted(
     ["/dev/null"] * 4  # 0, 1, 2 and the one that is lent to runtimes and workers
     + ["anon_inode:[eventpoll]", "directory", "file", "log", "control", "exit", "exitStatus"]
+    + ["anon_inode:[pidfd]"]
+    + ["memfd"] * 2  # the ledger, and Python's duplicate for its mapping
+    + ["socket"] * 2  # the deposit
     + ["pipe"] * 6  # signals (2), stdout's source, its scratch pipe (2), the worker's report
 )
 
@@ -109,8 +113,10 @@ def _kinds(proc: Path) -> list[str]:
         path = Path(target)
         if target == "/dev/null" or target.startswith("anon_inode"):
             kinds.append(target)
-        elif target.startswith("pipe:"):
-            kinds.append("pipe")
+        elif target.startswith(("pipe:", "socket:")):
+            kinds.append(target.split(":")[0])
+        elif target.startswith("/memfd:"):
+            kinds.append("memfd")
         elif path.name in ("control", "exit"):
             kinds.append(path.name)
         elif path.name == "shim-log.json":

@@ -111,7 +111,6 @@ def test_a_stop_of_a_container_that_is_only_created_removes_it(
 @pytest.mark.parametrize(
     "signum",
     [
-        signal.SIGHUP,
         signal.SIGQUIT,
         signal.SIGUSR1,
         signal.SIGUSR2,
@@ -175,7 +174,7 @@ def test_a_stopped_shim_goes_on_where_it_was(make_engine: MakeEngine) -> None:
     assert engine.wait_end() == 7
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_signal_to_the_whole_group_costs_no_worker_and_no_last_words(
     make_engine: MakeEngine, signum: signal.Signals, *, terminal: bool

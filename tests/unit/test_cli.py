@@ -55,6 +55,7 @@ def test_each_option_reaches_its_field() -> None:
 
 def test_long_names_of_the_short_options() -> None:
     request = cli.parse(["run", "--terminal", "--interactive", "web"])
+    assert isinstance(request, RunRequest)
     assert (request.terminal, request.interactive) == (True, True)
 
 
@@ -100,7 +101,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("timeout", ["0", "1e-9", "1e300"])
 def test_any_finite_number_of_seconds_is_a_stop_timeout(timeout: str) -> None:
-    assert cli.parse(["run", "--stop-timeout", timeout, "web"]).stop_timeout_s == float(timeout)
+    request = cli.parse(["run", "--stop-timeout", timeout, "web"])
+    assert isinstance(request, RunRequest)
+    assert request.stop_timeout_s == float(timeout)
 
 
 def _main(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:

@@ -1,0 +1,163 @@
+"""Finding what a killed supervisor had: its deposit, with whoever still has that open.
+
+Its workers do, and go on copying; so does systemd, if it was asked to (the FD store). What is found
+by its inode belongs to the container whose state directory names it; nobody without root's rights
+can bring a process of his own in its place.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from supervisor import fds, linux, statedir
+from supervisor.deposit import Deposit, DepositError
+from supervisor.errors import reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, MutableMapping, Sequence
+
+KEPT_NAMES = ("forkshim-front", "forkshim-back")
+"""Of a deposit's ends in systemd's FD store."""
+
+_TITLE = b"forkshim: "
+_FIRST_LISTEN_FD = 3
+_LAST_WORDS_MS = 5000
+
+
+def take_kept(environment: MutableMapping[str, str]) -> Deposit | None:
+    """Return the deposit that systemd has given back to us; `environment` tells no more of it.
+
+    Source: sd_listen_fds(3), sd_notify(3).
+    """
+    if environment.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    names = environment.get("LISTEN_FDNAMES", "").split(":")
+    numbers = {name: _FIRST_LISTEN_FD + index for index, name in enumerate(names)}
+    if not set(KEPT_NAMES) <= numbers.keys():
+        return None
+    for variable in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        environment.pop(variable, None)
+    ends = (numbers[KEPT_NAMES[0]], numbers[KEPT_NAMES[1]])
+    for fd in range(_FIRST_LISTEN_FD, _FIRST_LISTEN_FD + len(names)):
+        if fd in ends:
+            os.set_inheritable(fd, False)
+        else:
+            os.close(fd)  # older ones of the same name
+    return Deposit(ends=ends)
+
+
+def find(state_dir: str) -> Deposit:
+    """Return the deposit of the supervisor that was killed in `state_dir`, from one of its workers.
+
+    Raises:
+        DepositError: There is none any more, or never was.
+    """
+    inodes = _inodes(state_dir)
+    for pid in _holders(inodes):
+        with suppress(OSError):  # it has ended meanwhile
+            deposit = _copy(pid, inodes)
+            if deposit is not None:
+                return deposit
+    raise DepositError("no worker of it lives any more, and systemd has kept nothing")
+
+
+def workers(state_dir: str) -> list[fds.Fd]:
+    """Return pidfds of the workers that a killed supervisor has left; the caller owns them.
+
+    Two workers on one stream would not be harmless: a new one has to wait for their end.
+
+    Raises:
+        DepositError: As `find`.
+    """
+    found: list[fds.Fd] = []
+    inodes = _inodes(state_dir)
+    for pid in _holders(inodes):
+        with suppress(OSError):
+            pidfd = fds.Fd(os.pidfd_open(pid))
+            # Looked at once more: what the pidfd is, it stays.
+            if _is_worker(pid) and any(inode in inodes for inode in _sockets(pid).values()):
+                found.append(pidfd)
+            else:
+                pidfd.close()
+    return found
+
+
+def end_workers(state_dir: str) -> None:
+    """Kill them: nobody needs what they hold. Waits until they are gone, for a while."""
+    for pidfd in workers(state_dir):
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL)
+        poller = select.poll()
+        poller.register(pidfd.fileno(), select.POLLIN)
+        poller.poll(_LAST_WORDS_MS)
+        pidfd.close()
+
+
+def _inodes(state_dir: str) -> tuple[str, ...]:
+    try:
+        with open(os.path.join(state_dir, statedir.HANDOVER_NAME)) as file:
+            inodes = file.read(64).split()
+    except OSError as error:
+        raise DepositError(f"{statedir.HANDOVER_NAME}: {reason(error)}") from error
+    if len(inodes) != len(KEPT_NAMES) or not all(map(str.isdecimal, inodes)):
+        raise DepositError(f"{statedir.HANDOVER_NAME}: not a supervisor's")
+    return tuple(inodes)
+
+
+def _holders(inodes: Sequence[str]) -> Iterator[int]:
+    """Return the other processes that have one of these sockets open."""
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and int(name) != os.getpid():
+            with suppress(OSError):  # gone, or not ours to look into
+                if any(found in inodes for found in _sockets(int(name)).values()):
+                    yield int(name)
+
+
+def _sockets(pid: int) -> dict[int, str]:
+    """Return the inodes of a process's sockets by their numbers. Source: proc(5), /proc/PID/fd."""
+    found = {}
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):
+            target = os.readlink(f"/proc/{pid}/fd/{fd}")
+            if target.startswith("socket:["):
+                found[int(fd)] = target.removeprefix("socket:[").removesuffix("]")
+    return found
+
+
+def _copy(pid: int, inodes: Sequence[str]) -> Deposit | None:
+    """Return the deposit that `pid` has open; None if it has only a part of it."""
+    pidfd = fds.Fd(os.pidfd_open(pid))
+    try:
+        numbers = {inode: fd for fd, inode in _sockets(pid).items()}
+        copies = [
+            fds.Fd(linux.pidfd_getfd(pidfd.fileno(), numbers[inode]))
+            for inode in inodes
+            if inode in numbers
+        ]
+    finally:
+        pidfd.close()
+    # What was copied is looked at, not what was there before: the number may be another's.
+    if [str(os.fstat(copy.fileno()).st_ino) for copy in copies] != [*inodes]:
+        for copy in copies:
+            copy.close()
+        return None
+    return Deposit(ends=(copies[0].take(), copies[1].take()))
+
+
+def _is_worker(pid: int) -> bool:
+    """Say whether it is one of ours, and not systemd with its FD store. Source: proc(5), cmdline.
+
+    One that was forked an instant before still has its parent's title.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            if file.read().rpartition(b")")[2].split()[0] in b"ZX":
+                return False
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read(len(_TITLE)) == _TITLE
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -1,0 +1,213 @@
+"""All that a supervisor holds, in one place that outlives it: a document and its descriptors.
+
+The place is a socket pair with one message in it, whose descriptors the kernel keeps (unix(7),
+SCM_RIGHTS) for as long as anybody has the pair open. So a successor gets everything from whoever
+still has two descriptors: the next program after exec, a worker, systemd's FD store. The first
+descriptor is a sealed memfd with the document, JSON, in which every other one is an index.
+
+A document is written for the same version only: `VERSION` goes up with each change of its shape or
+of what is in the shared memory that it leads to, and no other number is read.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import os
+import socket
+from typing import Any
+
+import orjson
+
+from supervisor import fds
+from supervisor.errors import ShimError, reason
+
+VERSION = 1
+_WORD = b"forkshim-handover"
+_MESSAGE_BYTES = 32
+_MOST_FDS = 253  # SCM_MAX_FD
+_MOST_DOCUMENT = 64 << 20
+_SO_PEEK_OFF = 42  # asm-generic/socket.h; the module `socket` lacks it
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+
+class DepositError(ShimError):
+    """What is there cannot be used; the message says why."""
+
+
+class Parcel:
+    """Descriptors on their way into a document: lent, in their order."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.fds: list[int] = []
+
+    def add(self, fd: int) -> int:
+        """Take `fd` along and return what stands for it in the document; -1 for none."""
+        if fd < 0:
+            return -1
+        self.fds.append(fd)
+        return len(self.fds) - 1
+
+
+class Contents:
+    """What was taken out. Owns the descriptors until somebody asks for them."""
+
+    def __init__(self, document: dict[str, Any], received: list[fds.Fd]) -> None:
+        """Take both."""
+        self.document = document
+        self._received = received
+
+    def take(self, index: int) -> fds.Fd:
+        """Return the descriptor that `index` stands for in the document, and its ownership.
+
+        Raises:
+            DepositError: There is none, or it was taken already.
+        """
+        if index == -1:
+            return fds.Fd(-1)
+        if not 0 <= index < len(self._received) or not self._received[index].is_open:
+            raise DepositError(f"handover: no descriptor {index}")
+        return fds.Fd(self._received[index].take())
+
+    def close(self) -> None:
+        """Close what nobody has asked for."""
+        for each in self._received:
+            each.close()
+
+
+class Deposit:
+    """The socket pair. Owned until `close`, with what is in it if nobody else has it open."""
+
+    def __init__(self, *, ends: tuple[int, int] | None = None) -> None:
+        """Make an empty one, or take over the `ends` of one that is there.
+
+        Raises:
+            DepositError: `ends` are no such pair.
+        """
+        try:
+            if ends is None:
+                pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+            else:
+                pair = (socket.socket(fileno=ends[0]), socket.socket(fileno=ends[1]))
+        except OSError as error:
+            raise DepositError(f"handover: {reason(error)}") from error
+        self._front, self._back = pair
+
+    @property
+    def fds(self) -> tuple[int, int]:
+        """Lend both ends; who keeps them keeps what is in there."""
+        return (self._front.fileno(), self._back.fileno())
+
+    def put(self, document: dict[str, Any], parcel: Parcel) -> None:
+        """Put these in the place of what is there: at every instant one of both is there.
+
+        Raises:
+            DepositError: They cannot be put; what was there still is.
+        """
+        try:
+            content = orjson.dumps({**document, "fds": len(parcel.fds)})
+            with contextlib.closing(_memfd(content)) as memfd:
+                rights = array.array("i", [memfd.fileno(), *parcel.fds])
+                if len(rights) > _MOST_FDS:
+                    raise DepositError(f"handover: {len(rights)} descriptors")
+                self._back.sendmsg(
+                    [(_WORD + b" %d" % VERSION).ljust(_MESSAGE_BYTES, b"\0")],
+                    [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)],
+                    socket.MSG_DONTWAIT,
+                )
+        except OSError as error:
+            raise DepositError(f"handover: {reason(error)}") from error
+        except (TypeError, ValueError) as error:  # a name that is no UTF-8
+            raise DepositError(f"handover: {error}") from error
+        self._drop_all_but_the_last()
+
+    def look(self) -> Contents:
+        """Return a copy of what is there: new descriptors, close-on-exec, which the caller owns.
+
+        Raises:
+            DepositError: Nothing is there, or not what this version can read.
+        """
+        self._drop_all_but_the_last()
+        try:
+            message, received = _receive(self._front, socket.MSG_PEEK)
+        except OSError as error:
+            raise DepositError(f"handover: {reason(error)}") from error
+        try:
+            return Contents(_document(message, received), received[1:])
+        except BaseException:
+            for each in received:
+                each.close()
+            raise
+        finally:
+            if received:
+                received[0].close()
+
+    def _drop_all_but_the_last(self) -> None:
+        """Of two messages the newer one counts: a supervisor was killed between the two steps."""
+        while self._has_a_second():
+            self._front.recv(1, socket.MSG_DONTWAIT)  # its descriptors, not asked for, are closed
+
+    def _has_a_second(self) -> bool:
+        # Peeks from behind the first one (SO_PEEK_OFF, socket(7)).
+        self._front.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, _MESSAGE_BYTES)
+        try:
+            return bool(self._front.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return False
+        finally:
+            self._front.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, -1)
+
+    def close(self) -> None:
+        """Close both ends."""
+        self._front.close()
+        self._back.close()
+
+
+def _memfd(content: bytes) -> fds.Fd:
+    memfd = fds.Fd(os.memfd_create("forkshim:handover", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(memfd.fileno(), rest) :]
+        fcntl.fcntl(memfd.fileno(), fcntl.F_ADD_SEALS, _SEALS)
+    except OSError:
+        memfd.close()
+        raise
+    return memfd
+
+
+def _receive(front: socket.socket, flags: int) -> tuple[bytes, list[fds.Fd]]:
+    message, ancillary, _flags, _address = front.recvmsg(
+        _MESSAGE_BYTES,
+        socket.CMSG_SPACE(_MOST_FDS * 4),
+        flags | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC,
+    )
+    received = array.array("i")
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            received.frombytes(content[: len(content) - len(content) % received.itemsize])
+    return message, [fds.Fd(fd) for fd in received]
+
+
+def _document(message: bytes, received: list[fds.Fd]) -> dict[str, Any]:
+    word, _blank, version = message.rstrip(b"\0").partition(b" ")
+    if word != _WORD or not received:
+        raise DepositError("handover: not a supervisor's")
+    if version != b"%d" % VERSION:
+        raise DepositError(
+            f"handover: state version {version.decode(errors='replace')}, "
+            f"this forkshim reads {VERSION}"
+        )
+    memfd = received[0].fileno()
+    size = os.fstat(memfd).st_size
+    if fcntl.fcntl(memfd, fcntl.F_GET_SEALS) & _SEALS != _SEALS or size > _MOST_DOCUMENT:
+        raise DepositError("handover: not a sealed document")
+    try:
+        document = orjson.loads(os.pread(memfd, size, 0))
+    except orjson.JSONDecodeError as error:
+        raise DepositError(f"handover: {error}") from error
+    if not isinstance(document, dict) or document.get("fds") != len(received) - 1:
+        raise DepositError("handover: descriptors are missing")
+    return document

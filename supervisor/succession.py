@@ -1,0 +1,215 @@
+"""The way to the next supervisor: by a reload of this process, or by adoption when it was killed.
+
+For the first all is handed over at one moment, see `supervisor.upgrade`. For the second it is laid
+down beforehand and again with each change of what we hold: in the deposit, which the workers and,
+if asked to, systemd keep open.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from supervisor import fds, signals, statedir, upgrade
+from supervisor.adoption import KEPT_NAMES
+from supervisor.deposit import Contents, Deposit, Parcel
+from supervisor.errors import ShimError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from supervisor.calls import RuntimeCalls
+    from supervisor.log import Log
+    from supervisor.loop import Loop
+    from supervisor.order import Order
+
+_DEPOSIT = "deposit"
+_HAND_OVER = "hand over"
+_NEXT_MOMENT_S = 0.002
+"""Half-gone workers and noted signals have events of their own, which come first."""
+
+
+class Orphans(NamedTuple):
+    """What a dead supervisor has left: where its own was found, and pidfds of its workers."""
+
+    deposit: Deposit
+    workers: list[fds.Fd]
+
+
+class Past(NamedTuple):
+    """What we go on from; without orphans it was this very process, and its children are ours."""
+
+    contents: Contents
+    orphans: Orphans | None = None
+
+    @property
+    def is_parent(self) -> bool:
+        """Whether its children are ours."""
+        return self.orphans is None
+
+
+class Incumbent(Protocol):
+    """The supervisor that is to be followed."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its container has started and not ended."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the same, and nobody wants it to end."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is halfway."""
+
+    def pack(self, parcel: Parcel) -> dict[str, Any]:
+        """Return all that it knows and holds."""
+
+    def reloading(self) -> None:
+        """A reload has begun."""
+
+    def reload_is_over(self) -> None:
+        """It was not done."""
+
+
+class Succession:
+    """Serves one supervisor. Owns the deposit until `close`; borrows the rest."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        calls: RuntimeCalls,
+        log: Log,
+        order: Order,
+        incumbent: Incumbent,
+        past: Past | None,
+    ) -> None:
+        """Make the deposit if the order wants one, or take that of `past`; nothing is in it yet."""
+        self._loop = loop
+        self._calls = calls
+        self._log = log
+        self._order = order
+        self._incumbent = incumbent
+        self._is_reloading = False
+        self._is_laid_down = past is not None and past.is_parent
+        self._deposit = _open_deposit(order, past)
+        self.orphans: Sequence[fds.Fd] = past.orphans.workers if past and past.orphans else ()
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """What workers keep open for a successor."""
+        return self._deposit.fds if self._deposit else ()
+
+    # Reload.
+
+    def reload(self, *, is_yet_to_come: bool) -> None:
+        """Take up the installed version, if it shows that it can take over.
+
+        `is_yet_to_come`: the container does not run yet; `running` will say when it does.
+        """
+        if self._is_reloading:
+            self._log.info("SIGHUP: a reload is under way")
+        elif is_yet_to_come:
+            self._is_reloading = True
+        elif not self._incumbent.is_running:
+            self._log.info("SIGHUP: not reloaded, the container is on its way out")
+        else:
+            self._is_reloading = True
+            self._incumbent.reloading()
+            self._rehearse()
+
+    def running(self) -> None:
+        """The container runs now."""
+        self.changed()
+        if self._is_reloading:
+            self._is_reloading = False
+            self.reload(is_yet_to_come=False)
+
+    def _rehearse(self) -> None:
+        if not self._incumbent.is_settled:
+            self._loop.call_after(_HAND_OVER, _NEXT_MOMENT_S, self._rehearse)
+            return
+        parcel = Parcel()
+        try:
+            document = self._pack_with_deposit(parcel)
+            upgrade.rehearse(self._calls, self._order.command, document, parcel, self._on_verdict)
+        except ShimError as error:
+            self._refuse(str(error))
+
+    def _on_verdict(self, why_not: str) -> None:
+        if why_not:
+            self._refuse(why_not)
+        else:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Become the other version at the next moment when nothing is halfway."""
+        if not self._incumbent.is_running:
+            self._refuse("the container is on its way out")
+            return
+        signals.hold_all()
+        if not self._incumbent.is_settled:
+            signals.release_all()
+            self._loop.call_after(_HAND_OVER, _NEXT_MOMENT_S, self._hand_over)
+            return
+        self._log.info("SIGHUP: reloading")
+        parcel = Parcel()
+        document = self._pack_with_deposit(parcel)
+        order = self._order
+        self._refuse(str(upgrade.become(order.command, document, parcel, order.lock_fd)))
+
+    def _refuse(self, why: str) -> None:
+        self._is_reloading = False
+        self._log.warning(f"SIGHUP: not reloaded, the old version goes on: {why}")
+        self._incumbent.reload_is_over()
+
+    def _pack_with_deposit(self, parcel: Parcel) -> dict[str, Any]:
+        """Return what this very process needs; in the deposit itself it would be a cycle."""
+        document = self._incumbent.pack(parcel)
+        document["supervisor"]["deposit"] = [parcel.add(end) for end in self.held]
+        return document
+
+    # Adoption.
+
+    def changed(self) -> None:
+        """See that a successor finds what is true now; several changes make one deposit."""
+        if self._deposit is not None and self._incumbent.is_alive:
+            self._loop.call_after(_DEPOSIT, 0.0, self.lay_down)
+
+    def lay_down(self) -> None:
+        """Put it there now."""
+        if self._deposit is None or not self._incumbent.is_alive:
+            return
+        parcel = Parcel()
+        try:
+            if not self._is_laid_down:
+                # Before there is anything: a worker that waits with it for ever has to be found.
+                statedir.write_handover(self._deposit.fds)
+            self._deposit.put(self._incumbent.pack(parcel), parcel)
+            if not self._is_laid_down and self._order.is_kept:
+                self._order.notifier.keep_no_more(KEPT_NAMES)  # of an earlier run of the unit
+                self._order.notifier.keep(dict(zip(KEPT_NAMES, self._deposit.fds, strict=True)))
+            self._is_laid_down = True
+        except (ShimError, OSError) as error:
+            self._log.warning(f"nobody could go on if this supervisor were killed: {error}")
+
+    def close(self) -> None:
+        """Leave nothing for a successor."""
+        self._loop.cancel(_DEPOSIT)
+        self._loop.cancel(_HAND_OVER)
+        if self._deposit is not None:
+            if self._order.is_kept:
+                self._order.notifier.keep_no_more(KEPT_NAMES)
+            statedir.remove_handover()
+            self._deposit.close()
+
+
+def _open_deposit(order: Order, past: Past | None) -> Deposit | None:
+    if not order.is_adoptable:
+        return None
+    if past is None:
+        return Deposit()
+    if past.orphans is not None:
+        return past.orphans.deposit
+    front, back = past.contents.document["supervisor"]["deposit"]
+    return Deposit(ends=(past.contents.take(front).take(), past.contents.take(back).take()))

@@ -1,0 +1,29 @@
+"""What a supervisor has laid down for whoever adopts its container."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from supervisor import adoption
+from supervisor.errors import ShimError
+from tests.harness import waiting
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def wait_laid_down(state_dir: Path) -> None:
+    """Wait until a killed supervisor's container could be adopted. No event tells: looks."""
+    waiting.wait_true(lambda: _is_laid_down(state_dir))
+
+
+def _is_laid_down(state_dir: Path) -> bool:
+    try:
+        deposit = adoption.find(str(state_dir))
+        try:
+            deposit.look().close()
+        finally:
+            deposit.close()
+    except (ShimError, FileNotFoundError):
+        return False
+    return True

@@ -1,0 +1,399 @@
+"""SIGHUP: another version takes over in place, while bytes flow, or is refused.
+
+FORKSHIM_RELOADS and FORKSHIM_STREAM_MIB make the long run: 50 and 2048.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import supervisor
+from tests.harness import bundles, waiting
+
+if TYPE_CHECKING:
+    from tests.harness.engine import Engine
+    from tests.runtime.conftest import MakeEngine
+
+pytestmark = [pytest.mark.runc, pytest.mark.timeout(300)]
+
+SEED = int(os.environ.get("FORKSHIM_SEED", "20161109"))
+RELOADS = int(os.environ.get("FORKSHIM_RELOADS", "8"))
+STREAM_MIB = int(os.environ.get("FORKSHIM_STREAM_MIB", "256"))
+TREE = Path(supervisor.__file__).parents[1]
+LOOP = "while :; do sleep 0.1; done"
+
+
+class Version:
+    """An installed forkshim of its own, which a test may replace by another."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.install()
+
+    def install(self) -> None:
+        for package in ("supervisor", "workers"):
+            shutil.rmtree(self.directory / package, ignore_errors=True)
+            shutil.copytree(
+                TREE / package,
+                self.directory / package,
+                ignore=shutil.ignore_patterns("__pycache__"),
+            )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(self.directory), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def change(self, file: str, old: str, new: str) -> None:
+        path = self.directory / file
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+
+@pytest.fixture
+def version(tmp_path: Path) -> Version:
+    return Version(tmp_path / "installed")
+
+
+def reload(engine: Engine) -> None:
+    """Reload and wait until it has been done."""
+    before = _count(engine, " goes on, process ")
+    refused = _count(engine, "not reloaded")
+    os.kill(engine.shim_pid, signal.SIGHUP)
+    waiting.wait_path(
+        engine.dir / "shim-log.json",
+        lambda _path: (
+            _count(engine, " goes on, process ") > before
+            or _count(engine, "not reloaded") > refused
+        ),
+    )
+    assert _count(engine, " goes on, process ") > before, engine.log()[-2:]
+
+
+def _count(engine: Engine, words: str) -> int:
+    text = (engine.dir / "shim-log.json").read_text()
+    return text.count(words)
+
+
+def _kinds(pid: int) -> list[str]:
+    """Return what a process has open, without the numbers of pipes and sockets."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            target = os.readlink(entry)
+        except FileNotFoundError:  # a runtime is just being started
+            continue
+        found.append(target.split("[")[0] if target[0] != "/" else target)
+    return sorted(found)
+
+
+def _start_time(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+
+
+def test_a_stream_goes_on_through_many_reloads(make_engine: MakeEngine, tmp_path: Path) -> None:
+    block = tmp_path / "block"
+    block.write_bytes(random.Random(SEED).randbytes((1 << 20) + 4321))
+    size = block.stat().st_size
+    mounts = [
+        {"destination": "/tmp/block", "type": "bind", "source": str(block), "options": ["bind"]}
+    ]
+    script = f"i=0; while [ $i -lt {STREAM_MIB} ]; do cat /tmp/block; i=$((i+1)); done; exit 23"
+    rootfs = bundles.make_rootfs(tmp_path / "image")
+    bundle = bundles.make_bundle(
+        tmp_path / "bundle", bundles.config(rootfs, bundles.shell(script), mounts=mounts)
+    )
+    engine = make_engine(bundle=bundle)
+    stdout, _stderr = engine.attach("stdout", "stderr")
+    engine.run()
+    shim_pid, payload_pid = engine.shim_pid, int((engine.dir / "pid").read_text())
+    started_at, digest, read_bytes, done = _start_time(payload_pid), hashlib.sha256(), 0, 0
+    kinds: list[str] = []
+    while True:
+        waiting.wait_readable(stdout)
+        chunk = os.read(stdout, 1 << 20)
+        if not chunk:
+            break
+        digest.update(chunk)
+        read_bytes += len(chunk)
+        if done < RELOADS and read_bytes > done * size * STREAM_MIB // (RELOADS + 1):
+            done += 1
+            reload(engine)
+            assert _start_time(payload_pid) == started_at
+            waiting.wait_worker(shim_pid, "stdout")
+            waiting.wait_worker(shim_pid, "stderr")
+            kinds = kinds or _kinds(shim_pid)
+            # No descriptor more, none less, when what it takes to reload has been put away.
+            waiting.wait_true(lambda: _kinds(shim_pid) == kinds, limit_s=10)  # noqa: B023
+    wanted, content = hashlib.sha256(), block.read_bytes()
+    for _ in range(STREAM_MIB):
+        wanted.update(content)
+    assert done == RELOADS
+    assert (read_bytes, digest.hexdigest()) == (size * STREAM_MIB, wanted.hexdigest())
+    assert engine.shim_pid == shim_pid
+    assert engine.wait_end() == 23
+    assert engine.wait_shim() == 0
+    assert engine.log("warn") == engine.log("error") == []
+    assert engine.leftovers() == []
+
+
+def test_it_is_the_parent_of_orphans_as_before(make_engine: MakeEngine) -> None:
+    """The subreaper flag is kept, and taken anew."""
+    engine = make_engine(f"trap 'exit 4' TERM; echo ready; {LOOP}")
+    stdout, _stderr = engine.attach("stdout", "stderr")
+    engine.run()
+    waiting.read_until(stdout, b"ready")
+    payload_pid = int((engine.dir / "pid").read_text())
+    reload(engine)
+    assert payload_pid in waiting.children_of(engine.shim_pid)
+    os.kill(engine.shim_pid, signal.SIGTERM)
+    assert engine.wait_end() == 4
+    assert engine.leftovers() == []
+
+
+def test_a_console_and_its_control_go_on(make_engine: MakeEngine) -> None:
+    engine = make_engine(
+        "stty -echo; echo ready; while read line; do echo got $line; stty size; done; exit 6",
+        terminal=True,
+        containerdStdin="stdin",
+    )
+    (stdout,) = engine.attach("stdout")
+    engine.run()
+    stdin = engine.open("stdin", os.O_WRONLY)
+    waiting.read_until(stdout, b"ready")
+    for number in range(3):
+        os.write(engine.control_fd, b"1 4%d 2" % number)  # the rest comes to the next version
+        waiting.wait_true(lambda: not waiting.is_readable(engine.control_fd))
+        reload(engine)
+        os.write(engine.control_fd, b"5\n")
+        waiting.wait_true(lambda: not waiting.is_readable(engine.control_fd))
+        os.write(stdin, b"line %d\n" % number)
+        said = waiting.read_until(stdout, b"25 4%d" % number)
+        assert b"got line %d" % number in said
+    os.write(stdin, b"\x04")
+    assert engine.wait_end() == 6
+    assert engine.log("warn") == engine.log("error") == []
+
+
+@pytest.mark.parametrize("sink", ["file:log", "file,max-size=64k:log", "cri:log"])
+def test_a_line_in_the_middle_of_a_reload_is_one_line(make_engine: MakeEngine, sink: str) -> None:
+    engine = make_engine(
+        "while read word; do printf '%s ' $word; [ $word = end ] && break; done; echo; exit 8",
+        containerdStdin="stdin",
+        containerdStdout=sink,
+        containerdStderr=sink,
+    )
+    engine.run()
+    stdin = engine.open("stdin", os.O_WRONLY)
+    words = [f"word{n}" for n in range(5)]
+    for word in words:
+        os.write(stdin, f"{word}\n".encode())
+        reload(engine)
+    os.write(stdin, b"end\n")
+    assert engine.wait_end() == 8
+    lines = (engine.dir / "log").read_text().splitlines()
+    assert len(lines) == 1
+    assert lines[0].endswith(" ".join([*words, "end"]) + " ")
+    assert engine.log("warn") == engine.log("error") == []
+
+
+def test_a_closed_stdin_stays_closed(make_engine: MakeEngine) -> None:
+    engine = make_engine(
+        f"cat; echo at the end; trap 'exit 3' TERM; {LOOP}", containerdStdin="stdin"
+    )
+    stdout, _stderr = engine.attach("stdout", "stderr")
+    engine.run()
+    stdin = engine.open("stdin", os.O_WRONLY)
+    os.write(stdin, b"some\n")
+    waiting.read_until(stdout, b"some\n")
+    engine.control("0 0 0\n")
+    reload(engine)
+    engine.close("stdin")
+    waiting.read_until(stdout, b"at the end\n")
+    reload(engine)
+    os.kill(engine.shim_pid, signal.SIGTERM)
+    assert engine.wait_end() == 3
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_that_comes_in_the_middle_is_not_lost(
+    make_engine: MakeEngine, signum: int
+) -> None:
+    engine = make_engine(f"trap 'exit 5' TERM; trap 'echo usr; exit 9' USR1; echo ready; {LOOP}")
+    stdout, _stderr = engine.attach("stdout", "stderr")
+    engine.run()
+    waiting.read_until(stdout, b"ready")
+    for _ in range(3):
+        os.kill(engine.shim_pid, signal.SIGHUP)
+    os.kill(engine.shim_pid, signum)
+    assert engine.wait_end() == (5 if signum == signal.SIGTERM else 9)
+    assert engine.wait_shim() == 0
+    assert engine.leftovers() == []
+
+
+def test_a_container_that_ends_meanwhile_has_its_status(make_engine: MakeEngine) -> None:
+    for status in range(5):
+        engine = make_engine(f"echo ready; read line; exit {status}", containerdStdin="stdin")
+        stdout, _stderr = engine.attach("stdout", "stderr")
+        engine.run()
+        stdin = engine.open("stdin", os.O_WRONLY)
+        waiting.read_until(stdout, b"ready")
+        os.kill(engine.shim_pid, signal.SIGHUP)
+        os.write(stdin, b"\n")
+        assert engine.wait_end() == status
+        assert engine.wait_shim() == 0
+        assert engine.leftovers() == []
+
+
+def test_before_the_container_runs_it_waits_until_it_does(make_engine: MakeEngine) -> None:
+    engine = make_engine("exit 7")
+    engine.launch()  # no reader: it waits for one
+    waiting.wait_true(lambda: waiting.catches(engine.shim_pid, signal.SIGHUP))
+    os.kill(engine.shim_pid, signal.SIGHUP)
+    engine.attach("stdout", "stderr")
+    engine.created()
+    waiting.wait_path(
+        engine.dir / "shim-log.json", lambda _path: _count(engine, " goes on, process ") == 1
+    )
+    engine.start()
+    assert engine.wait_end() == 7
+
+
+def test_the_installed_version_takes_over(make_engine: MakeEngine, version: Version) -> None:
+    engine = make_engine(f"trap 'exit 4' TERM; echo ready; {LOOP}")
+    stdout, _stderr = engine.attach("stdout", "stderr")
+    engine.run(env=version.environment)
+    waiting.read_until(stdout, b"ready")
+    version.change("supervisor/__init__.py", supervisor.__version__, "7.8.9")
+    reload(engine)
+    assert any("7.8.9 goes on" in message for message in engine.log())
+    os.kill(engine.shim_pid, signal.SIGTERM)
+    assert engine.wait_end() == 4
+
+
+_BREAK: dict[str, tuple[str, str, str, str]] = {
+    "does not parse": ("supervisor/crew.py", "class Crew:", "class Crew(:", "SyntaxError"),
+    "does not import": (
+        "supervisor/loop.py",
+        "import selectors",
+        "import no_such_thing as selectors",
+        "no_such_thing",
+    ),
+    "reads another state": (
+        "supervisor/deposit.py",
+        "VERSION = 1",
+        "VERSION = 2",
+        "state version 1, this forkshim reads 2",
+    ),
+    "has no worker that works": (
+        "workers/output.py",
+        "        engines.copy(route, desk)",
+        "        raise RuntimeError",
+        "a worker does not work",
+    ),
+    "is killed": (
+        "supervisor/upgrade.py",
+        "def arrive() -> Arrival | None:",
+        "os.kill(os.getpid(), 11)\n\n\ndef arrive() -> Arrival | None:",
+        "SIGSEGV",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", _BREAK)
+def test_a_version_that_cannot_take_over_is_refused(
+    make_engine: MakeEngine, version: Version, how: str
+) -> None:
+    file, old, new, said = _BREAK[how]
+    engine = make_engine(
+        "while read line; do echo got $line; done; exit 9", containerdStdin="stdin"
+    )
+    stdout, _stderr = engine.attach("stdout", "stderr")
+    engine.run(env=version.environment)
+    stdin = engine.open("stdin", os.O_WRONLY)
+    for name in ("stdin", "stdout", "stderr"):
+        waiting.wait_worker(engine.shim_pid, name)
+    before = _kinds(engine.shim_pid)
+    version.change(file, old, new)
+    os.kill(engine.shim_pid, signal.SIGHUP)
+    waiting.wait_path(
+        engine.dir / "shim-log.json", lambda _path: _count(engine, "not reloaded") == 1
+    )
+    warning = engine.log("warn")[-1]
+    assert warning.startswith("SIGHUP: not reloaded, the old version goes on: ")
+    assert said in warning
+    assert _kinds(engine.shim_pid) == before
+    os.write(stdin, b"1\n")
+    waiting.read_until(stdout, b"got 1\n")
+    version.install()  # a good one again
+    reload(engine)
+    os.write(stdin, b"2\n")
+    waiting.read_until(stdout, b"got 2\n")
+    engine.control("0 0 0\n")
+    engine.close("stdin")
+    assert engine.wait_end() == 9
+    assert engine.leftovers() == []
+
+
+def test_a_program_that_is_gone_cannot_be_reloaded(make_engine: MakeEngine, tmp_path: Path) -> None:
+    script = tmp_path / "shim"
+    script.write_text(
+        f"#!{shutil.which('python3')}\nfrom supervisor.shim_cli import main\nmain()\n"
+    )
+    script.chmod(0o755)
+    engine = make_engine(f"trap 'exit 4' TERM; echo ready; {LOOP}")
+    stdout, _stderr = engine.attach("stdout", "stderr")
+    engine.run(env={**os.environ, "PYTHONPATH": str(TREE)}, shim=script)
+    waiting.read_until(stdout, b"ready")
+    reload(engine)
+    script.unlink()
+    os.kill(engine.shim_pid, signal.SIGHUP)
+    waiting.wait_path(
+        engine.dir / "shim-log.json", lambda _path: _count(engine, "not reloaded") == 1
+    )
+    os.kill(engine.shim_pid, signal.SIGTERM)
+    assert engine.wait_end() == 4
+
+
+def test_a_reload_beside_killed_workers_loses_nothing(
+    make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    chosen = random.Random(SEED)
+    lines = 400_000
+    engine = make_engine(f"seq {lines}; exit 2")
+    stdout, _stderr = engine.attach("stdout", "stderr")
+    engine.run()
+    got, kills = bytearray(), 0
+    for step in itertools.count():
+        waiting.wait_readable(stdout)
+        chunk = os.read(stdout, 1 << 16)
+        if not chunk:
+            break
+        got += chunk
+        if step % 8 == 0:
+            pid = waiting.worker_of(engine.shim_pid, "stdout")
+            if pid is not None and chosen.random() < 0.7:
+                _kill(pid)
+                kills += 1
+            else:
+                os.kill(engine.shim_pid, signal.SIGHUP)
+    assert got.split() == [b"%d" % n for n in range(1, lines + 1)]
+    assert kills > 0
+    assert engine.wait_end() == 2
+    assert engine.wait_shim() == 0
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
