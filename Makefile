@@ -1,6 +1,6 @@
 # Everything a developer does with forkshim. CI does the same: see .ci/run.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test check fmt bench deb lock clean
+.PHONY: help setup demo lint test check fmt bench soak deb lock clean
 
 python := .venv/bin/python
 coverage := $(python) -m coverage
@@ -27,7 +27,12 @@ lint: setup ## ruff, mypy, import-linter
 ifeq ($(strip $(ARGS)),)
 test: setup ## all tests, with coverage; make test ARGS='-k fifo -x' for some of them, without
 	@rm -rf .cache/coverage
-	$(coverage) run -m pytest -m 'not slow'
+	@# The slow half waits most of the time: beside the quick one, its words come at the end.
+	@mkdir -p .cache
+	@$(python) -m pytest -m slow >.cache/slow.log 2>&1 & slow=$$!; \
+	echo "$(coverage) run -m pytest -m 'not slow'"; \
+	$(coverage) run -m pytest -m 'not slow'; quick=$$?; \
+	wait $$slow; slow=$$?; cat .cache/slow.log; exit $$((quick ? quick : slow))
 	@$(coverage) combine --quiet
 ifeq ($(is_root),)
 	@$(coverage) report --fail-under=0
@@ -35,7 +40,6 @@ ifeq ($(is_root),)
 else
 	@$(coverage) report
 endif
-	$(python) -m pytest -m slow
 else
 test: setup
 	$(python) -m pytest $(ARGS)
@@ -49,6 +53,9 @@ fmt: setup ## reformat, and mend what ruff can mend
 
 bench: setup ## speed and memory
 	@$(python) -m tests.bench $(ARGS)
+
+soak: setup ## random faults for 9 minutes; make soak ARGS='--seconds 3600 --seed 7' for more
+	@$(python) -m tests.faults $(ARGS)
 
 deb: setup ## build dist/forkshim_VERSION_ARCH.deb, for the Debian release that this machine runs
 	@systemd/deb/build

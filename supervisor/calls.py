@@ -127,7 +127,10 @@ class RuntimeCalls:
         Read after its end, not while it runs: a pipe of 1 MiB holds it, and a runtime that wrote
         more is killed by the limit.
         """
-        rfd, wfd = fds.pipe(_MOST_OUTPUT)
+        try:
+            rfd, wfd = fds.pipe(_MOST_OUTPUT)
+        except OSError as error:  # EMFILE
+            raise ShimError(f"pipe: {reason(error)}") from error
         os.set_blocking(rfd.fileno(), False)
 
         def on_exit(termination: Termination) -> None:

@@ -131,6 +131,7 @@ class Stream:
         self.deaths = 0
         self.deaths_without_progress = 0
         self.errors_in_a_row = 0
+        self.failed_forks = 0
         self.copied_bytes_at_fork = 0
         if packed is not None:
             self.capacity_bytes: int = packed["capacity_bytes"]
@@ -227,7 +228,10 @@ class Stream:
         if not self.is_input and not self.is_passthrough and fds.is_fifo(self.sink.fileno()):
             # Nobody writes any more: keep only the write end, so that a client can be told apart
             # from ourselves. The new one is open before the old one goes.
-            write_only = fds.reopen(self.sink.fileno(), os.O_WRONLY)
+            try:
+                write_only = fds.reopen(self.sink.fileno(), os.O_WRONLY)
+            except OSError:  # EMFILE: who has read how much of it will not be known
+                return
             self.sink.close()
             self.sink = write_only
 
@@ -381,8 +385,7 @@ class Crew:
             self.give_up(stream)
             return
         stream.is_hung_up = True
-        stream.source.close()
-        stream.source = fds.Fd(os.dup(self._null_fd))
+        self._put_null_at(stream.source)
         self._dismiss(stream)
 
     def reopen(self) -> None:
@@ -464,7 +467,10 @@ class Crew:
 
     def _fork(self, stream: Stream, predecessors: tuple[int, ...] = ()) -> bool:
         """Fork a worker; False if that has to be tried again later, which is seen to."""
-        report_rfd, report_wfd = fds.pipe(report.MOST_BYTES)
+        try:
+            report_rfd, report_wfd = fds.pipe(report.MOST_BYTES)
+        except OSError as error:  # EMFILE, ENFILE
+            return self._fork_later(stream, error)
         os.set_blocking(report_rfd.fileno(), False)
         desk = Desk(
             stream=stream.name,
@@ -482,17 +488,23 @@ class Crew:
             stream.is_reaped = False
         except OSError as error:  # EAGAIN, ENOMEM: the pids or the memory of our cgroup
             report_rfd.close()
-            self._log.warning(f"{stream.name}: fork: {error.strerror}; trying again")
-            self._loop.call_after(
-                self._timer(stream),
-                _LONGEST_PAUSE_S / 10,
-                lambda: self._fork_if_wanted(stream),
-            )
-            return False
+            return self._fork_later(stream, error)
         finally:
             report_wfd.close()  # the worker's is the only one now: its death is our end of file
         stream.watch = _Watch(self, stream, report_rfd)
         return True
+
+    def _fork_later(self, stream: Stream, error: OSError) -> bool:
+        stream.failed_forks += 1
+        if stream.failed_forks & (stream.failed_forks - 1) == 0:  # a log that cannot fill a disk
+            self._log.warning(
+                f"{stream.name}: fork: {error.strerror}; trying again; "
+                f"{stream.failed_forks} times so far"
+            )
+        self._loop.call_after(
+            self._timer(stream), _LONGEST_PAUSE_S / 10, lambda: self._fork_if_wanted(stream)
+        )
+        return False
 
     def _fork_if_wanted(self, stream: Stream) -> None:
         if not stream.pid and not stream.is_over:
@@ -566,8 +578,7 @@ class Crew:
         if choice is Mend.HANG_UP:
             self._end(stream)
         elif choice is Mend.DISCARD:
-            stream.sink.close()
-            stream.sink = fds.Fd(os.dup(self._null_fd))
+            self._put_null_at(stream.sink)
             self._on_change()
             self._fork(stream)
         else:
@@ -576,6 +587,10 @@ class Crew:
                     stream.outlet.renew()
                 self._on_change()
             self._fork_after(stream, pause_s(_DEATHS_WITHOUT_PAUSE + stream.errors_in_a_row))
+
+    def _put_null_at(self, place: fds.Fd) -> None:
+        """Close what is there and put /dev/null in its place, which no EMFILE can prevent."""
+        os.dup2(self._null_fd, place.fileno(), inheritable=False)
 
     def _fork_after(self, stream: Stream, delay_s: float) -> None:
         if delay_s == 0.0:

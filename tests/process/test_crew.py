@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pty
+import resource
 import signal
 import time
 import tty
@@ -331,7 +332,7 @@ def test_a_fork_that_fails_is_tried_again(site: Site, monkeypatch: pytest.Monkey
     site.run_until(lambda: stream.is_over)
     assert os.read(reader, 9) == b"x"
     message = "stdout: fork: Resource temporarily unavailable; trying again"
-    assert site.yard.messages("warn") == [message, message]
+    assert site.yard.messages("warn") == [f"{message}; {n} times so far" for n in (1, 2)]
 
 
 def test_a_stream_that_was_given_up_is_not_given_another_worker(site: Site) -> None:
@@ -675,3 +676,30 @@ def test_the_rule_is_asked_after_2_ms_and_then_ever_less_often(site: Site) -> No
     assert [watch.next_look_s() for _each in range(7)] == [
         0.002, 0.004, 0.008, 0.016, 0.032, 0.05, 0.05,
     ]  # fmt: skip
+
+
+def test_without_a_free_descriptor_a_killed_worker_is_replaced_later(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew_module, "_LONGEST_PAUSE_S", 0.1)
+    writer, reader, stream = site.output()
+    site.crew.start()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    killed = stream.pid
+    lowest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    full = [os.dup(0) for _ in range(lowest)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(full) + 1, before[1]))
+    try:
+        os.kill(killed, signal.SIGKILL)
+        site.run_until(lambda: stream.failed_forks >= 3)
+        assert stream.pid == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for fd in full:
+            os.close(fd)
+    os.write(writer, b"some")
+    site.run_until(lambda: site.crew.copied_bytes(stream) == 4)
+    assert os.read(reader, 9) == b"some"
+    said = [text for text in site.yard.messages("warn") if "fork" in text]
+    assert said[0] == "stdout: fork: Too many open files; trying again; 1 times so far"
+    assert len(said) <= 3, "1, 2, 4, ...: no log is filled with it"

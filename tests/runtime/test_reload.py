@@ -117,7 +117,9 @@ def test_a_stream_goes_on_through_many_reloads(make_engine: MakeEngine, tmp_path
     engine.run()
     shim_pid, payload_pid = engine.shim_pid, int((engine.dir / "pid").read_text())
     started_at, digest, read_bytes, done = _start_time(payload_pid), hashlib.sha256(), 0, 0
-    kinds: list[str] = []
+    for stream in ("stdout", "stderr"):
+        waiting.wait_worker(shim_pid, stream)
+    kinds = _kinds(shim_pid)
     while True:
         waiting.wait_readable(stdout)
         chunk = os.read(stdout, 1 << 20)
@@ -131,9 +133,8 @@ def test_a_stream_goes_on_through_many_reloads(make_engine: MakeEngine, tmp_path
             assert _start_time(payload_pid) == started_at
             waiting.wait_worker(shim_pid, "stdout")
             waiting.wait_worker(shim_pid, "stderr")
-            kinds = kinds or _kinds(shim_pid)
             # No descriptor more, none less, when what it takes to reload has been put away.
-            waiting.wait_true(lambda: _kinds(shim_pid) == kinds, limit_s=10)  # noqa: B023
+            waiting.wait_true(lambda: _kinds(shim_pid) == kinds, limit_s=10)
     wanted, content = hashlib.sha256(), block.read_bytes()
     for _ in range(STREAM_MIB):
         wanted.update(content)

@@ -1,0 +1,381 @@
+"""One container from its start to its end, step by step, with a fault at each step.
+
+The container says a block whenever it is given a line, so that a step is as long as the trial wants
+it to be, and stdin is under the same faults as the output. Everything is chosen by one seeded
+generator: the same seed makes the same steps (not the same instants).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import resource
+import signal
+import tempfile
+from collections import Counter
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.harness import bundles, deposits, waiting
+from tests.harness.engine import FORKSHIM, Engine
+from tests.harness.rewriting import cri_streams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+import subprocess
+
+KINDS = ("fifo", "file", "rotation", "cri", "console", "adopted")
+BLOCK_LINES = 2000
+_SCRIPT = """
+{first}echo ready
+while read line && [ $line = go ]; do cat /tmp/block; done
+exit {status}
+"""
+
+
+class LostError(AssertionError):
+    """What came out is not what went in."""
+
+
+class Trial:
+    """One container. `run` raises `LostError` or `TimeoutError` if a promise was broken."""
+
+    def __init__(self, rootfs: Path, seed: int) -> None:
+        self.seed = seed
+        self.random = random.Random(seed)
+        self.kind = self.random.choice(KINDS)
+        self.status = self.random.randrange(1, 100)
+        self.faults: Counter[str] = Counter()
+        self._rootfs = rootfs
+        lines = (b"%x %x" % (seed, self.random.getrandbits(120)) for _ in range(BLOCK_LINES))
+        self._block = b"".join(line + b"\n" for line in lines)
+
+    def run(self, steps: int) -> None:
+        """Supervise one container through so many steps."""
+        with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+            directory = Path(name)
+            (directory / "block").write_bytes(self._block)
+            subject = self._subject(directory, stack)
+            for _ in range(steps):
+                self._step(subject)
+            subject.finish()
+            wanted = b"ready\n" + self._block * steps
+            got = subject.output()
+            if got != wanted:
+                raise LostError(
+                    f"{len(got)} bytes {hashlib.sha256(got).hexdigest()[:12]}, "
+                    f"wanted {len(wanted)} {hashlib.sha256(wanted).hexdigest()[:12]}"
+                )
+            ended = subject.status()
+            if ended != self.status:
+                raise LostError(f"status {ended}, wanted {self.status}")
+            if subject.living():
+                raise LostError(f"left behind: {subject.living()}")
+
+    def _subject(self, directory: Path, stack: ExitStack) -> Subject:
+        first = "stty -echo -onlcr; " if self.kind == "console" else ""
+        script = _SCRIPT.format(first=first, status=self.status)
+        names = ["block"]
+        if self.kind == "adopted":  # a daemon has no stdin
+            script = script.replace("read line", "read line < /tmp/go")
+            os.mkfifo(directory / "go")
+            names.append("go")
+        mounts = [
+            {
+                "destination": f"/tmp/{name}",
+                "type": "bind",
+                "source": str(directory / name),
+                "options": ["bind", "ro"],
+            }
+            for name in names
+        ]
+        document = bundles.config(
+            self._rootfs, bundles.shell(script), terminal=self.kind == "console", mounts=mounts
+        )
+        bundle = bundles.make_bundle(directory / "bundle", document)
+        if self.kind == "adopted":
+            return stack.enter_context(Adopted(directory, bundle))
+        return stack.enter_context(Supervised(directory, bundle, self.kind))
+
+    def _step(self, subject: Subject) -> None:
+        menu: dict[str, Callable[[Subject], None]] = {
+            "nothing": lambda _subject: None,
+            "kill a worker": self._kill_one,
+            "kill all workers": self._kill_all,
+            "stop a worker": self._stop_one,
+            "reload": lambda subject: os.kill(subject.pid, signal.SIGHUP),
+            "signal storm": self._storm,
+            "no descriptors": self._starve,
+        }
+        if self.kind == "adopted":
+            menu["kill the supervisor"] = lambda subject: subject.succeed()
+        fault = self.random.choice(sorted(menu))
+        self.faults[fault] += 1
+        subject.feed()
+        for _ in range(self.random.randrange(3)):
+            subject.take()
+        menu[fault](subject)
+        subject.take_block(len(self._block))
+
+    def _kill_one(self, subject: Subject) -> None:
+        workers = subject.workers()
+        if workers:
+            _signal(self.random.choice(workers), signal.SIGKILL)
+
+    def _kill_all(self, subject: Subject) -> None:
+        for pid in subject.workers():
+            _signal(pid, signal.SIGKILL)
+
+    def _stop_one(self, subject: Subject) -> None:
+        workers = subject.workers()
+        if workers:
+            pid = self.random.choice(workers)
+            _signal(pid, signal.SIGSTOP)
+            subject.take()
+            _signal(pid, signal.SIGCONT)
+
+    def _storm(self, subject: Subject) -> None:
+        for _ in range(50):
+            for pid in (subject.pid, *subject.workers()):
+                _signal(pid, signal.SIGWINCH)
+
+    def _starve(self, subject: Subject) -> None:
+        """Let the supervisor open nothing while a worker of it is killed."""
+        lowest = len(os.listdir(f"/proc/{subject.pid}/fd"))
+        before = resource.prlimit(subject.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(subject.pid, resource.RLIMIT_NOFILE, (lowest, before[1]))
+        try:
+            self._kill_one(subject)
+            subject.take()
+        finally:
+            resource.prlimit(subject.pid, resource.RLIMIT_NOFILE, before)
+
+
+class Subject:
+    """A container of a trial: how it is fed, and where its output is."""
+
+    pid = 0
+
+    def feed(self) -> None:
+        """Let the container say one block."""
+        raise NotImplementedError
+
+    def take(self) -> None:
+        """Read some of the output, if it has a reader."""
+
+    def take_block(self, size: int) -> None:
+        """Read one block, if it has a reader."""
+
+    def succeed(self) -> None:
+        """Have another supervisor in the place of this one."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Give it no more lines, and wait for its end."""
+        raise NotImplementedError
+
+    def output(self) -> bytes:
+        """Return all that it has said."""
+        raise NotImplementedError
+
+    def status(self) -> int:
+        """Return how it has ended."""
+        raise NotImplementedError
+
+    def workers(self) -> list[int]:
+        """Return the pids of the living workers."""
+        return [
+            pid
+            for pid in waiting.children_of(self.pid)
+            if waiting.title_of(pid).endswith("]") and waiting.is_alive(pid)
+        ]
+
+    def living(self) -> list[str]:
+        """Return what should be gone by now."""
+        return []
+
+
+class _Reader:
+    """The client of an output fifo."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.data = bytearray()
+
+    def take(self) -> None:
+        with suppress(BlockingIOError):
+            self.data += os.read(self._fd, 1 << 16)
+
+    def take_until(self, size: int) -> None:
+        while len(self.data) < size:
+            waiting.wait_readable(self._fd)
+            self.take()
+
+    def take_rest(self) -> None:
+        self.data += waiting.read_to_end(self._fd)
+
+
+class Supervised(Subject):
+    """Under forkshim-shim, with an engine."""
+
+    def __init__(self, directory: Path, bundle: Path, kind: str) -> None:
+        sinks = {
+            "file": "file:log",
+            "rotation": "file,max-size=64k,keep=1000:log",
+            "cri": "cri:log",
+        }
+        sink = sinks.get(kind, "stdout")
+        self._kind = kind
+        self._engine = Engine(
+            directory / "state",
+            bundles.fresh_id("fault"),
+            bundle,
+            terminal=kind == "console",
+            containerdStdin="stdin",
+            containerdStdout=sink,
+            containerdStderr="",
+        )
+        self._reader: _Reader | None = None
+        self._wanted = len("ready\n")
+
+    def __enter__(self) -> Supervised:
+        engine = self._engine
+        if self._kind in ("fifo", "console"):
+            self._reader = _Reader(engine.attach("stdout")[0])
+        engine.run()
+        self.pid = engine.shim_pid
+        self._stdin = engine.open("stdin", os.O_WRONLY)
+        if self._reader is not None:
+            self._reader.take_until(self._wanted)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._engine.__exit__(None, None, None)
+
+    def feed(self) -> None:
+        os.write(self._stdin, b"go\n")
+
+    def take(self) -> None:
+        if self._reader is not None:
+            self._reader.take()
+
+    def take_block(self, size: int) -> None:
+        self._wanted += size
+        if self._reader is not None:
+            self._reader.take_until(self._wanted)
+
+    def finish(self) -> None:
+        if self._kind == "console":
+            os.write(self._stdin, b"\x04")
+        self._engine.control("0 0 0\n")
+        self._engine.close("stdin")
+        if self._reader is not None:
+            self._reader.take_rest()
+        self._engine.wait_end()
+        self._engine.wait_shim()
+
+    def output(self) -> bytes:
+        if self._reader is not None:
+            return bytes(self._reader.data)
+        if self._kind == "cri":
+            return cri_streams((self._engine.dir / "log").read_bytes())["stdout"]
+        numbered = sorted(
+            (path for path in self._engine.dir.glob("log*") if path.suffix != ".json"),
+            key=lambda path: int(path.suffix[1:] or 0),
+            reverse=True,
+        )
+        return b"".join(path.read_bytes() for path in numbered)
+
+    def status(self) -> int:
+        return self._engine.exit_status()
+
+    def living(self) -> list[str]:
+        return [left for left in self._engine.leftovers() if not left.startswith("file log")]
+
+
+class Adopted(Subject):
+    """Under `forkshim run --detach`, and under those who adopt it."""
+
+    def __init__(self, directory: Path, bundle: Path) -> None:
+        self._id = bundles.fresh_id("fault")
+        self._directory = directory
+        self._bundle = bundle
+        self._home = directory / "root" / self._id
+        self._wanted = len("ready\n")
+
+    def __enter__(self) -> Adopted:
+        os.mkfifo(self._directory / "out")
+        self._fd = os.open(self._directory / "out", os.O_RDONLY | os.O_NONBLOCK)
+        self._go_fd = os.open(self._directory / "go", os.O_RDWR)
+        self._command("run", "--bundle", self._bundle, "--detach", "--log", self._directory / "out")
+        self.pid = self._supervisor()
+        self._reader = _Reader(self._fd)
+        self._reader.take_until(self._wanted)
+        deposits.wait_laid_down(self._home / "init")
+        return self
+
+    def _command(self, verb: str, *options: str | Path) -> None:
+        command: list[str | Path] = [FORKSHIM, verb, "--root", self._directory / "root", *options]
+        done = subprocess.run(
+            [*command, self._id], capture_output=True, text=True, stdin=subprocess.DEVNULL
+        )
+        if done.returncode != 0:
+            raise LostError(f"{verb}: {done.stderr}")
+
+    def _supervisor(self) -> int:
+        return int((self._home / "supervisor.pid").read_text())
+
+    def __exit__(self, *_error: object) -> None:
+        os.close(self._fd)
+        os.close(self._go_fd)
+        for prefix in (f"forkshim: {self._id}", f"forkshim: {self._id} ["):
+            for pid in waiting.children_of(os.getpid()):
+                if waiting.title_of(pid).startswith(prefix) and waiting.is_alive(pid):
+                    _signal(pid, signal.SIGKILL)
+                    waiting.wait_process(pid)
+        subprocess.run(["runc", "delete", "--force", self._id], capture_output=True)
+
+    def feed(self) -> None:
+        os.write(self._go_fd, b"go\n")
+
+    def take(self) -> None:
+        self._reader.take()
+
+    def take_block(self, size: int) -> None:
+        self._wanted += size
+        self._reader.take_until(self._wanted)
+
+    def succeed(self) -> None:
+        # With all of its workers dead at the same instant nobody would have anything left.
+        waiting.wait_true(lambda: bool(self.workers()))
+        os.kill(self.pid, signal.SIGKILL)
+        waiting.wait_process(self.pid)
+        self.take()
+        self._command("adopt", "--detach")
+        self.pid = self._supervisor()
+
+    def finish(self) -> None:
+        os.write(self._go_fd, b"end\n")
+        self._reader.take_rest()
+        waiting.wait_process(self.pid)
+
+    def output(self) -> bytes:
+        return bytes(self._reader.data)
+
+    def status(self) -> int:
+        return int((self._home / "init" / "exitStatus").read_text())
+
+    def living(self) -> list[str]:
+        return [
+            waiting.title_of(pid)
+            for pid in waiting.children_of(os.getpid())
+            if waiting.title_of(pid).startswith(f"forkshim: {self._id}") and waiting.is_alive(pid)
+        ]
+
+
+def _signal(pid: int, signum: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signum)
