@@ -100,6 +100,11 @@ class Deposit:
         """Lend both ends; who keeps them keeps what is in there."""
         return (self._front.fileno(), self._back.fileno())
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has been put there so far. Changes nothing, unlike `look`."""
+        return not fds.is_readable(self._front.fileno())
+
     def put(self, document: dict[str, Any], parcel: Parcel) -> None:
         """Put these in the place of what is there: at every instant one of both is there.
 
@@ -125,6 +130,8 @@ class Deposit:
 
     def look(self) -> Contents:
         """Return a copy of what is there: new descriptors, close-on-exec, which the caller owns.
+
+        Only for one process at a time, and not beside `put`.
 
         Raises:
             DepositError: Nothing is there, or not what this version can read.

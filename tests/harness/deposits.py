@@ -20,10 +20,9 @@ def wait_laid_down(state_dir: Path) -> None:
 def _is_laid_down(state_dir: Path) -> bool:
     try:
         deposit = adoption.find(str(state_dir))
-        try:
-            deposit.look().close()
-        finally:
-            deposit.close()
     except (ShimError, FileNotFoundError):
         return False
-    return True
+    try:
+        return not deposit.is_empty
+    finally:
+        deposit.close()

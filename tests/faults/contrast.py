@@ -1,0 +1,90 @@
+"""What the same faults do to others: a copier that reads and writes, and conmon.
+
+python -m tests.faults.contrast
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from tests.bench import logs
+from tests.harness import bundles, leaks, waiting
+
+TOTAL_BYTES = 1 << 30
+KILLS = 500
+_BLOCK = os.urandom(1 << 20)
+_WAIT_S = 5.0
+
+
+def copier() -> str:
+    """`cat` from pipe to pipe, killed and started again on the same two descriptors."""
+    source_rfd, source_wfd = os.pipe()
+    sink_rfd, sink_wfd = os.pipe()
+    writer = threading.Thread(target=_write_all, args=(source_wfd,))
+    writer.start()
+    chosen = random.Random(20161109)
+    received = kills = next_kill = 0
+    process = subprocess.Popen(["cat"], stdin=source_rfd, stdout=sink_wfd)
+    while True:
+        if not waiting.is_readable(sink_rfd) and process.poll() == 0:
+            break
+        waiting.wait_readable(sink_rfd)
+        received += len(os.read(sink_rfd, 1 << 16))
+        if kills < KILLS and received >= next_kill:
+            process.kill()
+            process.wait()
+            kills += 1
+            next_kill = received + chosen.randrange(2 * TOTAL_BYTES // KILLS // 2)
+            process = subprocess.Popen(["cat"], stdin=source_rfd, stdout=sink_wfd)
+    writer.join()
+    for fd in (source_rfd, sink_rfd, sink_wfd):
+        os.close(fd)
+    return f"cat, killed {kills} times in 1 GiB: {TOTAL_BYTES - received} bytes lost"
+
+
+def _write_all(fd: int) -> None:
+    for _ in range(TOTAL_BYTES // len(_BLOCK)):
+        rest = memoryview(_BLOCK)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+    os.close(fd)
+
+
+def conmon(rootfs: Path) -> str:
+    """The monitor is killed once while the container writes."""
+    script = "read go < /tmp/c/go; while cat /tmp/c/block; do :; done"
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        bundle = logs.make_site(directory, rootfs, b"x" * 99 + b"\n", script)
+        with logs.conmon(directory, bundle, f"k8s-file:{directory / 'log'}") as monitor:
+            pid = int((directory / "pid").read_text())
+            logs.let_go(directory)
+            waiting.wait_path(directory / "log", lambda path: path.stat().st_size > 1 << 16)
+            # conmon has forked: the one that supervises is the container's parent.
+            os.kill(_parent(pid), signal.SIGKILL)
+            monitor.wait()
+            began_s = time.monotonic()
+            while waiting.is_alive(pid) and time.monotonic() - began_s < _WAIT_S:
+                os.sched_yield()
+            lives = "still runs" if waiting.is_alive(pid) else "is dead: its writer got SIGPIPE"
+            told = os.listdir(directory / "exits") or "no exit status anywhere"
+            return f"conmon, killed once: the container {lives}; {told}"
+
+
+def _parent(pid: int) -> int:
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+
+if __name__ == "__main__":
+    leaks.become_subreaper()
+    print(copier())
+    with tempfile.TemporaryDirectory() as made:
+        print(conmon(bundles.make_rootfs(Path(made))))
