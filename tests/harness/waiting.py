@@ -251,6 +251,16 @@ def catches(pid: int, signum: int) -> bool:
     return bool(mask & 1 << (signum - 1))
 
 
+def window_of(pid: int) -> tuple[int, int]:
+    """Return (columns, rows) of the terminal that is the stdin of a process."""
+    fd = os.open(f"/proc/{pid}/fd/0", os.O_RDWR | os.O_NOCTTY)
+    try:
+        size = os.get_terminal_size(fd)
+        return (size.columns, size.lines)
+    finally:
+        os.close(fd)
+
+
 def unpack_winsize(packed: bytes) -> tuple[int, int]:
     """Return (columns, rows) of a struct winsize."""
     rows, columns, _x, _y = struct.unpack("HHHH", packed)

@@ -315,19 +315,9 @@ def test_a_console_and_stdin_are_adopted(
     control = os.open(daemon.home / "init" / "control", os.O_WRONLY)
     os.write(control, b"1 99 33\n")
     os.close(control)
-    ptmx = f"/proc/{daemon.payload_pid}/fd/0"
-    waiting.wait_true(lambda: _window(ptmx) == (99, 33))
+    waiting.wait_true(lambda: waiting.window_of(daemon.payload_pid) == (99, 33))
     os.kill(daemon.payload_pid, signal.SIGKILL)
     assert daemon.wait_end() == "137"
-
-
-def _window(path: str) -> tuple[int, int]:
-    fd = os.open(path, os.O_RDWR | os.O_NOCTTY)
-    try:
-        size = os.get_terminal_size(fd)
-        return (size.columns, size.lines)
-    finally:
-        os.close(fd)
 
 
 def test_one_living_worker_is_enough_for_all_streams(

@@ -170,13 +170,14 @@ def test_a_console_and_its_control_go_on(make_engine: MakeEngine) -> None:
     (stdout,) = engine.attach("stdout")
     engine.run()
     stdin = engine.open("stdin", os.O_WRONLY)
+    payload_pid = int((engine.dir / "pid").read_text())
     waiting.read_until(stdout, b"ready")
     for number in range(3):
         os.write(engine.control_fd, b"1 4%d 2" % number)  # the rest comes to the next version
         waiting.wait_true(lambda: not waiting.is_readable(engine.control_fd))
         reload(engine)
         os.write(engine.control_fd, b"5\n")
-        waiting.wait_true(lambda: not waiting.is_readable(engine.control_fd))
+        waiting.wait_true(lambda: waiting.window_of(payload_pid) == (40 + number, 25))  # noqa: B023
         os.write(stdin, b"line %d\n" % number)
         said = waiting.read_until(stdout, b"25 4%d" % number)
         assert b"got line %d" % number in said
