@@ -218,6 +218,39 @@ def test_the_status_is_the_true_one(
     assert daemon.workers() == []
 
 
+def test_out_of_memory_after_an_adoption_is_said(
+    tmp_path: Path, rootfs: Path, start: Callable[..., Daemon]
+) -> None:
+    os.mkfifo(tmp_path / "go")
+    mount = {
+        "destination": "/tmp/go",
+        "type": "bind",
+        "source": str(tmp_path / "go"),
+        "options": ["bind"],
+    }
+    grows = 's=0123456789abcdef; while :; do s="$s$s"; done'
+    limit = {"resources": {"memory": {"limit": 32 << 20, "swap": 32 << 20}}}
+    document = bundles.config(
+        rootfs,
+        bundles.shell(f"read word < /tmp/go; {grows}"),
+        mounts=[mount],
+        linux=limit,
+    )
+    (tmp_path / "exits").mkdir()
+    daemon = start(
+        bundles.make_bundle(tmp_path / "b", document),
+        *("--log", f"file:{tmp_path}/log", "--exit-dir", tmp_path / "exits"),
+    )
+    daemon.kill()
+    daemon.adopt()
+    go = os.open(tmp_path / "go", os.O_RDWR)
+    os.write(go, b"word\n")
+    assert daemon.wait_end() == "137"
+    os.close(go)
+    record = json.loads((tmp_path / "exits" / f"{daemon.id}.json").read_text())
+    assert (record["signal"], record["oomKills"]) == ("SIGKILL", 1)
+
+
 def test_a_status_that_the_kernel_does_not_tell_is_unknown(
     tmp_path: Path, make_bundle: Callable[..., Path], start: Callable[..., Daemon]
 ) -> None:

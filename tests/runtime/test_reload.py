@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -348,9 +349,7 @@ def test_a_version_that_cannot_take_over_is_refused(
 
 def test_a_program_that_is_gone_cannot_be_reloaded(make_engine: MakeEngine, tmp_path: Path) -> None:
     script = tmp_path / "shim"
-    script.write_text(
-        f"#!{shutil.which('python3')}\nfrom supervisor.shim_cli import main\nmain()\n"
-    )
+    script.write_text(f"#!{sys.executable}\nfrom supervisor.shim_cli import main\nmain()\n")
     script.chmod(0o755)
     engine = make_engine(f"trap 'exit 4' TERM; echo ready; {LOOP}")
     stdout, _stderr = engine.attach("stdout", "stderr")
