@@ -15,13 +15,15 @@ import array
 import contextlib
 import fcntl
 import os
-import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from supervisor import fds
 from supervisor.errors import ShimError, reason
+
+if TYPE_CHECKING:
+    import socket
 
 VERSION = 1
 _WORD = b"forkshim-handover"
@@ -86,6 +88,8 @@ class Deposit:
         Raises:
             DepositError: `ends` are no such pair.
         """
+        import socket  # 3 ms, for those who have one
+
         try:
             if ends is None:
                 pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -111,6 +115,8 @@ class Deposit:
         Raises:
             DepositError: They cannot be put; what was there still is.
         """
+        import socket
+
         try:
             content = orjson.dumps({**document, "fds": len(parcel.fds)})
             with contextlib.closing(_memfd(content)) as memfd:
@@ -136,6 +142,8 @@ class Deposit:
         Raises:
             DepositError: Nothing is there, or not what this version can read.
         """
+        import socket
+
         self._drop_all_but_the_last()
         try:
             message, received = _receive(self._front, socket.MSG_PEEK)
@@ -153,10 +161,14 @@ class Deposit:
 
     def _drop_all_but_the_last(self) -> None:
         """Of two messages the newer one counts: a supervisor was killed between the two steps."""
+        import socket
+
         while self._has_a_second():
             self._front.recv(1, socket.MSG_DONTWAIT)  # its descriptors, not asked for, are closed
 
     def _has_a_second(self) -> bool:
+        import socket
+
         # Peeks from behind the first one (SO_PEEK_OFF, socket(7)).
         self._front.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, _MESSAGE_BYTES)
         try:
@@ -186,6 +198,8 @@ def _memfd(content: bytes) -> fds.Fd:
 
 
 def _receive(front: socket.socket, flags: int) -> tuple[bytes, list[fds.Fd]]:
+    import socket
+
     message, ancillary, _flags, _address = front.recvmsg(
         _MESSAGE_BYTES,
         socket.CMSG_SPACE(_MOST_FDS * 4),

@@ -10,7 +10,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any
 
-from supervisor import console, fds
+from supervisor import fds
 from supervisor.crew import Stream
 
 if TYPE_CHECKING:
@@ -129,6 +129,8 @@ class Plumbing:
     def resize(self, columns: int, rows: int) -> None:
         """Set the console's size; without a console nothing happens."""
         if self._ptmx is not None:
+            from supervisor import console
+
             console.set_size(self._ptmx.fileno(), columns, rows)
 
     def fit_to_window(self) -> None:
