@@ -39,15 +39,26 @@ def take_kept(environment: MutableMapping[str, str]) -> Deposit | None:
     numbers = {name: _FIRST_LISTEN_FD + index for index, name in enumerate(names)}
     if not set(KEPT_NAMES) <= numbers.keys():
         return None
-    for variable in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
-        environment.pop(variable, None)
+    if set(names) == set(KEPT_NAMES):  # else there are some for whoever comes after us
+        for variable in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+            environment.pop(variable, None)
     ends = (numbers[KEPT_NAMES[0]], numbers[KEPT_NAMES[1]])
-    for fd in range(_FIRST_LISTEN_FD, _FIRST_LISTEN_FD + len(names)):
+    for fd, name in enumerate(names, _FIRST_LISTEN_FD):
         if fd in ends:
             os.set_inheritable(fd, False)
-        else:
-            os.close(fd)  # older ones of the same name
-    return Deposit(ends=ends)
+        elif name in KEPT_NAMES:
+            os.close(fd)  # an older one
+    try:
+        return Deposit(ends=ends)
+    except DepositError:  # somebody else has put them there
+        return None
+
+
+def is_of(deposit: Deposit, state_dir: str) -> bool:
+    """Say whether it is the deposit of the supervisor that was killed in `state_dir`."""
+    with suppress(DepositError):
+        return _inodes(state_dir) == tuple(str(os.fstat(end).st_ino) for end in deposit.fds)
+    return False
 
 
 def find(state_dir: str) -> Deposit:

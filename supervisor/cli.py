@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from supervisor import __version__, fds, upgrade
 from supervisor.errors import ShimError
-from supervisor.run import DEFAULT_ROOT, RunRequest, adopt, go_on, run
+from supervisor.run import DEFAULT_ROOT, RunRequest, run
 from supervisor.runtime import absolute
 from supervisor.signals import parse_signal
+from supervisor.successor import adopt, go_on
 
 _STATUSES = """\
 exit status: the container's own; 128+n if signal n ended it. Without a container:

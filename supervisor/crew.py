@@ -9,237 +9,28 @@ at end of file and it has been reaped.
 from __future__ import annotations
 
 import contextlib
-import enum
 import errno
-import fcntl
+import math
 import os
 import signal
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from supervisor import fds, spawn, waitstatus
+from supervisor import fds, mending, spawn, waitstatus
 from supervisor.errors import ShimError
-from workers import engines, output, report, stdin
+from supervisor.mending import Mend
+from workers import output, report, stdin
 from workers.desk import Desk
 from workers.ledger import Ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from supervisor.deposit import Parcel
     from supervisor.log import Log
     from supervisor.loop import Loop
-    from supervisor.outlets import Outlet
     from supervisor.reaper import Reaper
-
-_KEPT = (
-    "slot",
-    "pid",
-    "is_over",
-    "is_hung_up",
-    "deaths",
-    "deaths_without_progress",
-    "errors_in_a_row",
-    "copied_bytes_at_fork",
-)
-"""What `Stream.pack` says of a stream as it is."""
-
-_DEATHS_WITHOUT_PAUSE = 8
-_SHORTEST_PAUSE_S = 0.05
-_LONGEST_PAUSE_S = 5.0
-_LONGEST_PAUSE_IN_DRAIN_S = 0.25
-
-
-class Mend(enum.Enum):
-    """What to do when a worker reports an error."""
-
-    RETRY = "fork another one after a pause"
-    HANG_UP = "close the container's side, which then gets EPIPE, as in a shell pipeline"
-    DISCARD = "read on and throw away"
-
-
-def mend(stream: str, failed: report.Report, *, has_outlet: bool = False) -> Mend:
-    """Choose by what failed. Pure.
-
-    A reader that is gone for good (EPIPE, a hung-up terminal's EIO) is passed on to the container,
-    which closes its own pipe; a console cannot be closed without a SIGHUP to the container, so
-    its output is thrown away. Everything else (ENOSPC, EDQUOT, ...) may get better: nothing is
-    dropped, the container waits when its pipe is full. So may a disk, and a journald that is gone:
-    with `has_outlet` there is no reader.
-    """
-    if has_outlet:
-        return Mend.RETRY
-    if stream == "stdin":
-        return Mend.HANG_UP
-    is_reader_gone = failed.errno in (errno.EPIPE, errno.ECONNRESET) or (
-        failed.errno == errno.EIO and failed.side != "source"
-    )
-    if not is_reader_gone:
-        return Mend.RETRY
-    return Mend.DISCARD if stream == "console" else Mend.HANG_UP
-
-
-def pause_s(deaths_without_progress: int) -> float:
-    """Return how long to wait before the next fork: none for the first eight deaths. Pure."""
-    excess = deaths_without_progress - _DEATHS_WITHOUT_PAUSE
-    if excess <= 0:
-        return 0.0
-    return float(min(_SHORTEST_PAUSE_S * 2 ** min(excess - 1, 10), _LONGEST_PAUSE_S))
-
-
-class Stream:
-    """One copy: its descriptors (owned), its worker, its history."""
-
-    def __init__(
-        self,
-        name: str,
-        source: fds.Fd,
-        sink: fds.Fd,
-        *,
-        sink_name: str = "",
-        is_passthrough: bool = False,
-        outlet: Outlet | None = None,
-        reopen: Callable[[], fds.Fd] | None = None,
-        setting: str = "",
-        packed: Mapping[str, Any] | None = None,
-        scratch: tuple[fds.Fd, fds.Fd] | None = None,
-    ) -> None:
-        """Own `source` and `sink`, and a scratch pipe unless both of them are pipes.
-
-        `is_passthrough`: the sink is a descriptor that we were started with, and others have too.
-        `outlet`, borrowed, is there in the place of `sink`, which is /dev/null then.
-        `reopen` opens a file's name anew, for a sink that is one; it may raise `ShimError`.
-        `setting`, "stdout" or "stderr", says where it goes.
-        `packed` and `scratch`: go on with a stream of an earlier supervisor, see `pack`.
-        """
-        self.name = name
-        self.source = source
-        self.sink = sink
-        self.sink_name = sink_name
-        self.is_passthrough = is_passthrough
-        self.outlet = outlet
-        self.reopen = reopen
-        self.setting = setting
-        self.scratch = scratch
-        self.slot = -1
-        self.pid = 0
-        self.watch: _Watch | None = None
-        self.is_reaped = False
-        self.is_over = False
-        self.is_given_up = False
-        self.is_hung_up = False
-        self.deaths = 0
-        self.deaths_without_progress = 0
-        self.errors_in_a_row = 0
-        self.failed_forks = 0
-        self.copied_bytes_at_fork = 0
-        if packed is not None:
-            self.capacity_bytes: int = packed["capacity_bytes"]
-            for name in _KEPT:
-                setattr(self, name, packed[name])
-            return
-        if not (fds.is_fifo(source.fileno()) and fds.is_fifo(sink.fileno())):
-            self.scratch = fds.pipe()
-        # Asked now, while the pipe is ours alone: see `has_pending`.
-        self.capacity_bytes = fds.capacity_bytes(source.fileno())
-        if outlet is not None:
-            self.capacity_bytes += outlet.held_bytes
-
-    def pack(self, parcel: Parcel) -> dict[str, Any]:
-        """Return what a successor needs; the outlet is packed elsewhere.
-
-        A worker that is half gone is left out: another one sees what it has seen.
-        """
-        has_worker = self.watch is not None and self.watch.is_untouched
-        return {
-            "name": self.name,
-            "setting": self.setting,
-            "source": parcel.add(self.source.fileno()),
-            "sink": parcel.add(self.sink.fileno()),
-            "scratch": [parcel.add(end.fileno()) for end in self.scratch or ()],
-            "report": parcel.add(self.watch.fileno()) if self.watch and has_worker else -1,
-            "capacity_bytes": self.capacity_bytes,
-            **{name: getattr(self, name) for name in _KEPT},
-            "pid": self.pid if has_worker else 0,
-        }
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether its worker, if there is one, is neither half gone nor about to be."""
-        return self.watch is None or self.watch.is_untouched
-
-    @property
-    def is_interruptible(self) -> bool:
-        """Whether a worker that is killed loses nothing: it does not where splice(2) is refused."""
-        if self.outlet is not None or self.is_over:
-            return True
-        return not fcntl.fcntl(self.sink.fileno(), fcntl.F_GETFL) & os.O_APPEND
-
-    @property
-    def is_input(self) -> bool:
-        """Whether it runs towards the container."""
-        return self.name == "stdin"
-
-    @property
-    def route(self) -> engines.Route:
-        """What the worker is handed."""
-        scratch = self.scratch
-        return engines.Route(
-            self.source.fileno(),
-            self.sink.fileno(),
-            None if scratch is None else (scratch[0].fileno(), scratch[1].fileno()),
-            source_is_console=self.name == "console",
-        )
-
-    def has_pending(self) -> bool:
-        """Say whether the worker has something to do: data to take, or an end of file to report.
-
-        It may not get to it: on a full sink splice(2) waits for room even at the source's end.
-
-        By poll(2), which takes no lock. FIONREAD takes the pipe's: a process of the container that
-        sleeps in splice(2) into its stdout holds that lock, and we would sleep with it.
-        """
-        return self.source.is_open and fds.is_readable(self.source.fileno())
-
-    def has_room(self) -> bool:
-        """Say whether what the worker has could be moved without waiting."""
-        if self.outlet is not None:
-            return self.outlet.has_room()
-        return fds.is_writable(self.sink.fileno())
-
-    def unread_bytes(self) -> int:
-        """Return what would be gone from the client's fifo if we closed it now.
-
-        0 for a sink that keeps what it is given: a file, a pipe of our caller's, a fifo that a
-        client has open. A fifo forgets its bytes with its last opener (fifo(7)).
-        """
-        if self.is_passthrough or not self.sink.is_open or not fds.is_fifo(self.sink.fileno()):
-            return 0
-        return 0 if fds.has_reader(self.sink.fileno()) else fds.pending_bytes(self.sink.fileno())
-
-    def finish(self) -> None:
-        """Close the container's side: its input ends, or there is no more output to come.
-
-        The client's side stays open until the container is gone: a client that comes back
-        late finds end of file then, and not a fifo without a writer, where it would hang.
-        """
-        self.is_over = True
-        (self.sink if self.is_input else self.source).close()
-        if not self.is_input and not self.is_passthrough and fds.is_fifo(self.sink.fileno()):
-            # Nobody writes any more: keep only the write end, so that a client can be told apart
-            # from ourselves. The new one is open before the old one goes.
-            try:
-                write_only = fds.reopen(self.sink.fileno(), os.O_WRONLY)
-            except OSError:  # EMFILE: who has read how much of it will not be known
-                return
-            self.sink.close()
-            self.sink = write_only
-
-    def close(self) -> None:
-        """Close everything."""
-        self.is_over = True
-        for owner in (self.source, self.sink, *(self.scratch or ())):
-            owner.close()
+    from supervisor.stream import Stream
 
 
 class Crew:
@@ -255,13 +46,15 @@ class Crew:
         null_fd: int,
         on_stream_over: Callable[[], None],
         on_change: Callable[[], None] = lambda: None,
+        on_trouble: Callable[[], None] = lambda: None,
         held: tuple[int, ...] = (),
         ledger: fds.Fd | None = None,
     ) -> None:
         """Borrow loop, reaper, log and /dev/null; `on_stream_over` follows each stream's end.
 
-        `on_change` follows when a stream has other descriptors than before. `held`: what the
-        workers keep open for whoever comes after us. `ledger`: that of an earlier crew.
+        `on_change` follows when a stream has other descriptors than before, `on_trouble` when one
+        is worse or better off, see `trouble`. `held`: what the workers keep open for whoever comes
+        after us. `ledger`: that of an earlier crew.
         """
         self._loop = loop
         self._reaper = reaper
@@ -270,11 +63,13 @@ class Crew:
         self._null_fd = null_fd
         self._on_stream_over = on_stream_over
         self._on_change = on_change
+        self._on_trouble = on_trouble
         self._held = held
         self._ledger = Ledger(fd=-1 if ledger is None else ledger.take())
         self._leaving: set[int] = set()
+        self._predecessors: list[fds.Fd] = []
         self._is_closing = False
-        self._longest_pause_s = _LONGEST_PAUSE_S
+        self._longest_pause_s = mending.LONGEST_PAUSE_S
         self.streams: list[Stream] = []
         self.raw_terminal: stdin.RawTerminal | None = None
 
@@ -316,7 +111,7 @@ class Crew:
     @property
     def is_settled(self) -> bool:
         """Whether this is a moment for `pack`, if the workers are to live on."""
-        return all(stream.is_settled for stream in self.streams)
+        return not self._predecessors and all(stream.is_settled for stream in self.streams)
 
     def go_on(self, stream: Stream, report_rfd: fds.Fd, *, is_parent: bool) -> None:
         """Take a stream of an earlier supervisor, and its worker, if it has one.
@@ -335,26 +130,43 @@ class Crew:
 
         `predecessors`: pidfds of workers that are not our children, which are ended.
         """
+        self._predecessors = list(predecessors)
         for stream in self.streams:
             if stream.is_over:
                 continue
             if not stream.pid:
-                self._fork(stream, tuple(each.fileno() for each in predecessors))
+                self._fork(stream)
             elif stream.is_interruptible:
                 self._dismiss(stream)
         # Now that others hold what they have held: see `held`.
         for each in predecessors:
+            self._loop.watch(each.fileno(), partial(self._predecessor_is_gone, each))
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(each.fileno(), signal.SIGKILL)
-            each.close()
+
+    def _predecessor_is_gone(self, pidfd: fds.Fd) -> None:
+        self._loop.forget(pidfd.fileno())
+        self._predecessors.remove(pidfd)
+        pidfd.close()
 
     def hurry(self) -> None:
         """End every pause now, and keep later ones short: the container is dead, and waits."""
-        self._longest_pause_s = _LONGEST_PAUSE_IN_DRAIN_S
+        self._longest_pause_s = mending.LONGEST_PAUSE_IN_DRAIN_S
         for stream in self.streams:
-            if not stream.pid and not stream.is_over:
+            if stream.is_over:
+                continue
+            if not stream.pid:
                 self._loop.cancel(self._timer(stream))
                 self._fork(stream)
+            elif stream.never_waits and stream.errors_in_a_row:
+                self._dismiss(stream)  # it leaves the sink alone for a while
+
+    def trouble(self, stream: Stream) -> str:
+        """Return why nothing of the stream moves, in a few words; empty if something does."""
+        if stream.trouble and self.copied_bytes(stream) != stream.copied_bytes_at_fork:
+            self._log.info(f"{stream.name}: moves again, after: {stream.trouble}")
+            stream.trouble = ""
+        return stream.trouble
 
     def unread_bytes(self, stream: Stream) -> int:
         """Return what of `copied_bytes` would be gone with us: it lies in a fifo without a client.
@@ -409,7 +221,7 @@ class Crew:
                 self._on_change()
                 self._dismiss(stream)  # the next worker opens the name
 
-    def _dismiss(self, stream: Stream) -> None:
+    def _dismiss(self, stream: Stream, hold_s: float = 0.0) -> None:
         """Have another worker in the place of this one, which has done nothing wrong.
 
         The other is there first, and waits: what both hold is held at every instant.
@@ -417,17 +229,17 @@ class Crew:
         self._loop.cancel(self._timer(stream))
         if stream.watch is None or stream.is_reaped:
             if not stream.pid:
-                self._fork(stream)
+                self._fork(stream, hold_s=hold_s)
             return  # or it is half gone, and what follows is decided when it is gone
         old_pid, old_watch, stream.watch = stream.pid, stream.watch, None
         try:
             pidfd = fds.Fd(os.pidfd_open(old_pid))
         except OSError:  # EMFILE
             pidfd = fds.Fd(-1)
-        if not pidfd.is_open or not self._fork(stream, (pidfd.fileno(),)):
+        if not pidfd.is_open or not self._fork(stream, (pidfd.fileno(),), hold_s=hold_s):
             stream.pid, stream.watch = old_pid, old_watch
-            delay_s = _LONGEST_PAUSE_S / 10
-            self._loop.call_after(self._timer(stream), delay_s, partial(self._dismiss, stream))
+            again = partial(self._dismiss, stream, hold_s)
+            self._loop.call_after(self._timer(stream), mending.FORK_AGAIN_S, again)
         else:
             old_watch.abandon()
             self._leaving.add(old_pid)
@@ -436,10 +248,15 @@ class Crew:
         pidfd.close()
 
     def give_up(self, stream: Stream) -> None:
-        """End one stream where it is: kill its worker, then `finish` it."""
+        """End one stream where it is: kill its worker, then `finish` it.
+
+        Where a policy counts what is dropped, another worker counts what is left.
+        """
         stream.is_given_up = stream.is_hung_up = True
         self._loop.cancel(self._timer(stream))
-        if stream.pid:
+        if stream.never_waits and not stream.is_over:
+            self._dismiss(stream, math.inf)
+        elif stream.pid:
             self._kill(stream)
         elif not stream.is_over:
             self._end(stream)
@@ -455,6 +272,8 @@ class Crew:
         """Close every descriptor: the clients see end of file."""
         for stream in self.streams:
             stream.close()
+        for each in self._predecessors:
+            each.close()
         self._ledger.close()
 
     def _kill(self, stream: Stream) -> None:
@@ -465,8 +284,13 @@ class Crew:
     def _timer(self, stream: Stream) -> str:
         return f"fork {stream.name}"
 
-    def _fork(self, stream: Stream, predecessors: tuple[int, ...] = ()) -> bool:
-        """Fork a worker; False if that has to be tried again later, which is seen to."""
+    def _fork(
+        self, stream: Stream, predecessors: tuple[int, ...] = (), *, hold_s: float = 0.0
+    ) -> bool:
+        """Fork a worker; False if that has to be tried again later, which is seen to.
+
+        It waits for the end of `predecessors`, pidfds, and leaves the sink alone for `hold_s`.
+        """
         try:
             report_rfd, report_wfd = fds.pipe(report.MOST_BYTES)
         except OSError as error:  # EMFILE, ENFILE
@@ -480,7 +304,9 @@ class Crew:
             report_wfd=report_wfd.fileno(),
             null_fd=self._null_fd,
             held=() if stream.is_input else self._held,
-            predecessors=predecessors,
+            predecessors=(*predecessors, *(each.fileno() for each in self._predecessors)),
+            hold_s=hold_s,
+            told_dropped_bytes=stream.told_dropped_bytes,
         )
         stream.copied_bytes_at_fork = self.copied_bytes(stream)
         try:
@@ -492,6 +318,7 @@ class Crew:
         finally:
             report_wfd.close()  # the worker's is the only one now: its death is our end of file
         stream.watch = _Watch(self, stream, report_rfd)
+        stream.failed_forks = 0
         return True
 
     def _fork_later(self, stream: Stream, error: OSError) -> bool:
@@ -501,10 +328,20 @@ class Crew:
                 f"{stream.name}: fork: {error.strerror}; trying again; "
                 f"{stream.failed_forks} times so far"
             )
+        if stream.failed_forks == mending.DEGRADED_AFTER:
+            self._is_degraded(stream, f"no worker can be forked: {error.strerror}")
         self._loop.call_after(
-            self._timer(stream), _LONGEST_PAUSE_S / 10, lambda: self._fork_if_wanted(stream)
+            self._timer(stream), mending.FORK_AGAIN_S, lambda: self._fork_if_wanted(stream)
         )
         return False
+
+    def _is_degraded(self, stream: Stream, why: str) -> None:
+        stream.trouble = f"degraded: {why}"
+        self._log.warning(
+            f"{stream.name}: {stream.trouble}; the container waits when its pipe is full, "
+            f"and it is tried again at least every {mending.LONGEST_PAUSE_S:.0f} s"
+        )
+        self._on_trouble()
 
     def _fork_if_wanted(self, stream: Stream) -> None:
         if not stream.pid and not stream.is_over:
@@ -548,6 +385,10 @@ class Crew:
             self._replace(stream, termination)
         elif ended.errno == 0:
             self._end(stream)
+        elif ended.errno == errno.EAGAIN and stream.never_waits:
+            stream.trouble = ""
+            self._tell_drops(stream)
+            self._fork(stream)
         else:
             self._mend(stream, ended)
 
@@ -559,10 +400,12 @@ class Crew:
             self._log.warning(
                 f"{stream.name}: worker {termination}, replaced; {stream.deaths} so far"
             )
-        self._fork_after(stream, pause_s(stream.deaths_without_progress))
+        if stream.deaths_without_progress == mending.DEGRADED_AFTER:
+            self._is_degraded(stream, f"its workers do not live: {termination}")
+        self._fork_after(stream, mending.pause_s(stream.deaths_without_progress))
 
     def _mend(self, stream: Stream, failed: report.Report) -> None:
-        choice = mend(stream.name, failed, has_outlet=stream.outlet is not None)
+        choice = mending.mend(stream.name, failed, has_outlet=stream.outlet is not None)
         if stream.is_input and failed.errno == errno.EPIPE:
             self._end(stream)  # the container has closed its stdin, or is gone: its right
             return
@@ -570,10 +413,12 @@ class Crew:
         if self.copied_bytes(stream) != stream.copied_bytes_at_fork:
             stream.errors_in_a_row = 1
         if stream.errors_in_a_row == 1:
-            target = f" {stream.sink_name}" if stream.sink_name else ""
+            follows = choice.value
+            if stream.never_waits:
+                follows = "lines are dropped when the buffer is full, and it is tried again"
             self._log.warning(
-                f"{stream.name}{target}: {os.strerror(failed.errno)} ({failed.errno_name}) "
-                f"after {self.copied_bytes(stream)} bytes; {choice.value}"
+                f"{stream.name}{_target(stream)}: {os.strerror(failed.errno)} "
+                f"({failed.errno_name}) after {self.copied_bytes(stream)} bytes; {follows}"
             )
         if choice is Mend.HANG_UP:
             self._end(stream)
@@ -582,11 +427,33 @@ class Crew:
             self._on_change()
             self._fork(stream)
         else:
-            if stream.outlet is not None:
-                with contextlib.suppress(OSError):  # the next worker will say it again
-                    stream.outlet.renew()
-                self._on_change()
-            self._fork_after(stream, pause_s(_DEATHS_WITHOUT_PAUSE + stream.errors_in_a_row))
+            self._try_again(stream, os.strerror(failed.errno))
+
+    def _try_again(self, stream: Stream, why: str) -> None:
+        if stream.outlet is not None:
+            with contextlib.suppress(OSError):  # the next worker will say it again
+                stream.outlet.renew()
+            self._on_change()
+        delay_s = min(mending.pause_after_errors_s(stream.errors_in_a_row), self._longest_pause_s)
+        if stream.never_waits:
+            self._fork(stream, hold_s=delay_s)  # somebody has to take what the container says
+        else:
+            self._fork_after(stream, delay_s)
+        if stream.trouble != why:
+            stream.trouble = why
+            self._on_trouble()
+
+    def _tell_drops(self, stream: Stream) -> None:
+        """Say what was dropped since the last time."""
+        dropped, lines = stream.drops
+        if dropped == stream.told_dropped_bytes:
+            return
+        self._log.warning(
+            f"{stream.name}{_target(stream)}: dropped {dropped - stream.told_dropped_bytes} bytes, "
+            f"{lines - stream.told_dropped_lines} lines"
+        )
+        stream.told_dropped_bytes, stream.told_dropped_lines = dropped, lines
+        self._on_trouble()
 
     def _put_null_at(self, place: fds.Fd) -> None:
         """Close what is there and put /dev/null in its place, which no EMFILE can prevent."""
@@ -602,9 +469,15 @@ class Crew:
             )
 
     def _end(self, stream: Stream) -> None:
+        stream.trouble = ""
+        self._tell_drops(stream)
         stream.finish()
         self._on_change()
         self._on_stream_over()
+
+
+def _target(stream: Stream) -> str:
+    return f" {stream.sink_name}" if stream.sink_name else ""
 
 
 class _Watch:

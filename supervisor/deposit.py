@@ -25,7 +25,7 @@ from supervisor.errors import ShimError, reason
 if TYPE_CHECKING:
     import socket
 
-VERSION = 1
+VERSION = 2
 _WORD = b"forkshim-handover"
 _MESSAGE_BYTES = 32
 _MOST_FDS = 253  # SCM_MAX_FD

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from supervisor.crew import Crew, Stream
+    from supervisor.crew import Crew
+    from supervisor.stream import Stream
 
 IDLE_S = 0.3
 STRAY_CAP_S = 5.0
@@ -96,7 +97,7 @@ class DrainWatch:
         self._look_s = FIRST_LOOK_S
         self._seen: dict[str, tuple[int, int]] = {}
         self._last_word_at: dict[str, int] = {}
-        self._given_up: set[str] = set()
+        self._given_up: dict[str, float] = {}
         self._done: set[str] = set()
         for stream in crew.outputs:
             # All that it had written when it died is in its pipe: no more than the pipe holds.
@@ -116,9 +117,15 @@ class DrainWatch:
     def is_over(self) -> bool:
         """Whether no output stream is waited for any more."""
         return all(
-            stream.name in self._done or stream.name in self._given_up
-            for stream in self._crew.outputs
+            stream.name in self._done or self._is_left(stream) for stream in self._crew.outputs
         )
+
+    def _is_left(self, stream: Stream) -> bool:
+        """Say whether it was given up, and where that has to be counted, that is done."""
+        if stream.name not in self._given_up:
+            return False
+        waited_s = time.monotonic() - self._given_up[stream.name]
+        return stream.is_over or not stream.never_waits or waited_s >= STALLED_S
 
     def judge(self, *, is_read: bool, is_stopping: bool) -> list[tuple[Stream, Verdict]]:
         """Return the streams that are to be given up now, with the reason.
@@ -140,7 +147,7 @@ class DrainWatch:
             elif verdict is not Verdict.WAIT:
                 given_up.append((stream, verdict))
                 if verdict is Verdict.STALLED:
-                    self._given_up.add(stream.name)
+                    self._given_up[stream.name] = now_s
         return given_up
 
     def _note_movement(self, stream: Stream, now_s: float, is_read: bool) -> None:

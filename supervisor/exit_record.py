@@ -57,8 +57,13 @@ def fields(container_id: str, outcome: Outcome, began_ns: int, ended_ns: int) ->
         "began": rfc3339(began_ns),
         "ended": rfc3339(ended_ns),
         "streams": {
-            name: {"bytes": copied_bytes, "respawned": deaths}
-            for name, copied_bytes, deaths in outcome.streams
+            stream.name: {
+                "bytes": stream.copied_bytes,
+                "respawned": stream.deaths,
+                "droppedBytes": stream.dropped_bytes,
+                "droppedLines": stream.dropped_lines,
+            }
+            for stream in outcome.streams
         },
     }
 

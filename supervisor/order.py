@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from supervisor.notify import SILENT
 
@@ -71,6 +71,16 @@ class Order:
     is_kept: bool = False
 
 
+class StreamEnd(NamedTuple):
+    """What a stream has come to."""
+
+    name: str
+    copied_bytes: int
+    deaths: int
+    dropped_bytes: int
+    dropped_lines: int
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How it went: the container process's end, or why there was none; start errors have both.
@@ -81,7 +91,7 @@ class Outcome:
         was_asked_to_stop: By TERM or INT, at any time.
         pid: The container process's; 0 if there was none.
         oom_kills: How many processes of the container the kernel has killed for want of memory.
-        streams: Of each stream its name, the bytes it has copied, and how many of its workers died.
+        streams: What each has come to.
     """
 
     termination: Termination | None
@@ -89,7 +99,7 @@ class Outcome:
     was_asked_to_stop: bool = False
     pid: int = 0
     oom_kills: int = 0
-    streams: tuple[tuple[str, int, int], ...] = ()
+    streams: tuple[StreamEnd, ...] = ()
 
 
 def pack(order: Order) -> dict[str, Any]:

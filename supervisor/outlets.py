@@ -14,13 +14,15 @@ from supervisor import fds
 from supervisor.errors import ShimError, UsageError, reason
 from supervisor.oci import read_annotations
 from supervisor.sinks import SinkKind
-from workers import journal_output, log_output, stream_output
+from workers import journal_output, log_output, pipe_output, stream_output
 from workers.cri import CriFormat, PlainFormat
 from workers.journal import Journal
 from workers.journal_fields import PRIORITIES, Origin, field_name
 from workers.journal_socket import JOURNAL_SOCKET
 from workers.journal_stream import STREAM_SOCKET, JournalStream, header, unit_of
+from workers.line_buffer import BLOCK
 from workers.logfile import LogFile
+from workers.pipe_output import Buffered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from supervisor.sinks import Sink
     from workers.desk import Desk
     from workers.engines import Route
+    from workers.line_buffer import LineBuffer
 
 _PIECE_BYTES = 32 << 10
 """Of a longer line, pieces may come into different files of a rotation."""
@@ -44,8 +47,22 @@ class Came(NamedTuple):
     contents: Contents
 
 
+class Drops(NamedTuple):
+    """What a policy has cost so far: bytes, and ends of lines among them."""
+
+    bytes: int
+    lines: int
+
+
 class Outlet(Protocol):
     """What the workers of one stream write to, one after the other."""
+
+    @property
+    def policy(self) -> str:
+        """What becomes of what it does not take: "block", "drop-new", "drop-old"."""
+
+    def drops(self) -> Drops:
+        """Return what was dropped so far."""
 
     @property
     def held_bytes(self) -> int:
@@ -55,7 +72,7 @@ class Outlet(Protocol):
     def is_file(self) -> bool:
         """Whether a worker begins by opening the file of a name."""
 
-    def has_room(self) -> bool:
+    def has_room(self, sink_fd: int) -> bool:
         """Say whether a worker that writes now would not have to wait."""
 
     def work(self, desk: Desk, route: Route) -> None:
@@ -106,6 +123,8 @@ def open_outlets(
                 opened[name] = _open_journal(name, sink, origin, kept, is_console=is_console)
             elif sink.kind is SinkKind.JOURNAL_STREAM:
                 opened[name] = _open_journal_stream(name, sink, container_id, kept)
+            elif sink.is_descriptor:
+                opened[name] = _BufferedOutlet(_make_buffered(name, sink, kept))
             else:
                 names = [name for name, other in wanted.items() if _is_same_file(sink, other)]
                 opened.update(_open_log(names, sink, kept))
@@ -138,6 +157,8 @@ def _open_log(names: list[str], sink: Sink, kept: tuple[int, ...]) -> dict[str, 
             {name: CriFormat(name) if is_cri else PlainFormat(_PIECE_BYTES) for name in names},
             max_bytes=sink.max_bytes,
             keep=sink.keep,
+            policy=sink.policy,
+            buffer_bytes=_buffer_bytes(sink),
             kept=kept[1:],
         )
     except OSError as error:  # EMFILE, ENOMEM
@@ -173,6 +194,8 @@ def _open_journal(
             is_json=sink.is_json,
             is_joined=sink.is_joined,
             limit_bytes=sink.max_line_bytes,
+            policy=sink.policy,
+            buffer_bytes=_buffer_bytes(sink),
             kept=kept,
         )
     except OSError as error:
@@ -197,10 +220,33 @@ def _open_journal_stream(
     except OSError as error:
         raise ShimError(f"open /proc/self/cgroup: {reason(error)}") from error
     first = header(sink.tag or container_id, unit, _priority(stream, sink))
+    is_patient = sink.policy == BLOCK
     try:
-        return _JournalStreamOutlet(JournalStream(first, fd=kept[0] if kept else -1))
+        to = JournalStream(first, is_patient=is_patient, fd=kept[0] if kept else -1)
     except OSError as error:
         raise ShimError(f"connect to {STREAM_SOCKET}: {reason(error)}") from error
+    try:
+        buffered = None if is_patient else _make_buffered(stream, sink, kept[1:])
+    except ShimError:
+        to.close()
+        raise
+    return _JournalStreamOutlet(to, buffered)
+
+
+def _make_buffered(stream: str, sink: Sink, kept: tuple[int, ...]) -> Buffered:
+    try:
+        return Buffered(stream, sink.policy, sink.buffer_bytes, kept)
+    except OSError as error:  # EMFILE, ENOMEM
+        raise ShimError(f"a buffer for {sink}: {reason(error)}") from error
+
+
+def _buffer_bytes(sink: Sink) -> int:
+    return 0 if sink.policy == BLOCK else sink.buffer_bytes
+
+
+def _drops(buffer: LineBuffer) -> Drops:
+    state = buffer.read()
+    return Drops(state.dropped_bytes, state.dropped_lines)
 
 
 def _priority(stream: str, sink: Sink) -> int:
@@ -240,10 +286,21 @@ class _LogOutlet:
         self._stream = stream
 
     @property
-    def held_bytes(self) -> int:
-        return max(buffer.room_bytes for buffer in self._site.log.buffers)
+    def _buffer(self) -> LineBuffer:
+        return self._site.log.buffers[self._site.log.streams.index(self._stream)]
 
-    def has_room(self) -> bool:
+    @property
+    def policy(self) -> str:
+        return self._buffer.policy
+
+    def drops(self) -> Drops:
+        return _drops(self._buffer)
+
+    @property
+    def held_bytes(self) -> int:
+        return self._buffer.room_bytes
+
+    def has_room(self, _sink_fd: int) -> bool:
         return True
 
     def work(self, desk: Desk, route: Route) -> None:
@@ -270,10 +327,17 @@ class _JournalOutlet:
         self._supervisor_pid = os.getpid()
 
     @property
+    def policy(self) -> str:
+        return self._journal.buffer.policy
+
+    def drops(self) -> Drops:
+        return _drops(self._journal.buffer)
+
+    @property
     def held_bytes(self) -> int:
         return self._journal.buffer.room_bytes
 
-    def has_room(self) -> bool:
+    def has_room(self, _sink_fd: int) -> bool:
         return fds.is_writable(self._journal.socket.fileno())
 
     def work(self, desk: Desk, route: Route) -> None:
@@ -295,23 +359,76 @@ class _JournalOutlet:
 class _JournalStreamOutlet:
     """One stream in the journal, of which journald makes the records."""
 
-    held_bytes = 0
     is_file = False
 
-    def __init__(self, stream: JournalStream) -> None:
+    def __init__(self, stream: JournalStream, buffered: Buffered | None) -> None:
         self._stream = stream
+        self._buffered = buffered
 
-    def has_room(self) -> bool:
+    @property
+    def policy(self) -> str:
+        return BLOCK if self._buffered is None else self._buffered.buffer.policy
+
+    def drops(self) -> Drops:
+        return Drops(0, 0) if self._buffered is None else _drops(self._buffered.buffer)
+
+    @property
+    def held_bytes(self) -> int:
+        return 0 if self._buffered is None else self._buffered.buffer.room_bytes
+
+    def has_room(self, _sink_fd: int) -> bool:
         return fds.is_writable(self._stream.socket.fileno())
 
     def work(self, desk: Desk, route: Route) -> None:
-        stream_output.work(desk, route, self._stream)
+        if self._buffered is None:
+            stream_output.work(desk, route, self._stream)
+        else:
+            socket_fd = self._stream.socket.fileno()
+            pipe_output.work(desk, route, self._buffered, socket_fd, lingers=True)
 
     def renew(self) -> None:
         self._stream.reconnect()
 
     def pack(self, parcel: Parcel) -> dict[str, Any]:
-        return {"fds": [parcel.add(self._stream.socket.fileno())]}
+        more = () if self._buffered is None else self._buffered.fds
+        return {"fds": [parcel.add(fd) for fd in (self._stream.socket.fileno(), *more)]}
 
     def close(self) -> None:
         self._stream.close()
+        if self._buffered is not None:
+            self._buffered.close()
+
+
+class _BufferedOutlet:
+    """What stands before a descriptor, so that the container need not wait for it."""
+
+    is_file = False
+
+    def __init__(self, buffered: Buffered) -> None:
+        self._buffered = buffered
+
+    @property
+    def policy(self) -> str:
+        return self._buffered.buffer.policy
+
+    def drops(self) -> Drops:
+        return _drops(self._buffered.buffer)
+
+    @property
+    def held_bytes(self) -> int:
+        return self._buffered.buffer.room_bytes
+
+    def has_room(self, sink_fd: int) -> bool:
+        return fds.is_writable(sink_fd)
+
+    def work(self, desk: Desk, route: Route) -> None:
+        pipe_output.work(desk, route, self._buffered, route.sink_fd)
+
+    def renew(self) -> None:
+        pass  # the stream has the descriptor, which is as good as it was
+
+    def pack(self, parcel: Parcel) -> dict[str, Any]:
+        return {"fds": [parcel.add(fd) for fd in self._buffered.fds]}
+
+    def close(self) -> None:
+        self._buffered.close()

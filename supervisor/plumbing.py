@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from supervisor import fds
-from supervisor.crew import Stream
+from supervisor.stream import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -8,8 +8,6 @@ own descriptors, or with --detach to the sink that --log names.
 from __future__ import annotations
 
 import os
-import signal
-import sys
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -19,36 +17,32 @@ from supervisor import (
     cgroups,
     daemonize,
     exit_record,
+    front,
     home,
     oci,
     signals,
     statedir,
+    successor,
     upgrade,
 )
 from supervisor.calls import ask_runtime
-from supervisor.deposit import Deposit, DepositError
 from supervisor.errors import (
     AlreadySupervisedError,
     BundleError,
     ShimError,
     StoppedError,
     UsageError,
-    reason,
 )
 from supervisor.ids import check_id
-from supervisor.notify import SILENT, SOCKET_VARIABLE, Notifier
-from supervisor.order import Order, Outcome, order_of
+from supervisor.notify import SOCKET_VARIABLE, Notifier
+from supervisor.order import Order, Outcome
 from supervisor.runtime import RuntimeCaller, parse_state
-from supervisor.shim import go_on as shim_go_on
-from supervisor.shim import rehearse, supervise
+from supervisor.shim import supervise
 from supervisor.sinks import parse_sink, with_absolute_path
-from supervisor.succession import Orphans
 from supervisor.terminal import find_terminal
-from supervisor.waitstatus import shell_status, signal_name
+from supervisor.waitstatus import signal_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from supervisor.log import Log
     from supervisor.relay import Relay
     from supervisor.terminal import UserTerminal
@@ -95,9 +89,13 @@ def run(request: RunRequest) -> int:
     signals.hold()
     claimed = home.claim(request.root, request.container_id)
     try:
-        past = _find_past(claimed, kept) if request.adopt and claimed.is_stale else None
+        past = None
+        if request.adopt:
+            past = successor.find_past(claimed, kept)
+        else:
+            successor.let_go(kept)
         if past is not None:
-            return _adopt(claimed, past, detach=request.detach, command=command)
+            return successor.take_over(claimed, past, detach=request.detach, command=command)
         _recover(claimed, request)
         try:
             runtime_bundle = _prepare(claimed, request, bundle, terminal=terminal)
@@ -139,155 +137,17 @@ def run(request: RunRequest) -> int:
         )
         return 0
     user_terminal = find_terminal(is_input=request.interactive) if terminal else None
-    if _has_controlling_terminal():
+    if front.has_controlling_terminal():
         # Then a hang-up is the terminal's, and the worker of a raw one has to see us go.
         order = replace(order, command=(), is_adoptable=False)
     return _supervise_here(claimed, order, user_terminal)
-
-
-def adopt(container_id: str, root: str, *, detach: bool) -> int:
-    """Go on with a container whose supervisor was killed, to its end or as a daemon; as `run`.
-
-    Raises:
-        ShimError: It has a supervisor, or nothing to go on with is left.
-    """
-    command = upgrade.own_command()
-    check_id(container_id)
-    kept = adoption.take_kept(os.environ)
-    signals.hold()
-    claimed = home.claim(root, container_id)
-    is_stale = claimed.is_stale
-    try:
-        past = _find_past(claimed, kept) if is_stale else None
-    except ShimError:
-        claimed.release()
-        raise
-    if past is None:
-        (claimed.release if is_stale else claimed.remove)()
-        raise ShimError("nothing to adopt: " + _WHY_NOTHING)
-    return _adopt(claimed, past, detach=detach, command=command)
-
-
-_WHY_NOTHING = "it has ended, or its supervisor was killed before it ran"
-
-
-def _find_past(claimed: home.Home, kept: Deposit | None) -> Deposit | None:
-    """Return what a killed supervisor has left; None if it has ended.
-
-    Raises:
-        DepositError: It is not to be had.
-    """
-    if not os.path.exists(os.path.join(claimed.state_dir, statedir.HANDOVER_NAME)):
-        return None
-    return kept or adoption.find(claimed.state_dir)
-
-
-def _adopt(claimed: home.Home, past: Deposit, *, detach: bool, command: tuple[str, ...]) -> int:
-    os.chdir(claimed.state_dir)
-    if detach and SOCKET_VARIABLE not in os.environ:
-        daemonize.detach(
-            lambda herald: _adopt_detached(claimed, past, herald, command),
-            working_directory=claimed.state_dir,
-            preserve_fds=[claimed.lock_fd, *past.fds],
-        )
-        return 0
-    notifier = Notifier(_environment_of_a_main_process())
-    try:
-        cgroups.enter_unit(os.environ)
-    except ShimError as error:
-        _say(str(error))
-    order, supervise_it = _adopter(claimed, past, notifier, command)
-    return _end_here(claimed, order, supervise_it, is_successor=True)
-
-
-def _adopt_detached(
-    claimed: home.Home, past: Deposit, herald: daemonize.Herald, command: tuple[str, ...]
-) -> None:
-    signals.hold()
-    try:
-        order, supervise_it = _adopter(claimed, past, SILENT, command, herald.started)
-    except ShimError as error:
-        herald.failed(error)
-        return
-    failed = _end_detached(claimed, order, supervise_it, is_successor=True)
-    if failed is not None:
-        herald.failed(failed)
-
-
-def _adopter(
-    claimed: home.Home,
-    past: Deposit,
-    notifier: Notifier,
-    command: tuple[str, ...],
-    on_started: Callable[[], None] | None = None,
-) -> tuple[Order, Callable[[Log], Outcome]]:
-    """Return the order of the killed supervisor, for this one, and what carries it out.
-
-    With `on_started` this one is a daemon.
-    """
-    is_daemon = on_started is not None
-    contents = past.look()
-    if contents.document["front"]["path"] != claimed.path:
-        contents.close()
-        raise DepositError("handover: of another container")
-    order = order_of(contents.document, notifier=notifier, command=command)
-    order = replace(
-        order,
-        lock_fd=claimed.lock_fd,
-        has_job_control=not is_daemon,
-        on_started=on_started or order.on_started,
-        front={**order.front, "is_daemon": is_daemon},
-    )
-
-    def supervise_it(log: Log) -> Outcome:
-        claimed.write_pid()
-        log.notice(f"adopting, after supervisor {contents.document['pid']}")
-        left = adoption.workers(claimed.state_dir)
-        return shim_go_on(order, log, contents, Orphans(past, left))
-
-    return order, supervise_it
-
-
-def go_on(arrival: upgrade.Arrival) -> int:
-    """Go on as the program that this process was before, to the container's end; as `run`.
-
-    Raises:
-        ShimError: As `shim.go_on`.
-    """
-    document = arrival.contents.document
-    front = document["front"]
-    claimed = home.Home(front["path"], arrival.lock)
-    environment = {} if front["is_daemon"] else _environment_of_a_main_process()
-    command = upgrade.own_command()
-    if arrival.is_rehearsal:
-        order = order_of(document, notifier=SILENT, command=command)
-        rehearse(order, arrival.contents)
-        upgrade.end_rehearsal()
-    order = order_of(document, notifier=Notifier(environment), command=command)
-    order = replace(order, lock_fd=claimed.lock_fd, has_job_control=not front["is_daemon"])
-
-    def supervise_on(log: Log) -> Outcome:
-        return shim_go_on(order, log, arrival.contents)
-
-    if front["is_daemon"]:
-        _end_detached(claimed, order, supervise_on, is_successor=True)
-        return 0
-    return _end_here(claimed, order, supervise_on, is_successor=True)
-
-
-def _has_controlling_terminal() -> bool:
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
-    except OSError:
-        return False
-    return True
 
 
 def _settle_detach(request: RunRequest) -> RunRequest:
     if not request.detach:
         return request
     if SOCKET_VARIABLE in os.environ:
-        _say("--detach: systemd supervises this process, so it stays in the foreground")
+        front.say("--detach: systemd supervises this process, so it stays in the foreground")
         return replace(request, detach=False)
     if request.interactive:
         raise UsageError("--detach with --interactive: a daemon has no stdin to read from")
@@ -378,7 +238,7 @@ def _prepare(claimed: home.Home, request: RunRequest, bundle: oci.Bundle, *, ter
 
 def _is_relayed(request: RunRequest) -> bool:
     """Say whether the container speaks to a service manager; without one nobody would hear it."""
-    has_manager = bool(_environment_of_a_main_process().get(SOCKET_VARIABLE))
+    has_manager = bool(front.environment_of_a_main_process().get(SOCKET_VARIABLE))
     return request.sdnotify == "container" and has_manager
 
 
@@ -406,14 +266,14 @@ def _choose_cgroup(request: RunRequest) -> str:
     try:
         payload = cgroups.enter_unit(os.environ)
     except ShimError as error:
-        _say(f"{error}; the runtime chooses the container's cgroup")
+        front.say(f"{error}; the runtime chooses the container's cgroup")
         return ""
     is_made_by_systemd = any("systemd-cgroup" in word for word in request.runtime_args)
     return "" if is_made_by_systemd else payload
 
 
 def _supervise_here(claimed: home.Home, order: Order, user_terminal: UserTerminal | None) -> int:
-    notifier = Notifier(_environment_of_a_main_process())
+    notifier = Notifier(front.environment_of_a_main_process())
     order = replace(order, has_job_control=True, terminal=user_terminal, notifier=notifier)
 
     def supervise_it(log: Log) -> Outcome:
@@ -421,57 +281,10 @@ def _supervise_here(claimed: home.Home, order: Order, user_terminal: UserTermina
         return supervise(order, log)
 
     try:
-        return _end_here(claimed, order, supervise_it)
+        return front.end_here(claimed, order, supervise_it)
     finally:
         if user_terminal is not None:
             user_terminal.restore()
-
-
-def _end_here(
-    claimed: home.Home,
-    order: Order,
-    supervise_it: Callable[[Log], Outcome],
-    *,
-    is_successor: bool = False,
-) -> int:
-    """Supervise in the foreground; returns our own exit status. Nothing is left.
-
-    But for what a successor could not even take over: there is a container behind it.
-    """
-    log = statedir.open_log(mirror_prefix=f"forkshim: {order.container_id}")
-    is_over = not is_successor
-    try:
-        outcome = _supervise_on_record(order, log, supervise_it)
-        is_over = True
-        if order.notifier.is_heard and _has_done_as_told(outcome, order):
-            return 0
-        return _exit_status(outcome)
-    finally:
-        log.close()
-        (claimed.remove if is_over else claimed.release)()
-
-
-def _environment_of_a_main_process() -> Mapping[str, str]:
-    """Return the environment, or an empty one if it was made for a process above us.
-
-    Source: systemd.exec(5), SYSTEMD_EXEC_PID (v248): a script of a unit may run us.
-    """
-    pid = os.environ.get("SYSTEMD_EXEC_PID", "")
-    return os.environ if pid in ("", str(os.getpid())) else {}
-
-
-def _has_done_as_told(outcome: Outcome, order: Order) -> bool:
-    """Say whether it ended by the stop that systemd asked for: no failure of the unit.
-
-    systemd takes death by SIGTERM for clean, the status 143 not (systemd.service(5)); and it cannot
-    tell a 137 that we caused from one of the container's own.
-    """
-    if outcome.error is not None or outcome.termination is None:
-        return isinstance(outcome.error, StoppedError)
-    return outcome.was_asked_to_stop and shell_status(outcome.termination) in (
-        128 + order.stop_signal,
-        128 + signal.SIGKILL,
-    )
 
 
 def _supervise_detached(claimed: home.Home, order: Order, herald: daemonize.Herald) -> None:
@@ -483,56 +296,6 @@ def _supervise_detached(claimed: home.Home, order: Order, herald: daemonize.Hera
         claimed.write_pid()
         return supervise(order, log)
 
-    error = _end_detached(claimed, order, supervise_it)
+    error = front.end_detached(claimed, order, supervise_it)
     if error is not None:
         herald.failed(error)
-
-
-def _end_detached(
-    claimed: home.Home,
-    order: Order,
-    supervise_it: Callable[[Log], Outcome],
-    *,
-    is_successor: bool = False,
-) -> ShimError | None:
-    """Supervise in a daemon. A container that ran leaves its directory, with `exitStatus`."""
-    log = statedir.open_log()
-    try:
-        _exit_status(_supervise_on_record(order, log, supervise_it))
-    except ShimError as error:
-        log.error(str(error))
-        has_run = is_successor or os.path.exists(
-            os.path.join(claimed.state_dir, statedir.EXIT_STATUS_NAME)
-        )
-        if not has_run:
-            claimed.remove()
-        return error
-    finally:
-        log.close()
-        claimed.release()
-    return None
-
-
-def _supervise_on_record(order: Order, log: Log, supervise_it: Callable[[Log], Outcome]) -> Outcome:
-    """Supervise, and leave a record of the end in the front end's `exit_dir`, if there is one."""
-    outcome = supervise_it(log)
-    exit_dir, began_ns = order.front["exit_dir"], order.front["began_ns"]
-    if exit_dir is not None:
-        record = exit_record.fields(order.container_id, outcome, began_ns, time.time_ns())
-        try:
-            exit_record.write(exit_dir, record)
-        except OSError as error:
-            log.warning(f"write {exit_dir}/{order.container_id}.json: {reason(error)}")
-    return outcome
-
-
-def _exit_status(outcome: Outcome) -> int:
-    if outcome.error is not None:
-        raise outcome.error
-    if outcome.termination is None:
-        raise AssertionError("neither an end nor an error")
-    return shell_status(outcome.termination)
-
-
-def _say(message: str) -> None:
-    print(f"forkshim: {message}", file=sys.stderr)  # noqa: T201 -- a command talks on stderr

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from supervisor.loop import Loop
     from supervisor.notify import Notifier
     from supervisor.relay import Words
+    from supervisor.stream import Stream
 
 MARGIN_S = 10.0
 """Added to each phase, for a busy machine."""
@@ -129,6 +130,11 @@ class Service:
         self._ask_for_time()
         self._notifier.status(self._line())
 
+    def look(self) -> None:
+        """Tell what a stream is up to now."""
+        if self._text:
+            self._notifier.status(self._line())
+
     def going_on(self) -> None:
         """Ask for more time: the phase is a long one, and it makes progress."""
         if time.monotonic() - self._asked_at_s >= _ASK_AGAIN_S:
@@ -144,8 +150,7 @@ class Service:
         if not self._is_watched_inside:
             self._notifier.alive()
         self._replace_the_stuck()
-        if self._text:
-            self._notifier.status(self._line())
+        self.look()
         self._loop.call_after(_TIMER, self._notifier.watchdog_s, self._give_sign_of_life)
 
     def _replace_the_stuck(self) -> None:
@@ -162,10 +167,18 @@ class Service:
 
     def _line(self) -> str:
         crew = self._crew
-        moved = [f"{stream.name} {size(crew.copied_bytes(stream))}" for stream in crew.outputs]
+        moved = [self._movement(stream) for stream in crew.outputs]
         deaths = sum(stream.deaths for stream in crew.streams)
         text = f"{self._text}: {self._words}" if self._words else self._text
         return ", ".join([text, *moved, f"respawned {deaths}"])
+
+    def _movement(self, stream: Stream) -> str:
+        text = f"{stream.name} {size(self._crew.copied_bytes(stream))}"
+        dropped, lines = stream.drops
+        if dropped:
+            text += f" + {size(dropped)} in {lines} lines dropped"
+        trouble = self._crew.trouble(stream)
+        return f"{text} ({trouble})" if trouble else text
 
 
 def size(count: int) -> str:

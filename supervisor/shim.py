@@ -25,7 +25,7 @@ from supervisor.lifecycle import Action, Event, State
 from supervisor.log import Log
 from supervisor.loop import Loop
 from supervisor.oom import OomWatch
-from supervisor.order import Outcome
+from supervisor.order import Outcome, StreamEnd
 from supervisor.order import pack as pack_order
 from supervisor.payload import Payload
 from supervisor.plumbing import Plumbing
@@ -191,6 +191,7 @@ class _Supervisor:
             null_fd=null_fd,
             on_stream_over=self._look_at_drain,
             on_change=self._succession.changed,
+            on_trouble=lambda: self._service.look(),
             held=self._succession.held,
             ledger=past.contents.take(packed["crew"]["ledger"]) if past and packed else None,
         )
@@ -257,20 +258,20 @@ class _Supervisor:
     def run_on(self) -> Outcome:
         """Go on where an earlier supervisor stopped."""
         self._loop.watch(self._router.fileno(), self._serve_signals)
-        self._expect_the_end()
-        self._reaper.reap()  # who died in between
         self._log.info(f"{__version__} goes on, process {self._pid}")
+        self._crew.renew(self._succession.orphans)
         self._order.on_started()
         self._service.go_on(self._state, self._description())
-        self._crew.renew(self._succession.orphans)
         self._succession.changed()
+        self._expect_the_end()
+        self._reaper.reap()  # who died in between
         return self._serve()
 
     def _serve(self) -> Outcome:
         self._take_title()
         self._loop.run_until(lambda: self._state is State.ENDED)
         streams = tuple(
-            (stream.name, self._crew.copied_bytes(stream), stream.deaths)
+            StreamEnd(stream.name, self._crew.copied_bytes(stream), stream.deaths, *stream.drops)
             for stream in self._crew.streams
         )
         self._tidy_up()

@@ -10,8 +10,11 @@
 - `journal-stream`: lines, as systemd's own StandardOutput=journal; `priority=5`, `tag=web`
 - `null`: nowhere; so are "" and /dev/null
 - `passthrough`: the descriptor 1 or 2 that the supervisor was started with
-- anything else is the PATH of a fifo, a device or an existing file, opened as it is: not created,
+- `path:PATH` or any other PATH: a fifo, a device or an existing file, opened as it is: not created,
   not truncated. One that is called like a kind is `./null`
+
+Each but `null` takes `policy=block`, `drop-new` or `drop-old`, for when it takes nothing, and with
+the last two `buffer=1M`, how much waits before something is dropped.
 
 A path is taken as it is, whatever characters are in it. Sizes are bytes, or with k, M or G behind
 them powers of 1024.
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 DEFAULT_KEEP = 5
 DEFAULT_MAX_LINE_BYTES = 1 << 20
+DEFAULT_BUFFER_BYTES = 1 << 20
 
 
 class SinkKind(enum.Enum):
@@ -61,6 +65,8 @@ class Sink:
         annotations: Patterns of the bundle's annotations that become fields of a JOURNAL.
         is_json: Lines of a JOURNAL that are JSON objects become fields.
         is_joined: A line of a JOURNAL that begins with a blank belongs to the one before.
+        policy: "block", "drop-new" or "drop-old", see `workers.dropping`.
+        buffer_bytes: How much waits with the last two.
     """
 
     kind: SinkKind
@@ -73,11 +79,18 @@ class Sink:
     annotations: tuple[str, ...] = ()
     is_json: bool = False
     is_joined: bool = False
+    policy: str = "block"
+    buffer_bytes: int = DEFAULT_BUFFER_BYTES
 
     @property
     def has_outlet(self) -> bool:
         """Whether it is more than a descriptor to copy to: see `supervisor.outlets`."""
-        return self.kind in _WITH_OUTLET or self.max_bytes > 0
+        return self.kind in _WITH_OUTLET or self.max_bytes > 0 or self.policy != "block"
+
+    @property
+    def is_descriptor(self) -> bool:
+        """Whether there is a descriptor to be opened, too, behind the outlet if it has one."""
+        return self.kind in (SinkKind.PATH, SinkKind.PASSTHROUGH) or not self.has_outlet
 
     def __str__(self) -> str:
         """Name it in a log line."""
@@ -132,6 +145,8 @@ def _with_options(text: str, sink: Sink, settings: list[str]) -> Sink:
         values[option.attribute] = before + parsed if isinstance(parsed, tuple) else parsed
     if "keep" in values and "max_bytes" not in values:
         raise UsageError(f"sink {text}: option keep: says nothing without max-size")
+    if "buffer_bytes" in values and values.get("policy", "block") == "block":
+        raise UsageError(f"sink {text}: option buffer: says nothing without drop-new or drop-old")
     return Sink(sink.kind, sink.path, **values)  # type: ignore[arg-type] # as `_OPTIONS` pairs them
 
 
@@ -184,6 +199,14 @@ def _only(word: str) -> Callable[[str], bool | None]:
     return read
 
 
+def _policy(text: str) -> str | None:
+    return text if text in ("block", "drop-new", "drop-old") else None
+
+
+_POLICY = {
+    "policy": _Option("policy", _policy, "block, drop-new or drop-old"),
+    "buffer": _Option("buffer_bytes", _size(512 << 10, 64 << 20), "a size from 512k to 64M"),
+}
 _ROTATION = {
     "max-size": _Option("max_bytes", _size(64 << 10, 1 << 40), "a size from 64k to 1024G"),
     "keep": _Option("keep", _number(1, 1000), "a number from 1 to 1000"),
@@ -191,8 +214,8 @@ _ROTATION = {
 _PRIORITY = _Option("priority", _number(0, 7), "a number from 0 (emerg) to 7 (debug)")
 _TAG = _Option("tag", _tag, "1 to 128 characters of ASCII without blanks")
 _OPTIONS: dict[SinkKind, dict[str, _Option]] = {
-    SinkKind.FILE: _ROTATION,
-    SinkKind.CRI: _ROTATION,
+    SinkKind.FILE: {**_ROTATION, **_POLICY},
+    SinkKind.CRI: {**_ROTATION, **_POLICY},
     SinkKind.JOURNAL: {
         "priority": _PRIORITY,
         "tag": _TAG,
@@ -200,9 +223,12 @@ _OPTIONS: dict[SinkKind, dict[str, _Option]] = {
         "annotation": _Option("annotations", _pattern, "a pattern of names"),
         "json": _Option("is_json", _only("yes"), "yes"),
         "join": _Option("is_joined", _only("indented"), "indented"),
+        **_POLICY,
     },
-    SinkKind.JOURNAL_STREAM: {"priority": _PRIORITY, "tag": _TAG},
+    SinkKind.JOURNAL_STREAM: {"priority": _PRIORITY, "tag": _TAG, **_POLICY},
+    SinkKind.PASSTHROUGH: _POLICY,
+    SinkKind.PATH: _POLICY,
 }
-_KINDS = {kind.value: kind for kind in SinkKind if kind is not SinkKind.PATH}
-_WITH_PATH = frozenset({SinkKind.FILE, SinkKind.CRI})
+_KINDS = {kind.value: kind for kind in SinkKind}
+_WITH_PATH = frozenset({SinkKind.FILE, SinkKind.CRI, SinkKind.PATH})
 _WITH_OUTLET = frozenset({SinkKind.CRI, SinkKind.JOURNAL, SinkKind.JOURNAL_STREAM})

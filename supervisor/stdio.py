@@ -101,7 +101,7 @@ def go_on(
     sinks = {"stdout": parse_sink(record.stdout), "stderr": parse_sink(record.stderr)}
     for name, sink in sinks.items():
         stdio.names[name] = str(sink)
-        if sink.kind is SinkKind.FILE:
+        if sink.kind is SinkKind.FILE and not sink.has_outlet:
             stdio.reopeners[name] = partial(_open_file_at_end, sink.path)
     if packed["outlets"]:
         from supervisor.outlets import Came, open_outlets
@@ -199,10 +199,10 @@ class StdioOpener:
 
         for _name, sink in self._wanted:
             _refuse_a_second_rule(sink, [other for _, other in self._wanted])
-        self._wanted = [(name, sink) for name, sink in self._wanted if name not in wanted]
+        self._wanted = [(name, sink) for name, sink in self._wanted if sink.is_descriptor]
         for name, sink in wanted.items():
             self._stdio.names[name] = str(sink)
-            if sink.path:
+            if not sink.is_descriptor and sink.path:
                 _open_file_at_end(sink.path).close()  # the workers open it: a typo is told now
         if wanted.get("stdout") == wanted.get("stderr") and wanted["stdout"].kind is SinkKind.FILE:
             self._stdio.stderr_joins_stdout = True
@@ -226,6 +226,8 @@ class StdioOpener:
         if _is_same_file(self._stdio.sinks):
             self._stdio.stderr_joins_stdout = True
             self._stdio.sinks.pop("stderr").close()
+            if "stderr" in self._stdio.outlets:
+                self._stdio.outlets.pop("stderr").close()
         self._on_end(self._stdio)
 
     def _open_sink(self, name: str, sink: Sink) -> bool:

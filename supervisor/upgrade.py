@@ -13,11 +13,12 @@ import sys
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from supervisor import fds, signals
-from supervisor.crew import Crew, Stream
+from supervisor.crew import Crew
 from supervisor.deposit import Contents, Deposit, DepositError, Parcel
 from supervisor.errors import ShimError, reason
 from supervisor.loop import Loop
 from supervisor.reaper import Reaper
+from supervisor.stream import Stream
 from supervisor.waitstatus import Exited
 
 if TYPE_CHECKING:
@@ -66,24 +67,34 @@ def arrive() -> Arrival | None:
     try:
         word, *numbers = text.split()
         front, back, lock_fd = map(int, numbers)
-    except ValueError:
+        is_rehearsal = {_REHEARSE: True, _BECOME: False}[word]
+        if lock_fd >= 0:
+            os.set_inheritable(lock_fd, False)
+    except (KeyError, ValueError, OSError):
         raise DepositError(f"{VARIABLE}: not ours: {text!r}") from None
-    deposit = Deposit(ends=(front, back))
+    lock = fds.Fd(lock_fd)
     try:
-        contents = deposit.look()
-    finally:
-        deposit.close()
-    is_rehearsal = word == _REHEARSE
-    wanted = {"front", "order", "supervisor"}
-    if not wanted <= contents.document.keys():
-        contents.close()
+        deposit = Deposit(ends=(front, back))
+        try:
+            contents = deposit.look()
+        finally:
+            deposit.close()
+        try:
+            _check(contents.document, os.getppid() if is_rehearsal else os.getpid())
+        except DepositError:
+            contents.close()
+            raise
+    except DepositError:
+        lock.close()
+        raise
+    return Arrival(contents, lock, is_rehearsal)
+
+
+def _check(document: dict[str, Any], pid: int) -> None:
+    if not document.keys() >= {"front", "order", "supervisor"}:
         raise DepositError("handover: parts of the document are missing")
-    if contents.document.get("pid") != (os.getppid() if is_rehearsal else os.getpid()):
-        contents.close()
+    if document.get("pid") != pid:
         raise DepositError(f"{VARIABLE}: meant for another process")
-    if lock_fd >= 0:
-        os.set_inheritable(lock_fd, False)
-    return Arrival(contents, fds.Fd(lock_fd), is_rehearsal)
 
 
 def rehearse(

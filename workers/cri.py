@@ -45,6 +45,10 @@ class CriFormat:
                 parts += (line_head, memoryview(lines)[: -len(line_head)])
         return b"".join(parts)
 
+    def source_bytes(self, content: bytes, written: bytes) -> int:
+        """Return how much of `content` the whole records in `written` stand for."""
+        return records.end_of_nth(content, self.limit_bytes, written.count(b"\n"))
+
 
 @dataclass(frozen=True, slots=True)
 class PlainFormat:
@@ -55,3 +59,7 @@ class PlainFormat:
     def rewrite(self, content: bytes, _stamp_ns: int) -> bytes:
         """Return `content`."""
         return content
+
+    def source_bytes(self, _content: bytes, written: bytes) -> int:
+        """Return the length of `written`."""
+        return len(written)

@@ -31,6 +31,8 @@ class Desk:
         held: What the worker has no use for, and keeps for whoever supervises after our parent;
             the first can be read when something has been laid down there.
         predecessors: pidfds of workers that have been told to go, and may still be at it.
+        hold_s: So long the sink is to be left alone, where a policy allows that.
+        told_dropped_bytes: So much of what was dropped has been told.
         copied_bytes: By this worker; the ledger has the stream's total.
         parent_pid: Of whoever has made this desk.
     """
@@ -43,6 +45,8 @@ class Desk:
     null_fd: int
     held: tuple[int, ...] = ()
     predecessors: tuple[int, ...] = ()
+    hold_s: float = 0.0
+    told_dropped_bytes: int = 0
     copied_bytes: int = 0
     parent_pid: int = field(default_factory=os.getpid)
 

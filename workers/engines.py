@@ -26,6 +26,7 @@ import errno
 import fcntl
 import os
 import select
+import stat
 import termios
 from dataclasses import dataclass
 from typing import Protocol
@@ -198,6 +199,15 @@ _SINK_ERRNOS = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, 
 
 def _is_console_end(route: Route, error: OSError) -> bool:
     return route.source_is_console and error.errno == errno.EIO
+
+
+def never_waits(fd: int) -> bool:
+    """Say whether splice(2) into `fd`, which poll(2) finds writable, takes what fits and no more.
+
+    True for pipes, by SPLICE_F_NONBLOCK, for sockets that are non-blocking, and for files.
+    """
+    mode = os.fstat(fd).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
 
 
 def pending_bytes(fd: int) -> int:

@@ -16,7 +16,7 @@ import select
 from typing import TYPE_CHECKING
 
 from workers import engines
-from workers.line_buffer import INTAKE_BYTES, Taken
+from workers.line_buffer import INTAKE_BYTES
 
 if TYPE_CHECKING:
     from workers.line_buffer import LineBuffer
@@ -46,10 +46,14 @@ class Intake:
         self._tally = tally
         self._readable = select.poll()
         self._readable.register(route.source_fd, select.POLLIN)
-        base, taken, pending = buffer.read()
+        pending = buffer.read().pending
         if pending:
-            arrived = pending - engines.pending_bytes(self._scratch[0])
-            buffer.commit(Taken(base, taken + arrived, 0))
+            self._keep(pending - engines.pending_bytes(self._scratch[0]))
+
+    @property
+    def scratch_rfd(self) -> int:
+        """Lend the end of the scratch pipe from which it reads."""
+        return self._scratch[0]
 
     def take(self, consumed: int, timeout_ms: int | None = None) -> Took:
         """Take what the source has, waiting for it at most `timeout_ms`; None is for ever.
@@ -78,9 +82,13 @@ class Intake:
         return Took.SOME
 
     def _pull(self, in_scratch: int) -> None:
-        base, taken, _pending = self._buffer.read()
-        self._buffer.commit(Taken(base, taken, in_scratch))
-        start = taken - base
+        state = self._buffer.read()
+        self._buffer.commit(state._replace(pending=in_scratch))
+        start = state.taken - state.base
         end = min(start + in_scratch, self._buffer.room_bytes)
-        arrived = os.readv(self._scratch[0], [self._buffer.memory.room(start, end)])
-        self._buffer.commit(Taken(base, taken + arrived, 0))
+        self._keep(os.readv(self._scratch[0], [self._buffer.memory.room(start, end)]))
+
+    def _keep(self, arrived: int) -> None:
+        """Take what has arrived behind the last byte, in one step."""
+        state = self._buffer.read()
+        self._buffer.commit(state._replace(taken=state.taken + arrived, pending=0))

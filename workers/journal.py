@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from workers import joining, records
 from workers.journal_fields import RecordMaker, split_priority
 from workers.journal_socket import JOURNAL_SOCKET, Sender, connect
-from workers.line_buffer import LineBuffer
+from workers.line_buffer import BLOCK, LineBuffer
 from workers.shared import Record
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class Journal:
         is_json: bool = False,
         is_joined: bool = False,
         limit_bytes: int = LIMIT_BYTES,
+        policy: str = BLOCK,
+        buffer_bytes: int = 0,
         path: str = JOURNAL_SOCKET,
         kept: Sequence[int] = (),
     ) -> None:
@@ -70,6 +72,8 @@ class Journal:
             is_json: A line that is a JSON object becomes fields, see `workers.json_line`.
             is_joined: Lines are joined, see `workers.joining`.
             limit_bytes: The longest line that is one record.
+            policy: For when journald does not read, see `LineBuffer`.
+            buffer_bytes: What then waits, at least two lines.
             path: journald's native socket.
             kept: The `fds` of an earlier one for the same stream, which are taken over.
 
@@ -86,8 +90,10 @@ class Journal:
         socket_fd, buffer_fd = kept or (-1, -1)
         self.socket = socket.socket(fileno=socket_fd) if kept else connect(path)
         # What waits to be joined, and an unfinished line.
-        longest = 2 * limit_bytes if is_joined else limit_bytes
-        self.buffer = LineBuffer(f"forkshim:{stream}", longest, fd=buffer_fd)
+        longest = 2 * limit_bytes if is_joined or policy != BLOCK else limit_bytes
+        self.buffer = LineBuffer(
+            f"forkshim:{stream}", max(longest, buffer_bytes), policy=policy, fd=buffer_fd
+        )
         words = Record.words_needed(len(Sent._fields))
         self._record = Record(self.buffer.more_words[:words], len(Sent._fields))
 
@@ -124,11 +130,16 @@ class Journal:
 class JournalWriter:
     """One worker's hand on the journal."""
 
+    is_unfinished = False
+    rest_bytes = 0
+
     def __init__(self, journal: Journal, supervisor_pid: int) -> None:
         """Go on after the last record that was committed."""
         self._journal = journal
-        self._sender = Sender(journal.socket, supervisor_pid)
-        self.consumed = journal.read().consumed
+        self._sender = Sender(
+            journal.socket, supervisor_pid, is_patient=journal.buffer.policy == BLOCK
+        )
+        self.consumed = max(journal.read().consumed, journal.buffer.read().front)
         self._looked_at = 0
         self._parse_json: Callable[[bytes], JsonLine | None] | None = None
         if journal.is_json:
@@ -167,9 +178,35 @@ class JournalWriter:
             else:
                 self._send_lines(self._split(content[start : stop - 1]))
 
-    def wait_until_read(self) -> None:
+    @property
+    def stall_fd(self) -> int:
+        """The socket."""
+        return self._journal.socket.fileno()
+
+    def open(self) -> None:
+        """Do nothing: the socket is connected."""
+
+    def flush(self) -> None:
+        """Do nothing: what is sent is with journald."""
+
+    def take_back(self) -> bytes:
+        """Return nothing, as `flush`."""
+        return b""
+
+    def pass_over(self, position: int) -> None:
+        """Go on from `position`."""
+        self.consumed = position
+
+    def close(self) -> None:
         """Stay until journald has read everything, for a while."""
         self._sender.wait_until_read()
+
+    def _read_sent(self) -> Sent:
+        """Return what was sent last; a line's priority is not that of one after it."""
+        sent = self._journal.read()
+        if sent.consumed == self.consumed:
+            return sent
+        return Sent(self.consumed, sent.records, 0)
 
     def _split(self, lines: bytes) -> list[bytes]:
         if self._journal.is_joined:
@@ -192,7 +229,7 @@ class JournalWriter:
         make, send, commit = self._journal.maker.make, self._sender.send, self._journal.commit
         default, parse_json = self._journal.maker.priority, self._parse_json
         is_console = self._journal.is_console
-        consumed, ordinal, line_priority = self._journal.read()
+        consumed, ordinal, line_priority = self._read_sent()
         for line in lines:
             consumed += len(line) + 1
             ordinal += 1
@@ -213,7 +250,7 @@ class JournalWriter:
             self.consumed = consumed
 
     def _send_piece(self, piece: bytes) -> None:
-        consumed, sent, line_priority = self._journal.read()
+        consumed, sent, line_priority = self._read_sent()
         priority, text = line_priority - 1, piece
         if not line_priority:
             priority, text = split_priority(piece) or (self._journal.maker.priority, piece)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from workers import engines, lines, report
+from workers import record_output
 from workers.journal import JournalWriter
 
 if TYPE_CHECKING:
+    from workers import engines
     from workers.desk import Desk
     from workers.journal import Journal
 
@@ -29,13 +30,4 @@ def work(
         supervisor_pid: Our parent, in whose name the records are sent.
     """
     desk.sit_down((route.source_fd, *(route.scratch or ()), *journal.fds))
-    try:
-        writer = JournalWriter(journal, supervisor_pid)
-        lines.copy(desk, route, journal.buffer, writer)
-        writer.wait_until_read()
-    except engines.CopyError as error:
-        desk.send(report.Report(desk.stream, desk.copied_bytes, error.errno, error.side))
-    except OSError as error:
-        desk.send(report.Report(desk.stream, desk.copied_bytes, error.errno or 0, "sink"))
-    else:
-        desk.send(report.Report(desk.stream, desk.copied_bytes))
+    record_output.work(desk, route, journal.buffer, JournalWriter(journal, supervisor_pid))

@@ -57,9 +57,13 @@ def connect(path: str = JOURNAL_SOCKET) -> socket.socket:
 class Sender:
     """One worker's use of the socket. Borrows it."""
 
-    def __init__(self, to: socket.socket, supervisor_pid: int) -> None:
-        """Send in the name of `supervisor_pid`, our parent, while it lives."""
+    def __init__(self, to: socket.socket, supervisor_pid: int, *, is_patient: bool = True) -> None:
+        """Send in the name of `supervisor_pid`, our parent, while it lives.
+
+        `is_patient`: wait for room; else BlockingIOError is raised when there is none.
+        """
         self._to = to
+        self._flags = 0 if is_patient else socket.MSG_DONTWAIT
         self._supervisor_pid = supervisor_pid
         ucred = struct.pack("3i", supervisor_pid, os.getuid(), os.getgid())
         self._control: list[tuple[int, int, bytes]] = [
@@ -72,9 +76,10 @@ class Sender:
             self._control = []
 
     def send(self, payload: bytes) -> None:
-        """Send one record, waiting for room.
+        """Send one record.
 
         Raises:
+            BlockingIOError: There is no room, and we are not patient.
             OSError: ECONNREFUSED, ENOTCONN, ...: this socket is of no use any more.
         """
         if len(payload) <= LARGEST_DATAGRAM_BYTES:
@@ -89,12 +94,12 @@ class Sender:
 
     def _send(self, payload: list[bytes], control: list[tuple[int, int, bytes]]) -> None:
         try:
-            self._to.sendmsg(payload, self._control + control)
+            self._to.sendmsg(payload, self._control + control, self._flags)
         except OSError as error:
             if error.errno not in _NOT_IN_THAT_NAME or not self._control:
                 raise
             self._control = []
-            self._to.sendmsg(payload, control)
+            self._to.sendmsg(payload, control, self._flags)
 
     def _send_memfd(self, payload: bytes) -> None:
         fd = os.memfd_create("forkshim:record", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

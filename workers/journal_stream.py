@@ -38,14 +38,19 @@ def header(identifier: str, unit: str, priority: int) -> bytes:
 class JournalStream:
     """The parent's side of one stream: connected before the fork, owned until `close`."""
 
-    def __init__(self, first: bytes, path: str = STREAM_SOCKET, *, fd: int = -1) -> None:
+    def __init__(
+        self, first: bytes, path: str = STREAM_SOCKET, *, is_patient: bool = True, fd: int = -1
+    ) -> None:
         """Connect, with the header `first`; or take over `fd`, an earlier one's socket.
+
+        `is_patient`: who writes waits for room.
 
         Raises:
             OSError: As `reconnect`.
         """
         self._first = first
         self._path = path
+        self._is_patient = is_patient
         self.socket = socket.socket(fileno=fd) if fd >= 0 else self._connect()
 
     def _connect(self) -> socket.socket:
@@ -55,7 +60,7 @@ class JournalStream:
             made.connect(self._path)
             made.send(self._first)
             made.shutdown(socket.SHUT_RD)
-            made.setblocking(True)
+            made.setblocking(self._is_patient)
         except OSError:
             made.close()
             raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from workers import engines, records
 from workers.intake import Intake, Took
@@ -38,6 +38,33 @@ class RecordSink(Protocol):
         """Write some records, at least one, from `consumed` on and not beyond `end`."""
 
 
+class Looked(NamedTuple):
+    """Positions: of the end of the last complete record, and of the last that need not wait."""
+
+    all: int
+    now: int
+
+
+class Ends:
+    """Knows where records end in a buffer that fills."""
+
+    def __init__(self, buffer: LineBuffer, sink: RecordSink) -> None:
+        """Borrow both."""
+        self._buffer = buffer
+        self._sink = sink
+        self._scanned = self._rest_start = sink.consumed
+
+    def look(self) -> Looked:
+        """Look at what has come since; bytes that were there may be gone, if all else is."""
+        taken = self._buffer.read().taken
+        newline = self._buffer.last_newline(min(self._scanned, taken), taken)
+        self._scanned = taken
+        self._rest_start = max(self._rest_start, self._sink.consumed, newline + 1)
+        end = records.end_of_last(self._rest_start, taken, self._sink.limit_bytes)
+        now = self._sink.hold(end) if end == self._rest_start else end
+        return Looked(end, now)
+
+
 def copy(desk: Desk, route: engines.Route, buffer: LineBuffer, sink: RecordSink) -> None:
     """Copy to end of file; a line that is not at its end waits for its end.
 
@@ -50,20 +77,15 @@ def copy(desk: Desk, route: engines.Route, buffer: LineBuffer, sink: RecordSink)
     desk.copied_bytes = 0
     bytes(_KEPT_BYTES)
     intake = Intake(route, buffer, desk)
-    scanned = rest_start = sink.consumed
+    ends = Ends(buffer, sink)
     while True:
-        taken = buffer.read().taken
-        newline = buffer.last_newline(scanned, taken)
-        scanned = taken
-        rest_start = max(rest_start, sink.consumed, newline + 1)
-        end = records.end_of_last(rest_start, taken, sink.limit_bytes)
-        held = sink.hold(end) if end == rest_start else end
-        _write(desk, sink, held)
-        took = intake.take(sink.consumed, None if held == end else HOLD_MS)
+        end, now = ends.look()
+        _write(desk, sink, now)
+        took = intake.take(sink.consumed, None if now == end else HOLD_MS)
         if took is Took.NOTHING:
             _write(desk, sink, end)
         elif took is Took.THE_END:
-            _write(desk, sink, taken)
+            _write(desk, sink, buffer.read().taken)
             return
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from workers import engines, lines, report
+from workers import record_output
 from workers.logfile import LogWriter
 
 if TYPE_CHECKING:
+    from workers import engines
     from workers.desk import Desk
     from workers.logfile import LogFile
 
@@ -24,16 +25,5 @@ def work(desk: Desk, route: engines.Route, log: LogFile, stream: str) -> None:
         stream: The name in `log`, which may not be the desk's.
     """
     desk.sit_down((route.source_fd, *(route.scratch or ()), *log.fds))
-    try:
-        _copy(desk, route, log, stream)
-    except engines.CopyError as error:
-        desk.send(report.Report(desk.stream, desk.copied_bytes, error.errno, error.side))
-    except OSError as error:
-        desk.send(report.Report(desk.stream, desk.copied_bytes, error.errno or 0, "sink"))
-    else:
-        desk.send(report.Report(desk.stream, desk.copied_bytes))
-
-
-def _copy(desk: Desk, route: engines.Route, log: LogFile, stream: str) -> None:
-    writer = LogWriter(log, stream)
-    lines.copy(desk, route, log.buffers[log.streams.index(stream)], writer)
+    buffer = log.buffers[log.streams.index(stream)]
+    record_output.work(desk, route, buffer, LogWriter(log, stream))

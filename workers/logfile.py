@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from workers import records, rotation
-from workers.line_buffer import LineBuffer
+from workers.line_buffer import BLOCK, LineBuffer
 from workers.locker import Locker, same_file
 from workers.shared import Memory, Record
 
@@ -45,6 +45,9 @@ class Format(Protocol):
 
     def rewrite(self, content: bytes, stamp_ns: int, /) -> bytes:
         """Return the records; the same arguments give the same bytes."""
+
+    def source_bytes(self, content: bytes, written: bytes, /) -> int:
+        """Return how much of `content` the whole records in `written` stand for."""
 
 
 class FileState(NamedTuple):
@@ -80,6 +83,8 @@ class LogFile:
         *,
         max_bytes: int = 0,
         keep: int = 1,
+        policy: str = BLOCK,
+        buffer_bytes: int = 0,
         kept: Sequence[int] = (),
     ) -> None:
         """Describe the file; the workers open it.
@@ -90,7 +95,9 @@ class LogFile:
             formats: By stream name, for each stream that goes into this file.
             max_bytes: Where the file is rotated; 0 is nowhere.
             keep: How many old files there may be, at least 1.
-            kept: The `kept_fds` of an earlier one of the same description, which are taken over.
+            policy: For when the file cannot be written, see `LineBuffer`.
+            buffer_bytes: What then waits, at least a line.
+            kept: The `fds` of an earlier one of the same description, which are taken over.
         """
         if max_bytes and max_bytes < max(map(_longest_record, formats.values())):
             raise ValueError(f"{max_bytes} bytes do not hold the longest record")
@@ -102,7 +109,9 @@ class LogFile:
         self.keep = keep
         memory_fd, front_fd, back_fd, *buffer_fds = kept or (-1,) * (3 + len(formats))
         self.buffers = tuple(
-            LineBuffer(f"forkshim:{stream}", form.limit_bytes, fd=fd)
+            LineBuffer(
+                f"forkshim:{stream}", max(form.limit_bytes, buffer_bytes), policy=policy, fd=fd
+            )
             for (stream, form), fd in zip(formats.items(), buffer_fds, strict=True)
         )
         self.locker = Locker(fds=(front_fd, back_fd) if kept else None)
@@ -145,12 +154,11 @@ class LogFile:
 class LogWriter:
     """One worker's hand on the file. Opening it is also how a renamed file is let go."""
 
-    def __init__(self, log: LogFile, stream: str) -> None:
-        """Finish what a killed worker has begun, in its file, then open the file of that name.
+    stall_fd = -1
+    rest_bytes = 0
 
-        Raises:
-            OSError: The file cannot be opened or written.
-        """
+    def __init__(self, log: LogFile, stream: str) -> None:
+        """Borrow `log`; nothing is opened yet."""
         self._log = log
         self._index = log.streams.index(stream)
         self._format = log.formats[self._index]
@@ -158,8 +166,41 @@ class LogWriter:
         self._fd = -1
         self._generation = 0
         with log.locked():
+            self.consumed = self._read_consumed()
+
+    def open(self) -> None:
+        """Finish what a killed worker has begun, in its file, then open the file of that name.
+
+        Raises:
+            OSError: The file cannot be opened or written.
+        """
+        with self._log.locked():
             self._open(self._finish_others())
-            self.consumed = log.read().consumed[self._index]
+            self.consumed = self._read_consumed()
+
+    def _read_consumed(self) -> int:
+        return max(self._log.read().consumed[self._index], self._buffer.read().front)
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether bytes after `consumed` are in the file, or may be; the latter is seen to."""
+        with self._log.locked():
+            self.consumed = self._read_consumed()
+            return self._log.read().writer == 1 + self._index
+
+    def pass_over(self, position: int) -> None:
+        """Go on from `position`; no write is unfinished."""
+        self.consumed = position
+
+    def flush(self) -> None:
+        """Do nothing: a file takes all."""
+
+    def close(self) -> None:
+        """Do nothing: what is written is there."""
+
+    def take_back(self) -> bytes:
+        """Return nothing, as `flush`."""
+        return b""
 
     @property
     def limit_bytes(self) -> int:
@@ -183,7 +224,10 @@ class LogWriter:
             content, payload = self._fit(self._buffer.copy(self.consumed, end), stamp_ns)
             state = self._log.read()
             until = self.consumed + len(content)
+            consumed = list(state.consumed)
+            consumed[self._index] = self.consumed  # some may have been passed over
             state = state._replace(
+                consumed=tuple(consumed),
                 writer=1 + self._index,
                 before=os.fstat(self._fd).st_size,
                 length=len(payload),
@@ -276,13 +320,27 @@ class LogWriter:
             while rest:
                 rest = rest[os.write(fd, rest) :]
         except OSError:
-            _cut_to_whole_records(fd, state.before, payload[: len(payload) - len(rest)])
+            self._cut(fd, state, payload[: len(payload) - len(rest)])
             raise
+        return self._finished(state, state.until)
+
+    def _finished(self, state: FileState, until: int) -> FileState:
         consumed = list(state.consumed)
-        consumed[state.writer - 1] = state.until
+        consumed[state.writer - 1] = until
         state = state._replace(writer=NOBODY, consumed=tuple(consumed))
         self._log.commit(state)
         return state
+
+    def _cut(self, fd: int, state: FileState, written: bytes) -> None:
+        """Leave whole records, where the file may stay like this for long, and count them."""
+        if os.fstat(fd).st_size != state.before + len(written):
+            return  # somebody else has written: whoever comes next looks what there is
+        whole = written[: written.rfind(b"\n") + 1]
+        os.ftruncate(fd, state.before + len(whole))
+        index = state.writer - 1
+        content = self._log.buffers[index].copy(state.consumed[index], state.until)
+        done = self._log.formats[index].source_bytes(content, whole)
+        self._finished(state, state.consumed[index] + done)
 
 
 def _longest_record(form: Format) -> int:
@@ -295,9 +353,3 @@ def _written(fd: int, before: int, payload: bytes) -> int | None:
         return None
     there = os.pread(fd, len(payload), before)
     return len(there) if payload.startswith(there) else None
-
-
-def _cut_to_whole_records(fd: int, before: int, written: bytes) -> None:
-    """Leave no half record where the file may stay like this for long."""
-    if os.fstat(fd).st_size == before + len(written):
-        os.ftruncate(fd, before + written.rfind(b"\n") + 1)

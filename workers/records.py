@@ -49,14 +49,28 @@ def end_of_first(content: bytes, limit_bytes: int) -> int:
     return min(len(content), limit_bytes) if newline < 0 else newline + 1
 
 
+def end_of_nth(content: bytes, limit_bytes: int, count: int) -> int:
+    """Return where record number `count` of `content` ends; 0 is before the first."""
+    end = 0
+    for start, stop, is_piece in runs(content, limit_bytes):
+        here = 1 if is_piece else content.count(b"\n", start, stop)
+        if count < here:
+            for _ in range(count):
+                end = content.index(b"\n", end) + 1
+            break
+        count -= here
+        end = stop
+    return end
+
+
 def end_of_last(rest_start: int, end: int, limit_bytes: int) -> int:
     """Return where the last complete record ends, of which the rest has no newline.
 
     Args:
         rest_start: Where the bytes after the last newline begin.
         end: Where they end; a piece is complete when a byte more than the limit is there.
-        limit_bytes: As for `runs`.
+        limit_bytes: As for `runs`; 0 if any byte may end a record.
     """
-    if end == rest_start:
+    if end == rest_start or limit_bytes == 0:
         return end
     return rest_start + (end - rest_start - 1) // limit_bytes * limit_bytes

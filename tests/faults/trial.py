@@ -13,6 +13,7 @@ import random
 import resource
 import signal
 import tempfile
+from abc import ABC, abstractmethod
 from collections import Counter
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -110,8 +111,8 @@ class Trial:
             "signal storm": self._storm,
             "no descriptors": self._starve,
         }
-        if self.kind == "adopted":
-            menu["kill the supervisor"] = lambda subject: subject.succeed()
+        if isinstance(subject, Adopted):
+            menu["kill the supervisor"] = lambda _subject: subject.succeed()
         fault = self.random.choice(sorted(menu))
         self.faults[fault] += 1
         subject.feed()
@@ -154,36 +155,34 @@ class Trial:
             resource.prlimit(subject.pid, resource.RLIMIT_NOFILE, before)
 
 
-class Subject:
+class Subject(ABC):
     """A container of a trial: how it is fed, and where its output is."""
 
     pid = 0
 
+    @abstractmethod
     def feed(self) -> None:
         """Let the container say one block."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take(self) -> None:
         """Read some of the output, if it has a reader."""
 
+    @abstractmethod
     def take_block(self, size: int) -> None:
         """Read one block, if it has a reader."""
 
-    def succeed(self) -> None:
-        """Have another supervisor in the place of this one."""
-        raise NotImplementedError
-
+    @abstractmethod
     def finish(self) -> None:
         """Give it no more lines, and wait for its end."""
-        raise NotImplementedError
 
+    @abstractmethod
     def output(self) -> bytes:
         """Return all that it has said."""
-        raise NotImplementedError
 
+    @abstractmethod
     def status(self) -> int:
         """Return how it has ended."""
-        raise NotImplementedError
 
     def workers(self) -> list[int]:
         """Return the pids of the living workers."""

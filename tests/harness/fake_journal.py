@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import fcntl
 import os
+import signal
 import socket
 import struct
 from dataclasses import dataclass
@@ -97,6 +98,14 @@ class FakeJournal:
                 if payload == _END:
                     return
                 file.write(struct.pack("qq?", len(payload), pid, is_memfd) + payload)
+
+    def stop(self) -> None:
+        """Have it read nothing for a while."""
+        os.kill(self._child.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Have it read again."""
+        os.kill(self._child.pid, signal.SIGCONT)
 
     def datagrams(self) -> Iterator[Datagram]:
         """End it, and yield what came, in order."""

@@ -13,6 +13,7 @@ from tests.harness.forked import forked
 from workers import engines, log_output, report
 from workers.desk import Desk
 from workers.ledger import Ledger
+from workers.line_buffer import BLOCK
 from workers.logfile import LogFile
 
 if TYPE_CHECKING:
@@ -40,9 +41,11 @@ class Feed:
         scratch = (self.scratch[0].fileno(), self.scratch[1].fileno())
         return engines.Route(self.source_rfd.fileno(), -1, scratch)
 
-    def desk(self) -> Desk:
+    def desk(self, *, hold_s: float = 0.0, told_dropped_bytes: int = 0) -> Desk:
         return Desk(
             stream=self.name,
+            hold_s=hold_s,
+            told_dropped_bytes=told_dropped_bytes,
             title=f"forkshim: bench [{self.name}]",
             ledger=self.ledger,
             slot=self.slot,
@@ -134,11 +137,21 @@ class LogSite:
         *,
         max_bytes: int = 0,
         keep: int = 1,
+        policy: str = BLOCK,
+        buffer_bytes: int = 0,
     ) -> None:
         directory.mkdir(exist_ok=True)
         self.path = directory / "log"
         self._directory = fds.Fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        self.log = LogFile(self._directory.fileno(), "log", formats, max_bytes=max_bytes, keep=keep)
+        self.log = LogFile(
+            self._directory.fileno(),
+            "log",
+            formats,
+            max_bytes=max_bytes,
+            keep=keep,
+            policy=policy,
+            buffer_bytes=buffer_bytes,
+        )
         self.ledger = Ledger()
         self.feeds = {
             stream: Feed(stream, self.ledger, slot) for slot, stream in enumerate(formats)
@@ -154,9 +167,11 @@ class LogSite:
         self.ledger.close()
         self._directory.close()
 
-    def worker(self, stream: str) -> Callable[[], None]:
+    def worker(self, stream: str, hold_s: float = 0.0, told: int = 0) -> Callable[[], None]:
         feed = self.feeds[stream]
-        return lambda: log_output.work(feed.desk(), feed.route, self.log, stream)
+        return lambda: log_output.work(
+            feed.desk(hold_s=hold_s, told_dropped_bytes=told), feed.route, self.log, stream
+        )
 
     def run(self, stream: str) -> report.Report | None:
         return self.feeds[stream].run(self.worker(stream))

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor import crew as crew_module
-from supervisor import fds, spawn
-from supervisor.crew import Crew, Mend, Stream
+from supervisor import fds, mending, spawn
+from supervisor.crew import Crew
 from supervisor.drain import DrainWatch, Verdict
 from supervisor.errors import ShimError
+from supervisor.mending import Mend
+from supervisor.outlets import Drops
+from supervisor.stream import Stream
 from tests.harness import waiting
 from tests.harness.forked import has_no_children
 from workers import engines, output, report, stdin
@@ -39,6 +41,7 @@ class Site:
     def __init__(self, yard: Yard) -> None:
         self.yard = yard
         self.overs = 0
+        self.troubles = 0
         self.crew = Crew(
             yard.loop,
             yard.reaper,
@@ -46,11 +49,15 @@ class Site:
             title="forkshim: site",
             null_fd=yard.null.fileno(),
             on_stream_over=self._note_over,
+            on_trouble=self._note_trouble,
         )
         self._owned: list[fds.Fd] = []
 
     def _note_over(self) -> None:
         self.overs += 1
+
+    def _note_trouble(self) -> None:
+        self.troubles += 1
 
     def own(self, fd: int) -> int:
         self._owned.append(fds.Fd(fd))
@@ -169,13 +176,40 @@ def test_a_worker_that_dies_again_and_again_without_progress_is_given_pauses(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output, "work", lambda _desk, _route: os._exit(3))
-    monkeypatch.setattr(crew_module, "_SHORTEST_PAUSE_S", 1e-6)
+    monkeypatch.setattr(mending, "_SHORTEST_PAUSE_S", 1e-6)
     _writer, _reader, stream = site.output()
     site.crew.start()
     site.run_until(lambda: stream.deaths == 20)
     assert stream.deaths_without_progress == 20
     assert site.yard.messages("warn") == [
-        f"stdout: worker exit status 3, replaced; {deaths} so far" for deaths in (1, 2, 4, 8, 16)
+        *(
+            f"stdout: worker exit status 3, replaced; {deaths} so far"
+            for deaths in (1, 2, 4, 8, 16)
+        ),
+        "stdout: degraded: its workers do not live: exit status 3; the container waits when its "
+        "pipe is full, and it is tried again at least every 5 s",
+    ]
+
+
+def test_a_stream_whose_workers_do_not_live_says_so_until_one_does(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = output.work
+    monkeypatch.setattr(output, "work", lambda _desk, _route: os._exit(3))
+    monkeypatch.setattr(mending, "_SHORTEST_PAUSE_S", 1e-6)
+    writer, reader, stream = site.output()
+    site.crew.start()
+    site.run_until(lambda: site.troubles > 0)
+    assert stream.deaths == mending.DEGRADED_AFTER
+    assert site.crew.trouble(stream) == "degraded: its workers do not live: exit status 3"
+    monkeypatch.setattr(output, "work", work)
+    os.write(writer, b"x")
+    site.run_until(lambda: stream.pid > 0)
+    waiting.wait_readable(reader)
+    waiting.wait_true(lambda: site.crew.copied_bytes(stream) == 1)
+    assert site.crew.trouble(stream) == ""
+    assert site.yard.messages("info") == [
+        "stdout: moves again, after: degraded: its workers do not live: exit status 3"
     ]
 
 
@@ -249,7 +283,7 @@ def test_a_console_whose_sink_nobody_reads_is_read_on_and_thrown_away(site: Site
 def test_a_full_disk_is_tried_again_and_said_once(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crew_module, "_SHORTEST_PAUSE_S", 1e-6)
+    monkeypatch.setattr(mending, "_SHORTEST_PAUSE_S", 1e-6)
     writer, _reader, stream = site.output(sink=fds.Fd(os.open("/dev/full", os.O_WRONLY)))
     site.crew.start()
     for errors in range(1, 6):
@@ -262,7 +296,7 @@ def test_a_full_disk_is_tried_again_and_said_once(
 
 
 def test_an_error_after_progress_is_said_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew_module, "_SHORTEST_PAUSE_S", 1e-6)
+    monkeypatch.setattr(mending, "_SHORTEST_PAUSE_S", 1e-6)
 
     def moves_a_little(desk: Desk, _route: engines.Route) -> None:
         desk.moved(1)
@@ -324,7 +358,7 @@ def test_a_fork_that_fails_is_tried_again(site: Site, monkeypatch: pytest.Monkey
         return fork_worker(work)
 
     monkeypatch.setattr(spawn, "fork_worker", fails_twice)
-    monkeypatch.setattr(crew_module, "_LONGEST_PAUSE_S", 1e-6)
+    monkeypatch.setattr(mending, "FORK_AGAIN_S", 1e-6)
     writer, reader, stream = site.output()
     site.crew.start()
     os.write(writer, b"x")
@@ -350,6 +384,7 @@ class Recorder:
 
     held_bytes = 5
     is_file = True
+    policy = "block"
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "records"
@@ -358,7 +393,10 @@ class Recorder:
         self.is_broken = False
         self.is_full = False
 
-    def has_room(self) -> bool:
+    def drops(self) -> Drops:
+        return Drops(0, 0)
+
+    def has_room(self, _sink_fd: int) -> bool:
         return not self.is_full
 
     def work(self, desk: Desk, route: engines.Route) -> None:
@@ -417,8 +455,8 @@ def test_a_stream_of_records_is_hung_up_in_a_pause_and_its_worker_comes_at_once(
 ) -> None:
     recorder = Recorder(tmp_path)
     recorder.is_broken, recorder.renewed = True, 1
-    for name in ("_SHORTEST_PAUSE_S", "_LONGEST_PAUSE_S"):
-        monkeypatch.setattr(crew_module, name, 3600.0)
+    for name in ("_SHORTEST_PAUSE_S", "LONGEST_PAUSE_S"):
+        monkeypatch.setattr(mending, name, 3600.0)
     site.crew._longest_pause_s = 3600.0
     _writer, stream = _recorded(site, recorder)
     site.crew.start()
@@ -533,8 +571,8 @@ def test_a_worker_that_is_reaped_and_whose_pipe_is_unread_is_not_signalled_any_m
 def test_a_stream_that_is_given_up_in_a_pause_is_not_given_another_worker(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("_SHORTEST_PAUSE_S", "_LONGEST_PAUSE_S"):
-        monkeypatch.setattr(crew_module, name, 3600.0)  # no worker comes while we look
+    for name in ("_SHORTEST_PAUSE_S", "LONGEST_PAUSE_S"):
+        monkeypatch.setattr(mending, name, 3600.0)  # no worker comes while we look
     site.crew._longest_pause_s = 3600.0
     writer, _reader, stream = site.output(sink=fds.Fd(os.open("/dev/full", os.O_WRONLY)))
     site.crew.start()
@@ -681,7 +719,7 @@ def test_the_rule_is_asked_after_2_ms_and_then_ever_less_often(site: Site) -> No
 def test_without_a_free_descriptor_a_killed_worker_is_replaced_later(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crew_module, "_LONGEST_PAUSE_S", 0.1)
+    monkeypatch.setattr(mending, "FORK_AGAIN_S", 0.01)
     writer, reader, stream = site.output()
     site.crew.start()
     before = resource.getrlimit(resource.RLIMIT_NOFILE)

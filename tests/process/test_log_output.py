@@ -292,7 +292,7 @@ def test_an_unfinished_write_without_a_file_is_a_bug_and_not_guessed_at(tmp_path
     with LogSite(tmp_path / "logs", _cri()) as site:
         site.log.commit(site.log.read()._replace(writer=1))
         with pytest.raises(RuntimeError, match="that nobody has begun"):
-            LogWriter(site.log, "stdout")
+            LogWriter(site.log, "stdout").open()
 
 
 @pytest.mark.parametrize("then", ORDERS)

@@ -11,7 +11,7 @@ from supervisor import fds
 from tests.harness import dying
 from workers import engines
 from workers.intake import Intake, Took
-from workers.line_buffer import LineBuffer, Taken
+from workers.line_buffer import LineBuffer
 from workers.shared import Memory, Record
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def test_bytes_keep_their_positions_while_the_buffer_moves(
         assert basin.buffer.copy(consumed, taken) == content[consumed:taken]
         consumed = taken - min(7, taken - consumed)  # as much as may be left
     assert intake.take(100) is Took.THE_END
-    assert basin.buffer.read() == Taken(100, 100, 0)
+    assert basin.buffer.read()[:3] == (100, 100, 0)
 
 
 def test_a_newline_is_found_by_position(make_basin: Callable[[int], Basin]) -> None:
@@ -205,6 +205,6 @@ def test_a_kill_at_any_instruction_of_an_intake_leaves_each_byte_in_one_place(
         basin = fed()
         dying.die_at(step, lambda basin=basin: take_all(basin))  # type: ignore[misc] # bound now
         take_all(basin)
-        assert basin.buffer.read() == Taken(0, 50, 0)
+        assert basin.buffer.read()[:3] == (0, 50, 0)
         assert basin.buffer.copy(0, 50) == content
         basin.close()

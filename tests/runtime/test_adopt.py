@@ -6,7 +6,6 @@ FORKSHIM_ADOPTIONS and FORKSHIM_STREAM_MIB make the long run: 50 and 2048.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import os
 import random
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.harness import bundles, deposits, waiting
+from tests.harness.big_stream import BigStream
 from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
@@ -123,45 +123,25 @@ def test_a_stream_goes_on_under_many_supervisors(
     tmp_path: Path, rootfs: Path, start: Callable[..., Daemon]
 ) -> None:
     chosen = random.Random(SEED)
-    content = chosen.randbytes((1 << 20) + 4321)
-    (tmp_path / "block").write_bytes(content)
-    mounts = [
-        {
-            "destination": "/tmp/block",
-            "type": "bind",
-            "source": str(tmp_path / "block"),
-            "options": ["bind"],
-        }
-    ]
-    script = f"i=0; while [ $i -lt {STREAM_MIB} ]; do cat /tmp/block; i=$((i+1)); done; exit 37"
-    bundle = bundles.make_bundle(
-        tmp_path / "b", bundles.config(rootfs, bundles.shell(script), mounts=mounts)
-    )
+    stream = BigStream(tmp_path, rootfs, blocks=STREAM_MIB, status=37, seed=SEED)
     os.mkfifo(tmp_path / "out")
     reader = os.open(tmp_path / "out", os.O_RDONLY | os.O_NONBLOCK)
-    daemon = start(bundle, "--log", tmp_path / "out")
-    total = len(content) * STREAM_MIB
-    digest, read_bytes, done = hashlib.sha256(), 0, 0
-    while read_bytes < total:
+    daemon = start(stream.bundle, "--log", tmp_path / "out")
+    done = 0
+    while stream.read_bytes < stream.total_bytes:
         waiting.wait_readable(reader)
         chunk = os.read(reader, 1 << 20)
         assert chunk, "a client sees no end before the container's"
-        digest.update(chunk)
-        read_bytes += len(chunk)
-        if done < ADOPTIONS and read_bytes > done * total // (ADOPTIONS + 1):
+        stream.came(chunk)
+        if done < ADOPTIONS and stream.read_bytes > done * stream.total_bytes // (ADOPTIONS + 1):
             done += 1
             daemon.kill()
             if chosen.random() < 0.5:  # the workers are busy alone
                 waiting.wait_readable(reader)
-                chunk = os.read(reader, 1 << 16)
-                digest.update(chunk)
-                read_bytes += len(chunk)
+                stream.came(os.read(reader, 1 << 16))
             daemon.adopt()
-    wanted = hashlib.sha256()
-    for _ in range(STREAM_MIB):
-        wanted.update(content)
     assert done == ADOPTIONS
-    assert (read_bytes, digest.hexdigest()) == (total, wanted.hexdigest())
+    stream.check()
     assert daemon.wait_end() == "37"
     waiting.wait_hangup(reader)  # the kernel closes what was in the deposit a little later
     assert os.read(reader, 1) == b""

@@ -24,42 +24,57 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.runc, pytest.mark.slow, pytest.mark.timeout(300)]
 
-KILLS = 40  # more on a quiet machine: the killer has to keep up with the worker
+KILLS = 100
 BLOCK_BYTES = 1 << 20
-BLOCKS = 72
-BLOCKS_OF_RECORDS = 24  # a datagram for each line takes longer
 MOST_BETWEEN_KILLS = 256 << 10
 SCRIPT = """
-say() { for i in $(seq %d); do cat /tmp/block; done; }
-say & say >&2; wait; exit 26
+say() { while [ ! -e /tmp/data/enough ]; do cat /tmp/data/block; echo 1 >> /tmp/data/$1; done; }
+say stdout & say stderr >&2; wait; exit 26
 """
 
 
-@pytest.fixture(scope="module")
-def block(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Lines of any bytes, of up to 600 bytes, a few of up to 50,000."""
-    chosen = random.Random(SEED)
-    content = bytearray()
-    while len(content) < BLOCK_BYTES:
-        longest = 50_000 if chosen.random() < 0.005 else 600
-        content += chosen.randbytes(chosen.randrange(longest)).replace(b"\n", b"x") + b"\n"
-    path = tmp_path_factory.mktemp("data") / "block"
-    path.write_bytes(content)
-    return path
+class Said:
+    """What the container says: one block again and again, until there were enough kills.
+
+    Lines of any bytes, of up to 600 bytes, a few of up to 50,000.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir()
+        self.directory = directory
+        chosen = random.Random(SEED)
+        content = bytearray()
+        while len(content) < BLOCK_BYTES:
+            longest = 50_000 if chosen.random() < 0.005 else 600
+            content += chosen.randbytes(chosen.randrange(longest)).replace(b"\n", b"x") + b"\n"
+        self.block = bytes(content)
+        (directory / "block").write_bytes(self.block)
+
+    def end(self) -> None:
+        """Let the block that is being said be the last one."""
+        (self.directory / "enough").touch()
+
+    def blocks(self, stream: str) -> int:
+        """Return how often the container has said it."""
+        return len((self.directory / stream).read_text().splitlines())
+
+    def make_bundle(self, directory: Path, rootfs: Path) -> Path:
+        mount = {
+            "destination": "/tmp/data",
+            "type": "bind",
+            "source": str(self.directory),
+            "options": ["bind"],
+        }
+        document = bundles.config(rootfs, bundles.shell(SCRIPT), mounts=[mount])
+        return bundles.make_bundle(directory, document)
 
 
-def _bundle(tmp_path: Path, rootfs: Path, block: Path, blocks: int) -> Path:
-    mount = {
-        "destination": "/tmp/block",
-        "type": "bind",
-        "source": str(block),
-        "options": ["bind", "ro"],
-    }
-    document = bundles.config(rootfs, bundles.shell(SCRIPT % blocks), mounts=[mount])
-    return bundles.make_bundle(tmp_path / "bundle", document)
+@pytest.fixture
+def said(tmp_path: Path) -> Said:
+    return Said(tmp_path / "data")
 
 
-def _kill_along(engine: Engine, streams: list[str], written: Callable[[], int]) -> None:
+def _kill_along(engine: Engine, said: Said, streams: list[str], written: Callable[[], int]) -> None:
     """Kill the streams' workers at positions in what is `written`, to the container's end."""
     chosen = random.Random(SEED)
     kills = dict.fromkeys(streams, 0)
@@ -74,9 +89,10 @@ def _kill_along(engine: Engine, streams: list[str], written: Callable[[], int]) 
                 os.kill(pid, signal.SIGKILL)
                 kills[stream] += 1
             next_at[stream] = position + chosen.randrange(MOST_BETWEEN_KILLS)
+        if min(kills.values()) >= KILLS:
+            said.end()
     assert engine.wait_end() == 26
     assert engine.wait_shim() == 0
-    assert min(kills.values()) >= KILLS, kills
 
 
 def _sizes(directory: Path) -> int:
@@ -90,7 +106,7 @@ def _sizes(directory: Path) -> int:
 
 @pytest.mark.parametrize("options", ["", ",max-size=1M,keep=1000"])
 def test_both_streams_of_a_cri_log_survive_the_kills(
-    tmp_path: Path, rootfs: Path, block: Path, options: str
+    tmp_path: Path, rootfs: Path, said: Said, options: str
 ) -> None:
     logs = tmp_path / "logs"
     logs.mkdir()
@@ -98,31 +114,31 @@ def test_both_streams_of_a_cri_log_survive_the_kills(
     with Engine(
         tmp_path / "state",
         bundles.fresh_id("cri"),
-        _bundle(tmp_path, rootfs, block, BLOCKS),
+        said.make_bundle(tmp_path / "bundle", rootfs),
         containerdStdout=sink,
         containerdStderr=sink,
     ) as engine:
         engine.run()
-        _kill_along(engine, ["stdout", "stderr"], lambda: _sizes(logs))
-    wanted = block.read_bytes() * BLOCKS
-    said = cri_streams(_content(logs))
-    assert [said[stream] == wanted for stream in ("stdout", "stderr")] == [True, True]
+        _kill_along(engine, said, ["stdout", "stderr"], lambda: _sizes(logs))
+    came = cri_streams(_content(logs))
+    for stream in ("stdout", "stderr"):
+        assert came[stream] == said.block * said.blocks(stream)
 
 
-def test_a_file_that_rotates_survives_the_kills(tmp_path: Path, rootfs: Path, block: Path) -> None:
+def test_a_file_that_rotates_survives_the_kills(tmp_path: Path, rootfs: Path, said: Said) -> None:
     logs = tmp_path / "logs"
     logs.mkdir()
     with Engine(
         tmp_path / "state",
         bundles.fresh_id("file"),
-        _bundle(tmp_path, rootfs, block, BLOCKS),
+        said.make_bundle(tmp_path / "bundle", rootfs),
         containerdStdout=f"file,max-size=1M,keep=1000:{logs / 'log'}",
         containerdStderr="",
     ) as engine:
         engine.run()
-        _kill_along(engine, ["stdout"], lambda: _sizes(logs))
-    assert len(list(logs.iterdir())) > BLOCKS
-    assert _content(logs) == block.read_bytes() * BLOCKS
+        _kill_along(engine, said, ["stdout"], lambda: _sizes(logs))
+    assert len(list(logs.iterdir())) > said.blocks("stdout") > 1
+    assert _content(logs) == said.block * said.blocks("stdout")
 
 
 def _content(logs: Path) -> bytes:
@@ -145,14 +161,14 @@ def journal() -> Iterator[tuple[FakeJournal, Callable[[], None]]]:
 def test_both_streams_in_the_journal_survive_the_kills(
     tmp_path: Path,
     rootfs: Path,
-    block: Path,
+    said: Said,
     journal: tuple[FakeJournal, Callable[[], None]],
 ) -> None:
     fake, enter = journal
     with Engine(
         tmp_path / "state",
         bundles.fresh_id("journal"),
-        _bundle(tmp_path, rootfs, block, BLOCKS_OF_RECORDS),
+        said.make_bundle(tmp_path / "bundle", rootfs),
         containerdStdout="journal",
         containerdStderr="journal",
     ) as engine:
@@ -160,12 +176,12 @@ def test_both_streams_in_the_journal_survive_the_kills(
         engine.created()
         engine.start()
         kept = fake.path.with_suffix(".kept")
-        _kill_along(engine, ["stdout", "stderr"], lambda: kept.stat().st_size)
-    wanted = block.read_bytes().split(b"\n")[:-1] * BLOCKS_OF_RECORDS
+        _kill_along(engine, said, ["stdout", "stderr"], lambda: kept.stat().st_size)
+    wanted = said.block.split(b"\n")[:-1]
     numbers = dict.fromkeys(("stdout", "stderr"), 0)
     for datagram in fake.datagrams():
         stream = datagram.fields["CONTAINER_STREAM"].decode()
         assert datagram.ordinal - numbers[stream] in (0, 1), "repeated once, but never left out"
         numbers[stream] = datagram.ordinal
-        assert datagram.message == wanted[datagram.ordinal - 1]
-    assert numbers == dict.fromkeys(numbers, len(wanted))
+        assert datagram.message == wanted[(datagram.ordinal - 1) % len(wanted)]
+    assert numbers == {stream: len(wanted) * said.blocks(stream) for stream in numbers}

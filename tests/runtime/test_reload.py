@@ -5,7 +5,6 @@ FORKSHIM_RELOADS and FORKSHIM_STREAM_MIB make the long run: 50 and 2048.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import random
@@ -19,6 +18,7 @@ import pytest
 
 import supervisor
 from tests.harness import bundles, waiting
+from tests.harness.big_stream import BigStream
 
 if TYPE_CHECKING:
     from tests.harness.engine import Engine
@@ -102,33 +102,23 @@ def _start_time(pid: int) -> str:
 
 
 def test_a_stream_goes_on_through_many_reloads(make_engine: MakeEngine, tmp_path: Path) -> None:
-    block = tmp_path / "block"
-    block.write_bytes(random.Random(SEED).randbytes((1 << 20) + 4321))
-    size = block.stat().st_size
-    mounts = [
-        {"destination": "/tmp/block", "type": "bind", "source": str(block), "options": ["bind"]}
-    ]
-    script = f"i=0; while [ $i -lt {STREAM_MIB} ]; do cat /tmp/block; i=$((i+1)); done; exit 23"
     rootfs = bundles.make_rootfs(tmp_path / "image")
-    bundle = bundles.make_bundle(
-        tmp_path / "bundle", bundles.config(rootfs, bundles.shell(script), mounts=mounts)
-    )
-    engine = make_engine(bundle=bundle)
+    stream = BigStream(tmp_path, rootfs, blocks=STREAM_MIB, status=23, seed=SEED)
+    engine = make_engine(bundle=stream.bundle)
     stdout, _stderr = engine.attach("stdout", "stderr")
     engine.run()
     shim_pid, payload_pid = engine.shim_pid, int((engine.dir / "pid").read_text())
-    started_at, digest, read_bytes, done = _start_time(payload_pid), hashlib.sha256(), 0, 0
-    for stream in ("stdout", "stderr"):
-        waiting.wait_worker(shim_pid, stream)
+    started_at, done = _start_time(payload_pid), 0
+    for name in ("stdout", "stderr"):
+        waiting.wait_worker(shim_pid, name)
     kinds = _kinds(shim_pid)
     while True:
         waiting.wait_readable(stdout)
         chunk = os.read(stdout, 1 << 20)
         if not chunk:
             break
-        digest.update(chunk)
-        read_bytes += len(chunk)
-        if done < RELOADS and read_bytes > done * size * STREAM_MIB // (RELOADS + 1):
+        stream.came(chunk)
+        if done < RELOADS and stream.read_bytes > done * stream.total_bytes // (RELOADS + 1):
             done += 1
             reload(engine)
             assert _start_time(payload_pid) == started_at
@@ -136,11 +126,8 @@ def test_a_stream_goes_on_through_many_reloads(make_engine: MakeEngine, tmp_path
             waiting.wait_worker(shim_pid, "stderr")
             # No descriptor more, none less, when what it takes to reload has been put away.
             waiting.wait_true(lambda: _kinds(shim_pid) == kinds, limit_s=10)
-    wanted, content = hashlib.sha256(), block.read_bytes()
-    for _ in range(STREAM_MIB):
-        wanted.update(content)
     assert done == RELOADS
-    assert (read_bytes, digest.hexdigest()) == (size * STREAM_MIB, wanted.hexdigest())
+    stream.check()
     assert engine.shim_pid == shim_pid
     assert engine.wait_end() == 23
     assert engine.wait_shim() == 0
@@ -293,9 +280,9 @@ _BREAK: dict[str, tuple[str, str, str, str]] = {
     ),
     "reads another state": (
         "supervisor/deposit.py",
-        "VERSION = 1",
         "VERSION = 2",
-        "state version 1, this forkshim reads 2",
+        "VERSION = 3",
+        "state version 2, this forkshim reads 3",
     ),
     "has no worker that works": (
         "workers/output.py",

@@ -104,6 +104,25 @@ def test_it_is_ready_when_the_container_runs_and_says_how_it_goes(
     assert "EXTEND_TIMEOUT_USEC=30000000" in words
 
 
+def test_it_says_what_a_stream_waits_for_and_what_was_dropped(
+    manager: Manager, make_bundle: Callable[..., Path]
+) -> None:
+    """/dev/full is full for ever; the buffer holds 512 KiB."""
+    script = f"trap 'exit 0' TERM; yes | head -c 5000000; echo said >&2; {LOOP}"
+    process = manager.start(
+        make_bundle(script), "--log", "path,policy=drop-new,buffer=512k:/dev/full"
+    )
+
+    def hear_match(pattern: str) -> None:
+        while not any(re.fullmatch(pattern, word) for word in manager.hear("STATUS=")):
+            pass
+
+    hear_match(r"STATUS=running, pid \d+, stdout 0 B.* \(No space left on device\), stderr .*")
+    process.send_signal(signal.SIGTERM)
+    hear_match(r"STATUS=dead, .* stdout 0 B \+ 4\.8 MiB in 2500000 lines dropped, stderr 0 B.*")
+    assert manager.ended()[0] == 0
+
+
 def test_a_container_that_cannot_start_is_never_ready(
     manager: Manager, rootfs: Path, tmp_path: Path
 ) -> None:

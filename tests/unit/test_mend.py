@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from supervisor.crew import Mend, mend, pause_s
+from supervisor.mending import Mend, mend, pause_s
 from workers.report import Report
 
 READER_IS_GONE = [(errno.EPIPE, "sink"), (errno.EPIPE, ""), (errno.ECONNRESET, "sink"),

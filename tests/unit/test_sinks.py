@@ -46,7 +46,18 @@ from supervisor.sinks import Sink, SinkKind, parse_sink, with_absolute_path
         ("./null", Sink(SinkKind.PATH, "./null"), "./null"),
         ("./cri,keep=x:y", Sink(SinkKind.PATH, "./cri,keep=x:y"), "./cri,keep=x:y"),
         ("NULL", Sink(SinkKind.PATH, "NULL"), "NULL"),
-        ("path", Sink(SinkKind.PATH, "path"), "path"),
+        ("path:/run/fifo", Sink(SinkKind.PATH, "/run/fifo"), "/run/fifo"),
+        (
+            "path,policy=drop-old,buffer=64M:/run/fifo",
+            Sink(SinkKind.PATH, "/run/fifo", policy="drop-old", buffer_bytes=64 << 20),
+            "/run/fifo",
+        ),
+        (
+            "passthrough,policy=drop-new",
+            Sink(SinkKind.PASSTHROUGH, policy="drop-new"),
+            "passthrough",
+        ),
+        ("cri,policy=block:/p", Sink(SinkKind.CRI, "/p"), "/p"),
         ("files:x", Sink(SinkKind.PATH, "files:x"), "files:x"),
         ("a,max-size=x", Sink(SinkKind.PATH, "a,max-size=x"), "a,max-size=x"),
     ],
@@ -60,7 +71,8 @@ def test_a_setting_is_a_kind_with_its_options_or_a_path(text: str, sink: Sink, s
     ("text", "is_so"),
     [("", False), ("file:/p", False), ("/p", False), ("passthrough", False),
      ("file,max-size=1M:/p", True), ("cri:/p", True), ("journal", True),
-     ("journal-stream", True)],
+     ("journal-stream", True), ("file,policy=drop-new:/p", True),
+     ("passthrough,policy=drop-old", True), ("path,policy=block:/p", False)],
 )  # fmt: skip
 def test_a_sink_with_an_outlet_is_told_from_one_that_is_a_descriptor(
     text: str, is_so: bool
@@ -80,6 +92,7 @@ def test_a_sink_with_an_outlet_is_told_from_one_that_is_a_descriptor(
         ("file:/log", "file:/log"),
         ("cri,max-size=1M:a:b", "cri,max-size=1M:/here/a:b"),
         ("file:file:", "file:/here/file:"),
+        ("path,policy=drop-new:fifo", "path,policy=drop-new:/here/fifo"),
     ],
 )
 def test_only_a_path_is_made_absolute(text: str, absolute: str) -> None:
@@ -95,12 +108,20 @@ def test_only_a_path_is_made_absolute(text: str, absolute: str) -> None:
         ("journal:/p", "journal takes no path"),
         ("null:", "null takes no path"),
         ("null,keep=1", "option keep: null takes no options"),
-        ("passthrough,", "option : passthrough takes no options"),
-        ("file,:/p", "option : file takes max-size, keep"),
-        ("cri,max_size=1M:/p", "option max_size: cri takes max-size, keep"),
+        ("path", "path needs a path, as in path:/var/log/web"),
+        ("passthrough,", "option : passthrough takes policy, buffer"),
+        ("file,:/p", "option : file takes max-size, keep, policy, buffer"),
+        ("cri,max_size=1M:/p", "option max_size: cri takes max-size, keep, policy, buffer"),
+        ("file,policy=drop:/p", "option policy: 'drop' is not block, drop-new or drop-old"),
+        ("file,buffer=1M:/p", "option buffer: says nothing without drop-new or drop-old"),
+        ("file,policy=block,buffer=1M:/p",
+         "option buffer: says nothing without drop-new or drop-old"),
+        ("journal,policy=drop-new,buffer=511k",
+         "option buffer: '511k' is not a size from 512k to 64M"),
         ("journal,keep=1", "option keep: journal takes priority, tag, max-line, annotation, "
-         "json, join"),
-        ("journal-stream,keep=1", "option keep: journal-stream takes priority, tag"),
+         "json, join, policy, buffer"),
+        ("journal-stream,keep=1",
+         "option keep: journal-stream takes priority, tag, policy, buffer"),
         ("file,keep=2:/p", "option keep: says nothing without max-size"),
         ("file,max-size=1M,max-size=2M:/p", "option max-size: given twice"),
         *(

@@ -1,0 +1,176 @@
+"""Taking over a container that runs: after a reload of this process, or by adoption.
+
+Adoption is asked for by a person (`forkshim adopt`) or by systemd, which starts the same
+`forkshim run --adopt` again. Either way a claim on the container's home comes first.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from supervisor import adoption, cgroups, daemonize, front, home, signals, statedir, upgrade
+from supervisor.deposit import Deposit, DepositError
+from supervisor.errors import ShimError
+from supervisor.ids import check_id
+from supervisor.notify import SILENT, SOCKET_VARIABLE, Notifier
+from supervisor.order import Order, Outcome, order_of
+from supervisor.shim import go_on as shim_go_on
+from supervisor.shim import rehearse
+from supervisor.succession import Orphans
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from supervisor.log import Log
+
+
+_WHY_NOTHING = "it has ended, or its supervisor was killed before it ran"
+
+
+def adopt(container_id: str, root: str, *, detach: bool) -> int:
+    """Go on with a container whose supervisor was killed, to its end or as a daemon; as `run`.
+
+    Raises:
+        ShimError: It has a supervisor, or nothing to go on with is left.
+    """
+    command = upgrade.own_command()
+    check_id(container_id)
+    kept = adoption.take_kept(os.environ)
+    signals.hold()
+    claimed = home.claim(root, container_id)
+    is_stale = claimed.is_stale
+    try:
+        past = find_past(claimed, kept)
+    except ShimError:
+        claimed.release()
+        raise
+    if past is None:
+        (claimed.release if is_stale else claimed.remove)()
+        raise ShimError("nothing to adopt: " + _WHY_NOTHING)
+    return take_over(claimed, past, detach=detach, command=command)
+
+
+def find_past(claimed: home.Home, kept: Deposit | None) -> Deposit | None:
+    """Return what a killed supervisor has left; None if it has ended, or never was.
+
+    `kept`, if systemd has given it to us, is returned or let go.
+
+    Raises:
+        DepositError: It is not to be had.
+    """
+    if not os.path.exists(os.path.join(claimed.state_dir, statedir.HANDOVER_NAME)):
+        let_go(kept)
+        return None
+    if kept is not None and adoption.is_of(kept, claimed.state_dir):
+        return kept
+    let_go(kept)
+    return adoption.find(claimed.state_dir)
+
+
+def let_go(kept: Deposit | None) -> None:
+    """Close what systemd has kept of another run, and have it closed there."""
+    if kept is not None:
+        kept.close()
+        Notifier(front.environment_of_a_main_process()).keep_no_more(adoption.KEPT_NAMES)
+
+
+def take_over(claimed: home.Home, past: Deposit, *, detach: bool, command: tuple[str, ...]) -> int:
+    """Go on with the container that `past` is of, to its end or as a daemon; as `run`.
+
+    Raises:
+        ShimError: As `shim.go_on`.
+    """
+    os.chdir(claimed.state_dir)
+    if detach and SOCKET_VARIABLE not in os.environ:
+        daemonize.detach(
+            lambda herald: _adopt_detached(claimed, past, herald, command),
+            working_directory=claimed.state_dir,
+            preserve_fds=[claimed.lock_fd, *past.fds],
+        )
+        return 0
+    notifier = Notifier(front.environment_of_a_main_process())
+    try:
+        cgroups.enter_unit(os.environ)
+    except ShimError as error:
+        front.say(str(error))
+    if front.has_controlling_terminal():
+        command = ()  # a HUP is the terminal's then
+    order, supervise_it = _adopter(claimed, past, notifier, command)
+    return front.end_here(claimed, order, supervise_it, is_successor=True)
+
+
+def _adopt_detached(
+    claimed: home.Home, past: Deposit, herald: daemonize.Herald, command: tuple[str, ...]
+) -> None:
+    signals.hold()
+    try:
+        order, supervise_it = _adopter(claimed, past, SILENT, command, herald.started)
+    except ShimError as error:
+        herald.failed(error)
+        return
+    failed = front.end_detached(claimed, order, supervise_it, is_successor=True)
+    if failed is not None:
+        herald.failed(failed)
+
+
+def _adopter(
+    claimed: home.Home,
+    past: Deposit,
+    notifier: Notifier,
+    command: tuple[str, ...],
+    on_started: Callable[[], None] | None = None,
+) -> tuple[Order, Callable[[Log], Outcome]]:
+    """Return the order of the killed supervisor, for this one, and what carries it out.
+
+    With `on_started` this one is a daemon.
+    """
+    is_daemon = on_started is not None
+    contents = past.look()
+    if contents.document["front"]["path"] != claimed.path:
+        contents.close()
+        raise DepositError("handover: of another container")
+    order = order_of(contents.document, notifier=notifier, command=command)
+    order = replace(
+        order,
+        lock_fd=claimed.lock_fd,
+        has_job_control=not is_daemon,
+        on_started=on_started or order.on_started,
+        front={**order.front, "is_daemon": is_daemon},
+    )
+
+    def supervise_it(log: Log) -> Outcome:
+        claimed.write_pid()
+        log.notice(f"adopting, after supervisor {contents.document['pid']}")
+        left = adoption.workers(claimed.state_dir)
+        return shim_go_on(order, log, contents, Orphans(past, left))
+
+    return order, supervise_it
+
+
+def go_on(arrival: upgrade.Arrival) -> int:
+    """Go on as the program that this process was before, to the container's end; as `run`.
+
+    Raises:
+        ShimError: As `shim.go_on`.
+    """
+    document = arrival.contents.document
+    is_daemon = document["front"]["is_daemon"]
+    claimed = home.Home(document["front"]["path"], arrival.lock)
+    environment = {} if is_daemon else front.environment_of_a_main_process()
+    command = upgrade.own_command()
+    if arrival.is_rehearsal:
+        order = order_of(document, notifier=SILENT, command=command)
+        rehearse(order, arrival.contents)
+        upgrade.end_rehearsal()
+    order = order_of(document, notifier=Notifier(environment), command=command)
+    order = replace(order, lock_fd=claimed.lock_fd, has_job_control=not is_daemon)
+
+    def supervise_on(log: Log) -> Outcome:
+        return shim_go_on(order, log, arrival.contents)
+
+    if is_daemon:
+        front.end_detached(claimed, order, supervise_on, is_successor=True)
+        return 0
+    return front.end_here(claimed, order, supervise_on, is_successor=True)
