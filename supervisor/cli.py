@@ -33,6 +33,10 @@ def main() -> int:
             return go_on(arrival)
         if isinstance(request, AdoptRequest):
             return adopt(request.container_id, request.root, detach=request.detach)
+        if isinstance(request, AttachRequest):
+            from supervisor.attach import attach
+
+            return attach(request.container_id, request.root)
         return run(request)
     except ShimError as error:
         message = f"forkshim: {request.container_id}: {error}"
@@ -55,7 +59,15 @@ class AdoptRequest:
     detach: bool
 
 
-def parse(arguments: list[str]) -> RunRequest | AdoptRequest:
+@dataclass(frozen=True, slots=True)
+class AttachRequest:
+    """The command line of `forkshim attach`, parsed."""
+
+    container_id: str
+    root: str
+
+
+def parse(arguments: list[str]) -> RunRequest | AdoptRequest | AttachRequest:
     """Read the command line; ends the process with status 2 and a usage line if it is wrong."""
     parser = argparse.ArgumentParser(
         prog="forkshim",
@@ -80,12 +92,21 @@ def parse(arguments: list[str]) -> RunRequest | AdoptRequest:
         allow_abbrev=False,
     )
     _add_common_arguments(other, "return when it is supervised")
+    listening = commands.add_parser(
+        "attach",
+        help="hear what a running container says from now on, to its end or to Ctrl-C",
+        epilog="Nobody waits for it: who reads too slowly misses something, and only he.",
+        allow_abbrev=False,
+    )
+    _add_place(listening)
     for word in arguments:
         if not word.isprintable() and "\udc80" <= max(word) <= "\udcff":
             parser.error(f"not UTF-8: {word!r}")
     words = parser.parse_args(arguments)
     if words.command == "adopt":
         return AdoptRequest(words.id, words.root, words.detach)
+    if words.command == "attach":
+        return AttachRequest(words.id, words.root)
     return RunRequest(
         container_id=words.id,
         bundle=words.bundle,
@@ -138,7 +159,7 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
         "--log",
         metavar="SINK",
         help="where output goes: passthrough (default), journal, cri:PATH, file:PATH, null, or the "
-        "path of a fifo; options as in file,max-size=10M,keep=5:PATH and journal,tag=web",
+        "path of a fifo; options as in file,max-size=10M,policy=drop-old:PATH and journal,tag=web",
     )
     add(
         "--exit-dir",
@@ -159,15 +180,18 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _add_common_arguments(command: argparse.ArgumentParser, detach_help: str) -> None:
-    add = command.add_argument
-    add(
+    command.add_argument("--detach", action="store_true", help=detach_help)
+    _add_place(command)
+
+
+def _add_place(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
         "--root",
         default=DEFAULT_ROOT,
         metavar="DIR",
         help=f"where the state directories are (default: {DEFAULT_ROOT})",
     )
-    add("--detach", action="store_true", help=detach_help)
-    add("id", metavar="ID", help="the container's name: letters, digits, _ + . -")
+    command.add_argument("id", metavar="ID", help="the container's name: letters, digits, _ + . -")
 
 
 def _seconds(text: str) -> float:

@@ -1,13 +1,14 @@
 """The messages of the `control` fifo, from bytes to values. Pure.
 
 A message is a line of three decimal numbers, `type width height`: 0 closes stdin, 1 resizes the
-console, others are from the future or from 2016-06 and are passed over. Or it is the word `reopen`,
-which no engine of 2016 sends. A line that is none is passed over too, and the next good one counts
-again.
+console, others are from the future or from 2016-06 and are passed over. Or it is `reopen`, or
+`attach STREAM FIFO`, which no engine of 2016 sends. A line that is none is passed over too, and the
+next good one counts again.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 _LONGEST_LINE = 256
@@ -31,7 +32,17 @@ class Reopen:
     """Open every log file anew by its name: somebody has moved the old one away."""
 
 
-Message = CloseStdin | Resize | Reopen
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """Let somebody hear a stream, "stdout" or "stderr", by a fifo in the state directory."""
+
+    stream: str
+    fifo: str
+
+
+Message = CloseStdin | Resize | Reopen | Attach
+
+_FIFO = re.compile(r"attach\.[A-Za-z0-9._-]{1,80}")
 
 
 class ControlParser:
@@ -66,6 +77,10 @@ def _parse(line: bytes) -> Message | None:
     words = line.split()
     if words == [b"reopen"]:
         return Reopen()
+    if len(words) == 3 and words[0] == b"attach":
+        stream, fifo = words[1].decode("latin-1"), words[2].decode("latin-1")
+        is_good = stream in ("stdout", "stderr") and _FIFO.fullmatch(fifo)
+        return Attach(stream, fifo) if is_good else None
     if len(words) != 3 or len(line) > _LONGEST_LINE:
         return None
     if not all(word.removeprefix(b"-").isdigit() for word in words):

@@ -13,11 +13,13 @@ import errno
 import math
 import os
 import signal
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from supervisor import fds, mending, spawn, waitstatus
+from supervisor import fds, linux, mending, spawn, waitstatus
 from supervisor.errors import ShimError
+from supervisor.listeners import Listeners
 from supervisor.mending import Mend
 from workers import output, report, stdin
 from workers.desk import Desk
@@ -66,6 +68,7 @@ class Crew:
         self._on_trouble = on_trouble
         self._held = held
         self._ledger = Ledger(fd=-1 if ledger is None else ledger.take())
+        self.listeners = Listeners(loop, log, self._ledger, self._listener_left)
         self._leaving: set[int] = set()
         self._predecessors: list[fds.Fd] = []
         self._is_closing = False
@@ -106,6 +109,7 @@ class Crew:
         return {
             "ledger": parcel.add(self._ledger.fd),
             "streams": [stream.pack(parcel) for stream in self.streams],
+            "listeners": self.listeners.pack(parcel),
         }
 
     @property
@@ -221,6 +225,24 @@ class Crew:
                 self._on_change()
                 self._dismiss(stream)  # the next worker opens the name
 
+    def attach(self, setting: str, fifo: str) -> None:
+        """Let whoever reads `fifo` hear the stream of this setting from now on."""
+        living = (each for each in self.outputs if not (each.is_over or each.is_hung_up))
+        stream = next((each for each in living if each.setting == setting), None)
+        if stream is not None and stream.scratch is None:
+            try:
+                stream.scratch = fds.pipe()
+            except OSError:  # EMFILE
+                stream = None
+        if self.listeners.add(stream, fifo) and stream is not None:
+            self._on_change()
+            self._dismiss(stream)
+
+    def _listener_left(self, stream: Stream) -> None:
+        self._on_change()
+        if not (stream.is_over or stream.is_hung_up):
+            self._dismiss(stream)
+
     def _dismiss(self, stream: Stream, hold_s: float = 0.0) -> None:
         """Have another worker in the place of this one, which has done nothing wrong.
 
@@ -270,6 +292,7 @@ class Crew:
 
     def close(self) -> None:
         """Close every descriptor: the clients see end of file."""
+        self.listeners.close()
         for stream in self.streams:
             stream.close()
         for each in self._predecessors:
@@ -350,9 +373,13 @@ class Crew:
     def _work(self, stream: Stream, desk: Desk) -> Callable[[], None]:
         if stream.is_input:
             return partial(stdin.work, desk, stream.route, self.raw_terminal)
+        route = stream.route
+        listeners = self.listeners.of(stream)
+        if listeners:
+            route = replace(route, listeners=listeners, tee=linux.tee)
         if stream.outlet is not None:
-            return partial(stream.outlet.work, desk, stream.route)
-        return partial(output.work, desk, stream.route)
+            return partial(stream.outlet.work, desk, route)
+        return partial(output.work, desk, route)
 
     # What a watch tells.
 
@@ -471,6 +498,7 @@ class Crew:
     def _end(self, stream: Stream) -> None:
         stream.trouble = ""
         self._tell_drops(stream)
+        self.listeners.end(stream)
         stream.finish()
         self._on_change()
         self._on_stream_over()

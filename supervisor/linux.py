@@ -19,6 +19,9 @@ _libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
 _libc.prctl.restype = ctypes.c_int
 _libc.syscall.restype = ctypes.c_long
 
+_libc.tee.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint)
+_libc.tee.restype = ctypes.c_ssize_t
+
 _SYS_PIDFD_GETFD = 438
 """The same on every architecture; the C library has a function for it since glibc 2.36 only."""
 
@@ -83,3 +86,20 @@ def pidfd_getfd(pidfd: int, target_fd: int) -> int:
         errno = ctypes.get_errno()
         raise OSError(errno, os.strerror(errno), f"pidfd_getfd({target_fd})")
     return int(fd)
+
+
+def tee(source_fd: int, sink_fd: int, count: int) -> int:
+    """Copy up to `count` bytes from one pipe to another, which both have them then; never waits.
+
+    Returns how many fitted.
+
+    Raises:
+        OSError: EAGAIN: none; EPIPE: nobody reads the other pipe.
+
+    Source: tee(2), SPLICE_F_NONBLOCK.
+    """
+    copied = _libc.tee(source_fd, sink_fd, count, os.SPLICE_F_NONBLOCK)
+    if copied < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno), f"tee({source_fd}, {sink_fd})")
+    return int(copied)

@@ -424,6 +424,8 @@ class _Supervisor:
                 self._plumbing.resize(message.columns, message.rows)
             elif isinstance(message, control.Reopen):
                 self._crew.reopen()
+            elif isinstance(message, control.Attach):
+                self._crew.attach(message.stream, message.fifo)
             elif self._stdio.stdin_closer is not None:
                 # Only our own end: what lies in the fifo, or still comes, is delivered first.
                 self._stdio.stdin_closer.close()
@@ -688,6 +690,7 @@ class _Supervisor:
             self._stdio,
             is_parent=is_parent,
         )
+        self._crew.listeners.go_on(packed["crew"]["listeners"], contents, self._crew.streams)
 
     def _tidy_up(self) -> None:
         """Leave no process and no descriptor behind."""

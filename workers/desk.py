@@ -69,6 +69,19 @@ class Desk:
         """Note what is between source and sink."""
         self.ledger.set_transit(self.slot, transit_bytes)
 
+    @property
+    def is_shown(self) -> bool:
+        """Whether the listeners have heard what is between source and sink."""
+        return self.ledger.is_shown(self.slot)
+
+    def shown(self, *, is_shown: bool) -> None:
+        """Note that they have, or that something else comes."""
+        self.ledger.set_shown(self.slot, is_shown=is_shown)
+
+    def missed(self, listener: int, missed_bytes: int) -> None:
+        """Count what came too fast for a listener."""
+        self.ledger.add_missed(listener, missed_bytes)
+
     def send(self, record: report.Report) -> None:
         """Write the completion record. A parent that is gone is told nothing.
 

@@ -29,7 +29,10 @@ import select
 import stat
 import termios
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Tally(Protocol):
@@ -41,6 +44,16 @@ class Tally(Protocol):
     def in_transit(self, transit_bytes: int) -> None:
         """So many bytes are between source and sink now."""
 
+    @property
+    def is_shown(self) -> bool:
+        """Whether the listeners have heard what is in the scratch pipe."""
+
+    def shown(self, *, is_shown: bool) -> None:
+        """They have, or something else comes."""
+
+    def missed(self, listener: int, missed_bytes: int) -> None:
+        """So many bytes came too fast for a listener."""
+
 
 SPLICE_BYTES = 1 << 20
 CHUNK_BYTES = 1 << 16
@@ -50,19 +63,28 @@ CHUNK_BYTES = 1 << 16
 class Route:
     """Descriptors of one copy, all borrowed.
 
-    `scratch` is the (read, write) pair of the parent's pipe, or None where both sides are pipes.
+    `scratch` is the (read, write) pair of the parent's pipe, or None where both sides are pipes and
+    nobody listens.
     `source_is_console`: EIO from it is end of file, since nobody has the terminal open (pty(7)).
+    `listeners`: numbers and pipes of those who hear what has room there, and `tee` to do that.
     """
 
     source_fd: int
     sink_fd: int
     scratch: tuple[int, int] | None = None
     source_is_console: bool = False
+    listeners: tuple[tuple[int, int], ...] = ()
+    tee: Callable[[int, int, int], int] | None = None
 
     @property
     def fds(self) -> tuple[int, ...]:
         """Every descriptor that the copy needs."""
-        return (self.source_fd, self.sink_fd, *(self.scratch or ()))
+        return (self.sink_fd, *self.intake_fds)
+
+    @property
+    def intake_fds(self) -> tuple[int, ...]:
+        """Those that are needed although the sink is another one."""
+        return (self.source_fd, *(self.scratch or ()), *(fd for _number, fd in self.listeners))
 
 
 class CopyError(Exception):
@@ -104,6 +126,7 @@ def _splice_to_end(route: Route, tally: Tally) -> None:
 def _copy_by_scratch(route: Route, scratch: tuple[int, int], tally: Tally) -> None:
     readable = select.poll()
     readable.register(route.source_fd, select.POLLIN)
+    show(route, scratch, tally)
     while True:
         # First what is in there: on the first round a killed predecessor may have left it.
         empty_scratch(route, scratch, tally)
@@ -129,12 +152,33 @@ def fill_scratch(
     """
     # Before they move: a supervisor that looks at the empty source must not think us idle.
     tally.in_transit(1)
+    if route.listeners:
+        tally.shown(is_shown=False)
     moved = 0
     try:
         moved = _fill(route, scratch, limit_bytes)
     finally:
         tally.in_transit(moved)
+    show(route, scratch, tally)
     return moved
+
+
+def show(route: Route, scratch: tuple[int, int], tally: Tally) -> None:
+    """Let the listeners hear what is in the scratch pipe, if they have not; none is waited for.
+
+    A worker that is killed amidst this has some of it heard twice.
+    """
+    if route.tee is None or not route.listeners or tally.is_shown:
+        return
+    pending = pending_bytes(scratch[0])
+    for number, fd in route.listeners:
+        try:
+            heard = route.tee(scratch[0], fd, pending) if pending else 0
+        except (BlockingIOError, BrokenPipeError):
+            heard = 0
+        if heard < pending:
+            tally.missed(number, pending - heard)
+    tally.shown(is_shown=True)
 
 
 def _fill(route: Route, scratch: tuple[int, int], limit_bytes: int) -> int:

@@ -46,6 +46,7 @@ class Intake:
         self._tally = tally
         self._readable = select.poll()
         self._readable.register(route.source_fd, select.POLLIN)
+        engines.show(route, self._scratch, tally)
         pending = buffer.read().pending
         if pending:
             self._keep(pending - engines.pending_bytes(self._scratch[0]))

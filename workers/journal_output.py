@@ -29,5 +29,5 @@ def work(
         journal: What the parent has made, for this stream alone.
         supervisor_pid: Our parent, in whose name the records are sent.
     """
-    desk.sit_down((route.source_fd, *(route.scratch or ()), *journal.fds))
+    desk.sit_down((*route.intake_fds, *journal.fds))
     record_output.work(desk, route, journal.buffer, JournalWriter(journal, supervisor_pid))

@@ -10,11 +10,19 @@ from __future__ import annotations
 
 from workers.shared import Memory
 
-_COPIED, _TRANSIT, _WORDS = 0, 1, 2
+_COPIED, _TRANSIT, _SHOWN, _WORDS = 0, 1, 2, 3
+_MISSED = 64
+"""Words before are the streams', those from here on the listeners'."""
+
+MOST_LISTENERS = 16
 
 
 class Ledger:
-    """Two unsigned 64-bit numbers per stream: bytes copied, bytes in transit."""
+    """Unsigned 64-bit numbers.
+
+    For each stream bytes copied, bytes in transit, and whether the listeners have heard what is in
+    the scratch pipe; for each listener bytes missed.
+    """
 
     def __init__(self, *, fd: int = -1) -> None:
         """Make zeroed memory that stays shared across fork(2); `fd`: see `Memory`."""
@@ -42,6 +50,26 @@ class Ledger:
     def set_transit(self, slot: int, transit_bytes: int) -> None:
         """Say what is between source and sink now; a successor begins by setting it right."""
         self._numbers[_WORDS * slot + _TRANSIT] = transit_bytes
+
+    def is_shown(self, slot: int) -> bool:
+        """Say whether the listeners have heard what is between source and sink."""
+        return bool(self._numbers[_WORDS * slot + _SHOWN])
+
+    def set_shown(self, slot: int, *, is_shown: bool) -> None:
+        """Note that they have, or that something else comes."""
+        self._numbers[_WORDS * slot + _SHOWN] = is_shown
+
+    def missed_bytes(self, listener: int) -> int:
+        """Return how many bytes came too fast for a listener."""
+        return self._numbers[_MISSED + listener]
+
+    def add_missed(self, listener: int, missed_bytes: int) -> None:
+        """Count bytes. Only the one living worker of the listener's stream calls it."""
+        self._numbers[_MISSED + listener] += missed_bytes
+
+    def forget_missed(self, listener: int) -> None:
+        """Begin with none for another listener."""
+        self._numbers[_MISSED + listener] = 0
 
     def close(self) -> None:
         """Give the memory back."""

@@ -24,6 +24,6 @@ def work(desk: Desk, route: engines.Route, log: LogFile, stream: str) -> None:
         log: What the parent has made; its memory is shared by all workers of the file.
         stream: The name in `log`, which may not be the desk's.
     """
-    desk.sit_down((route.source_fd, *(route.scratch or ()), *log.fds))
+    desk.sit_down((*route.intake_fds, *log.fds))
     buffer = log.buffers[log.streams.index(stream)]
     record_output.work(desk, route, buffer, LogWriter(log, stream))

@@ -192,6 +192,6 @@ def work(
         sink_fd: A socket has to be non-blocking.
         lingers: See `PipeWriter`.
     """
-    desk.sit_down((route.source_fd, *(route.scratch or ()), *buffered.fds, sink_fd))
+    desk.sit_down((*route.intake_fds, *buffered.fds, sink_fd))
     writer = PipeWriter(buffered, sink_fd, lingers=lingers)
     record_output.work(desk, route, buffered.buffer, writer)

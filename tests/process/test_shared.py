@@ -63,6 +63,12 @@ class Untold:
 
     def in_transit(self, transit_bytes: int) -> None: ...
 
+    is_shown = False
+
+    def shown(self, *, is_shown: bool) -> None: ...
+
+    def missed(self, listener: int, missed_bytes: int) -> None: ...
+
 
 UNTOLD = Untold()
 

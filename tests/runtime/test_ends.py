@@ -67,8 +67,8 @@ def test_an_exit_with_137_is_an_exit(tmp_path: Path, rootfs: Path) -> None:
         "began": "",
         "ended": "",
         "streams": {
-            "stdout": {"bytes": 5, "respawned": 0},
-            "stderr": {"bytes": 0, "respawned": 0},
+            "stdout": {"bytes": 5, "respawned": 0, "droppedBytes": 0, "droppedLines": 0},
+            "stderr": {"bytes": 0, "respawned": 0, "droppedBytes": 0, "droppedLines": 0},
         },
     }
 

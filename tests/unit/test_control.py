@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.control import CloseStdin, ControlParser, Message, Reopen, Resize
+from supervisor.control import Attach, CloseStdin, ControlParser, Message, Reopen, Resize
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,16 @@ from supervisor.control import CloseStdin, ControlParser, Message, Reopen, Resiz
         (b"1 80 24\n0 0 0\n1 1 2\n", [Resize(80, 24), CloseStdin(), Resize(1, 2)]),
         (b"reopen\n0 0 0\n", [Reopen(), CloseStdin()]),
         (b" reopen \r\n", [Reopen()]),
+        (b"attach stdout attach.1\n", [Attach("stdout", "attach.1")]),
+        (b" attach stderr attach.a-B_c.d \n", [Attach("stderr", "attach.a-B_c.d")]),
         # None of these is a message.
+        (b"attach stdin attach.1\n", []),
+        (b"attach stdout attach.\n", []),
+        (b"attach stdout attach.a/../../x\n", []),
+        (b"attach stdout ../attach.1\n", []),
+        (b"attach stdout process.json\n", []),
+        (b"attach stdout attach." + b"x" * 81 + b"\n", []),
+        (b"attach stdout\n", []),
         (b"reopen 0 0\n", []),
         (b"REOPEN\n", []),
         (b"reopen", []),

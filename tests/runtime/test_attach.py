@@ -1,0 +1,314 @@
+"""`forkshim attach`: hearing a container while it runs, and who waits for whom: nobody."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.harness import bundles, waiting
+from tests.harness.engine import FORKSHIM
+from tests.harness.rewriting import cri_streams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+pytestmark = [pytest.mark.runc, pytest.mark.timeout(120)]
+
+BLOCK = b"".join(b"line %06d %s\n" % (number, b"." * (number % 50)) for number in range(1500))
+SCRIPT = """
+while read word < /tmp/shared/go && [ $word = go ]; do cat /tmp/shared/block; echo e >&2; done
+exit 23
+"""
+
+
+class Daemon:
+    """A container that says BLOCK whenever it is told to, and who hears it. Owns them all."""
+
+    def __init__(self, directory: Path, rootfs: Path, sink: str, *, terminal: bool) -> None:
+        self.root = directory / "root"
+        shared = directory / "shared"
+        shared.mkdir()
+        (shared / "block").write_bytes(BLOCK)
+        os.mkfifo(shared / "go")
+        self._go = os.open(shared / "go", os.O_RDWR)
+        mount = {
+            "destination": "/tmp/shared",
+            "type": "bind",
+            "source": str(shared),
+            "options": ["bind"],
+        }
+        document = bundles.config(rootfs, bundles.shell(SCRIPT), terminal=terminal, mounts=[mount])
+        self.id = bundles.fresh_id("attach")
+        bundle = bundles.make_bundle(directory / "bundle", document)
+        done = self.command("run", "--bundle", bundle, "--detach", "--log", sink)
+        assert (done.returncode, done.stderr) == (0, "")
+        self.home = self.root / self.id
+        # Both go into one pipe where they go into one file as they are.
+        self.streams = 2 if sink.startswith("cri") else 1
+        self._listeners: list[subprocess.Popen[bytes]] = []
+
+    def command(self, verb: str, *options: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [FORKSHIM, verb, "--root", self.root, *options, self.id],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=waiting.LIMIT_S,
+        )
+
+    @property
+    def pid(self) -> int:
+        return int((self.home / "supervisor.pid").read_text())
+
+    def go(self) -> None:
+        os.write(self._go, b"go\n")
+
+    def attach(self) -> Listener:
+        """Start `forkshim attach`, and wait until it hears."""
+        process = subprocess.Popen(
+            [FORKSHIM, "attach", "--root", self.root, self.id],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self._listeners.append(process)
+        listener = Listener(process)
+        waiting.wait_true(lambda: self._hearers(process.pid) == self.streams)
+        return listener
+
+    def _hearers(self, pid: int) -> int:
+        """Return how many fifos of a listener are open with a worker that writes to them."""
+        count = 0
+        for worker in waiting.children_of(self.pid):
+            if not waiting.title_of(worker).endswith("]"):
+                continue
+            for fd in (f"/proc/{worker}/fd/{name}" for name in os.listdir(f"/proc/{worker}/fd")):
+                try:
+                    count += f"/attach.{pid}." in os.readlink(fd)
+                except FileNotFoundError:
+                    continue
+        return count
+
+    def log(self) -> list[str]:
+        text = (self.home / "init" / "shim-log.json").read_text()
+        return [json.loads(line)["msg"] for line in text.splitlines()]
+
+    def end(self) -> str:
+        os.write(self._go, b"end\n")
+        waiting.wait_process(self.pid)
+        return (self.home / "init" / "exitStatus").read_text()
+
+    def close(self) -> None:
+        for process in self._listeners:
+            process.kill()
+            process.communicate()
+        os.close(self._go)
+        for pid in waiting.children_of(os.getpid()):
+            if waiting.title_of(pid).startswith(f"forkshim: {self.id}") and waiting.is_alive(pid):
+                os.kill(pid, signal.SIGKILL)
+                waiting.wait_process(pid)
+        subprocess.run(["runc", "delete", "--force", self.id], capture_output=True)
+
+
+class Listener:
+    """One `forkshim attach`, of which a test reads the stdout."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.heard = bytearray()
+
+    def hear(self, size: int) -> None:
+        """Read until so much was heard."""
+        assert self.process.stdout is not None
+        while len(self.heard) < size:
+            waiting.wait_readable(self.process.stdout.fileno())
+            chunk = os.read(self.process.stdout.fileno(), 1 << 20)
+            assert chunk
+            self.heard += chunk
+
+    def end(self) -> tuple[int, bytes]:
+        """Wait for its end; returns its status and what it said on stderr."""
+        out, err = self.process.communicate(timeout=waiting.LIMIT_S)
+        self.heard += out
+        return self.process.returncode, err
+
+
+@pytest.fixture
+def start(tmp_path: Path, rootfs: Path) -> Iterator[Callable[..., Daemon]]:
+    """Return a function that starts a container whose output goes to a sink."""
+    with ExitStack() as stack:
+
+        def start(sink: str = f"file:{tmp_path}/log", *, terminal: bool = False) -> Daemon:
+            daemon = Daemon(tmp_path, rootfs, sink, terminal=terminal)
+            stack.callback(daemon.close)
+            return daemon
+
+        yield start
+
+
+@pytest.mark.parametrize("sink", ["file", "cri", "file,policy=drop-old", "path"])
+def test_all_hear_the_same_and_the_sink_gets_everything(
+    tmp_path: Path, start: Callable[..., Daemon], sink: str
+) -> None:
+    (tmp_path / "log").touch()
+    daemon = start(f"{sink}:{tmp_path}/log")
+    daemon.go()
+    waiting.wait_path(tmp_path / "log", lambda path: path.stat().st_size >= len(BLOCK))
+    first, second = daemon.attach(), daemon.attach()
+    for number in (1, 2):
+        daemon.go()
+        first.hear(number * len(BLOCK))
+        second.hear(number * len(BLOCK))
+    assert daemon.end() == "23"
+    for listener in (first, second):
+        apart = daemon.streams == 2
+        assert listener.end() == (0, b"e\ne\n" if apart else b"")
+        assert bytes(listener.heard) == (BLOCK if apart else BLOCK + b"e\n") * 2
+    content = (tmp_path / "log").read_bytes()
+    if sink == "cri":
+        assert cri_streams(content) == {"stdout": BLOCK * 3, "stderr": b"e\n" * 3}
+    else:
+        assert sorted(content.splitlines()) == sorted((BLOCK * 3 + b"e\n" * 3).splitlines())
+    assert not any("attach" in message for message in daemon.log())
+
+
+def test_one_that_is_stopped_slows_nobody(tmp_path: Path, start: Callable[..., Daemon]) -> None:
+    """The container says more than its pipe and the stopped one's hold."""
+    daemon = start(f"cri:{tmp_path}/log")
+    stopped, other = daemon.attach(), daemon.attach()
+    stopped.process.send_signal(signal.SIGSTOP)
+    rounds = (4 << 20) // len(BLOCK)
+    for number in range(1, rounds + 1):
+        daemon.go()
+        other.hear(number * len(BLOCK))
+    assert daemon.end() == "23"
+    assert other.end() == (0, b"e\n" * rounds)
+    assert bytes(other.heard) == BLOCK * rounds
+    assert cri_streams((tmp_path / "log").read_bytes())["stdout"] == BLOCK * rounds
+    stopped.process.send_signal(signal.SIGCONT)
+    assert stopped.end()[0] == 0
+    missed = [message for message in daemon.log() if "too slow" in message]
+    assert missed == [
+        f"attach.{stopped.process.pid}.stdout: has missed "
+        f"{len(BLOCK) * rounds - len(stopped.heard)} bytes of stdout: too slow"
+    ]
+
+
+def test_one_that_leaves_is_let_go(start: Callable[..., Daemon]) -> None:
+    daemon = start()
+    before = len(os.listdir(f"/proc/{daemon.pid}/fd"))
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        listener = daemon.attach()
+        listener.process.send_signal(signum)
+        status, err = listener.end()
+        assert (status, err) == (-9 if signum == signal.SIGKILL else 0, b"")
+        # The scratch pipes stay, the fifos do not.
+        waiting.wait_true(lambda: len(os.listdir(f"/proc/{daemon.pid}/fd")) <= before + 4)
+    daemon.go()
+    assert daemon.end() == "23"
+    assert list(daemon.home.glob("init/attach.*")) == []
+
+
+def test_it_goes_on_through_kills_a_reload_and_an_adoption(
+    tmp_path: Path, start: Callable[..., Daemon]
+) -> None:
+    daemon = start(f"cri:{tmp_path}/log")
+    listener = daemon.attach()
+
+    def hear_block(number: int) -> None:
+        daemon.go()
+        listener.hear(number * len(BLOCK))
+        # A worker that is killed as it lets us hear has us hear it again.
+        waiting.wait_path(
+            tmp_path / "log", lambda path: path.read_bytes().count(b"line 001499 ") == number
+        )
+
+    hear_block(1)
+    os.kill(waiting.wait_worker(daemon.pid, "stdout"), signal.SIGKILL)
+    hear_block(2)
+    os.kill(daemon.pid, signal.SIGHUP)
+    log = daemon.home / "init" / "shim-log.json"
+    waiting.wait_path(log, lambda path: " goes on, process " in path.read_text())
+    hear_block(3)
+    pid = daemon.pid
+    os.kill(pid, signal.SIGKILL)
+    waiting.wait_process(pid)
+    assert daemon.command("adopt", "--detach").returncode == 0
+    hear_block(4)
+    assert daemon.end() == "23"
+    assert listener.end()[0] == 0
+    assert len(listener.heard) == len(BLOCK) * 4
+    assert bytes(listener.heard) == BLOCK * 4
+    assert cri_streams((tmp_path / "log").read_bytes())["stdout"] == BLOCK * 4
+
+
+def test_a_console_is_heard_as_stdout(tmp_path: Path, start: Callable[..., Daemon]) -> None:
+    daemon = start(terminal=True)
+    listener = daemon.attach()
+    daemon.go()
+    wanted = BLOCK.replace(b"\n", b"\r\n")
+    listener.hear(len(wanted))
+    assert daemon.end() == "23"
+    assert listener.end() == (0, b"")
+    assert bytes(listener.heard) == wanted + b"e\r\n"
+
+
+def test_what_cannot_be_heard_is_said_in_a_line(
+    tmp_path: Path, start: Callable[..., Daemon]
+) -> None:
+    daemon = start("null")
+    for _ in range(2):
+        done = daemon.command("attach")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == (
+            f"forkshim: {daemon.id}: nothing to attach to: its outputs go nowhere, "
+            "or the log says why not\n"
+        )
+    assert daemon.end() == "23"
+    done = daemon.command("attach")
+    assert done.stderr == (
+        f"forkshim: {daemon.id}: nothing to attach to: no supervisor: `forkshim adopt` brings one\n"
+    )
+    done = subprocess.run(
+        [FORKSHIM, "attach", "--root", tmp_path / "root", "nobody"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "nothing to attach to: " in done.stderr
+    assert done.stderr.endswith("/nobody/init: no such file or directory\n")
+
+
+def test_what_is_no_fifo_or_too_many_is_refused(start: Callable[..., Daemon]) -> None:
+    daemon = start()
+    init = daemon.home / "init"
+    (init / "attach.file").write_text("mine")
+    (init / "attach.link").symlink_to("/dev/null")
+    names = ["file", "link", "missing"]
+    readers = []
+    for number in range(17):
+        os.mkfifo(init / f"attach.{number}")
+        readers.append(os.open(init / f"attach.{number}", os.O_RDONLY | os.O_NONBLOCK))
+        names.append(str(number))
+    control = os.open(init / "control", os.O_WRONLY)
+    for name in names:
+        os.write(control, b"attach stdout attach.%s\n" % name.encode())
+    os.close(control)
+    waiting.wait_hangup(readers[16])
+    assert daemon.log() == [
+        "attach attach.file: not a fifo",
+        "attach attach.link: too many levels of symbolic links",
+        "attach attach.missing: no such file or directory",
+        "attach attach.16: there are 16 listeners",
+    ]
+    assert (init / "attach.file").read_text() == "mine"
+    daemon.go()
+    for reader in readers[:16]:
+        waiting.wait_readable(reader)
+        os.close(reader)
+    os.close(readers[16])
+    assert daemon.end() == "23"
