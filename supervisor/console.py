@@ -92,14 +92,6 @@ class ConsoleSocket:
         os.rmdir(self._directory)
 
 
-def set_size(tty_fd: int, columns: int, rows: int) -> None:
-    """Set a terminal's window size; the foreground process group gets SIGWINCH.
-
-    Source: ioctl_tty(2) TIOCSWINSZ, struct winsize: rows first.
-    """
-    fcntl.ioctl(tty_fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-
 def size(tty_fd: int) -> tuple[int, int]:
     """Return (columns, rows) of a terminal. Source: ioctl_tty(2) TIOCGWINSZ."""
     packed = fcntl.ioctl(tty_fd, termios.TIOCGWINSZ, bytes(8))

@@ -88,14 +88,14 @@ class Deposit:
         Raises:
             DepositError: `ends` are no such pair.
         """
-        import socket  # 3 ms, for those who have one
-
         try:
+            import socket  # 3 ms, for those who have one
+
             if ends is None:
                 pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
             else:
                 pair = (socket.socket(fileno=ends[0]), socket.socket(fileno=ends[1]))
-        except OSError as error:
+        except OSError as error:  # EMFILE, as late as this, stops even an import
             raise DepositError(f"handover: {reason(error)}") from error
         self._front, self._back = pair
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import termios
 from typing import TYPE_CHECKING, Any
 
 from supervisor import fds
@@ -129,9 +130,10 @@ class Plumbing:
     def resize(self, columns: int, rows: int) -> None:
         """Set the console's size; without a console nothing happens."""
         if self._ptmx is not None:
-            from supervisor import console
-
-            console.set_size(self._ptmx.fileno(), columns, rows)
+            try:
+                termios.tcsetwinsize(self._ptmx.fileno(), (rows, columns))
+            except termios.error as error:
+                raise OSError(*error.args) from error
 
     def fit_to_window(self) -> None:
         """Give the console the size of the person's terminal."""

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 import subprocess
 
-KINDS = ("fifo", "file", "rotation", "cri", "console", "adopted")
+KINDS = ("fifo", "file", "rotation", "cri", "dropping", "console", "adopted")
+WITH_A_DISK = ("file", "rotation", "cri")
 BLOCK_LINES = 2000
 _SCRIPT = """
 {first}echo ready
@@ -110,7 +111,10 @@ class Trial:
             "reload": lambda subject: os.kill(subject.pid, signal.SIGHUP),
             "signal storm": self._storm,
             "no descriptors": self._starve,
+            "no reader": lambda _subject: None,
         }
+        if isinstance(subject, Supervised) and self.kind in WITH_A_DISK:
+            menu["full disk"] = lambda _subject: subject.fill_disk()
         if isinstance(subject, Adopted):
             menu["kill the supervisor"] = lambda _subject: subject.succeed()
         fault = self.random.choice(sorted(menu))
@@ -119,7 +123,9 @@ class Trial:
         for _ in range(self.random.randrange(3)):
             subject.take()
         menu[fault](subject)
-        subject.take_block(len(self._block))
+        subject.expect(len(self._block))
+        if fault != "no reader":  # then the next step reads two blocks
+            subject.take_all()
 
     def _kill_one(self, subject: Subject) -> None:
         workers = subject.workers()
@@ -139,9 +145,12 @@ class Trial:
             _signal(pid, signal.SIGCONT)
 
     def _storm(self, subject: Subject) -> None:
+        """Interrupt every system call: the supervisor's by a handler, a worker's by a stop."""
         for _ in range(50):
-            for pid in (subject.pid, *subject.workers()):
-                _signal(pid, signal.SIGWINCH)
+            _signal(subject.pid, signal.SIGWINCH)
+            for pid in subject.workers():
+                _signal(pid, signal.SIGSTOP)
+                _signal(pid, signal.SIGCONT)
 
     def _starve(self, subject: Subject) -> None:
         """Let the supervisor open nothing while a worker of it is killed."""
@@ -169,8 +178,12 @@ class Subject(ABC):
         """Read some of the output, if it has a reader."""
 
     @abstractmethod
-    def take_block(self, size: int) -> None:
-        """Read one block, if it has a reader."""
+    def expect(self, size: int) -> None:
+        """Know that so much more will come."""
+
+    @abstractmethod
+    def take_all(self) -> None:
+        """Read all that is expected, if it has a reader."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -213,6 +226,9 @@ class _Reader:
             waiting.wait_readable(self._fd)
             self.take()
 
+    def close(self) -> None:
+        os.close(self._fd)
+
     def take_rest(self) -> None:
         self.data += waiting.read_to_end(self._fd)
 
@@ -221,13 +237,17 @@ class Supervised(Subject):
     """Under forkshim-shim, with an engine."""
 
     def __init__(self, directory: Path, bundle: Path, kind: str) -> None:
+        self._disk = directory / "disk"
+        self._disk.mkdir()
         sinks = {
-            "file": "file:log",
-            "rotation": "file,max-size=64k,keep=1000:log",
-            "cri": "cri:log",
+            "file": f"file:{self._disk}/log",
+            "rotation": f"file,max-size=64k,keep=1000:{self._disk}/log",
+            "cri": f"cri:{self._disk}/log",
+            "dropping": f"path,policy=drop-old:{directory}/out",
         }
         sink = sinks.get(kind, "stdout")
         self._kind = kind
+        self._out = directory / "out"
         self._engine = Engine(
             directory / "state",
             bundles.fresh_id("fault"),
@@ -242,7 +262,14 @@ class Supervised(Subject):
 
     def __enter__(self) -> Supervised:
         engine = self._engine
-        if self._kind in ("fifo", "console"):
+        if self._kind in WITH_A_DISK:
+            subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", self._disk], check=True
+            )
+        elif self._kind == "dropping":
+            os.mkfifo(self._out)
+            self._reader = _Reader(os.open(self._out, os.O_RDONLY | os.O_NONBLOCK))
+        else:
             self._reader = _Reader(engine.attach("stdout")[0])
         engine.run()
         self.pid = engine.shim_pid
@@ -253,6 +280,10 @@ class Supervised(Subject):
 
     def __exit__(self, *_error: object) -> None:
         self._engine.__exit__(None, None, None)
+        if self._kind in WITH_A_DISK:
+            subprocess.run(["umount", self._disk], check=True)
+        elif self._kind == "dropping" and self._reader is not None:
+            self._reader.close()
 
     def feed(self) -> None:
         os.write(self._stdin, b"go\n")
@@ -261,10 +292,21 @@ class Supervised(Subject):
         if self._reader is not None:
             self._reader.take()
 
-    def take_block(self, size: int) -> None:
+    def expect(self, size: int) -> None:
         self._wanted += size
+
+    def take_all(self) -> None:
         if self._reader is not None:
             self._reader.take_until(self._wanted)
+
+    def fill_disk(self) -> None:
+        """Leave no room on it for a moment."""
+        status = os.statvfs(self._disk)
+        with (self._disk / "filler").open("wb") as file, suppress(OSError):
+            os.posix_fallocate(file.fileno(), 0, status.f_bfree * status.f_bsize)
+        for _ in range(20):  # whoever has to write gets to it meanwhile
+            self.workers()
+        (self._disk / "filler").unlink()
 
     def finish(self) -> None:
         if self._kind == "console":
@@ -280,9 +322,9 @@ class Supervised(Subject):
         if self._reader is not None:
             return bytes(self._reader.data)
         if self._kind == "cri":
-            return cri_streams((self._engine.dir / "log").read_bytes())["stdout"]
+            return cri_streams((self._disk / "log").read_bytes())["stdout"]
         numbered = sorted(
-            (path for path in self._engine.dir.glob("log*") if path.suffix != ".json"),
+            self._disk.iterdir(),
             key=lambda path: int(path.suffix[1:] or 0),
             reverse=True,
         )
@@ -292,7 +334,7 @@ class Supervised(Subject):
         return self._engine.exit_status()
 
     def living(self) -> list[str]:
-        return [left for left in self._engine.leftovers() if not left.startswith("file log")]
+        return self._engine.leftovers()
 
 
 class Adopted(Subject):
@@ -343,8 +385,10 @@ class Adopted(Subject):
     def take(self) -> None:
         self._reader.take()
 
-    def take_block(self, size: int) -> None:
+    def expect(self, size: int) -> None:
         self._wanted += size
+
+    def take_all(self) -> None:
         self._reader.take_until(self._wanted)
 
     def succeed(self) -> None:

@@ -140,7 +140,7 @@ def test_a_temporary_directory_that_is_missing_is_an_error(
 
 @pytest.mark.parametrize("size", [(80, 24), (0, 0), (65535, 65535), (1, 2)])
 def test_a_size_is_columns_by_rows(pair: tuple[int, int], size: tuple[int, int]) -> None:
-    console.set_size(pair[0], *size)
+    termios.tcsetwinsize(pair[0], (size[1], size[0]))
     assert console.size(pair[1]) == size
     assert UserTerminal(pair[1], is_input=False).size() == size
     assert os.get_terminal_size(pair[1]) == size
@@ -226,7 +226,7 @@ def test_a_resize_reaches_the_foreground_process(pair: tuple[int, int]) -> None:
 
     with forked(work) as child:
         waiting.wait_readable(rfd)
-        console.set_size(pair[0], 100, 50)
+        termios.tcsetwinsize(pair[0], (50, 100))
         assert child.wait() == Exited(0)
     os.close(rfd)
     os.close(wfd)

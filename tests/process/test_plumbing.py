@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pty
+import termios
 from typing import TYPE_CHECKING
 
 import pytest
@@ -39,7 +40,7 @@ class Joined:
         )
         self.window, self.terminal = map(fds.Fd, pty.openpty())
         ptmx, self.inside = map(fds.Fd, pty.openpty())
-        console.set_size(self.window.fileno(), 101, 33)
+        termios.tcsetwinsize(self.window.fileno(), (33, 101))
         self.plumbing = self.plumb(self.terminal.fileno())
         self.plumbing.join_console(ptmx, Stdio(names={"stdout": "null"}))
 
@@ -63,7 +64,7 @@ def joined(yard: Yard) -> Iterator[Joined]:
 
 def test_a_console_has_the_size_of_the_persons_window_and_follows_it(joined: Joined) -> None:
     assert console.size(joined.inside.fileno()) == (101, 33)
-    console.set_size(joined.window.fileno(), 72, 19)
+    termios.tcsetwinsize(joined.window.fileno(), (19, 72))
     joined.plumbing.fit_to_window()
     assert console.size(joined.inside.fileno()) == (72, 19)
 
