@@ -33,18 +33,45 @@ def enter_unit(environment: Mapping[str, str]) -> str:
     Raises:
         ShimError: The kernel refused; this process is where it was.
     """
-    # Where v1 has a part, this is a tmpfs with a directory for each hierarchy.
-    is_unified = os.path.exists(f"{ROOT}/cgroup.controllers")
-    if not is_unified or environment.get("SYSTEMD_EXEC_PID") != str(os.getpid()):
-        return ""
-    own = membership("self").get("", "")
-    # DelegateSubgroup=supervisor (v254) has put us there already.
-    unit = own.removesuffix(_SUPERVISOR)
-    if not _is_delegated(ROOT + unit):
+    own, unit = _own_and_unit(environment)
+    if not unit:
         return ""
     if own == unit:
         _move_to(ROOT + unit + _SUPERVISOR)
     return unit + _PAYLOAD
+
+
+def scope_beside_unit(environment: Mapping[str, str], container_id: str) -> str:
+    """Return where the container of a supervisor belongs that may have a successor; "" in the unit.
+
+    systemd starts the successor in the unit's own cgroup, if there is no DelegateSubgroup= (v254),
+    and the kernel allows no process there once the unit was divided and hands controllers
+    down. So the unit stays whole, and systemd makes a scope for the container.
+
+    Returns:
+        SLICE:PREFIX:NAME, as the runtimes read `linux.cgroupsPath` with --systemd-cgroup.
+    """
+    own, unit = _own_and_unit(environment)
+    if not unit or own != unit:
+        return ""
+    with open(f"{ROOT}{unit}/cgroup.controllers") as file:
+        if not file.read().strip():
+            return ""  # nothing to hand down
+    slices = [part for part in unit.split("/") if part.endswith(".slice")]
+    name = container_id.replace("+", r"\x2b")  # systemd.unit(5), of escapes in names
+    return f"{slices[-1] if slices else 'system.slice'}:forkshim:{name}"
+
+
+def _own_and_unit(environment: Mapping[str, str]) -> tuple[str, str]:
+    """Return our cgroup and that of our unit, "" if there is none to be divided."""
+    # Where v1 has a part, this is a tmpfs with a directory for each hierarchy.
+    is_unified = os.path.exists(f"{ROOT}/cgroup.controllers")
+    if not is_unified or environment.get("SYSTEMD_EXEC_PID") != str(os.getpid()):
+        return "", ""
+    own = membership("self").get("", "")
+    # DelegateSubgroup=supervisor (v254) has put us there already.
+    unit = own.removesuffix(_SUPERVISOR)
+    return (own, unit) if _is_delegated(ROOT + unit) else ("", "")
 
 
 def membership(pid: int | str) -> dict[str, str]:

@@ -95,8 +95,10 @@ class Deposit:
                 pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
             else:
                 pair = (socket.socket(fileno=ends[0]), socket.socket(fileno=ends[1]))
-        except OSError as error:  # EMFILE, as late as this, stops even an import
+        except OSError as error:
             raise DepositError(f"handover: {reason(error)}") from error
+        except ImportError as error:  # EMFILE, as late as this, is that or an OSError
+            raise DepositError(f"handover: {error}") from error
         self._front, self._back = pair
 
     @property

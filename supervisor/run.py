@@ -196,6 +196,7 @@ def _prepare(claimed: home.Home, request: RunRequest, bundle: oci.Bundle, *, ter
 
     Afterwards the state directory is the current directory.
     """
+    request, scope = _with_scope(request, bundle)
     # The current directory will be another one.
     sink = with_absolute_path(request.log or "passthrough", os.getcwd())
     record = oci.ProcessRecord(
@@ -211,7 +212,7 @@ def _prepare(claimed: home.Home, request: RunRequest, bundle: oci.Bundle, *, ter
     variant = oci.variant(
         bundle,
         terminal=terminal,
-        cgroups_path=_choose_cgroup(request),
+        cgroups_path=scope or _choose_cgroup(request),
         addition=_way_to_the_manager(claimed, bundle) if _is_relayed(request) else None,
     )
     runtime_bundle = bundle.path
@@ -258,18 +259,33 @@ def _way_to_the_manager(claimed: home.Home, bundle: oci.Bundle) -> oci.Addition:
     return oci.Addition(os.path.join(claimed.state_dir, relay.DIRECTORY), place, environment)
 
 
+def _with_scope(request: RunRequest, bundle: oci.Bundle) -> tuple[RunRequest, str]:
+    """Have systemd make the container's cgroup where the unit must not be divided; "" if it may."""
+    if not request.adopt or _is_made_by_systemd(request):
+        return request, ""
+    scope = cgroups.scope_beside_unit(os.environ, request.container_id)
+    if not scope or bundle.cgroups_path:
+        return request, ""
+    return replace(request, runtime_args=(*request.runtime_args, "--systemd-cgroup")), scope
+
+
+def _is_made_by_systemd(request: RunRequest) -> bool:
+    return any("systemd-cgroup" in word for word in request.runtime_args)
+
+
 def _choose_cgroup(request: RunRequest) -> str:
     """Divide the unit's cgroup, if there is one; return the container's part, "" for none.
 
     With --systemd-cgroup it would be the name of a scope that systemd makes, outside the unit.
     """
+    if request.adopt and cgroups.scope_beside_unit(os.environ, request.container_id):
+        return ""  # the unit stays whole
     try:
         payload = cgroups.enter_unit(os.environ)
     except ShimError as error:
         front.say(f"{error}; the runtime chooses the container's cgroup")
         return ""
-    is_made_by_systemd = any("systemd-cgroup" in word for word in request.runtime_args)
-    return "" if is_made_by_systemd else payload
+    return "" if _is_made_by_systemd(request) else payload
 
 
 def _supervise_here(claimed: home.Home, order: Order, user_terminal: UserTerminal | None) -> int:

@@ -92,7 +92,8 @@ def take_over(claimed: home.Home, past: Deposit, *, detach: bool, command: tuple
         return 0
     notifier = Notifier(front.environment_of_a_main_process())
     try:
-        cgroups.enter_unit(os.environ)
+        if not cgroups.scope_beside_unit(os.environ, ""):
+            cgroups.enter_unit(os.environ)
     except ShimError as error:
         front.say(str(error))
     if front.has_controlling_terminal():

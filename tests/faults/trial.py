@@ -215,16 +215,21 @@ class _Reader:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._is_over = False
         self.data = bytearray()
 
     def take(self) -> None:
         with suppress(BlockingIOError):
-            self.data += os.read(self._fd, 1 << 16)
+            chunk = os.read(self._fd, 1 << 16)
+            self.data += chunk
+            self._is_over = not chunk
 
     def take_until(self, size: int) -> None:
         while len(self.data) < size:
             waiting.wait_readable(self._fd)
             self.take()
+            if self._is_over:
+                raise LostError(f"the end after {len(self.data)} bytes, of {size} and more")
 
     def close(self) -> None:
         os.close(self._fd)

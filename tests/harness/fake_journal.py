@@ -131,3 +131,37 @@ class FakeJournal:
         self.close()
         self.path.unlink(missing_ok=True)
         self._kept.unlink(missing_ok=True)  # the child may not have come to it
+
+
+class FakeStreams:
+    """A child that takes streams as journald's /run/systemd/journal/stdout does, one at a time.
+
+    Keeps what comes after each header in one file; a stream begins where the one before ended.
+    """
+
+    HEADER_LINES = 7
+
+    def __init__(self, path: Path) -> None:
+        self.kept = path.with_suffix(".kept")
+        self.kept.touch()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(os.fspath(path))
+        self._listener.listen()
+        self._child = Child(spawn.fork_worker(self._keep))
+
+    def _keep(self) -> None:
+        with self.kept.open("wb", buffering=0) as file:
+            while True:
+                stream, _address = self._listener.accept()
+                with stream, stream.makefile("rb", buffering=1 << 20) as reader:
+                    for _ in range(self.HEADER_LINES):
+                        reader.readline()
+                    while line := reader.readline(1 << 20):
+                        file.write(line)
+
+    def __enter__(self) -> FakeStreams:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._child.kill()
+        self._listener.close()

@@ -1,4 +1,7 @@
-"""Workers of logs and of the journal, killed hundreds of times: each record is there, once."""
+"""Workers of logs and of the journal, killed hundreds of times: each record is there, once.
+
+FORKSHIM_KILLS makes the long run: 500.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ import pytest
 
 from tests.harness import bundles, mounts, waiting
 from tests.harness.engine import Engine
-from tests.harness.fake_journal import FakeJournal
+from tests.harness.fake_journal import FakeJournal, FakeStreams
 from tests.harness.rewriting import cri_streams
 from tests.runtime.test_lossless import SEED
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.runc, pytest.mark.slow, pytest.mark.timeout(300)]
 
-KILLS = 100
+KILLS = int(os.environ.get("FORKSHIM_KILLS", "100"))
 BLOCK_BYTES = 1 << 20
 MOST_BETWEEN_KILLS = 256 << 10
 SCRIPT = """
@@ -185,3 +188,29 @@ def test_both_streams_in_the_journal_survive_the_kills(
         numbers[stream] = datagram.ordinal
         assert datagram.message == wanted[(datagram.ordinal - 1) % len(wanted)]
     assert numbers == {stream: len(wanted) * said.blocks(stream) for stream in numbers}
+
+
+def test_a_stream_of_the_journal_survives_the_kills(
+    tmp_path: Path, rootfs: Path, said: Said
+) -> None:
+    """The records are made by journald; the bytes are ours to bring there."""
+    run = tmp_path / "run"
+    (run / "systemd/journal").mkdir(parents=True)
+    enter = mounts.make_run(run)
+    with (
+        FakeStreams(run / "systemd/journal/stdout") as fake,
+        Engine(
+            tmp_path / "state",
+            bundles.fresh_id("stream"),
+            said.make_bundle(tmp_path / "bundle", rootfs),
+            containerdStdout="journal-stream",
+            containerdStderr="",
+        ) as engine,
+    ):
+        engine.launch(preexec_fn=enter)
+        engine.created()
+        engine.start()
+        _kill_along(engine, said, ["stdout"], lambda: fake.kept.stat().st_size)
+        wanted = said.block * said.blocks("stdout")
+        waiting.wait_path(fake.kept, lambda path: path.stat().st_size >= len(wanted))
+        assert fake.kept.read_bytes() == wanted

@@ -9,7 +9,7 @@ import pytest
 
 from tests.beds.vm import VM
 from tests.harness import bundles
-from tests.runtime.test_crun import make_job
+from tests.runtime.test_crun import ROOT, make_job
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,3 +90,57 @@ def test_the_units_own_limit_is_told_as_well(vm: VM, runtime: str) -> None:
     )
     assert status == 137, out
     assert record["oomKills"] >= 1
+
+
+UNIT = """
+[Service]
+Type=notify
+Delegate=yes
+Environment=PYTHONPATH=/job/src/site:/job/src PYTHONDONTWRITEBYTECODE=1
+{drop_in}
+ExecStart=
+ExecStart=/job/src/bin/forkshim run --adopt --log=file:/run/adopt.log --exit-dir /run/exits \\
+    --bundle /run/bundles/adopt adopt
+RestartSec=100ms
+"""
+COUNTS = """
+trap 'echo bye; exit 37' TERM
+n=0; while :; do n=$((n+1)); echo line $n; sleep 0.01; done
+"""
+
+
+def test_a_killed_supervisor_is_followed_by_another_although_there_are_controllers(vm: VM) -> None:
+    """The unit is not divided for that: systemd 252 starts the successor in the unit itself."""
+    status, out, _record = run(vm, "runc", "warm-up", "echo made", "Delegate=yes")
+    assert status == 0, out
+    memory = {"resources": {"memory": {"limit": LIMIT_BYTES}}}
+    document = bundles.config("/run/rootfs", bundles.shell(COUNTS), linux=memory)  # type: ignore[arg-type] # a path of the guest's
+    vm.raw("mkdir", "-p", "/run/bundles/adopt")
+    vm.write("/run/bundles/adopt/config.json", json.dumps(document))
+    drop_in = (ROOT / "systemd" / "forkshim@.service.d" / "adopt.conf").read_text()
+    settings = drop_in.split("[Service]\n")[1]
+    vm.write("/run/systemd/system/adopt.service", UNIT.format(drop_in=settings))
+    _shell(vm, "systemctl daemon-reload; systemctl start adopt")
+    assert _shell(vm, "cat /sys/fs/cgroup/system.slice/adopt.service/cgroup.subtree_control") == ""
+    scope = "/sys/fs/cgroup/system.slice/forkshim-adopt.scope"
+    assert _shell(vm, f"cat {scope}/memory.max") == str(LIMIT_BYTES)
+    payload = _shell(vm, "cat /run/forkshim/adopt/init/pid")
+    show = "systemctl show -P {} adopt"
+    _shell(
+        vm,
+        f'kill -9 $({show.format("MainPID")}); until [ "$({show.format("NRestarts")})'
+        f'$({show.format("ActiveState")})" = 1active ]; do sleep 0.1; done',
+    )
+    assert _shell(vm, "cat /run/forkshim/adopt/init/pid") == payload
+    _shell(vm, "systemctl stop adopt")
+    *lines, last = vm.read("/run/adopt.log").splitlines()
+    assert last == "bye"
+    assert lines == [f"line {number}" for number in range(1, len(lines) + 1)]
+    record = json.loads(vm.read("/run/exits/adopt.json"))
+    # Linux 6.1 tells how a process has ended to nobody but its parent, and we do not make it up.
+    assert (record["status"], record["stopRequested"]) == (None, True)
+    assert record["error"].startswith("its end is unknown")
+
+
+def _shell(vm: VM, script: str) -> str:
+    return vm.raw("sh", "-c", script).stdout.strip()
