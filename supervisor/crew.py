@@ -162,8 +162,8 @@ class Crew:
             if not stream.pid:
                 self._loop.cancel(self._timer(stream))
                 self._fork(stream)
-            elif stream.never_waits and stream.errors_in_a_row:
-                self._dismiss(stream)  # it leaves the sink alone for a while
+            elif self._is_left_alone(stream):
+                self._dismiss(stream)
 
     def trouble(self, stream: Stream) -> str:
         """Return why nothing of the stream moves, in a few words; empty if something does."""
@@ -183,9 +183,14 @@ class Crew:
         """Say whether a living worker has something to move and room to move it to."""
         return (
             bool(stream.pid)
+            and not self._is_left_alone(stream)
             and (stream.has_pending() or self.transit_bytes(stream) > 0)
             and stream.has_room()
         )
+
+    def _is_left_alone(self, stream: Stream) -> bool:
+        """Say whether its worker may be waiting on purpose: the sink has failed lately."""
+        return stream.never_waits and bool(self.trouble(stream))
 
     def kill_worker(self, stream: Stream) -> None:
         """Kill the stream's worker; another one follows."""
@@ -414,6 +419,7 @@ class Crew:
             self._end(stream)
         elif ended.errno == errno.EAGAIN and stream.never_waits:
             stream.trouble = ""
+            stream.errors_in_a_row = 0
             self._tell_drops(stream)
             self._fork(stream)
         else:

@@ -79,7 +79,7 @@ class Route:
     @property
     def fds(self) -> tuple[int, ...]:
         """Every descriptor that the copy needs."""
-        return (self.sink_fd, *self.intake_fds)
+        return (self.source_fd, self.sink_fd, *self.intake_fds[1:])
 
     @property
     def intake_fds(self) -> tuple[int, ...]:

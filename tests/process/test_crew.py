@@ -431,6 +431,22 @@ def _recorded(site: Site, recorder: Recorder) -> tuple[int, Stream]:
     return site.own(source_wfd.take()), stream
 
 
+def test_a_worker_that_leaves_its_sink_alone_is_not_taken_for_a_stuck_one(
+    site: Site, tmp_path: Path
+) -> None:
+    recorder = Recorder(tmp_path)
+    writer, stream = _recorded(site, recorder)
+    recorder.policy = "drop-new"
+    site.crew.start()
+    os.write(writer, b"x")
+    waiting.wait_true(lambda: site.crew.copied_bytes(stream) == 1)
+    os.kill(stream.pid, signal.SIGSTOP)
+    os.write(writer, b"y")
+    assert site.crew.could_move(stream)
+    stream.trouble, stream.copied_bytes_at_fork = "No space left on device", 1
+    assert not site.crew.could_move(stream)
+
+
 def test_a_stream_of_records_that_is_hung_up_has_its_end_written(
     site: Site, tmp_path: Path
 ) -> None:
