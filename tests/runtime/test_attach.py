@@ -76,6 +76,7 @@ class Daemon:
             [FORKSHIM, "attach", "--root", self.root, self.id],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            preexec_fn=_hear_ctrl_c,
         )
         self._listeners.append(process)
         listener = Listener(process)
@@ -114,6 +115,11 @@ class Daemon:
                 os.kill(pid, signal.SIGKILL)
                 waiting.wait_process(pid)
         subprocess.run(["runc", "delete", "--force", self.id], capture_output=True)
+
+
+def _hear_ctrl_c() -> None:
+    """Do not ignore it, as a shell has its jobs in the background do, and perhaps us."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Listener:
