@@ -11,12 +11,12 @@ import os
 import select
 import signal
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from supervisor import fds, linux, statedir
 from supervisor.deposit import Deposit, DepositError
 from supervisor.errors import reason
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping, Sequence
 

@@ -11,12 +11,12 @@ import errno
 import os
 import select
 import signal
-from typing import TYPE_CHECKING
 
 from supervisor import fds
 from supervisor.errors import ShimError, reason
 from supervisor.ids import check_id
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 

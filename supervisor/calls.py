@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import select
 import signal
-from typing import TYPE_CHECKING
 
 from supervisor import fds, spawn
 from supervisor.errors import RuntimeMissingError, ShimError, reason
 from supervisor.reaper import wait_for
 from supervisor.runtime import find_program
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 

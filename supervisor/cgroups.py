@@ -11,10 +11,10 @@ Source: https://systemd.io/CGROUP_DELEGATION; systemd.exec(5), SYSTEMD_EXEC_PID 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from supervisor.errors import ShimError, reason
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from dataclasses import dataclass
 
 from supervisor import __version__, fds, upgrade
 from supervisor.errors import ShimError
@@ -13,6 +12,7 @@ from supervisor.run import DEFAULT_ROOT, RunRequest, run
 from supervisor.runtime import absolute
 from supervisor.signals import parse_signal
 from supervisor.successor import adopt, go_on
+from workers.values import dataclass
 
 _STATUSES = """\
 exit status: the container's own; 128+n if signal n ended it. Without a container:

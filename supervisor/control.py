@@ -8,8 +8,7 @@ next good one counts again.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from workers.values import dataclass
 
 _LONGEST_LINE = 256
 
@@ -42,7 +41,8 @@ class Attach:
 
 Message = CloseStdin | Resize | Reopen | Attach
 
-_FIFO = re.compile(r"attach\.[A-Za-z0-9._-]{1,80}")
+_IN_A_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+_LONGEST_NAME = 80
 
 
 class ControlParser:
@@ -79,7 +79,7 @@ def _parse(line: bytes) -> Message | None:
         return Reopen()
     if len(words) == 3 and words[0] == b"attach":
         stream, fifo = words[1].decode("latin-1"), words[2].decode("latin-1")
-        is_good = stream in ("stdout", "stderr") and _FIFO.fullmatch(fifo)
+        is_good = stream in ("stdout", "stderr") and _is_listeners(fifo)
         return Attach(stream, fifo) if is_good else None
     if len(words) != 3 or len(line) > _LONGEST_LINE:
         return None
@@ -91,3 +91,9 @@ def _parse(line: bytes) -> Message | None:
     if kind == 1:
         return Resize(columns & 0xFFFF, rows & 0xFFFF)  # the 2016 shim cut them to uint16 as well
     return None
+
+
+def _is_listeners(fifo: str) -> bool:
+    """Say whether it is `attach.NAME`: a fifo of the state directory, and none of ours."""
+    name = fifo.removeprefix("attach.")
+    return name != fifo and 0 < len(name) <= _LONGEST_NAME and _IN_A_NAME.issuperset(name)

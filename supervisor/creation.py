@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
 
 from supervisor import fds, runtime, statedir
 from supervisor.calls import HURRY_S
@@ -17,6 +16,7 @@ from supervisor.errors import RuntimeFailedError, ShimError, StoppedError
 from supervisor.log import rfc3339
 from supervisor.waitstatus import Exited, Killed, Termination
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

@@ -13,9 +13,7 @@ import errno
 import math
 import os
 import signal
-from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 from supervisor import fds, linux, mending, spawn, waitstatus
 from supervisor.errors import ShimError
@@ -24,9 +22,12 @@ from supervisor.mending import Mend
 from workers import output, report, stdin
 from workers.desk import Desk
 from workers.ledger import Ledger
+from workers.values import replace
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
     from supervisor.deposit import Parcel
     from supervisor.log import Log

@@ -11,13 +11,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from typing import TYPE_CHECKING
-
-import orjson
 
 from supervisor import fds, signals, spawn
 from supervisor.errors import ShimError
+from workers.lean import orjson
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 

@@ -15,15 +15,15 @@ import array
 import contextlib
 import fcntl
 import os
-from typing import TYPE_CHECKING, Any
-
-import orjson
 
 from supervisor import fds
 from supervisor.errors import ShimError, reason
+from workers.lean import orjson
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
+    from typing import Any
 
 VERSION = 2
 _WORD = b"forkshim-handover"

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import enum
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from workers.values import dataclass
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from supervisor.crew import Crew
     from supervisor.stream import Stream

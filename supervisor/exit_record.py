@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Any
-
-import orjson
 
 from supervisor import statedir
 from supervisor.errors import ShimError, reason
 from supervisor.log import rfc3339
 from supervisor.waitstatus import Exited, Killed, Unknown, shell_status, signal_name
+from workers.lean import orjson
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from supervisor.order import Outcome
     from supervisor.waitstatus import Termination
 

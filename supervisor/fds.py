@@ -7,11 +7,11 @@ Nothing here knows what a descriptor is used for.
 
 from __future__ import annotations
 
-import array
 import fcntl
 import os
 import select
 import stat
+import sys
 import termios
 
 PIPE_BYTES = 1 << 20
@@ -76,9 +76,7 @@ def pending_bytes(fd: int) -> int:
     Raises:
         OSError: ENOTTY or EINVAL, where the file has no such count; EIO on a hung-up terminal.
     """
-    count = array.array("i", [0])
-    fcntl.ioctl(fd, termios.FIONREAD, count)
-    return count[0]
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def is_readable(fd: int) -> bool:

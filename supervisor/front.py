@@ -10,12 +10,12 @@ import os
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING
 
 from supervisor import exit_record, statedir
 from supervisor.errors import ShimError, StoppedError, reason
 from supervisor.waitstatus import shell_status
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 

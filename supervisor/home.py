@@ -15,12 +15,14 @@ import contextlib
 import fcntl
 import os
 import shutil
-from typing import Any
-
-import orjson
 
 from supervisor import fds, statedir
 from supervisor.errors import AlreadySupervisedError, ShimError, reason
+from workers.lean import orjson
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 PID_NAME = "supervisor.pid"
 STATE_NAME = "state.json"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 from supervisor.errors import UsageError
 
-_ID = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]*")
+_TAKEN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_+.-")
 _LONGEST = 255
 
 
@@ -20,7 +18,8 @@ def check_id(container_id: str) -> None:
     NAME_MAX in limits.h.
     """
     shown = repr(container_id if len(container_id) <= 60 else container_id[:60] + "...")
-    if container_id in (".", "..") or not _ID.fullmatch(container_id):
+    is_good = bool(container_id) and container_id[0] != "-" and _TAKEN.issuperset(container_id)
+    if container_id in (".", "..") or not is_good:
         raise UsageError(
             f"container id {shown}: only letters, digits, _ + . - and no - at the beginning"
         )

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 from supervisor import fds
 from supervisor.errors import reason
 from workers.ledger import MOST_LISTENERS
+from workers.values import dataclass
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from typing import Any
 
     from supervisor.deposit import Contents, Parcel
     from supervisor.log import Log

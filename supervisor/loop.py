@@ -6,7 +6,7 @@ thread that forked (prctl(2)). Nothing here polls; with no deadline set the wait
 
 from __future__ import annotations
 
-import selectors
+import select
 import time
 from collections.abc import Callable
 
@@ -22,7 +22,8 @@ class Loop:
 
     def __init__(self) -> None:
         """Start with nothing to wait for. Owns its epoll descriptor until `close`."""
-        self._selector = selectors.DefaultSelector()
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callback] = {}
         self._deadlines_ns: dict[str, tuple[int, Callback]] = {}
 
     def watch(self, fd: int, callback: Callback) -> None:
@@ -30,11 +31,13 @@ class Loop:
 
         The descriptor has to be non-blocking: an event may be stale when it is served.
         """
-        self._selector.register(fd, selectors.EVENT_READ, callback)
+        self._epoll.register(fd, select.EPOLLIN)
+        self._callbacks[fd] = callback
 
     def forget(self, fd: int) -> None:
         """Stop watching `fd`. Has to come before its close(2)."""
-        self._selector.unregister(fd)
+        del self._callbacks[fd]
+        self._epoll.unregister(fd)
 
     def call_after(self, name: str, delay_s: float, callback: Callback) -> None:
         """Call `callback` once, `delay_s` from now (monotonic), in place of an earlier `name`."""
@@ -50,15 +53,17 @@ class Loop:
     def run_until(self, is_over: Callable[[], bool]) -> None:
         """Serve events until `is_over` says so; it is asked after each round."""
         while not is_over():
-            for key, _events in self._selector.select(self._next_timeout_s()):
-                # Served by an earlier callback of this round: no longer watched.
-                if self._selector.get_map().get(key.fd) is key:
-                    key.data()
+            watched = dict(self._callbacks)
+            for fd, _events in self._epoll.poll(self._next_timeout_s()):
+                # An earlier callback of this round may have ended the watch.
+                callback = self._callbacks.get(fd)
+                if callback is not None and callback is watched.get(fd):
+                    callback()
             self._serve_deadlines()
 
     def close(self) -> None:
         """Close the epoll descriptor."""
-        self._selector.close()
+        self._epoll.close()
 
     def _next_timeout_s(self) -> float | None:
         if not self._deadlines_ns:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import enum
 import errno
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from workers import report
 

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import orjson
 
 from supervisor import fds
 from supervisor.errors import BundleError, RecordError, ShimError, reason
+from workers.lean import orjson
+from workers.values import dataclass
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
 MOST_JSON_BYTES = 16 << 20
 """No sane process.json comes near: execve(2) itself takes 6 MiB of arguments at the most."""

@@ -9,12 +9,12 @@ Source: Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from supervisor import cgroups
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
 
 class OomWatch:

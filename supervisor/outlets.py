@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from supervisor import fds
 from supervisor.errors import ShimError, UsageError, reason
@@ -23,15 +21,56 @@ from workers.journal_stream import STREAM_SOCKET, JournalStream, header, unit_of
 from workers.line_buffer import BLOCK
 from workers.logfile import LogFile
 from workers.pipe_output import Buffered
+from workers.values import NamedTuple, asdict, replace
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from typing import Any, Protocol
 
     from supervisor.deposit import Contents, Parcel
     from supervisor.sinks import Sink
     from workers.desk import Desk
     from workers.engines import Route
     from workers.line_buffer import LineBuffer
+
+    class Outlet(Protocol):
+        """What the workers of one stream write to, one after the other."""
+
+        @property
+        def policy(self) -> str:
+            """What becomes of what it does not take: "block", "drop-new", "drop-old"."""
+
+        def drops(self) -> Drops:
+            """Return what was dropped so far."""
+
+        @property
+        def held_bytes(self) -> int:
+            """What a line may have that is neither in the container's pipe nor in the sink."""
+
+        @property
+        def is_file(self) -> bool:
+            """Whether a worker begins by opening the file of a name."""
+
+        def has_room(self, sink_fd: int) -> bool:
+            """Say whether a worker that writes now would not have to wait."""
+
+        def work(self, desk: Desk, route: Route) -> None:
+            """Be a worker, to its report; in the child."""
+
+        def renew(self) -> None:
+            """Make the sink fit for use again after a worker has reported an error.
+
+            Raises:
+                OSError: It is not there yet.
+            """
+
+        def pack(self, parcel: Parcel) -> dict[str, Any]:
+            """Return what `open_outlets` of a successor is given for this stream."""
+
+        def close(self) -> None:
+            """Close everything; a second call does nothing."""
+
 
 _PIECE_BYTES = 32 << 10
 """Of a longer line, pieces may come into different files of a rotation."""
@@ -52,44 +91,6 @@ class Drops(NamedTuple):
 
     bytes: int
     lines: int
-
-
-class Outlet(Protocol):
-    """What the workers of one stream write to, one after the other."""
-
-    @property
-    def policy(self) -> str:
-        """What becomes of what it does not take: "block", "drop-new", "drop-old"."""
-
-    def drops(self) -> Drops:
-        """Return what was dropped so far."""
-
-    @property
-    def held_bytes(self) -> int:
-        """What a line may have that is neither in the container's pipe nor in the sink."""
-
-    @property
-    def is_file(self) -> bool:
-        """Whether a worker begins by opening the file of a name."""
-
-    def has_room(self, sink_fd: int) -> bool:
-        """Say whether a worker that writes now would not have to wait."""
-
-    def work(self, desk: Desk, route: Route) -> None:
-        """Be a worker, to its report; in the child."""
-
-    def renew(self) -> None:
-        """Make the sink fit for use again after a worker has reported an error.
-
-        Raises:
-            OSError: It is not there yet.
-        """
-
-    def pack(self, parcel: Parcel) -> dict[str, Any]:
-        """Return what `open_outlets` of a successor is given for this stream."""
-
-    def close(self) -> None:
-        """Close everything; a second call does nothing."""
 
 
 def open_outlets(

@@ -13,14 +13,15 @@ import os
 import select
 import signal
 import struct
-from typing import TYPE_CHECKING, Any
 
 from supervisor import fds
 from supervisor.errors import reason
 from supervisor.waitstatus import Unknown, from_wait_status
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Any
 
     from supervisor.deposit import Contents, Parcel
     from supervisor.loop import Loop

@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import termios
-from typing import TYPE_CHECKING, Any
 
 from supervisor import fds
 from supervisor.stream import Stream
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from typing import Any
 
     from supervisor.crew import Crew
     from supervisor.deposit import Contents, Parcel

@@ -16,10 +16,10 @@ only then do we read its pid. Statuses of strangers are therefore remembered, bo
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from supervisor import waitstatus
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

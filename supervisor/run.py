@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from supervisor import (
     adoption,
@@ -41,7 +39,9 @@ from supervisor.shim import supervise
 from supervisor.sinks import parse_sink, with_absolute_path
 from supervisor.terminal import find_terminal
 from supervisor.waitstatus import signal_name
+from workers.values import dataclass, replace
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from supervisor.log import Log
     from supervisor.relay import Relay

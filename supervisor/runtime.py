@@ -7,13 +7,14 @@ global options before the verb. Source: runc(8) and its subcommands' pages, runt
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-import orjson
+from workers.lean import orjson
+from workers.values import dataclass
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from supervisor.oci import CheckpointRecord
 

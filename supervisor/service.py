@@ -10,15 +10,16 @@ SIGSTOP, say) is killed, which is harmless to the bytes, and replaced.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
 
 from supervisor.calls import CALL_LIMIT_S, HURRY_S
 from supervisor.drain import STALLED_S
 from supervisor.lifecycle import State
 from supervisor.stopping import KILL_OVERDUE_S
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
     from supervisor.crew import Crew
     from supervisor.log import Log

@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
 
 from supervisor import __version__, control, fds, lifecycle, linux, oci, statedir, upgrade
 from supervisor.calls import HURRY_S, RuntimeCalls
@@ -38,9 +36,13 @@ from supervisor.stdio import go_on as go_on_with_stdio
 from supervisor.stopping import Stopper
 from supervisor.succession import Past, Succession
 from supervisor.waitstatus import Termination, Unknown, protocol_status, shell_status, signal_name
+from workers import lean
+from workers.values import asdict, replace
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from supervisor.order import Order
     from supervisor.succession import Orphans
@@ -290,9 +292,7 @@ class _Supervisor:
         Not sooner: its import takes 5 ms, which a runtime that is started first takes as well.
         """
         if self._title:
-            from setproctitle import setproctitle
-
-            setproctitle(self._title)
+            lean.set_title(self._title)
             self._title = ""
 
     # Events: from the outside world to the table.

@@ -24,12 +24,11 @@ from __future__ import annotations
 
 import enum
 import os
-import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from supervisor.errors import UsageError
+from workers.values import dataclass
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -159,17 +158,17 @@ class _Option:
     values: str
 
 
-_SIZE = re.compile(r"([0-9]{1,15})([kKMG]?)")
-_UNITS = {"": 1, "k": 1 << 10, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-_WORD = re.compile(r"[!-~]{1,128}")
+_UNITS = {"k": 1 << 10, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_LONGEST_WORD = 128
 
 
 def _size(least: int, most: int) -> Callable[[str], int | None]:
     def read(text: str) -> int | None:
-        match = _SIZE.fullmatch(text)
-        if match is None:
+        unit = _UNITS.get(text[-1:], 0)
+        number = _decimal(text[:-1] if unit else text)
+        if number is None:
             return None
-        size = int(match[1]) * _UNITS[match[2]]
+        size = number * (unit or 1)
         return size if least <= size <= most else None
 
     return read
@@ -177,19 +176,27 @@ def _size(least: int, most: int) -> Callable[[str], int | None]:
 
 def _number(least: int, most: int) -> Callable[[str], int | None]:
     def read(text: str) -> int | None:
-        if re.fullmatch("[0-9]{1,9}", text) is None or not least <= int(text) <= most:
-            return None
-        return int(text)
+        number = _decimal(text)
+        return number if number is not None and least <= number <= most else None
 
     return read
 
 
 def _tag(text: str) -> str | None:
-    return text if _WORD.fullmatch(text) else None
+    return text if _is_word(text) else None
 
 
 def _pattern(text: str) -> tuple[str, ...] | None:
-    return (text,) if _WORD.fullmatch(text) else None
+    return (text,) if _is_word(text) else None
+
+
+def _is_word(text: str) -> bool:
+    return 0 < len(text) <= _LONGEST_WORD and all("!" <= character <= "~" for character in text)
+
+
+def _decimal(text: str) -> int | None:
+    """Return the number, or None: int() would take signs, blanks and other alphabets, too."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 15 else None
 
 
 def _only(word: str) -> Callable[[str], bool | None]:

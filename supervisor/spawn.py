@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import os
 import signal
-import traceback
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, NoReturn
 
 from supervisor import fds, linux
 from workers import isolate
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import NoReturn
 
 _EXEC_FAILED_STATUS = 127
 _BUG_STATUS = 70
@@ -107,6 +107,8 @@ def _run_worker(work: Callable[[], None], dies_with_pid: int | None) -> NoReturn
         work()
         status = 0
     except BaseException:
+        import traceback  # 3 ms, for those who have a bug
+
         traceback.print_exc()  # goes to the descriptor 2 the worker has left itself
     finally:
         os._exit(status)

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Any
 
 from supervisor import fds
 from supervisor.errors import ShimError, reason
 from supervisor.log import LOG_NAME, Log
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from typing import Any
 
 EXIT_STATUS_NAME = "exitStatus"
 HANDOVER_NAME = "handover"

@@ -12,17 +12,18 @@ import fcntl
 import os
 import signal
 import stat
-from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 from supervisor import fds, spawn
 from supervisor.errors import ShimError, UsageError, reason
 from supervisor.sinks import Sink, SinkKind, parse_sink
 from workers import fifo
+from workers.values import dataclass, field
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Any
 
     from supervisor.deposit import Contents, Parcel
     from supervisor.loop import Loop

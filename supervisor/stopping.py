@@ -8,11 +8,11 @@ An exec'd process is never the runtime's business: `runtime kill` would mean the
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING
 
 from supervisor.errors import ShimError
 from supervisor.waitstatus import shell_status
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

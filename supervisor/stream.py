@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import fcntl
 import os
-from typing import TYPE_CHECKING, Any, Protocol
 
 from supervisor import fds
 from workers import engines
 from workers.line_buffer import BLOCK
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Any, Protocol
 
     from supervisor.deposit import Parcel
     from supervisor.outlets import Outlet
+
+    class Watch(Protocol):
+        """What follows one worker."""
+
+        @property
+        def is_untouched(self) -> bool:
+            """Whether nothing has been heard of the worker so far."""
+
+        def fileno(self) -> int:
+            """Lend the report pipe's read end."""
+
+        def abandon(self) -> None:
+            """Listen no more; somebody else expects the worker's end."""
+
 
 _KEPT = (
     "slot",
@@ -29,20 +44,6 @@ _KEPT = (
     "told_dropped_lines",
 )
 """What `Stream.pack` says of a stream as it is."""
-
-
-class Watch(Protocol):
-    """What follows one worker."""
-
-    @property
-    def is_untouched(self) -> bool:
-        """Whether nothing has been heard of the worker so far."""
-
-    def fileno(self) -> int:
-        """Lend the report pipe's read end."""
-
-    def abandon(self) -> None:
-        """Listen no more; somebody else expects the worker's end."""
 
 
 class Stream:

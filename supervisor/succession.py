@@ -7,20 +7,46 @@ if asked to, systemd keep open.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-
 from supervisor import fds, signals, statedir, upgrade
 from supervisor.adoption import KEPT_NAMES
 from supervisor.deposit import Contents, Deposit, Parcel
 from supervisor.errors import ShimError
+from workers.values import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any, Protocol
 
     from supervisor.calls import RuntimeCalls
     from supervisor.log import Log
     from supervisor.loop import Loop
     from supervisor.order import Order
+
+    class Incumbent(Protocol):
+        """The supervisor that is to be followed."""
+
+        @property
+        def is_alive(self) -> bool:
+            """Whether its container has started and not ended."""
+
+        @property
+        def is_running(self) -> bool:
+            """Whether the same, and nobody wants it to end."""
+
+        @property
+        def is_settled(self) -> bool:
+            """Whether nothing is halfway."""
+
+        def pack(self, parcel: Parcel) -> dict[str, Any]:
+            """Return all that it knows and holds."""
+
+        def reloading(self) -> None:
+            """A reload has begun."""
+
+        def reload_is_over(self) -> None:
+            """It was not done."""
+
 
 _DEPOSIT = "deposit"
 _HAND_OVER = "hand over"
@@ -45,31 +71,6 @@ class Past(NamedTuple):
     def is_parent(self) -> bool:
         """Whether its children are ours."""
         return self.orphans is None
-
-
-class Incumbent(Protocol):
-    """The supervisor that is to be followed."""
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether its container has started and not ended."""
-
-    @property
-    def is_running(self) -> bool:
-        """Whether the same, and nobody wants it to end."""
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether nothing is halfway."""
-
-    def pack(self, parcel: Parcel) -> dict[str, Any]:
-        """Return all that it knows and holds."""
-
-    def reloading(self) -> None:
-        """A reload has begun."""
-
-    def reload_is_over(self) -> None:
-        """It was not done."""
 
 
 class Succession:

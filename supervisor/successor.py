@@ -7,8 +7,6 @@ Adoption is asked for by a person (`forkshim adopt`) or by systemd, which starts
 from __future__ import annotations
 
 import os
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from supervisor import adoption, cgroups, daemonize, front, home, signals, statedir, upgrade
 from supervisor.deposit import Deposit, DepositError
@@ -19,7 +17,9 @@ from supervisor.order import Order, Outcome, order_of
 from supervisor.shim import go_on as shim_go_on
 from supervisor.shim import rehearse
 from supervisor.succession import Orphans
+from workers.values import replace
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

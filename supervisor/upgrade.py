@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from supervisor import fds, signals
 from supervisor.crew import Crew
@@ -20,9 +19,12 @@ from supervisor.loop import Loop
 from supervisor.reaper import Reaper
 from supervisor.stream import Stream
 from supervisor.waitstatus import Exited
+from workers.values import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any, NoReturn
 
     from supervisor.calls import RuntimeCalls
     from supervisor.log import Log

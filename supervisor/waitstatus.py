@@ -8,8 +8,23 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass
-from typing import Protocol
+
+from workers.values import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class SigInfo(Protocol):
+        """The fields of `os.waitid`'s result that tell how a child ended (waitid(2))."""
+
+        @property
+        def si_code(self) -> int:
+            """CLD_EXITED, CLD_KILLED or CLD_DUMPED."""
+
+        @property
+        def si_status(self) -> int:
+            """The exit status or the signal, as `si_code` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +66,6 @@ Termination = Exited | Killed | Unknown
 
 UNKNOWN_STATUS = 69
 """EX_UNAVAILABLE of sysexits.h: ours, where the process's own is not to be had."""
-
-
-class SigInfo(Protocol):
-    """The fields of `os.waitid`'s result that tell how a child ended (waitid(2))."""
-
-    @property
-    def si_code(self) -> int:
-        """CLD_EXITED, CLD_KILLED or CLD_DUMPED."""
-
-    @property
-    def si_status(self) -> int:
-        """The exit status or the signal, as `si_code` says."""
 
 
 def from_siginfo(info: SigInfo) -> Termination:

@@ -13,9 +13,9 @@ containerd and conmon have it: the reader takes away the newline after a P, and 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 from workers import records
+from workers.values import dataclass
 
 
 def timestamp(stamp_ns: int) -> bytes:

@@ -6,11 +6,11 @@ import contextlib
 import os
 import select
 import signal
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from workers import isolate, report
+from workers.values import dataclass, field
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 

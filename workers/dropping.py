@@ -15,15 +15,48 @@ import math
 import os
 import select
 import time
-from typing import TYPE_CHECKING, Protocol
 
 from workers import engines, lines
 from workers.intake import Intake, Took
 from workers.line_buffer import DROP_OLD
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from workers.desk import Desk
     from workers.line_buffer import LineBuffer, Taken
+
+    class PatientSink(lines.RecordSink, Protocol):
+        """Where records go that may be dropped before."""
+
+        @property
+        def stall_fd(self) -> int:
+            """What is writable when there is room again; -1 if writing never has to wait."""
+
+        @property
+        def is_unfinished(self) -> bool:
+            """Whether some bytes after `consumed` may be in the sink."""
+
+        @property
+        def rest_bytes(self) -> int:
+            """What is before `consumed` and not yet in the sink."""
+
+        def open(self) -> None:
+            """Get ready to write; finish what a killed worker has begun."""
+
+        def flush(self) -> None:
+            """Write the rest; BlockingIOError if there is no room."""
+
+        def pass_over(self, position: int) -> None:
+            """Have nothing more to do with the bytes before `position`."""
+
+        def take_back(self) -> bytes:
+            """Return the rest, which is not in the sink and will not be."""
+
+        def close(self) -> None:
+            """Do what has to be done after the last record."""
+
 
 CALM_S = 1.0
 """So long after the last drop the sink counts as well again."""
@@ -33,37 +66,6 @@ NOTHING, LINE, BEGINNING = 0, 1, 2
 
 _MOST_LEFT_BYTES = 4 << 20
 _NO_ROOM_S = 0.01
-
-
-class PatientSink(lines.RecordSink, Protocol):
-    """Where records go that may be dropped before."""
-
-    @property
-    def stall_fd(self) -> int:
-        """What is writable when there is room again; -1 if writing never has to wait."""
-
-    @property
-    def is_unfinished(self) -> bool:
-        """Whether some bytes after `consumed` may be in the sink."""
-
-    @property
-    def rest_bytes(self) -> int:
-        """What is before `consumed` and not yet in the sink."""
-
-    def open(self) -> None:
-        """Get ready to write; finish what a killed worker has begun."""
-
-    def flush(self) -> None:
-        """Write the rest; BlockingIOError if there is no room."""
-
-    def pass_over(self, position: int) -> None:
-        """Have nothing more to do with the bytes before `position`."""
-
-    def take_back(self) -> bytes:
-        """Return the rest, which is not in the sink and will not be."""
-
-    def close(self) -> None:
-        """Do what has to be done after the last record."""
 
 
 class DroppingIntake(Intake):

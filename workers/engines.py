@@ -28,31 +28,32 @@ import os
 import select
 import stat
 import termios
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
 
+from workers.values import dataclass
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
 
+    class Tally(Protocol):
+        """What a copy tells of its progress; see `workers.ledger`."""
 
-class Tally(Protocol):
-    """What a copy tells of its progress; see `workers.ledger`."""
+        def moved(self, copied_bytes: int) -> None:
+            """So many bytes have reached the sink."""
 
-    def moved(self, copied_bytes: int) -> None:
-        """So many bytes have reached the sink."""
+        def in_transit(self, transit_bytes: int) -> None:
+            """So many bytes are between source and sink now."""
 
-    def in_transit(self, transit_bytes: int) -> None:
-        """So many bytes are between source and sink now."""
+        @property
+        def is_shown(self) -> bool:
+            """Whether the listeners have heard what is in the scratch pipe."""
 
-    @property
-    def is_shown(self) -> bool:
-        """Whether the listeners have heard what is in the scratch pipe."""
+        def shown(self, *, is_shown: bool) -> None:
+            """They have, or something else comes."""
 
-    def shown(self, *, is_shown: bool) -> None:
-        """They have, or something else comes."""
-
-    def missed(self, listener: int, missed_bytes: int) -> None:
-        """So many bytes came too fast for a listener."""
+        def missed(self, listener: int, missed_bytes: int) -> None:
+            """So many bytes came too fast for a listener."""
 
 
 SPLICE_BYTES = 1 << 20

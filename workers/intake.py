@@ -13,11 +13,11 @@ from __future__ import annotations
 import enum
 import os
 import select
-from typing import TYPE_CHECKING
 
 from workers import engines
 from workers.line_buffer import INTAKE_BYTES
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from workers.line_buffer import LineBuffer
 

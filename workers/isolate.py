@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING
 
+from workers import lean
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -60,7 +62,4 @@ def become(title: str, keep_fds: Iterable[int], null_fd: int) -> None:
         os.closerange(lowest, fd)
         lowest = fd + 1
     os.closerange(lowest, os.sysconf("SC_OPEN_MAX"))
-    # Here, since its import takes 5 ms; the parent of copy workers has it by now.
-    from setproctitle import setproctitle
-
-    setproctitle(title)
+    lean.set_title(title)

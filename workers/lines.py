@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
-
 from workers import engines, records
 from workers.intake import Intake, Took
+from workers.values import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from workers.desk import Desk
     from workers.line_buffer import LineBuffer
+
+    class RecordSink(Protocol):
+        """Where records go. It commits what it has written, so that it can say `consumed` anew."""
+
+        consumed: int
+        """The position in the stream up to which everything is in the sink."""
+
+        def hold(self, end: int) -> int:
+            """Return from where on lines before `end` may have to wait for what follows."""
+
+        @property
+        def limit_bytes(self) -> int:
+            """The longest line that is one record."""
+
+        def write(self, end: int) -> None:
+            """Write some records, at least one, from `consumed` on and not beyond `end`."""
 
 
 _KEPT_BYTES = 8 << 20
@@ -19,23 +37,6 @@ M_MMAP_THRESHOLD, M_TRIM_THRESHOLD; `cri` took 500 MB/s of 100-byte lines, now 1
 
 HOLD_MS = 250
 """How long the source has to be silent before nothing more is waited for."""
-
-
-class RecordSink(Protocol):
-    """Where records go. It commits what it has written, so that it can say `consumed` anew."""
-
-    consumed: int
-    """The position in the stream up to which everything is in the sink."""
-
-    def hold(self, end: int) -> int:
-        """Return from where on the lines before `end` may have to wait for what follows them."""
-
-    @property
-    def limit_bytes(self) -> int:
-        """The longest line that is one record."""
-
-    def write(self, end: int) -> None:
-        """Write some records, at least one, from `consumed` on and not beyond `end`."""
 
 
 class Looked(NamedTuple):

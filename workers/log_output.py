@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from workers import record_output
 from workers.logfile import LogWriter
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from workers import engines
     from workers.desk import Desk

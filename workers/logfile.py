@@ -23,31 +23,33 @@ import os
 import stat
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from workers import records, rotation
 from workers.line_buffer import BLOCK, LineBuffer
 from workers.locker import Locker, same_file
 from workers.shared import Memory, Record
+from workers.values import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from typing import Protocol
+
+    class Format(Protocol):
+        """How bytes become records: `limit_bytes` is the longest record's share of them."""
+
+        @property
+        def limit_bytes(self) -> int:
+            """The longest line that is one record, without its newline."""
+
+        def rewrite(self, content: bytes, stamp_ns: int, /) -> bytes:
+            """Return the records; the same arguments give the same bytes."""
+
+        def source_bytes(self, content: bytes, written: bytes, /) -> int:
+            """Return how much of `content` the whole records in `written` stand for."""
+
 
 NOBODY = 0
-
-
-class Format(Protocol):
-    """How bytes become records: `limit_bytes` is the longest record's share of them."""
-
-    @property
-    def limit_bytes(self) -> int:
-        """The longest line that is one record, without its newline."""
-
-    def rewrite(self, content: bytes, stamp_ns: int, /) -> bytes:
-        """Return the records; the same arguments give the same bytes."""
-
-    def source_bytes(self, content: bytes, written: bytes, /) -> int:
-        """Return how much of `content` the whole records in `written` stand for."""
 
 
 class FileState(NamedTuple):

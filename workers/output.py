@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from workers import engines, report
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from workers.desk import Desk
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 import errno
 import os
 import select
-from typing import TYPE_CHECKING, NamedTuple
 
 from workers import engines, record_output
 from workers.journal_socket import wait_until_read
 from workers.line_buffer import LineBuffer
 from workers.shared import Record
+from workers.values import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 

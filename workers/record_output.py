@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
 
 from workers import dropping, engines, lines, report
 from workers.line_buffer import BLOCK
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from workers.desk import Desk
     from workers.line_buffer import LineBuffer

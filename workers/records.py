@@ -8,8 +8,9 @@ successor that cuts the same bytes again makes the same records.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from workers.values import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import errno as errno_names
 import select
-from dataclasses import asdict, dataclass
 
-import orjson
+from workers.lean import orjson
+from workers.values import asdict, dataclass
 
 MOST_BYTES = select.PIPE_BUF
 """Up to here a write(2) to a pipe is not torn, pipe(7)."""

@@ -13,12 +13,14 @@ import os
 import select
 import signal
 import termios
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from workers import engines, report
+from workers.values import dataclass
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from workers.desk import Desk
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
-
 from workers import engines, report
 from workers.journal_socket import wait_until_read
+from workers.values import replace
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from workers.desk import Desk
     from workers.journal_stream import JournalStream

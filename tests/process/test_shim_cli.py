@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from supervisor.log import Log
+from workers.values import replace
 
 pytestmark = pytest.mark.process
 
