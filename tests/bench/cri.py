@@ -1,133 +1,97 @@
 """A container fills a log: `cri:` beside conmon's k8s-file, on a file system in memory.
 
 Both sides run the same container with runc. The clock runs from the word "go" until the log has
-at least all the bytes that were written, with their heads.
+at least all the bytes that were written, with their heads; CPU is that of supervisor and workers,
+or conmon's, in that time.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
 import tempfile
 import time
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.bench import peers, processes
+from tests.bench.case import Case, Sample, Setting, Variant, at_least, at_most
+from tests.bench.sites import LOOK_S, MEMORY, WAIT, let_go, make_site, running
 from tests.harness import bundles
 from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-BLOCK_BYTES = 32 << 20
-_MEMORY = "/dev/shm"
 _LEAST_HEAD_BYTES = len("2016-10-06T00:17:09.669794202Z stdout F ")
-_SCRIPT = "read go < /tmp/c/go; for i in $(seq {blocks}); do cat /tmp/c/block; done"
-_LOOK_S = 0.001
+_SCRIPT = f"{WAIT}; for i in $(seq {{blocks}}); do cat /tmp/c/block; done; echo; {WAIT}"
+# The newline: what comes after the last one is written at the end only.
 
 
-def lines_block() -> bytes:
-    """Return lines of 100 bytes."""
-    return (b"x" * 99 + b"\n") * (BLOCK_BYTES // 100)
-
-
-def endless_block() -> bytes:
-    """Return bytes without a newline."""
-    return bytes(range(32, 127)) * (BLOCK_BYTES // 95)
-
-
-@dataclass(frozen=True)
-class Logs:
-    """One kind of content; each method is one measurement, in MB/s of content."""
-
-    rootfs: Path
-    block: bytes
-    blocks: int
-
-    def forkshim(self) -> float:
-        """`forkshim run --log cri:`."""
-        with self._site() as (directory, bundle):
-            command = forkshim_command(directory, bundle, f"cri:{directory / 'log'}")
-            with subprocess.Popen(command) as supervisor:
-                rate = self._measure(directory)
-                assert supervisor.wait() == 0
-            return rate
-
-    def conmon(self) -> float:
-        """Conmon with a k8s-file."""
-        with (
-            self._site() as (directory, bundle),
-            conmon(directory, bundle, f"k8s-file:{directory / 'log'}"),
-        ):
-            return self._measure(directory)
-
-    @contextlib.contextmanager
-    def _site(self) -> Iterator[tuple[Path, Path]]:
-        with tempfile.TemporaryDirectory(dir=_MEMORY) as name:
-            directory = Path(name)
-            script = _SCRIPT.format(blocks=self.blocks)
-            yield directory, make_site(directory, self.rootfs, self.block, script)
-
-    def _measure(self, directory: Path) -> float:
-        content = len(self.block) * self.blocks
-        lines = self.block.count(b"\n") * self.blocks
-        wanted = content + lines * _LEAST_HEAD_BYTES
-        let_go(directory)
-        began = time.perf_counter()
-        while not _size(directory / "log") >= wanted:
-            time.sleep(_LOOK_S)
-        return content / 1e6 / (time.perf_counter() - began)
-
-
-def make_site(directory: Path, rootfs: Path, block: bytes, script: str) -> Path:
-    """Make a bundle whose container finds a fifo `go` and the file `block` in /tmp/c."""
-    shared = directory / "shared"
-    shared.mkdir()
-    os.mkfifo(shared / "go")
-    (shared / "block").write_bytes(block)
-    mount = {
-        "destination": "/tmp/c",
-        "type": "bind",
-        "source": str(shared),
-        "options": ["bind", "ro"],
+def cases(setting: Setting) -> Iterator[Case]:
+    """Short lines, and no lines at all."""
+    size = setting.scale.block_bytes
+    contents = {
+        "lines": ("lines of 100 bytes", (b"x" * 99 + b"\n") * (size // 100)),
+        "endless": ("no newlines", bytes(range(32, 127)) * (size // 95)),
     }
-    document = bundles.config(rootfs, bundles.shell(script), mounts=[mount])
-    return bundles.make_bundle(directory / "bundle", document)
+    mib = setting.scale.blocks * size >> 20
+    for name, (what, block) in contents.items():
+        yield Case(
+            f"cri-{name}",
+            f"log in memory, {mib} MiB, {what}",
+            [
+                Variant("forkshim", partial(_forkshim, setting, block), is_ours=True),
+                Variant("conmon", partial(_conmon, setting, block), peers.need(peers.CONMON)),
+            ],
+            [at_least(1.5, "MB/s", beside="conmon"), at_most(0.7, "CPU s/GB", beside="conmon")],
+        )
 
 
-def let_go(directory: Path) -> None:
-    """Wait until the container waits for its word, and give it."""
-    (directory / "shared/go").write_text("go\n")
+def _forkshim(setting: Setting, block: bytes) -> Sample:
+    with (
+        _site(setting, block) as (directory, bundle),
+        running(run_command(directory, bundle, f"cri:{directory / 'log'}")) as supervisor,
+    ):
+        return _measure(setting, block, directory, supervisor.pid)
 
 
-def forkshim_command(directory: Path, bundle: Path, sink: str) -> Sequence[str | Path]:
-    """Return the command that runs the bundle."""
-    options: list[str | Path] = ["--root", directory / "root", "--bundle", bundle, "--log", sink]
-    return [FORKSHIM, "run", *options, bundles.fresh_id("bench")]
+def _conmon(setting: Setting, block: bytes) -> Sample:
+    with (
+        _site(setting, block) as (directory, bundle),
+        peers.conmon(directory, bundle, f"k8s-file:{directory / 'log'}") as monitor,
+    ):
+        return _measure(setting, block, directory, monitor.pid)
 
 
 @contextlib.contextmanager
-def conmon(directory: Path, bundle: Path, log: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the bundle under conmon, as Podman and CRI-O do, to its end."""
-    container_id = bundles.fresh_id("conmon")
-    pid_file = directory / "pid"
-    words: list[str | Path] = ["--sync", "-c", container_id, "-u", container_id]
-    words += ["-n", container_id, "-r", "/usr/sbin/runc", "-b", bundle, "-p", pid_file, "-l", log]
-    exits = directory / "exits"
-    exits.mkdir()
-    words += ["--exit-dir", exits, "--socket-dir-path", directory]
-    null = subprocess.DEVNULL
-    try:
-        with subprocess.Popen(["conmon", *words], stdin=null, stdout=null, stderr=null) as monitor:
-            while _size(pid_file) <= 0:
-                time.sleep(_LOOK_S)
-            subprocess.run(["runc", "start", container_id], check=True)
-            yield monitor
-            monitor.wait()
-    finally:
-        subprocess.run(["runc", "delete", "--force", container_id], check=True)
+def _site(setting: Setting, block: bytes) -> Iterator[tuple[Path, Path]]:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as name:
+        directory = Path(name)
+        script = _SCRIPT.format(blocks=setting.scale.blocks)
+        yield directory, make_site(directory, setting.rootfs, block, script)
+
+
+def _measure(setting: Setting, block: bytes, directory: Path, supervisor: int) -> Sample:
+    content = len(block) * setting.scale.blocks
+    lines = block.count(b"\n") * setting.scale.blocks
+    wanted = content + lines * _LEAST_HEAD_BYTES
+    let_go(directory)  # the container waited for it, so the workers have been forked
+    pids = processes.forkshim_pids(supervisor)
+    cpu_s = processes.cpu_s(pids)
+    began = time.perf_counter()
+    while not _size(directory / "log") >= wanted:
+        time.sleep(LOOK_S)
+    took_s = time.perf_counter() - began
+    cpu_s = processes.cpu_s(pids) - cpu_s
+    let_go(directory)
+    return {"MB/s": content / 1e6 / took_s, "CPU s/GB": cpu_s / (content / 1e9)}
+
+
+def run_command(directory: Path, bundle: Path, sink: str) -> Sequence[str | Path]:
+    """Return the command by which forkshim runs the bundle."""
+    options: list[str | Path] = ["--root", directory / "root", "--bundle", bundle, "--log", sink]
+    return [FORKSHIM, "run", *options, bundles.fresh_id("bench")]
 
 
 def _size(path: Path) -> int:
