@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,7 @@ def main() -> int:
     """Run the cases, print the table; returns 1 if a case could not be measured."""
     words = _words()
     leaks.become_subreaper()
+    signal.signal(signal.SIGTERM, _ended)  # with everything that we have started
     # Byte code is written once and used, as in an installed package.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryDirectory() as directory:
@@ -56,6 +58,10 @@ def main() -> int:
         print(f"\nold: {old['commit']}, {old['machine']}\n\n{table.COMPARED_HEAD}")
         print("\n".join(table.compared(old, found)))
     return 0 if len(results) == len(chosen) else 1
+
+
+def _ended(signum: int, _frame: object) -> None:
+    sys.exit(128 + signum)
 
 
 def _words() -> argparse.Namespace:

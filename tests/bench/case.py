@@ -66,6 +66,12 @@ class Setting:
     scale: Scale
     ways: Sequence[Way]
 
+    @property
+    def run_ways(self) -> Sequence[Way]:
+        """Those that start `forkshim run` in another way, too."""
+        plain, *others = self.ways
+        return [plain, *(way for way in others if way.environment or way.run != plain.run)]
+
 
 @dataclass(frozen=True)
 class Variant:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from tests.bench import peers, processes
 from tests.bench.sites import WAIT, has_content, let_go, make_site
 from tests.harness import bundles, waiting
-from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -99,18 +98,17 @@ class Crowd(ABC):
 class Forkshims(Crowd):
     """`forkshim run`, with both outputs in pipes."""
 
-    def __init__(self, rootfs: Path, way: Way | None = None) -> None:
-        """Start with nobody."""
+    def __init__(self, rootfs: Path, way: Way) -> None:
+        """Start with nobody; each will be started in that way."""
         super().__init__(rootfs)
         self._way = way
         self._supervisors: list[int] = []
 
     def _start(self, directory: Path, bundle: Path) -> Callable[[], object]:
-        words = [str(FORKSHIM), "run"] if self._way is None else self._way.run
-        env = None if self._way is None else self._way.env
+        words: list[str | Path] = [*self._way.run, "--root", directory / "root", "--bundle", bundle]
         process = subprocess.Popen(
-            [*words, "--root", directory / "root", "--bundle", bundle, bundles.fresh_id("crowd")],
-            stdin=_NULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env,
+            [*words, bundles.fresh_id("crowd")],
+            stdin=_NULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=self._way.env,
         )  # fmt: skip
         self._own(process)
         self._supervisors.append(process.pid)

@@ -1,7 +1,8 @@
 """What containers cost that do nothing: memory and wake-ups, beside conmon and containerd's shim.
 
-Only who supervises counts: supervisor and workers, conmon, containerd-shim-runc-v2; neither the
-containers nor containerd. Wake-ups are voluntary context switches of all their threads.
+Only who supervises counts: supervisor and workers, conmon, containerd-shim-runc-v2; not the
+containers, and not containerd or whatever else there is once on a machine. Wake-ups are voluntary
+context switches of all their threads.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ def cases(setting: Setting) -> Iterator[Case]:
         "idle",
         f"idle, for each container; wake-ups in {setting.scale.watched_s:g} s",
         [
-            Variant("forkshim", side(lambda: Forkshims(setting.rootfs)), is_ours=True),
+            *(
+                Variant(way.who, side(partial(Forkshims, setting.rootfs, way)), is_ours=True)
+                for way in setting.run_ways
+            ),
             Variant("conmon", side(lambda: Conmons(setting.rootfs)), peers.need(peers.CONMON)),
             Variant(
                 "containerd-shim-runc-v2",

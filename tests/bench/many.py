@@ -9,7 +9,8 @@ until the last of a batch has said its word, divided by their number.
 from __future__ import annotations
 
 import statistics
-from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tests.bench.case import Case, Figures, Sample, Setting, Variant, at_most
@@ -17,7 +18,7 @@ from tests.bench.crowd import Crowd, Forkshims, Runcs
 from tests.bench.pairs import Spread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 _FLAT = "last tenth / first tenth"
 
@@ -28,18 +29,15 @@ def cases(setting: Setting) -> Iterator[Case]:
     yield _OneByOne(
         "many",
         f"exec to the first word, {scale.many} containers one after another",
-        [_variant(setting, who, 1) for who in _KINDS],
+        _variants(setting, _one_more),
         [at_most(1.2, _FLAT)],
         times=scale.many,
     )
     yield Case(
         "many-at-once",
         f"the same, {scale.at_once} at once, for each",
-        [_variant(setting, who, scale.at_once) for who in _KINDS],
+        _variants(setting, partial(_batch, scale.at_once)),
     )
-
-
-_KINDS: dict[str, type[Crowd]] = {"forkshim": Forkshims, "runc run --detach": Runcs}
 
 
 class _OneByOne(Case):
@@ -56,17 +54,27 @@ def _flatness(figures: Sequence[float]) -> float:
     return statistics.median(figures[-tenth:]) / statistics.median(figures[:tenth])
 
 
-def _variant(setting: Setting, who: str, batch: int) -> Variant:
-    """Add a batch to a crowd that stays, or, if a batch is many, to one that ends with it."""
-    kind = _KINDS[who]
-    crowd = kind(setting.rootfs)
+def _variants(
+    setting: Setting, side: Callable[[str, Callable[[], Crowd]], Variant]
+) -> Sequence[Variant]:
+    ours = [side(way.who, partial(Forkshims, setting.rootfs, way)) for way in setting.run_ways]
+    return [
+        *(replace(variant, is_ours=True) for variant in ours),
+        side("runc run --detach", partial(Runcs, setting.rootfs)),
+    ]
 
-    def one_more() -> Sample:
-        return {"ms": crowd.add() * 1e3}
 
-    def at_once() -> Sample:
-        with kind(setting.rootfs) as alone:
-            return {"ms": alone.add(batch) / batch * 1e3}
+def _one_more(who: str, make: Callable[[], Crowd]) -> Variant:
+    """Add one to a crowd that stays for as long as the case takes."""
+    crowd = make()
+    return Variant(who, lambda: {"ms": crowd.add() * 1e3}, around=lambda: crowd)
 
-    measure, around = (one_more, lambda: crowd) if batch == 1 else (at_once, nullcontext)
-    return Variant(who, measure, is_ours=kind is Forkshims, around=around)
+
+def _batch(count: int, who: str, make: Callable[[], Crowd]) -> Variant:
+    """Start a whole crowd, which ends with it."""
+
+    def measure() -> Sample:
+        with make() as crowd:
+            return {"ms": crowd.add(count) / count * 1e3}
+
+    return Variant(who, measure)

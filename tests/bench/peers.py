@@ -160,20 +160,21 @@ class Containerd:
 def containerd() -> Iterator[Containerd]:
     """Start a daemon with its own root, state and socket and without CRI; ends it by its pid.
 
-    containerd-shim-runc-v2 has its socket in /run/containerd/s whatever the state directory is,
-    named after a hash of it, and removes it.
+    It ends with us in any case (pdeathsig). What is in /run/containerd wherever the state is, the
+    sockets of containerd-shim-runc-v2 and the fifos of `ctr`, has names of its own and is removed.
     """
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        (directory / "config.toml").write_text(_CONTAINERD_CONFIG.format(directory=directory))
+        settings = directory / "config.toml"
+        settings.write_text(_CONTAINERD_CONFIG.format(directory=directory))
         daemon = Containerd(directory / "containerd.sock")
+        command = ["setpriv", "--pdeathsig", "TERM", CONTAINERD, "--config", str(settings)]
         with (
             (directory / "log").open("wb") as log,
             subprocess.Popen(
-                [CONTAINERD, "--config", directory / "config.toml"],
-                stdin=_NULL, stdout=log, stderr=log, process_group=0,
+                command, stdin=_NULL, stdout=log, stderr=log, process_group=0
             ) as process,
-        ):  # fmt: skip
+        ):
             try:
                 waiting.wait_path(daemon.address, Path.exists)
                 _wait_served(daemon)

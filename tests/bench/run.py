@@ -35,8 +35,7 @@ def cases(setting: Setting) -> Iterator[Case]:
     """The one case."""
     ours = [
         Variant(way.who, partial(_ours, setting.rootfs, way), is_ours=True)
-        for way in setting.ways
-        if way is setting.ways[0] or way.environment
+        for way in setting.run_ways
     ]
     ctr = Ctr()
     yield Case(
