@@ -49,8 +49,9 @@ def main() -> int:
             print("\n".join(f"{case.name:<16}{case.what}" for case in cases))
             return 0
         chosen = _chosen(cases, words.cases)
+        about = {"machine": machine(), "commit": commit(), "rounds": words.rounds}
         results = _measure(chosen, words.rounds)
-    found = table.as_json(results, machine=machine(), commit=commit(), rounds=words.rounds)
+    found = table.as_json(results, **about)
     if words.json is not None:
         words.json.write_text(json.dumps(found, indent=1) + "\n")
     if words.compare is not None:
@@ -113,6 +114,7 @@ def _measure(cases: Sequence[Case], rounds: int) -> list[Result]:
             print(f"| {case.what} (`{case.name}`) | failed | | | | |", flush=True)
             continue
         results.append(result)
+        leaks.reap()  # containers and shims that were left to us, their subreaper
         print("\n".join(table.rows(result)), flush=True)
     print(f"\n{time.monotonic() - began:.0f} s")
     for lack in (lack for case in cases for lack in case.lacks):

@@ -63,7 +63,7 @@ def _measure(setting: Setting, listeners: int) -> Sample:
             run = stack.enter_context(
                 running(
                     [FORKSHIM, "run", "--root", root, "--bundle", bundle, container_id],
-                    stdin=subprocess.DEVNULL, stdout=wfd,
+                    stdin=subprocess.DEVNULL, stdout=wfd, stderr=subprocess.PIPE,
                 )
             )  # fmt: skip
             os.close(wfd)
