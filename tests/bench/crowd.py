@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.bench import peers, processes
-from tests.bench.sites import WAIT, has_content, let_go, make_site
+from tests.bench.sites import STOPPED_S, WAIT, has_content, let_go, make_site
 from tests.harness import bundles, waiting
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ class Crowd(ABC):
         trace: TracebackType | None,
     ) -> None:
         """Let everybody go, wait for each, clear up."""
-        self._limit_s = waiting.LIMIT_S if error is None else 0.0
+        self._limit_s = waiting.LIMIT_S if error is None else 0.1
         with self._stack:
             for directory in self._sites:
-                with contextlib.suppress(TimeoutError):  # killed below
+                with contextlib.suppress(TimeoutError):  # made to end by what follows
                     let_go(directory, limit_s=self._limit_s)
         self._sites = []
 
@@ -75,16 +75,25 @@ class Crowd(ABC):
         return directory, make_site(directory, self._rootfs, b"", _SCRIPT)
 
     def _own(self, process: subprocess.Popen[bytes]) -> None:
-        """Wait for it in the end; who does not end by itself, in a bad end, is killed."""
+        """Wait for it in the end; who does not end by itself, in a bad end, is made to."""
 
         def finish() -> None:
             with process:
                 try:
                     process.wait(self._limit_s)
                 except subprocess.TimeoutExpired:
+                    process.terminate()
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(STOPPED_S)
                     process.kill()
 
         self._stack.callback(finish)
+
+    def _forget(self, container_id: str, pid_file: Path) -> None:
+        """Delete a container of runc's that is about to end."""
+        with contextlib.suppress(FileNotFoundError, ValueError, TimeoutError):
+            waiting.wait_process(int(pid_file.read_text()), self._limit_s)
+        peers.delete(container_id)
 
     @abstractmethod
     def _start(self, directory: Path, bundle: Path) -> Callable[[], object]:
@@ -125,7 +134,7 @@ class Runcs(Crowd):
     def _start(self, directory: Path, bundle: Path) -> Callable[[], object]:
         container_id = bundles.fresh_id("crowd")
         pid_file = directory / "pid"
-        self._stack.callback(_forget, container_id, pid_file)
+        self._stack.callback(self._forget, container_id, pid_file)
         words: list[str | Path] = ["--detach", "--bundle", bundle, "--pid-file", pid_file]
         process = subprocess.Popen(
             ["runc", "run", *words, container_id],
@@ -150,7 +159,7 @@ class Conmons(Crowd):
     def _start(self, directory: Path, bundle: Path) -> Callable[[], object]:
         container_id, log = bundles.fresh_id("crowd"), directory / "log"
         command = peers.conmon_command(directory, bundle, container_id, f"k8s-file:{log}")
-        self._stack.callback(_forget, container_id, directory / "pid")
+        self._stack.callback(self._forget, container_id, directory / "pid")
         monitor = subprocess.Popen(command, stdin=_NULL, stdout=_NULL, stderr=_NULL)
         self._own(monitor)
         self._monitors.append(monitor.pid)
@@ -210,10 +219,3 @@ def _word(process: subprocess.Popen[bytes]) -> Callable[[], object]:
         assert stdout.readline() == b"ready\n"
 
     return hear
-
-
-def _forget(container_id: str, pid_file: Path) -> None:
-    """Delete a container of runc's that is about to end."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        waiting.wait_process(int(pid_file.read_text()))
-    peers.delete(container_id)

@@ -35,6 +35,8 @@ dd if=/dev/zero bs=64k count={{blocks}} 2>/dev/null
 {WAIT}
 """
 
+_SETTLED_S = 0.2
+
 
 def cases(setting: Setting) -> Iterator[Case]:
     """The one case; nobody but forkshim."""
@@ -79,7 +81,7 @@ def _measure(setting: Setting, listeners: int) -> Sample:
             ]
             heard = [_until_heard(directory, rfd, each.pid) for each in hearing]
             before = sum(map(processes.written_bytes, heard))
-            pids = processes.forkshim_pids(run.pid)
+            pids = _settled(run.pid)
             let_go(directory)
             cpu_s, began = processes.cpu_s(pids), time.perf_counter()
             _drain(rfd, total)
@@ -90,6 +92,14 @@ def _measure(setting: Setting, listeners: int) -> Sample:
     if listeners:
         found["heard"] = (after - before) / total / listeners
     return found
+
+
+def _settled(supervisor: int) -> list[int]:
+    """Wait until the workers that let newcomers hear are there to stay; returns all pids."""
+    pids: list[int] = []
+    while pids != (pids := processes.forkshim_pids(supervisor)):
+        time.sleep(_SETTLED_S)
+    return pids
 
 
 def _greet(directory: Path, rfd: int) -> None:

@@ -25,7 +25,8 @@ MEMORY = "/dev/shm"
 LOOK_S = 0.0002
 """Between two looks at what has no event."""
 
-_STOPPED_S = 15.0  # more than the 10 s that forkshim gives a container
+STOPPED_S = 30.0
+"""More than forkshim takes to stop a container that does not listen: 10 s, and 5 s to drain."""
 
 
 def make_site(
@@ -76,7 +77,7 @@ def running(command: Sequence[str | Path], **popen: Any) -> Iterator[subprocess.
         except BaseException:
             process.terminate()  # forkshim stops its container
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_STOPPED_S)
+                process.wait(STOPPED_S)
             process.kill()
             raise
 
