@@ -51,7 +51,8 @@ fmt: setup ## reformat, and mend what ruff can mend
 	$(python) -m ruff format
 	$(python) -m ruff check --fix
 
-bench: setup ## speed and memory
+bench: setup ## speed and memory, beside others; make bench ARGS='start idle --json FILE'
+	@tests/setup/packages bench $(if $(is_root),,|| echo 'going on without: who is missing is not measured')
 	@$(python) -m tests.bench $(ARGS)
 
 soak: setup ## random faults for 9 minutes; make soak ARGS='--seconds 3600 --seed 7' for more

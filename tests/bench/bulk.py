@@ -1,119 +1,28 @@
-"""A container writes to its stdout as fast as it can, and a reader drains it.
+"""A container writes or reads as fast as it can; the bench drains or feeds it.
 
-Both sides run the same container with runc, the same 1 MiB pipes and the same reader; the one
-without a shim gives runc the pipe itself. The clock runs from the word "go" to the last byte.
-CPU is what the supervisor and its workers used in that time (proc(5), schedstat).
+All sides run the same container with runc; `tests.bench.streams` says how each is plumbed. The
+clock runs from the word "go" to the last byte that we have read, or to the container's word that
+it has read everything. CPU is that of those who copy: supervisor and workers, conmon, the copiers.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-import subprocess
-import tempfile
-import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.harness import bundles, waiting
-from tests.harness.engine import Engine
+from tests.bench import streams
+from tests.bench.case import Case, Setting, at_least, at_most
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PIPE_BYTES = 1 << 20
 
-
-@dataclass
-class Bulk:
-    """One bundle and one amount; each method is one measurement, in MB/s."""
-
-    rootfs: Path
-    total_bytes: int
-    shim_cpu_s: list[float]
-
-    def with_shim(self) -> float:
-        """Client's fifo behind forkshim-shim."""
-        with tempfile.TemporaryDirectory() as directory:
-            bundle = self._bundle(Path(directory))
-            with Engine(
-                Path(directory) / "state",
-                bundles.fresh_id("bench"),
-                bundle,
-                containerdStdin="stdin",
-                containerdStderr="",
-            ) as engine:
-                (stdout,) = engine.attach("stdout")
-                os.set_blocking(stdout, True)
-                fcntl.fcntl(stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-                engine.run()
-                stdin = engine.open("stdin", os.O_WRONLY)
-                assert engine.shim is not None
-                shim = engine.shim.pid
-                before = _cpu_s(shim)
-                rate = self._drain(stdin, stdout)
-                self.shim_cpu_s.append(_cpu_s(shim) - before)
-                os.write(stdin, b"end\n")
-                engine.wait_end()
-                return rate
-
-    def without(self) -> float:
-        """The container's pipe itself."""
-        with tempfile.TemporaryDirectory() as directory:
-            bundle = self._bundle(Path(directory))
-            with _bare_container(bundle) as (stdin, stdout):
-                rate = self._drain(stdin, stdout)
-                os.write(stdin, b"end\n")
-                return rate
-
-    def _bundle(self, directory: Path) -> Path:
-        blocks = self.total_bytes >> 16
-        # It stays alive after the last byte, and with it the worker whose CPU is read then.
-        script = f"read go; dd if=/dev/zero bs=64k count={blocks} 2>/dev/null; read end"
-        document = bundles.config(self.rootfs, bundles.shell(script))
-        return bundles.make_bundle(directory / "bundle", document)
-
-    def _drain(self, stdin: int, stdout: int) -> float:
-        buffer = bytearray(PIPE_BYTES)
-        os.write(stdin, b"go\n")
-        waiting.wait_readable(stdout)
-        began = time.perf_counter()
-        left = self.total_bytes
-        while left:
-            left -= os.readv(stdout, [buffer])
-        return self.total_bytes / 1e6 / (time.perf_counter() - began)
-
-
-@contextlib.contextmanager
-def _bare_container(bundle: Path) -> Iterator[tuple[int, int]]:
-    """Run the bundle on two pipes of ours; yields our ends of its stdin and stdout."""
-    container_id = bundles.fresh_id("bare")
-    theirs_in, ours_in = os.pipe()
-    ours_out, theirs_out = os.pipe()
-    fcntl.fcntl(ours_out, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    try:
-        subprocess.run(
-            ["runc", "create", "--bundle", bundle, container_id],
-            check=True,
-            stdin=theirs_in,
-            stdout=theirs_out,
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(theirs_out)
-        subprocess.run(["runc", "start", container_id], check=True)
-        yield ours_in, ours_out
-        waiting.read_to_end(ours_out)
-    finally:
-        subprocess.run(["runc", "delete", "--force", container_id], check=True)
-        for fd in (theirs_in, ours_in, ours_out):
-            os.close(fd)
-
-
-def _cpu_s(shim_pid: int) -> float:
-    workers = [pid for pid in waiting.children_of(shim_pid) if waiting.title_of(pid).endswith("]")]
-    spent_ns = 0
-    for pid in (shim_pid, *workers):
-        spent_ns += int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
-    return spent_ns / 1e9
+def cases(setting: Setting) -> Iterator[Case]:
+    """Stdout and stdin by pipes."""
+    much = f"{setting.scale.bulk_bytes >> 20:,} MiB"
+    wanted = [at_least(0.95, "MB/s", beside="bare pipe"), at_most(0.15, "CPU s/GB")]
+    output, feed = (
+        streams.variants(setting, script, terminal=False, slow_only=False)
+        for script in (streams.OUTPUT, streams.INPUT)
+    )
+    yield Case("bulk-stdout", f"{much} of stdout", output, wanted)
+    yield Case("bulk-stdin", f"{much} of stdin", feed)

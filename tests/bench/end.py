@@ -1,55 +1,66 @@
-"""From the container's last word to its status on the disk, beside conmon's exit file."""
+"""From the container's last word to its status on the disk, beside conmon's exit file.
+
+Ours is fsync'ed, and its directory as well.
+"""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import time
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench import logs
+from tests.bench import peers
+from tests.bench.case import Case, Sample, Setting, Variant, at_most
+from tests.bench.sites import LOOK_S, WAIT, let_go, make_site
 from tests.harness import bundles
 from tests.harness.engine import Engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-_SCRIPT = "read go < /tmp/c/go"
-_LOOK_S = 0.0002
+    from collections.abc import Callable, Iterator
 
 
-@dataclass(frozen=True)
-class End:
-    """One root file system; each method is one measurement, in milliseconds."""
-
-    rootfs: Path
-
-    def forkshim(self) -> float:
-        """`exitStatus` of forkshim-shim."""
-        with tempfile.TemporaryDirectory() as name:
-            directory = Path(name)
-            bundle = logs.make_site(directory, self.rootfs, b"", _SCRIPT)
-            with Engine(directory / "state", bundles.fresh_id("end"), bundle) as engine:
-                engine.run_attached()
-                took_ms = _measure(directory, (directory / "state/exitStatus").exists)
-                engine.wait_end()
-                engine.wait_shim()
-            return took_ms
-
-    def conmon(self) -> float:
-        """The file in conmon's --exit-dir."""
-        with tempfile.TemporaryDirectory() as name:
-            directory = Path(name)
-            bundle = logs.make_site(directory, self.rootfs, b"", _SCRIPT)
-            with logs.conmon(directory, bundle, f"k8s-file:{directory / 'log'}"):
-                return _measure(directory, lambda: bool(os.listdir(directory / "exits")))
+def cases(setting: Setting) -> Iterator[Case]:
+    """The one case."""
+    yield Case(
+        "end",
+        "exit to the status on the disk",
+        [
+            Variant("forkshim", partial(_forkshim, setting.rootfs), is_ours=True),
+            Variant("conmon", partial(_conmon, setting.rootfs), peers.need(peers.CONMON)),
+        ],
+        [at_most(1, "ms", beside="conmon")],
+        times=3,
+    )
 
 
-def _measure(directory: Path, is_there: Callable[[], bool]) -> float:
-    logs.let_go(directory)
+def _forkshim(rootfs: Path) -> Sample:
+    """`exitStatus` of forkshim-shim."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        bundle = make_site(directory, rootfs, b"", WAIT)
+        with Engine(directory / "state", bundles.fresh_id("end"), bundle) as engine:
+            engine.run_attached()
+            took = _measure(directory, (directory / "state/exitStatus").exists)
+            engine.wait_end()
+            engine.wait_shim()
+        return took
+
+
+def _conmon(rootfs: Path) -> Sample:
+    """The file in conmon's --exit-dir."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        bundle = make_site(directory, rootfs, b"", WAIT)
+        with peers.conmon(directory, bundle, f"k8s-file:{directory / 'log'}"):
+            return _measure(directory, lambda: bool(os.listdir(directory / "exits")))
+
+
+def _measure(directory: Path, is_there: Callable[[], bool]) -> Sample:
+    let_go(directory)
     began = time.perf_counter()
     while not is_there():
-        time.sleep(_LOOK_S)
-    return (time.perf_counter() - began) * 1e3
+        time.sleep(LOOK_S)
+    return {"ms": (time.perf_counter() - began) * 1e3}

@@ -1,101 +1,64 @@
-"""What containers cost that do nothing: memory and wake-ups, beside conmon."""
+"""What containers cost that do nothing: memory and wake-ups, beside conmon and containerd's shim.
+
+Only who supervises counts: supervisor and workers, conmon, containerd-shim-runc-v2; not the
+containers, and not containerd or whatever else there is once on a machine. Wake-ups are voluntary
+context switches of all their threads.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
-import tempfile
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
-from tests.bench import logs
-from tests.harness import waiting
+from tests.bench import peers, processes
+from tests.bench.case import Case, Sample, Setting, Variant, at_most
+from tests.bench.crowd import Conmons, Containerds, Crowd, Forkshims
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-_SCRIPT = "echo ready; read go < /tmp/c/go"
-_WATCHED_S = 3.0
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Per container.
-
-    Attributes:
-        pss_mb: Of the supervisor and its workers; what several share is divided among them.
-        uss_mb: What nobody shares.
-        wake_ups: In three seconds: voluntary context switches.
-    """
-
-    pss_mb: float
-    uss_mb: float
-    wake_ups: float
+_SETTLED_S = 1.0  # for the last that was started
 
 
-def forkshim(rootfs: Path, count: int) -> Cost:
-    """`forkshim run`, with both outputs in pipes."""
-    with contextlib.ExitStack() as running:
-        pids = [running.enter_context(_forkshim(rootfs)) for _ in range(count)]
-        workers = [child for pid in pids for child in waiting.children_of(pid)
-                   if waiting.title_of(child).endswith("]")]  # fmt: skip
-        return _cost([*pids, *workers], count)
+def cases(setting: Setting) -> Iterator[Case]:
+    """One crowd of each kind, which grows."""
+
+    def side(make: Callable[[], Crowd]) -> Callable[[], Sample]:
+        return partial(_measure, make, setting)
+
+    most = max(setting.scale.idle)
+    yield Case(
+        "idle",
+        f"idle, for each container; wake-ups in {setting.scale.watched_s:g} s",
+        [
+            *(
+                Variant(way.who, side(partial(Forkshims, setting.rootfs, way)), is_ours=True)
+                for way in setting.run_ways
+            ),
+            Variant("conmon", side(lambda: Conmons(setting.rootfs)), peers.need(peers.CONMON)),
+            Variant(
+                "containerd-shim-runc-v2",
+                side(lambda: Containerds(setting.rootfs)),
+                peers.need(peers.CTR),
+            ),
+        ],
+        [at_most(0, f"wake-ups of {most}")],
+        is_once=True,
+    )
 
 
-def conmon(rootfs: Path, count: int) -> Cost:
-    """Conmon with a k8s-file, as Podman runs it."""
-    with contextlib.ExitStack() as running:
-        pids = [running.enter_context(_conmon(rootfs)) for _ in range(count)]
-        return _cost(pids, count)
-
-
-@contextlib.contextmanager
-def _forkshim(rootfs: Path) -> Iterator[int]:
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        bundle = logs.make_site(directory, rootfs, b"", _SCRIPT)
-        with subprocess.Popen(
-            logs.forkshim_command(directory, bundle, "passthrough"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        ) as supervisor:
-            assert supervisor.stdout is not None
-            supervisor.stdout.readline()
-            yield supervisor.pid
-            logs.let_go(directory)
-
-
-@contextlib.contextmanager
-def _conmon(rootfs: Path) -> Iterator[int]:
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        bundle = logs.make_site(directory, rootfs, b"", _SCRIPT)
-        with logs.conmon(directory, bundle, f"k8s-file:{directory / 'log'}") as monitor:
-            yield monitor.pid
-            logs.let_go(directory)
-
-
-def _cost(pids: list[int], count: int) -> Cost:
-    before = sum(map(_wake_ups, pids))
-    time.sleep(_WATCHED_S)
-    woken = sum(map(_wake_ups, pids)) - before
-    pss_kb, uss_kb = (sum(figures) for figures in zip(*map(_memory_kb, pids), strict=True))
-    return Cost(pss_kb / 1024 / count, uss_kb / 1024 / count, woken / count)
-
-
-def _memory_kb(pid: int) -> tuple[int, int]:
-    """Return PSS and USS (proc(5), smaps_rollup)."""
-    fields = _fields(Path(f"/proc/{pid}/smaps_rollup"))
-    return fields["Pss"], fields["Private_Clean"] + fields["Private_Dirty"]
-
-
-def _wake_ups(pid: int) -> int:
-    return _fields(Path(f"/proc/{pid}/status"))["voluntary_ctxt_switches"]
-
-
-def _fields(path: Path) -> dict[str, int]:
-    pairs = (line.partition(":")[::2] for line in path.read_text().splitlines())
-    return {name: int(words.split()[0]) for name, words in pairs if words.split()[:1] and
-            words.split()[0].isdecimal()}  # fmt: skip
+def _measure(make: Callable[[], Crowd], setting: Setting) -> Sample:
+    sample: Sample = {}
+    with make() as crowd:
+        for count in setting.scale.idle:
+            while len(crowd) < count:
+                crowd.add()
+            pids = crowd.pids()
+            time.sleep(min(_SETTLED_S, setting.scale.watched_s))
+            before = processes.wake_ups(pids)
+            time.sleep(setting.scale.watched_s)
+            sample[f"wake-ups of {count}"] = processes.wake_ups(pids) - before
+            for what, much in processes.memory_mb(pids).items():
+                sample[f"{what} of {count}, MB"] = much / count
+    return sample

@@ -1,13 +1,15 @@
-"""Measuring two things in turn, A B A B, so that a machine that drifts drifts for both."""
+"""Measuring things in turn, A B A B, so that a machine that drifts drifts for all of them."""
 
 from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -23,26 +25,34 @@ class Spread:
 
     def __str__(self) -> str:
         """Median and range."""
-        return f"{self.median:.3g} ({min(self.figures):.3g} to {max(self.figures):.3g})"
+        if len(self.figures) == 1:
+            return _short(self.median)
+        low, high = min(self.figures), max(self.figures)
+        return f"{_short(self.median)} ({_short(low)} to {_short(high)})"
 
 
 def in_turn(
-    first: Callable[[], float], second: Callable[[], float], rounds: int
-) -> tuple[Spread, Spread]:
-    """Call both once to warm up, then `rounds` times in turn."""
-    first()
-    second()
-    pairs = [(first(), second()) for _ in range(rounds)]
-    return Spread([a for a, _ in pairs]), Spread([b for _, b in pairs])
+    measures: Sequence[Callable[[], T]], rounds: int, *, warm_up: bool = True
+) -> list[list[T]]:
+    """Call each once to warm up, then `rounds` times in turn; returns what each has returned."""
+    if warm_up:
+        for measure in measures:
+            measure()
+    found: list[list[T]] = [[] for _ in measures]
+    for _ in range(rounds):
+        for results, measure in zip(found, measures, strict=True):
+            results.append(measure())
+    return found
 
 
-def ratio(first: Spread, second: Spread) -> float:
-    """Return the median of first/second, pair by pair."""
-    pairs = zip(first.figures, second.figures, strict=True)
+def ratio(first: Spread, second: Spread) -> float | None:
+    """Return the median of first/second, pair by pair; None if a second one is zero."""
+    pairs = list(zip(first.figures, second.figures, strict=True))
+    if not all(b for _, b in pairs):
+        return None
     return statistics.median(a / b for a, b in pairs)
 
 
-def difference(first: Spread, second: Spread) -> float:
-    """Return the median of first-second, pair by pair."""
-    pairs = zip(first.figures, second.figures, strict=True)
-    return statistics.median(a - b for a, b in pairs)
+def _short(number: float) -> str:
+    """Three digits, and no exponent."""
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"

@@ -1,71 +1,105 @@
-"""From exec to the pid file: `forkshim-shim` against the runtime alone."""
+"""From exec to the pid file: forkshim-shim beside the runtime alone, and beside conmon.
+
+Each side gets the same bundle, and has its clock stopped by the same event: the file that the
+runtime's `create --pid-file` writes has come into its directory (inotify). forkshim-shim has a
+prepared state directory and fifos with a reader; the runtime alone has /dev/null; conmon writes a
+k8s-file, as under Podman. No side's end is measured.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from tests.bench import peers
+from tests.bench.case import Case, Sample, Setting, Variant
+from tests.bench.sites import has_content
 from tests.harness import bundles, waiting
 from tests.harness.engine import Engine
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
-@dataclass
-class Start:
-    """One root file system; each method is one measurement, in milliseconds."""
+    from tests.bench.ways import Way
 
-    rootfs: Path
+_NULL = subprocess.DEVNULL
 
-    def with_shim(self) -> float:
-        """forkshim-shim in a prepared state directory, streams on fifos with a reader."""
-        with tempfile.TemporaryDirectory() as directory:
-            bundle = self._bundle(Path(directory))
-            state_dir = Path(directory) / "state"
-            with Engine(state_dir, bundles.fresh_id("bench"), bundle) as engine:
-                engine.attach("stdout", "stderr")
-                began = time.perf_counter()
-                engine.launch()
-                waiting.wait_path(state_dir / "pid", _has_content)
-                took_ms = (time.perf_counter() - began) * 1e3
-                engine.created()
-                engine.start()
-                engine.wait_end()
-                engine.wait_shim()
-                return took_ms
 
-    def without(self) -> float:
-        """`runc create --pid-file`."""
-        container_id = bundles.fresh_id("bare")
-        with tempfile.TemporaryDirectory() as directory:
-            bundle = self._bundle(Path(directory))
-            pid_path = Path(directory) / "pid"
+def cases(setting: Setting) -> Iterator[Case]:
+    """With runc, and with crun."""
+    rootfs = setting.rootfs
+    conmon = Variant("conmon", partial(_conmon, rootfs), peers.need(peers.CONMON))
+    yield Case("start", "exec to pid file", [*_sides(setting, "runc"), conmon], times=3)
+    yield Case("start-crun", "the same with crun", _sides(setting, "crun"), times=3)
+
+
+def _sides(setting: Setting, runtime: str) -> Sequence[Variant]:
+    rootfs = setting.rootfs
+    lack = peers.need_crun(rootfs) if runtime == peers.CRUN else peers.need(runtime)
+    ours = [
+        Variant(way.who, partial(_forkshim, rootfs, way, runtime), lack, is_ours=True)
+        for way in setting.ways
+    ]
+    return [*ours, Variant(f"{runtime} alone", partial(_alone, rootfs, runtime), lack)]
+
+
+def _forkshim(rootfs: Path, way: Way, runtime: str) -> Sample:
+    with tempfile.TemporaryDirectory() as name:
+        bundle = _bundle(Path(name), rootfs)
+        state_dir, container_id = Path(name) / "state", bundles.fresh_id("bench")
+        with Engine(state_dir, container_id, bundle, runtime=runtime) as engine:
+            engine.attach("stdout", "stderr")
+            words = [*way.shim[1:], container_id, str(bundle), runtime]
+            env = way.env
             began = time.perf_counter()
-            command: list[str | Path] = [
-                "runc",
-                "create",
-                "--bundle",
-                bundle,
-                "--pid-file",
-                pid_path,
-                container_id,
-            ]
-            null = subprocess.DEVNULL
-            with subprocess.Popen(command, stdin=null, stdout=null, stderr=null) as runtime:
-                waiting.wait_path(pid_path, _has_content)
-                took_ms = (time.perf_counter() - began) * 1e3
-                assert runtime.wait() == 0
-            subprocess.run(["runc", "delete", "--force", container_id], check=True)
-            return took_ms
-
-    def _bundle(self, directory: Path) -> Path:
-        document = bundles.config(self.rootfs, ["true"])
-        return bundles.make_bundle(directory / "bundle", document)
+            engine.launch(argv=words, shim=Path(way.shim[0]), env=env)
+            took = _until(state_dir / "pid", began)
+            engine.created()
+            subprocess.run([runtime, "start", container_id], check=True, capture_output=True)
+            engine.wait_end()
+            engine.wait_shim()
+            return took
 
 
-def _has_content(path: Path) -> bool:
-    try:
-        return path.stat().st_size > 0
-    except FileNotFoundError:
-        return False
+def _alone(rootfs: Path, runtime: str) -> Sample:
+    container_id = bundles.fresh_id("bare")
+    with tempfile.TemporaryDirectory() as name:
+        pid_file = Path(name) / "pid"
+        bundle = _bundle(Path(name), rootfs)
+        words: list[str | Path] = ["--bundle", bundle, "--pid-file", pid_file]
+        command = [runtime, "create", *words, container_id]
+        began = time.perf_counter()
+        with subprocess.Popen(command, stdin=_NULL, stdout=_NULL, stderr=_NULL) as process:
+            took = _until(pid_file, began)
+            assert process.wait() == 0
+        peers.delete(container_id, runtime)
+        return took
+
+
+def _conmon(rootfs: Path) -> Sample:
+    container_id = bundles.fresh_id("conmon")
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        bundle = _bundle(directory, rootfs)
+        log = f"k8s-file:{directory / 'log'}"
+        command = peers.conmon_command(directory, bundle, container_id, log)
+        began = time.perf_counter()
+        with subprocess.Popen(command, stdin=_NULL, stdout=_NULL, stderr=_NULL) as monitor:
+            took = _until(directory / "pid", began)
+            subprocess.run(["runc", "start", container_id], check=True, capture_output=True)
+            monitor.wait()
+        peers.delete(container_id)
+        return took
+
+
+def _until(path: Path, began: float) -> Sample:
+    waiting.wait_path(path, has_content)
+    return {"ms": (time.perf_counter() - began) * 1e3}
+
+
+def _bundle(directory: Path, rootfs: Path) -> Path:
+    return bundles.make_bundle(directory / "bundle", bundles.config(rootfs, ["true"]))

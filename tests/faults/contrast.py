@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from tests.bench import logs
+from tests.bench import peers, sites
 from tests.harness import bundles, leaks, waiting
 
 TOTAL_BYTES = 1 << 30
@@ -62,10 +62,10 @@ def conmon(rootfs: Path) -> str:
     script = "read go < /tmp/c/go; while cat /tmp/c/block; do :; done"
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        bundle = logs.make_site(directory, rootfs, b"x" * 99 + b"\n", script)
-        with logs.conmon(directory, bundle, f"k8s-file:{directory / 'log'}") as monitor:
+        bundle = sites.make_site(directory, rootfs, b"x" * 99 + b"\n", script)
+        with peers.conmon(directory, bundle, f"k8s-file:{directory / 'log'}") as monitor:
             pid = int((directory / "pid").read_text())
-            logs.let_go(directory)
+            sites.let_go(directory)
             waiting.wait_path(directory / "log", lambda path: path.stat().st_size > 1 << 16)
             # conmon has forked: the one that supervises is the container's parent.
             os.kill(_parent(pid), signal.SIGKILL)

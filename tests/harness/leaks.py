@@ -35,7 +35,7 @@ class Snapshot:
     @staticmethod
     def take(*, with_runtime: bool) -> Snapshot:
         """Look. Children that have ended and were not waited for are reaped and not counted."""
-        _reap()
+        reap()
         return Snapshot(
             descriptors=frozenset(_descriptors()),
             children=frozenset(_children()),
@@ -44,7 +44,7 @@ class Snapshot:
         )
 
 
-def _reap() -> None:
+def reap() -> None:
     """Reap orphans we have inherited; living ones stay and are seen."""
     while True:
         try:

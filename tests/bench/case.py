@@ -1,0 +1,185 @@
+"""What every case is made of: who is measured beside whom, by what, and what is wanted.
+
+A module of cases has one function, `cases(setting)`, and its docstring says from where to where
+each side is measured. `__main__` names the modules; a case's name is its module's, or begins with
+it and a hyphen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tests.bench.pairs import Spread, in_turn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from tests.bench.ways import Way
+
+Sample = dict[str, float]
+"""One measurement: a figure for each quantity, whose name ends in its unit ("CPU s/GB")."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything: what `make bench` takes, and `TINY` for the test of the runner."""
+
+    bulk_bytes: int = 2 << 30
+    slow_bytes: int = 256 << 20
+    block_bytes: int = 32 << 20
+    blocks: int = 8
+    journal_lines: int = 100_000
+    idle: Sequence[int] = (1, 10, 50, 200)
+    watched_s: float = 3.0
+    many: int = 200
+    at_once: int = 20
+
+
+TINY = Scale(
+    bulk_bytes=4 << 20,
+    slow_bytes=1 << 20,
+    block_bytes=1 << 20,
+    blocks=1,
+    journal_lines=1000,
+    idle=(1, 2),
+    watched_s=0.1,
+    many=10,
+    at_once=2,
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all cases share.
+
+    Attributes:
+        rootfs: Of every container.
+        scale: How much of everything.
+        ways: Of starting forkshim, the plain one first.
+    """
+
+    rootfs: Path
+    scale: Scale
+    ways: Sequence[Way]
+
+    @property
+    def run_ways(self) -> Sequence[Way]:
+        """Those that start `forkshim run` in another way, too."""
+        plain, *others = self.ways
+        return [plain, *(way for way in others if way.environment or way.run != plain.run)]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One side of a case.
+
+    Attributes:
+        who: Its name in tables.
+        measure: Makes one measurement, and cleans up.
+        lack: Says why it cannot be measured on this machine; empty if it can.
+        is_ours: It is forkshim; the others are what it stands beside.
+        around: What it needs for as long as its case takes: a daemon, say.
+    """
+
+    who: str
+    measure: Callable[[], Sample]
+    lack: Callable[[], str] = str
+    is_ours: bool = False
+    around: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A promise: of a figure of ours, or of its ratio to that of `beside`."""
+
+    quantity: str
+    how: str
+    number: float
+    beside: str = ""
+
+    def is_kept(self, number: float) -> bool:
+        """Say whether a figure or a ratio is good enough."""
+        return number >= self.number if self.how == "at least" else number <= self.number
+
+    def __str__(self) -> str:
+        """What the table says."""
+        return f"{self.how} {self.number:g}" + ("x" if self.beside else "")
+
+
+def at_least(number: float, quantity: str, *, beside: str = "") -> Wanted:
+    """Make a promise of a figure that should be large."""
+    return Wanted(quantity, "at least", number, beside)
+
+
+def at_most(number: float, quantity: str, *, beside: str = "") -> Wanted:
+    """Make a promise of a figure that should be small."""
+    return Wanted(quantity, "at most", number, beside)
+
+
+Figures = dict[str, dict[str, Spread]]
+"""Of each side, by its name, the figures of each quantity."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Some sides that are measured in turn.
+
+    Attributes:
+        name: Of one word, with hyphens.
+        what: A line for the table.
+        variants: All sides.
+        wanted: What is promised.
+        times: So many measurements for each round that was asked for: short ones need more.
+        is_once: One measurement tells, and there is nothing to warm up.
+    """
+
+    name: str
+    what: str
+    variants: Sequence[Variant]
+    wanted: Sequence[Wanted] = ()
+    times: int = 1
+    is_once: bool = False
+
+    @property
+    def present(self) -> Sequence[Variant]:
+        """The sides that can be measured here."""
+        return [variant for variant in self.variants if not variant.lack()]
+
+    @property
+    def lacks(self) -> Sequence[str]:
+        """What says which sides cannot, and why."""
+        lacks = ((variant, variant.lack()) for variant in self.variants)
+        return [f"{self.name}: {variant.who}: {why}" for variant, why in lacks if why]
+
+    def figures(self, rounds: int) -> Figures:
+        """Measure."""
+        count = 1 if self.is_once else rounds * self.times
+        return self._in_turn(count, warm_up=not self.is_once)
+
+    def _in_turn(self, count: int, *, warm_up: bool) -> Figures:
+        with contextlib.ExitStack() as stack:
+            for variant in self.present:
+                stack.enter_context(variant.around())
+            measures = [variant.measure for variant in self.present]
+            samples = in_turn(measures, count, warm_up=warm_up)
+        return {
+            variant.who: collected(found)
+            for variant, found in zip(self.present, samples, strict=True)
+        }
+
+
+def collected(samples: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
+    """Turn measurements of the same quantities into the figures of each."""
+    return {name: Spread([sample[name] for sample in samples]) for name in samples[0]}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A case that was measured."""
+
+    case: Case
+    figures: Figures = field(default_factory=dict)

@@ -1,0 +1,106 @@
+"""From exec of one command to the first word of the container's process, and to the command's end.
+
+`forkshim run` makes its container by itself. `ctr run --rm` asks a containerd that runs already,
+which starts containerd-shim-runc-v2; `runc run` has neither a supervisor nor a daemon. All three
+are given the same config.json, /dev/null for stdin and a pipe for stdout, stay in the foreground,
+and leave nothing of the container. Its process says a word and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.bench import peers
+from tests.bench.case import Case, Sample, Setting, Variant
+from tests.bench.sites import running
+from tests.harness import bundles
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from tests.bench.ways import Way
+
+_WORD = b"ready\n"
+_Command = Callable[[Path, str], Sequence["str | Path"]]
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    """The one case."""
+    ours = [
+        Variant(way.who, partial(_ours, setting.rootfs, way), is_ours=True)
+        for way in setting.run_ways
+    ]
+    ctr = Ctr()
+    yield Case(
+        "run",
+        "exec to the first word and to the end",
+        [
+            *ours,
+            Variant("runc run", partial(_measure, setting.rootfs, _runc)),
+            Variant(
+                "ctr run",
+                partial(_measure, setting.rootfs, ctr),
+                peers.need(peers.CTR),
+                around=ctr.daemon,
+            ),
+        ],
+        times=3,
+    )
+
+
+class Ctr:
+    """`ctr run`, and the daemon that it asks."""
+
+    def __init__(self) -> None:
+        """There is no daemon yet."""
+        self._daemon: peers.Containerd | None = None
+
+    @contextlib.contextmanager
+    def daemon(self) -> Iterator[None]:
+        """Have it for a while."""
+        with peers.containerd() as self._daemon:
+            yield
+        self._daemon = None
+
+    def __call__(self, bundle: Path, container_id: str) -> Sequence[str | Path]:
+        """Return the command."""
+        assert self._daemon is not None
+        return self._daemon.run_command(bundle, container_id, "--rm")
+
+
+def _ours(rootfs: Path, way: Way) -> Sample:
+    with tempfile.TemporaryDirectory() as root:
+
+        def command(bundle: Path, container_id: str) -> Sequence[str | Path]:
+            return [*way.run, "--root", root, "--bundle", bundle, container_id]
+
+        return _measure(rootfs, command, way.env)
+
+
+def _runc(bundle: Path, container_id: str) -> Sequence[str | Path]:
+    return ["runc", "run", "--bundle", bundle, container_id]
+
+
+def _measure(rootfs: Path, command: _Command, env: Mapping[str, str] | None = None) -> Sample:
+    with tempfile.TemporaryDirectory() as name:
+        document = bundles.config(rootfs, ["echo", _WORD.decode().strip()])
+        bundle = bundles.make_bundle(Path(name) / "bundle", document)
+        words = command(bundle, bundles.fresh_id("run"))
+        began = time.perf_counter()
+        with running(
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=env, bufsize=0
+        ) as process:
+            assert process.stdout is not None
+            word = process.stdout.read(len(_WORD))
+            spoke = time.perf_counter()
+            status = process.wait()
+            ended = time.perf_counter()
+        assert (word, status) == (_WORD, 0), (word, status)
+    return {"ms to the first word": (spoke - began) * 1e3, "ms to the end": (ended - began) * 1e3}
