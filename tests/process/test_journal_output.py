@@ -9,13 +9,13 @@ import select
 import signal
 import socket
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from supervisor.waitstatus import Exited, Killed
-from tests.harness import dying, fake_journal, waiting
+from tests.harness import dying, fake_journal, networks, waiting
 from tests.harness.fake_journal import FakeJournal
 from tests.harness.forked import forked
 from tests.harness.rewriting import Feed, Writer
@@ -23,7 +23,7 @@ from workers import journal_output, journal_socket
 from workers import lines as line_loop
 from workers.intake import Intake
 from workers.journal import Journal, JournalWriter
-from workers.journal_fields import Origin
+from workers.journal_fields import Origin, RecordMaker
 from workers.ledger import Ledger
 from workers.line_buffer import LineBuffer
 from workers.report import Report
@@ -429,16 +429,91 @@ def _block(number: int) -> bytes:
     return b"".join(b"line %d of block %d\n" % (line, number) for line in range(400))
 
 
-def test_what_a_small_buffer_refuses_goes_as_a_memfd(taker: FakeJournal) -> None:
+def test_what_a_small_buffer_refuses_goes_as_a_memfd(
+    taker: FakeJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_socket, "ROOM_BYTES", 4096)
+    monkeypatch.setattr(journal_socket, "LARGE_ROOM_BYTES", 8192)
     with JournalSite(taker.path) as site:
-        site.journal.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
         site.feed.end_with(b"x" * 30_000 + b"\n")
         site.run()
     assert [datagram.is_memfd for datagram in taker.datagrams()] == [True]
 
 
-def test_the_socket_is_asked_for_a_large_buffer(taker: FakeJournal) -> None:
+def test_a_large_record_and_a_killed_worker_leave_the_room_as_small_as_it_was(
+    taker: FakeJournal,
+) -> None:
     with journal_socket.connect(os.fspath(taker.path)) as to:
-        size = to.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-        with open("/proc/sys/net/core/wmem_max") as file:
-            assert size >= 2 * min(int(file.read()), journal_socket.SEND_BUFFER_BYTES)
+        to.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 100 << 10)  # killed just then
+        sender = journal_socket.Sender(to, os.getpid())
+        assert _room(to) == journal_socket.ROOM_BYTES
+        sender.send(b"CONTAINER_LOG_ORDINAL=1\nMESSAGE=" + b"x" * 200_000 + b"\n")
+        assert _room(to) == journal_socket.ROOM_BYTES
+    assert [datagram.is_memfd for datagram in taker.datagrams()] == [False]
+
+
+def _room(to: socket.socket) -> int:
+    return to.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2  # the kernel doubles it
+
+
+QUEUE = 512  # as systemd has it
+STREAMS = 6
+
+
+def _in_a_namespace(work: Callable[[], None]) -> None:
+    """Run `work` where journald's queue is as it is under systemd."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may make a network namespace")
+
+    def run() -> None:
+        networks.make_private(QUEUE)
+        work()
+
+    with forked(run) as child:
+        assert child.wait() == Exited(0)
+
+
+def _fill(to: socket.socket) -> int:
+    """Send records until there is no room for more; return how many."""
+    sender = journal_socket.Sender(to, os.getpid(), is_patient=False)
+    maker = RecordMaker(Origin("0123456789abcdef", name="web"), "stdout", 6)
+    sent = 0
+    with suppress(BlockingIOError):
+        while True:
+            sender.send(maker.make(b"x" * 100, 6, sent + 1))
+            sent += 1
+    return sent
+
+
+def test_streams_that_journald_does_not_read_leave_room_for_what_others_say(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "socket"
+
+    def work() -> None:
+        with ExitStack() as stack:
+            stack.enter_context(fake_journal.bind(path))
+            for _ in range(STREAMS):
+                to = stack.enter_context(journal_socket.connect(os.fspath(path)))
+                assert 16 <= _fill(to) < QUEUE // STREAMS
+            other = stack.enter_context(journal_socket.connect(os.fspath(path)))
+            other.send(b"MESSAGE=me, too\n", socket.MSG_DONTWAIT)
+
+    _in_a_namespace(work)
+
+
+def test_a_sender_that_waits_is_woken_once_for_many_records(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+
+    def work() -> None:
+        with (
+            fake_journal.bind(path) as slow,
+            journal_socket.connect(os.fspath(path)) as to,
+        ):
+            unread = sent = _fill(to)
+            while not select.select([], [to], [], 0)[1]:
+                fake_journal.receive(slow)
+                unread -= 1
+            assert 0 < unread <= sent // 2
+
+    _in_a_namespace(work)
