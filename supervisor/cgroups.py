@@ -11,7 +11,9 @@ Source: https://systemd.io/CGROUP_DELEGATION; systemd.exec(5), SYSTEMD_EXEC_PID 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
+from supervisor import standin
 from supervisor.errors import ShimError, reason
 
 TYPE_CHECKING = False
@@ -104,5 +106,8 @@ def _move_to(directory: str) -> None:
         os.makedirs(directory, exist_ok=True)  # an earlier start of the unit may have left it
         with open(f"{directory}/cgroup.procs", "wb", buffering=0) as file:
             file.write(b"0")  # the writer itself
+            for pid in standin.companions():
+                with suppress(ProcessLookupError):
+                    file.write(b"%d" % pid)
     except OSError as error:
         raise ShimError(f"move to cgroup {directory}: {reason(error)}") from error

@@ -6,7 +6,7 @@ import argparse
 import math
 import sys
 
-from supervisor import __version__, fds, upgrade
+from supervisor import __version__, fds, standin, upgrade
 from supervisor.errors import ShimError
 from supervisor.run import DEFAULT_ROOT, RunRequest, run
 from supervisor.runtime import absolute
@@ -20,14 +20,20 @@ exit status: the container's own; 128+n if signal n ended it. Without a containe
   75 the id is in use    143 stopped before the container existed
 """
 
+DEFAULT_ZYGOTE = "/run/forkshim-zygote"
 _MACHINE_STATUS = 71  # OSERR of systemd-analyze exit-status
 
 
 def main() -> int:
     """Run the command with `sys.argv`; returns its exit status."""
+    return standin.tell(_run_command())
+
+
+def _run_command() -> int:
     fds.ensure_stdio()
     request = parse(sys.argv[1:])
     try:
+        standin.resume()
         arrival = upgrade.arrive()
         if arrival is not None:
             return go_on(arrival)
@@ -37,6 +43,11 @@ def main() -> int:
             from supervisor.attach import attach
 
             return attach(request.container_id, request.root)
+        if isinstance(request, ZygoteRequest):
+            from supervisor import shim_cli, zygote
+
+            mains = {"forkshim": main, "forkshim-shim": shim_cli.main}
+            return zygote.serve(request.directory, mains)
         return run(request)
     except ShimError as error:
         message = f"forkshim: {request.container_id}: {error}"
@@ -67,7 +78,18 @@ class AttachRequest:
     root: str
 
 
-def parse(arguments: list[str]) -> RunRequest | AdoptRequest | AttachRequest:
+@dataclass(frozen=True, slots=True)
+class ZygoteRequest:
+    """The command line of `forkshim zygote`, parsed."""
+
+    directory: str
+    container_id: str = "zygote"
+
+
+Request = RunRequest | AdoptRequest | AttachRequest | ZygoteRequest
+
+
+def parse(arguments: list[str]) -> Request:
     """Read the command line; ends the process with status 2 and a usage line if it is wrong."""
     parser = argparse.ArgumentParser(
         prog="forkshim",
@@ -99,12 +121,25 @@ def parse(arguments: list[str]) -> RunRequest | AdoptRequest | AttachRequest:
         allow_abbrev=False,
     )
     _add_place(listening)
+    template = commands.add_parser(
+        "zygote",
+        help="serve a host: fork supervisors that are ready at once (forkshim-zygote.service)",
+        allow_abbrev=False,
+    )
+    template.add_argument(
+        "--directory",
+        default=DEFAULT_ZYGOTE,
+        metavar="DIR",
+        help=f"where it is asked (default: {DEFAULT_ZYGOTE})",
+    )
     for word in arguments:
         if not word.isprintable() and "\udc80" <= max(word) <= "\udcff":
             parser.error(f"not UTF-8: {word!r}")
     words = parser.parse_args(arguments)
     if words.command == "adopt":
         return AdoptRequest(words.id, words.root, words.detach)
+    if words.command == "zygote":
+        return ZygoteRequest(words.directory)
     if words.command == "attach":
         return AttachRequest(words.id, words.root)
     return RunRequest(

@@ -22,6 +22,7 @@ _libc.syscall.restype = ctypes.c_long
 _libc.tee.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint)
 _libc.tee.restype = ctypes.c_ssize_t
 
+_IOPRIO_WHO_PROCESS = 1
 _SYS_PIDFD_GETFD = 438
 """The same on every architecture; the C library has a function for it since glibc 2.36 only."""
 
@@ -86,6 +87,20 @@ def pidfd_getfd(pidfd: int, target_fd: int) -> int:
         errno = ctypes.get_errno()
         raise OSError(errno, os.strerror(errno), f"pidfd_getfd({target_fd})")
     return int(fd)
+
+
+def ioprio_get(number: int, pid: int) -> int:
+    """Return the I/O priority of a process, 0 if it was never set; `pid` 0 is this one.
+
+    `number` is the system call's, which depends on the machine. Source: ioprio_get(2).
+    """
+    priority = _libc.syscall(
+        ctypes.c_long(number), ctypes.c_int(_IOPRIO_WHO_PROCESS), ctypes.c_int(pid)
+    )
+    if priority < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno), f"ioprio_get({pid})")
+    return int(priority)
 
 
 def tee(source_fd: int, sink_fd: int, count: int) -> int:

@@ -10,10 +10,13 @@ Source: sd_notify(3); unix(7) for abstract names.
 
 from __future__ import annotations
 
-import array
 import os
+import struct
+import sys
 import time
 from contextlib import suppress
+
+from supervisor import standin
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +25,11 @@ if TYPE_CHECKING:
 
 SOCKET_VARIABLE = "NOTIFY_SOCKET"
 _LONGEST_STATUS = 512
-_SOL_SOCKET, _SCM_RIGHTS = 1, 1  # the module `socket` is imported where somebody listens
+_SOL_SOCKET, _SCM_RIGHTS, _SCM_CREDENTIALS = (
+    1,
+    1,
+    2,
+)  # the module `socket` is imported where somebody listens
 
 
 class Notifier:
@@ -87,11 +94,7 @@ class Notifier:
             return
         for name, fd in descriptors.items():
             message = f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0".encode()
-            rights = array.array("i", [fd]).tobytes()
-            with suppress(OSError):
-                self._socket.sendmsg(
-                    [message], [(_SOL_SOCKET, _SCM_RIGHTS, rights)], 0, self._address
-                )
+            self._send_bytes(message, (_SOL_SOCKET, _SCM_RIGHTS, fd.to_bytes(4, sys.byteorder)))
 
     def keep_no_more(self, names: Iterable[str]) -> None:
         """Take back what was left there under these names."""
@@ -110,8 +113,19 @@ class Notifier:
 
     def _send(self, *lines: str) -> None:
         if self._socket is not None:
-            with suppress(OSError):  # EAGAIN, ECONNREFUSED: systemd is busy or being replaced
-                self._socket.sendto("\n".join(lines).encode(errors="replace"), self._address)
+            self._send_bytes("\n".join(lines).encode(errors="replace"))
+
+    def _send_bytes(self, message: bytes, *ancillary: tuple[int, int, bytes]) -> None:
+        if self._socket is None:
+            return
+        stand_in = standin.ours()
+        if stand_in is not None:
+            # It is the unit's main process, and the only one that NotifyAccess=main hears. Who has
+            # CAP_SYS_ADMIN may send in another's name (unix(7), SCM_CREDENTIALS).
+            sender = struct.pack("=iII", stand_in.pid, os.getuid(), os.getgid())
+            ancillary = (*ancillary, (_SOL_SOCKET, _SCM_CREDENTIALS, sender))
+        with suppress(OSError):  # EAGAIN, ECONNREFUSED: systemd is busy or being replaced
+            self._socket.sendmsg([message], ancillary, 0, self._address)
 
 
 def _watchdog_s(environment: Mapping[str, str]) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-from supervisor import fds, statedir, upgrade
+from supervisor import fds, standin, statedir, upgrade
 from supervisor.errors import RuntimeFailedError, ShimError, UsageError
 from supervisor.ids import check_id
 from supervisor.notify import SILENT
@@ -24,6 +24,10 @@ _USAGE = "usage: forkshim-shim ID BUNDLE RUNTIME  (in the state directory)"
 
 def main() -> int:
     """Run the command with `sys.argv`; returns its exit status."""
+    return standin.tell(_run_command())
+
+
+def _run_command() -> int:
     fds.ensure_stdio()
     arguments = sys.argv[1:]
     command = upgrade.own_command()
@@ -31,6 +35,7 @@ def main() -> int:
         print(_USAGE, file=sys.stderr)  # noqa: T201 -- nothing else is open yet
         return 1
     try:
+        standin.resume()
         arrival = upgrade.arrive()
         if arrival is not None and arrival.is_rehearsal:
             rehearse(_resumed_order(arrival, command), arrival.contents)

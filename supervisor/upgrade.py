@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-from supervisor import fds, signals
+from supervisor import fds, signals, standin
 from supervisor.crew import Crew
 from supervisor.deposit import Contents, Deposit, DepositError, Parcel
 from supervisor.errors import ShimError, reason
@@ -182,9 +182,13 @@ def become(
     kept = [*deposit.fds, *((lock_fd,) if lock_fd >= 0 else ())]
     try:
         deposit.put(document, parcel)
+        environment = {**os.environ, VARIABLE: _text(_BECOME, deposit, lock_fd)}
+        stand_in = standin.ours()
+        if stand_in is not None:
+            kept += stand_in.fds
+            environment[standin.VARIABLE] = stand_in.setting
         for fd in kept:
             os.set_inheritable(fd, True)
-        environment = {**os.environ, VARIABLE: _text(_BECOME, deposit, lock_fd)}
         os.execve(command[0], [*command], environment)
     except ShimError as error:
         failed = error

@@ -45,7 +45,7 @@ _NSPAWN = (
     *("--notify-ready=yes", "--console=pipe", "--private-network"),
     *("--resolv-conf=off", "--timezone=off", "--link-journal=no"),
     # What runc needs and nspawn forbids: a keyring for each container, filters for devices.
-    "--system-call-filter=@keyring bpf",
+    "--system-call-filter=@keyring bpf pidfd_getfd",
 )
 _JANITOR_S = 60.0
 

@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 class Person:
     """Starts `forkshim run ARGS` with a new terminal as stdin, stdout and stderr. Owns both."""
 
-    def __init__(self, *args: str | Path, columns: int = 80, rows: int = 24) -> None:
+    def __init__(
+        self, *args: str | Path, columns: int = 80, rows: int = 24, program: Path = FORKSHIM
+    ) -> None:
         """Open the terminal and start the command."""
         self.ptmx_fd, self.pts_fd = pty.openpty()
         self.resize(columns, rows)
         self.before = termios.tcgetattr(self.pts_fd)
         self.command = subprocess.Popen(
-            [FORKSHIM, "run", *args],
+            [program, "run", *args],
             stdin=self.pts_fd,
             stdout=self.pts_fd,
             stderr=self.pts_fd,

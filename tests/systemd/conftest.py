@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 _numbers = itertools.count()
-_LAUNCHER = '#!/bin/sh\nPYTHONPATH={root} exec "{program}" "$@"\n'
+LAUNCHER = '#!/bin/sh\nPYTHONPATH={root} exec "{program}" "$@"\n'
 """It runs this checkout, whichever one its environment was made for."""
 
 
@@ -90,7 +90,7 @@ def make_bed(bundle_dir: Path, rootfs: Path) -> Bed:
         f"/etc/systemd/system/{path.name}": path.read_text()
         for path in (ROOT / "systemd").glob("*.service")
     }
-    files["/usr/bin/forkshim"] = _LAUNCHER.format(root=ROOT, program=FORKSHIM)
+    files["/usr/bin/forkshim"] = LAUNCHER.format(root=ROOT, program=FORKSHIM)
     return Bed(
         bind_ro=[ROOT, Path(sys.prefix), rootfs],
         bind={bundle_dir: "/var/lib/forkshim"},

@@ -1,0 +1,194 @@
+"""A process that asks the zygote for a supervisor: what it is, and becoming like it.
+
+A supervisor is what its caller has made it: environment, limits, control group, credentials,
+namespaces and more. What can be taken over from outside is; where anything else is different, the
+answer is "start one yourself" (`difference`), so that nobody gets another supervisor than without
+a zygote.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+
+from supervisor import fds, linux
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+CGROUP_ROOT = "/sys/fs/cgroup"
+
+_SAME_STATUS = (
+    *("Uid", "Gid", "Groups", "NoNewPrivs", "Seccomp", "Cpus_allowed", "Mems_allowed"),
+    *("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"),
+)
+"""Fields of /proc/PID/status that nobody can change for us, or should."""
+
+_SAME_FILES = ("attr/current", "coredump_filter", "loginuid", "personality", "sessionid")
+_NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+_LIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
+_IOPRIO_GET = {"x86_64": 252, "aarch64": 31, "riscv64": 31}
+"""ioprio_get(2) has no function in the C library."""
+
+
+class Caller:
+    """One process, looked at from outside. Owns its pidfd and what was taken from it."""
+
+    def __init__(self, pid: int) -> None:
+        """Find it.
+
+        Raises:
+            OSError: It is gone, or not to be looked at.
+        """
+        self.pid = pid
+        self._pidfd = fds.Fd(os.pidfd_open(pid))
+        self.argv = _strings(_read(pid, "cmdline"))
+
+    def take(self, fd: int) -> fds.Fd:
+        """Duplicate a descriptor of it.
+
+        Raises:
+            OSError: It has none of that number.
+        """
+        return fds.Fd(linux.pidfd_getfd(self._pidfd.fileno(), fd))
+
+    def difference(self, own_fds: Iterable[int]) -> str:
+        """Return what it has that could not be taken over, in a word; "" for nothing.
+
+        `own_fds`: what it has opened for the conversation with us.
+
+        Raises:
+            OSError: It is gone.
+        """
+        ours, its = _status("self"), _status(self.pid)
+        for name in _SAME_STATUS:
+            if ours.get(name) != its.get(name):
+                return name
+        for name in _SAME_FILES:
+            if _read_if_there("self", name) != _read_if_there(self.pid, name):
+                return name
+        for name in _NAMESPACES:
+            if _link("self", f"ns/{name}") != _link(self.pid, f"ns/{name}"):
+                return f"{name} namespace"
+        if not os.path.samefile("/proc/self/root", f"/proc/{self.pid}/root"):
+            return "root"
+        if os.sched_getscheduler(0) != os.sched_getscheduler(self.pid):
+            return "scheduler"
+        if _io_priority(0) != _io_priority(self.pid):
+            return "I/O priority"
+        if self._controlling_terminal():
+            return "controlling terminal"
+        return self._strange_fd(set(own_fds))
+
+    def _controlling_terminal(self) -> bool:
+        # proc(5), /proc/PID/stat: state ppid pgrp session tty_nr after the name in parentheses.
+        return _read(self.pid, "stat").rpartition(b")")[2].split()[4] != b"0"
+
+    def _strange_fd(self, own: set[int]) -> str:
+        """Say which descriptor we would not have: terminals, and what an exec would pass on."""
+        for name in os.listdir(f"/proc/{self.pid}/fd"):
+            fd = int(name)
+            if fd <= 2:
+                if _link(self.pid, f"fd/{fd}").startswith(("/dev/tty", "/dev/pts", "/dev/console")):
+                    return "terminal"
+            elif fd not in own and not self._is_close_on_exec(fd):
+                return f"descriptor {fd}"
+        return ""
+
+    def _is_close_on_exec(self, fd: int) -> bool:
+        for line in _read(self.pid, f"fdinfo/{fd}").decode().splitlines():
+            if line.startswith("flags:"):
+                return bool(int(line.split()[1], 8) & os.O_CLOEXEC)
+        return False
+
+    def become(self) -> None:
+        """Make this process like it: what `difference` has not looked at.
+
+        Raises:
+            OSError: Something cannot be taken over.
+        """
+        environment = _environment(_read(self.pid, "environ"))
+        os.chdir(f"/proc/{self.pid}/cwd")
+        os.umask(int(_status(self.pid)["Umask"], 8))
+        for limit in _LIMITS:
+            resource.setrlimit(limit, resource.prlimit(self.pid, limit))
+        adjustment = _read(self.pid, "oom_score_adj")
+        if adjustment != _read("self", "oom_score_adj"):
+            _write("/proc/self/oom_score_adj", adjustment)
+        nice = os.getpriority(os.PRIO_PROCESS, self.pid)
+        if nice != os.getpriority(os.PRIO_PROCESS, 0):
+            os.setpriority(os.PRIO_PROCESS, 0, nice)
+        _join_cgroups(self.pid)
+        os.environ.clear()
+        # Between it and systemd, and systemd takes us for it.
+        for name in (b"SYSTEMD_EXEC_PID", b"WATCHDOG_PID"):
+            if environment.get(name) == b"%d" % self.pid:
+                environment[name] = b"%d" % os.getpid()
+        os.environb.update(environment)
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._pidfd.close()
+
+
+def _join_cgroups(pid: int) -> None:
+    its = _read(pid, "cgroup")
+    ours = _read("self", "cgroup").splitlines()
+    for line in its.splitlines():
+        if line in ours:
+            continue
+        number, controllers, path = os.fsdecode(line).split(":", 2)
+        place = "" if number == "0" else f"/{controllers.removeprefix('name=')}"
+        if number == "0" and not os.path.exists(f"{CGROUP_ROOT}/cgroup.controllers"):
+            place = "/unified"  # hybrid: systemd's own, beside those of v1
+        _write(f"{CGROUP_ROOT}{place}{path}/cgroup.procs", b"0")
+    if _read("self", "cgroup") != its:
+        raise OSError(f"not in the control groups of process {pid}")
+
+
+def _environment(text: bytes) -> dict[bytes, bytes]:
+    pairs = (word.partition(b"=") for word in text.split(b"\0"))
+    return {name: value for name, equals, value in pairs if name and equals}
+
+
+def _strings(text: bytes) -> list[str]:
+    return [os.fsdecode(word) for word in text.removesuffix(b"\0").split(b"\0")]
+
+
+def _status(pid: int | str) -> dict[str, str]:
+    lines = _read(pid, "status").decode(errors="replace").splitlines()
+    pairs = (line.partition(":") for line in lines)
+    return {name: value.strip() for name, _colon, value in pairs}
+
+
+def _io_priority(pid: int) -> int:
+    """Return what ioprio_get(2) says; where its number is not known, nobody has another one."""
+    number = _IOPRIO_GET.get(os.uname().machine)
+    return 0 if number is None else linux.ioprio_get(number, pid)
+
+
+def _link(pid: int | str, name: str) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/{name}")
+    except FileNotFoundError:  # a kernel without such namespaces
+        if not os.path.exists(f"/proc/{pid}"):
+            raise
+        return ""
+
+
+def _read(pid: int | str, name: str) -> bytes:
+    with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
+        return file.readall() or b""
+
+
+def _read_if_there(pid: int | str, name: str) -> bytes:
+    try:
+        return _read(pid, name)
+    except OSError:  # ENOENT, EINVAL: a kernel without it
+        return b""
+
+
+def _write(path: str, content: bytes) -> None:
+    with open(path, "wb", buffering=0) as file:
+        file.write(content)
