@@ -21,6 +21,7 @@ from tests.bench import idle, journal, logs
 from tests.bench.bulk import Bulk
 from tests.bench.end import End
 from tests.bench.pairs import Spread, difference, in_turn, ratio
+from tests.bench.small import small_writes
 from tests.bench.start import Start
 from tests.harness import bundles, leaks
 
@@ -48,6 +49,7 @@ def main() -> None:
             **idle_cost(rootfs),
             **log_files(rootfs, words.rounds),
             **journal_records(words.rounds),
+            **small_writes(rootfs, words.rounds),
         }
     if words.json is not None:
         words.json.write_text(json.dumps(results, indent=1) + "\n")

@@ -52,9 +52,9 @@ class Bulk:
                 stdin = engine.open("stdin", os.O_WRONLY)
                 assert engine.shim is not None
                 shim = engine.shim.pid
-                before = _cpu_s(shim)
-                rate = self._drain(stdin, stdout)
-                self.shim_cpu_s.append(_cpu_s(shim) - before)
+                before = cpu_s(shim)
+                rate = drain(stdin, stdout, self.total_bytes)
+                self.shim_cpu_s.append(cpu_s(shim) - before)
                 os.write(stdin, b"end\n")
                 engine.wait_end()
                 return rate
@@ -63,8 +63,8 @@ class Bulk:
         """The container's pipe itself."""
         with tempfile.TemporaryDirectory() as directory:
             bundle = self._bundle(Path(directory))
-            with _bare_container(bundle) as (stdin, stdout):
-                rate = self._drain(stdin, stdout)
+            with bare_container(bundle) as (stdin, stdout):
+                rate = drain(stdin, stdout, self.total_bytes)
                 os.write(stdin, b"end\n")
                 return rate
 
@@ -75,19 +75,21 @@ class Bulk:
         document = bundles.config(self.rootfs, bundles.shell(script))
         return bundles.make_bundle(directory / "bundle", document)
 
-    def _drain(self, stdin: int, stdout: int) -> float:
-        buffer = bytearray(PIPE_BYTES)
-        os.write(stdin, b"go\n")
-        waiting.wait_readable(stdout)
-        began = time.perf_counter()
-        left = self.total_bytes
-        while left:
-            left -= os.readv(stdout, [buffer])
-        return self.total_bytes / 1e6 / (time.perf_counter() - began)
+
+def drain(stdin: int, stdout: int, total_bytes: int) -> float:
+    """Say "go" and read so many bytes; returns MB/s."""
+    buffer = bytearray(PIPE_BYTES)
+    os.write(stdin, b"go\n")
+    waiting.wait_readable(stdout)
+    began = time.perf_counter()
+    left = total_bytes
+    while left:
+        left -= os.readv(stdout, [buffer])
+    return total_bytes / 1e6 / (time.perf_counter() - began)
 
 
 @contextlib.contextmanager
-def _bare_container(bundle: Path) -> Iterator[tuple[int, int]]:
+def bare_container(bundle: Path) -> Iterator[tuple[int, int]]:
     """Run the bundle on two pipes of ours; yields our ends of its stdin and stdout."""
     container_id = bundles.fresh_id("bare")
     theirs_in, ours_in = os.pipe()
@@ -111,9 +113,12 @@ def _bare_container(bundle: Path) -> Iterator[tuple[int, int]]:
             os.close(fd)
 
 
-def _cpu_s(shim_pid: int) -> float:
+def cpu_s(shim_pid: int) -> float:
+    """Return what a shim and its workers have used of the processors so far, in seconds."""
     workers = [pid for pid in waiting.children_of(shim_pid) if waiting.title_of(pid).endswith("]")]
-    spent_ns = 0
-    for pid in (shim_pid, *workers):
-        spent_ns += int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
-    return spent_ns / 1e9
+    return sum(map(spent_s, (shim_pid, *workers)))
+
+
+def spent_s(pid: int) -> float:
+    """Return what one process has used (proc(5), schedstat)."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 32 << 20
 _MEMORY = "/dev/shm"
-_LEAST_HEAD_BYTES = len("2016-10-06T00:17:09.669794202Z stdout F ")
+LEAST_HEAD_BYTES = len("2016-10-06T00:17:09.669794202Z stdout F ")
 _SCRIPT = "read go < /tmp/c/go; for i in $(seq {blocks}); do cat /tmp/c/block; done"
 _LOOK_S = 0.001
 
@@ -65,20 +65,30 @@ class Logs:
 
     @contextlib.contextmanager
     def _site(self) -> Iterator[tuple[Path, Path]]:
-        with tempfile.TemporaryDirectory(dir=_MEMORY) as name:
-            directory = Path(name)
+        with memory_directory() as directory:
             script = _SCRIPT.format(blocks=self.blocks)
             yield directory, make_site(directory, self.rootfs, self.block, script)
 
     def _measure(self, directory: Path) -> float:
         content = len(self.block) * self.blocks
         lines = self.block.count(b"\n") * self.blocks
-        wanted = content + lines * _LEAST_HEAD_BYTES
-        let_go(directory)
-        began = time.perf_counter()
-        while not _size(directory / "log") >= wanted:
-            time.sleep(_LOOK_S)
-        return content / 1e6 / (time.perf_counter() - began)
+        return measure(directory, content, lines * LEAST_HEAD_BYTES)
+
+
+@contextlib.contextmanager
+def memory_directory() -> Iterator[Path]:
+    """Make a directory on a file system in memory."""
+    with tempfile.TemporaryDirectory(dir=_MEMORY) as name:
+        yield Path(name)
+
+
+def measure(directory: Path, content_bytes: int, head_bytes: int) -> float:
+    """Say "go" and wait until `log` is so large; returns MB/s of content."""
+    let_go(directory)
+    began = time.perf_counter()
+    while not _size(directory / "log") >= content_bytes + head_bytes:
+        time.sleep(_LOOK_S)
+    return content_bytes / 1e6 / (time.perf_counter() - began)
 
 
 def make_site(directory: Path, rootfs: Path, block: bytes, script: str) -> Path:
