@@ -156,11 +156,13 @@ class Stream:
     def route(self) -> engines.Route:
         """What the worker is handed."""
         scratch = self.scratch
+        held_bytes = 0 if self.outlet is None else self.outlet.held_bytes
         return engines.Route(
             self.source.fileno(),
             self.sink.fileno(),
             None if scratch is None else (scratch[0].fileno(), scratch[1].fileno()),
             source_is_console=self.name == "console",
+            capacity_bytes=max(0, self.capacity_bytes - held_bytes),
         )
 
     def has_pending(self) -> bool:

@@ -296,6 +296,8 @@ class _Copy:
             poller.register(self._route.source_fd, select.POLLIN)
         if self._is_stalled and self._sink.stall_fd >= 0:
             poller.register(self._sink.stall_fd, select.POLLOUT)
+        if not has_more and not self._is_over:
+            self._intake.rest()
         ready = poller.poll(0 if has_more else self._timeout_ms())
         is_ready = has_more or any(fd == self._route.source_fd for fd, _events in ready)
         self._seemed_to_have_room = any(fd == self._sink.stall_fd for fd, _events in ready)

@@ -29,6 +29,7 @@ import select
 import stat
 import termios
 
+from workers.pace import SMALL_BYTES, Pace
 from workers.values import dataclass
 
 TYPE_CHECKING = False
@@ -68,6 +69,8 @@ class Route:
     nobody listens.
     `source_is_console`: EIO from it is end of file, since nobody has the terminal open (pty(7)).
     `listeners`: numbers and pipes of those who hear what has room there, and `tee` to do that.
+    `capacity_bytes`: what the source pipe holds; 0 if it is none. As the parent knows it, because
+    F_GETPIPE_SZ takes the pipe's lock: a worker that waits in poll(2) can be killed at least.
     """
 
     source_fd: int
@@ -76,6 +79,7 @@ class Route:
     source_is_console: bool = False
     listeners: tuple[tuple[int, int], ...] = ()
     tee: Callable[[int, int, int], int] | None = None
+    capacity_bytes: int = 0
 
     @property
     def fds(self) -> tuple[int, ...]:
@@ -98,6 +102,17 @@ class CopyError(Exception):
         self.side = side
 
 
+def pace_of(route: Route, most_bytes: int = SPLICE_BYTES, small_bytes: int = SMALL_BYTES) -> Pace:
+    """Return the pace for a copy that takes `most_bytes` at once, fewer than `small_bytes` small.
+
+    None of its pauses is for a console, on either side: somebody sits there, and types. Nor is
+    there one for stdin, which goes by `workers.stdin`: whatever comes, the container waits for it.
+    """
+    is_console = route.source_is_console or os.isatty(route.sink_fd)
+    capacity_bytes = 0 if is_console else min(route.capacity_bytes, most_bytes)
+    return Pace(capacity_bytes, small_bytes=small_bytes)
+
+
 def copy(route: Route, tally: Tally) -> None:
     """Copy to end of file, telling `tally` what has left the source and what has reached the sink.
 
@@ -111,6 +126,7 @@ def copy(route: Route, tally: Tally) -> None:
 
 
 def _splice_to_end(route: Route, tally: Tally) -> None:
+    pace = pace_of(route)
     while True:
         try:
             moved = os.splice(route.source_fd, route.sink_fd, SPLICE_BYTES)
@@ -122,15 +138,20 @@ def _splice_to_end(route: Route, tally: Tally) -> None:
         if moved == 0:
             return
         tally.moved(moved)
+        if moved < pace.seen_below_bytes:
+            pace.came(moved)
+            pace.rest()
 
 
 def _copy_by_scratch(route: Route, scratch: tuple[int, int], tally: Tally) -> None:
     readable = select.poll()
     readable.register(route.source_fd, select.POLLIN)
+    pace = pace_of(route)
     show(route, scratch, tally)
     while True:
         # First what is in there: on the first round a killed predecessor may have left it.
         empty_scratch(route, scratch, tally)
+        pace.rest()
         readable.poll()
         try:
             moved = fill_scratch(route, scratch, tally)
@@ -138,6 +159,7 @@ def _copy_by_scratch(route: Route, scratch: tuple[int, int], tally: Tally) -> No
             continue
         if moved == 0:
             return
+        pace.came(moved)
 
 
 def fill_scratch(

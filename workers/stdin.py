@@ -2,7 +2,8 @@
 
 It differs from the others in what it must notice without a byte to move: that the container has
 closed its stdin, and that the supervisor is gone while a person's terminal is in raw mode. So it
-polls before it splices, and never sleeps inside splice(2) on a full pipe.
+polls before it splices, and never sleeps inside splice(2) on a full pipe. Nor does it let small
+writes gather (`workers.pace`): the container waits for each of them, and there may be a person.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ class Feed:
         self.name = name
         self.ledger = ledger
         self.slot = slot
+        self.held: tuple[int, ...] = ()
         self.source_rfd, self.source_wfd = fds.pipe()
         self.scratch = fds.pipe()
         self.null = fds.Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
@@ -51,6 +52,7 @@ class Feed:
             slot=self.slot,
             report_wfd=self.report_wfd.fileno(),
             null_fd=self.null.fileno(),
+            held=self.held,
         )
 
     def end_with(self, content: bytes) -> None:

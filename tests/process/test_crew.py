@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import pty
 import resource
@@ -147,6 +148,7 @@ def test_a_crashed_worker_is_replaced_on_the_same_descriptors(site: Site) -> Non
         waiting.wait_true(lambda number=number: site.crew.copied_bytes(stream) == number + 1)  # type: ignore[misc] # bound now
         site.kill_worker_of(stream)
         assert stream.route == route
+    assert route.capacity_bytes == fcntl.fcntl(route.source_fd, fcntl.F_GETPIPE_SZ)
     assert stream.deaths == 3
     assert site.crew.copied_bytes(stream) == 3
     assert [message for message in site.yard.messages("warn") if "replaced" in message] == [
@@ -539,6 +541,8 @@ def test_an_outlet_that_fails_is_renewed_until_it_works(site: Site, tmp_path: Pa
     recorder = Recorder(tmp_path)
     recorder.is_broken = True
     writer, stream = _recorded(site, recorder)
+    route = stream.route
+    assert route.capacity_bytes == fcntl.fcntl(route.source_fd, fcntl.F_GETPIPE_SZ)
     site.crew.start()
     site.run_until(lambda: recorder.renewed == 3)
     os.write(writer, b"said")

@@ -17,10 +17,12 @@ from supervisor import fds
 from supervisor.waitstatus import Exited, Killed
 from tests.harness import waiting
 from tests.harness.forked import file_limit, finishing, forked
+from tests.harness.pauses import Pauses
 from workers import engines, isolate, report
 from workers.desk import Desk
 from workers.ledger import Ledger
 from workers.output import work as output_work
+from workers.pace import LEAST_RUN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.process
 
+PIPE_BYTES = fds.PIPE_BYTES
 SIZES = [0, 1, 65535, 65536, 65537, 1 << 20]
 
 
@@ -226,6 +229,116 @@ def test_a_worker_killed_in_a_clogged_pipe_loses_and_repeats_nothing(bench: Benc
             got += waiting.read_to_end(sink_rfd)
             assert bench.reported(worker) is not None
     assert got == content
+
+
+class Paced(Bench):
+    """A worker whose pauses a test sees, on the way from a pipe to a pipe."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, is_direct: bool) -> None:
+        super().__init__()
+        self.pauses = Pauses(monkeypatch)
+        self.source_rfd, self.source_wfd = self.pipe(PIPE_BYTES)
+        self.sink_rfd, sink_wfd = self.pipe(PIPE_BYTES)
+        scratch = None if is_direct else self.pipe(PIPE_BYTES)
+        self.route = engines.Route(self.source_rfd, sink_wfd, scratch)
+
+    def work(self) -> None:
+        desk = self.desk()
+        desk.held = self.pauses.fds
+        output_work(desk, self.route)
+
+    def write(self, count: int) -> None:
+        for _each in range(count):
+            assert os.write(self.source_wfd, b"x" * 79 + b"\n") == 80
+
+    def begin_a_burst(self) -> None:
+        """Write and have it read, until the worker pauses."""
+        for _each in range(LEAST_RUN):
+            assert self.pauses.none_has_begun
+            self.write(1)
+            waiting.wait_readable(self.sink_rfd)
+            assert len(os.read(self.sink_rfd, 1000)) == 80
+        self.pauses.wait()
+
+    def close_source(self) -> None:
+        self.close_fd(self.source_wfd)
+
+    def close(self) -> None:
+        self.pauses.close()
+        super().close()
+
+
+@pytest.fixture(params=[True, False], ids=["direct", "scratch"])
+def paced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Paced]:
+    made = Paced(monkeypatch, is_direct=request.param)
+    yield made
+    made.close()
+
+
+def test_what_is_written_in_a_pause_is_moved_at_once_when_it_is_over(paced: Paced) -> None:
+    with forked(paced.work):
+        paced.begin_a_burst()
+        for _each in range(3):
+            paced.write(1000)
+            assert fds.pending_bytes(paced.source_rfd) == 80_000
+            paced.pauses.end()
+            paced.pauses.wait()  # there is one after each move, so this was a single one
+            assert len(os.read(paced.sink_rfd, 1 << 20)) == 80_000
+
+
+def test_all_that_came_has_reached_the_sink_before_a_pause(paced: Paced) -> None:
+    """And to the supervisor, what comes in it is pending in the source and not on its way."""
+    with forked(paced.work):
+        paced.begin_a_burst()
+        paced.write(1)
+        assert paced.ledger.copied_bytes(0) == LEAST_RUN * 80
+        assert paced.ledger.transit_bytes(0) == 0
+        assert waiting.is_readable(paced.source_rfd)
+
+
+def test_an_end_of_file_in_a_pause_is_the_end_after_it(paced: Paced) -> None:
+    with forked(paced.work) as worker:
+        paced.begin_a_burst()
+        paced.write(5)
+        paced.close_source()
+        for _each in range(2):  # after the last bytes there may be another one
+            paced.pauses.end()
+        assert paced.reported(worker) == report.Report("stdout", (LEAST_RUN + 5) * 80)
+        assert len(os.read(paced.sink_rfd, 1000)) == 5 * 80
+
+
+def test_a_worker_killed_in_a_pause_loses_and_repeats_nothing(paced: Paced) -> None:
+    for _each in range(3):
+        with forked(paced.work) as worker:
+            paced.begin_a_burst()
+            paced.write(7)
+            paced.pauses.end()
+            paced.pauses.wait()
+            paced.write(5)
+            assert worker.kill() == Killed(signal.SIGKILL)
+        assert fds.pending_bytes(paced.sink_rfd) == 7 * 80
+        with forked(paced.work) as successor:
+            waiting.wait_true(lambda: fds.pending_bytes(paced.sink_rfd) >= 12 * 80)
+            assert len(os.read(paced.sink_rfd, 2000)) == 12 * 80
+            assert paced.pauses.none_has_begun
+            successor.kill()
+
+
+def test_no_pause_is_made_where_a_person_sits(bench: Bench, tmp_path: Path) -> None:
+    master, slave = bench.pty()
+    source_rfd, sink_wfd = bench.pipe()
+
+    def is_seen(source_fd: int, sink_fd: int, capacity_bytes: int, *, is_console: bool) -> bool:
+        route = engines.Route(
+            source_fd, sink_fd, source_is_console=is_console, capacity_bytes=capacity_bytes
+        )
+        return engines.pace_of(route).seen_below_bytes > 0
+
+    assert is_seen(source_rfd, sink_wfd, PIPE_BYTES, is_console=False)
+    assert is_seen(source_rfd, bench.file(tmp_path / "f", os.O_WRONLY), 1, is_console=False)
+    assert not is_seen(source_rfd, sink_wfd, 0, is_console=False)
+    assert not is_seen(source_rfd, slave, PIPE_BYTES, is_console=False)
+    assert not is_seen(master, sink_wfd, PIPE_BYTES, is_console=True)
 
 
 @pytest.mark.parametrize("size", [0, 1, 65537])

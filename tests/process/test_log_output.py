@@ -14,16 +14,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from supervisor import spawn
 from supervisor.waitstatus import Exited, Killed
 from tests.harness import dying, waiting
-from tests.harness.forked import file_limit, finishing, forked
+from tests.harness.forked import Child, file_limit, finishing, forked
+from tests.harness.pauses import Pauses
 from tests.harness.rewriting import CRI_RECORD, LogSite, Writer, cri_records, cri_streams
 from workers.cri import CriFormat, PlainFormat
+from workers.line_buffer import BLOCK, DROP_NEW
 from workers.logfile import LogWriter
+from workers.pace import LEAST_RUN
 from workers.report import Report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from workers.logfile import Format
@@ -33,6 +37,13 @@ pytestmark = pytest.mark.process
 STDOUT = b"one\n\ntwo two two\n" + b"long " * 9 + b"\n\0\xff\r\nlast"
 STDERR = b"warn\n" + b"x" * 33 + b"\noops\n"
 SAID = {"stdout": STDOUT, "stderr": STDERR}
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pauses]:
+    made = Pauses(monkeypatch)
+    yield made
+    made.close()
 
 
 def _cri(limit_bytes: int = 12) -> dict[str, CriFormat]:
@@ -345,6 +356,53 @@ def test_a_source_that_fails_is_named(tmp_path: Path) -> None:
         feed = site.feeds["stdout"]
         os.dup2(site.log.dir_fd, feed.source_rfd.fileno(), inheritable=False)
         assert site.run("stdout") == Report("stdout", 0, errno.EISDIR, "source")
+
+
+def _pausing(site: LogSite, pauses: Pauses) -> Child:
+    """Fork a worker and bring it into its first pause; returns it."""
+    feed = site.feeds["stdout"]
+    feed.held = pauses.fds
+    worker = Child(spawn.fork_worker(site.worker("stdout")))
+    for number in range(1, LEAST_RUN + 1):
+        os.write(feed.source_wfd.fileno(), b"line\n")
+        site.wait_written("stdout", 5 * number)
+    pauses.wait()
+    return worker
+
+
+@pytest.mark.parametrize("policy", [BLOCK, DROP_NEW])
+def test_lines_that_gather_in_a_pause_are_one_batch(
+    tmp_path: Path, pauses: Pauses, policy: str
+) -> None:
+    """Its records have one time: it was written at once. Before the pause all was written."""
+    cri = {"stdout": CriFormat("stdout")}
+    with LogSite(tmp_path / "logs", cri, policy=policy, buffer_bytes=1 << 20) as site:
+        worker = _pausing(site, pauses)
+        assert len(list(cri_records(site.content()))) == LEAST_RUN
+        assert site.ledger.transit_bytes(0) == 0
+        for _each in range(100):
+            os.write(site.feeds["stdout"].source_wfd.fileno(), b"more\n")
+        pauses.end()
+        pauses.wait()
+        more = [time for time, _stream, _tag, text in cri_records(site.content())][LEAST_RUN:]
+        assert (len(more), len(set(more))) == (100, 1)
+        worker.kill()
+
+
+@pytest.mark.parametrize("policy", [BLOCK, DROP_NEW])
+def test_a_kill_or_an_end_in_a_pause_loses_and_repeats_nothing(
+    tmp_path: Path, pauses: Pauses, policy: str
+) -> None:
+    cri = {"stdout": CriFormat("stdout")}
+    with LogSite(tmp_path / "logs", cri, policy=policy, buffer_bytes=1 << 20) as site:
+        worker = _pausing(site, pauses)
+        os.write(site.feeds["stdout"].source_wfd.fileno(), b"more\nlast")
+        assert worker.kill() == Killed(signal.SIGKILL)
+        site.feeds["stdout"].end_with(b"")
+        assert site.run("stdout") == Report("stdout", 9)
+        said = b"line\n" * LEAST_RUN + b"more\nlast"
+        assert cri_streams(site.content())["stdout"] == said
+        assert site.ledger.copied_bytes(0) == len(said)
 
 
 def _block(stream: str, number: int) -> bytes:

@@ -1,0 +1,56 @@
+"""The pauses of a worker that lets small writes gather, as a test sees them and ends them."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING
+
+from supervisor import fds
+from tests.harness import waiting
+from workers import engines
+from workers.pace import Pace
+
+if TYPE_CHECKING:
+    import pytest
+
+
+class Pauses:
+    """A worker that is forked from now on says that it pauses, and is told when that is over.
+
+    Its clock stands still: whatever comes next has come at once. Owns pipes until `close`.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._said = fds.pipe(4096)
+        self._over = fds.pipe(4096)
+        made = partial(Pace, fds.PIPE_BYTES, clock=lambda: 0.0, pause=self._pause)
+        monkeypatch.setattr(engines, "pace_of", lambda *_words: made())
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """What the worker has to keep."""
+        return (self._said[1].fileno(), self._over[0].fileno())
+
+    def _pause(self, _pause_s: float) -> None:
+        os.write(self._said[1].fileno(), b"p")
+        os.read(self._over[0].fileno(), 1)
+
+    def wait(self) -> None:
+        """Wait until the next one has begun."""
+        waiting.wait_readable(self._said[0].fileno())
+        assert os.read(self._said[0].fileno(), 1) == b"p"
+
+    @property
+    def none_has_begun(self) -> bool:
+        """Whether there was none since the last that was waited for."""
+        return not waiting.is_readable(self._said[0].fileno())
+
+    def end(self) -> None:
+        """Let the worker go on, from this one or from the one that comes."""
+        os.write(self._over[1].fileno(), b"e")
+
+    def close(self) -> None:
+        """Close the pipes."""
+        for end in (*self._said, *self._over):
+            end.close()
