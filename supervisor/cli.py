@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
-import math
 import sys
 
-from supervisor import __version__, fds, standin, upgrade
+from supervisor import __version__, fds, quick, standin, upgrade
 from supervisor.errors import ShimError
 from supervisor.run import DEFAULT_ROOT, RunRequest, run
 from supervisor.runtime import absolute
 from supervisor.signals import parse_signal
 from supervisor.successor import adopt, go_on
 from workers.values import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
 
 _STATUSES = """\
 exit status: the container's own; 128+n if signal n ended it. Without a container:
@@ -31,7 +33,7 @@ def main() -> int:
 
 def _run_command() -> int:
     fds.ensure_stdio()
-    request = parse(sys.argv[1:])
+    request = quick.read(sys.argv[1:]) or parse(sys.argv[1:])
     try:
         standin.resume()
         arrival = upgrade.arrive()
@@ -91,6 +93,8 @@ Request = RunRequest | AdoptRequest | AttachRequest | ZygoteRequest
 
 def parse(arguments: list[str]) -> Request:
     """Read the command line; ends the process with status 2 and a usage line if it is wrong."""
+    import argparse  # 5 ms, see `quick`
+
     parser = argparse.ArgumentParser(
         prog="forkshim",
         description="Supervises one OCI container with forked IO workers.",
@@ -162,6 +166,20 @@ def parse(arguments: list[str]) -> Request:
 
 
 def _add_run_arguments(command: argparse.ArgumentParser) -> None:
+    import argparse
+
+    def seconds(text: str) -> float:
+        try:
+            return quick.seconds(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"not a number of seconds: {text!r}") from None
+
+    def signal(text: str) -> int:
+        try:
+            return parse_signal(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"not a signal: {text!r}") from None
+
     add = command.add_argument
     add("--bundle", default=".", metavar="DIR", help="the OCI bundle (default: here)")
     add("--runtime", default="runc", metavar="NAME", help="runc, crun or a path (default: runc)")
@@ -178,14 +196,14 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
     add("-i", "--interactive", action="store_true", help="give the container our stdin")
     add(
         "--stop-timeout",
-        type=_seconds,
+        type=seconds,
         default=10.0,
         metavar="S",
         help="seconds from the stop signal to SIGKILL (default: 10)",
     )
     add(
         "--stop-signal",
-        type=_signal,
+        type=signal,
         default=15,
         metavar="SIG",
         help="what a stop sends: TERM, SIGQUIT, 3, RTMIN+3 (default: TERM)",
@@ -203,7 +221,7 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--sdnotify",
-        choices=("supervisor", "container"),
+        choices=quick.WHO_NOTIFIES,
         default="supervisor",
         help="who says READY=1 to systemd: we, when it runs (default), or the container itself",
     )
@@ -227,17 +245,3 @@ def _add_place(command: argparse.ArgumentParser) -> None:
         help=f"where the state directories are (default: {DEFAULT_ROOT})",
     )
     command.add_argument("id", metavar="ID", help="the container's name: letters, digits, _ + . -")
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"not a number of seconds: {text!r}")
-    return seconds
-
-
-def _signal(text: str) -> int:
-    try:
-        return parse_signal(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"not a signal: {text!r}") from None

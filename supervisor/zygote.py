@@ -53,7 +53,7 @@ _LONGEST_REST = 64
 _ALIVE_TIMER = "sign of life"
 _LATER = (
     *("supervisor.attach", "supervisor.console", "supervisor.outlets", "supervisor.relay"),
-    *("daemon", "socket", "traceback"),
+    *("argparse", "daemon", "socket", "traceback"),
 )
 """What a supervisor imports when it wants it: ours all have it, of the version that we are of."""
 

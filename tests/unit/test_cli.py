@@ -71,7 +71,7 @@ def test_long_names_of_the_short_options() -> None:
         (["run", "--stop-timeout", "nan", "web"], "not a number of seconds: 'nan'"),
         (["run", "--stop-timeout", "inf", "web"], "not a number of seconds: 'inf'"),
         (["run", "--stop-timeout", "1e999", "web"], "not a number of seconds: '1e999'"),
-        (["run", "--stop-timeout", "soon", "web"], "invalid"),
+        (["run", "--stop-timeout", "soon", "web"], "not a number of seconds: 'soon'"),
         (["run", "--stop-signal", "65", "web"], "not a signal: '65'"),
         (["run", "--stop-signal", "NOPE", "web"], "not a signal: 'NOPE'"),
     ],
