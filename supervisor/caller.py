@@ -53,10 +53,11 @@ class Caller:
         """
         return fds.Fd(linux.pidfd_getfd(self._pidfd.fileno(), fd))
 
-    def difference(self, own_fds: Iterable[int]) -> str:
+    def difference(self, stdio: Iterable[int], own_fds: Iterable[int]) -> str:
         """Return what it has that could not be taken over, in a word; "" for nothing.
 
-        `own_fds`: what it has opened for the conversation with us.
+        `stdio`: where it has its stdin, stdout and stderr; `own_fds`: what it has opened for the
+        conversation with us.
 
         Raises:
             OSError: It is gone.
@@ -79,6 +80,9 @@ class Caller:
             return "I/O priority"
         if self._controlling_terminal():
             return "controlling terminal"
+        for fd in stdio:
+            if _link(self.pid, f"fd/{fd}").startswith(("/dev/tty", "/dev/pts", "/dev/console")):
+                return "terminal"
         return self._strange_fd(set(own_fds))
 
     def _controlling_terminal(self) -> bool:
@@ -86,13 +90,10 @@ class Caller:
         return _read(self.pid, "stat").rpartition(b")")[2].split()[4] != b"0"
 
     def _strange_fd(self, own: set[int]) -> str:
-        """Say which descriptor we would not have: terminals, and what an exec would pass on."""
+        """Say which descriptor an exec would have passed on, and we would not."""
         for name in os.listdir(f"/proc/{self.pid}/fd"):
             fd = int(name)
-            if fd <= 2:
-                if _link(self.pid, f"fd/{fd}").startswith(("/dev/tty", "/dev/pts", "/dev/console")):
-                    return "terminal"
-            elif fd not in own and not self._is_close_on_exec(fd):
+            if fd > 2 and fd not in own and not self._is_close_on_exec(fd):
                 return f"descriptor {fd}"
         return ""
 

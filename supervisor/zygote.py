@@ -46,7 +46,9 @@ _WORDS = frozenset({"run", "adopt"})
 _DETACHED = "--detach"
 """A daemon belongs to whoever reaps its caller's orphans, and ours would go to the zygote's."""
 
-_STATUS_RFD, _STATUS_WFD, _LINK_RFD, _LINK_WFD, _ALIVE_RFD = 3, 4, 5, 6, 8
+_STATUS_WFD, _LINK_RFD = 4, 5
+_STDIO = (7, 9, 2)
+_TALK = range(3, 10)
 """Descriptors of a stand-in: see `systemd/zygote/stand-in`."""
 
 _LONGEST_REST = 64
@@ -105,6 +107,7 @@ class _Zygote:
         self._loop.watch(self._requests.fileno(), self._serve)
         if self._notifier.watchdog_s:
             self._give_sign_of_life()
+        self._reaper.reap()  # who has ended before the signals were routed
         self._notifier.ready("serving")
         self._loop.run_until(lambda: self._is_over)
         # Who comes now starts its own; who has asked already is answered.
@@ -170,11 +173,9 @@ def _agree(caller: Caller, commands: Iterable[str]) -> standin.StandIn | None:
     if not (fds.is_fifo(status_wfd.fileno()) and fds.is_fifo(link_rfd.fileno())):
         return None
     try:
-        is_ours = _is_served(caller, commands) and not caller.difference(
-            range(_STATUS_RFD, _ALIVE_RFD + 1)
-        )
+        is_ours = _is_served(caller, commands) and not caller.difference(_STDIO, _TALK)
         if is_ours:
-            stdio = [caller.take(fd) for fd in range(3)]
+            stdio = [caller.take(fd) for fd in _STDIO]
             caller.become()
             caller.close()
             _take_place(stdio, status_wfd, link_rfd)

@@ -128,6 +128,26 @@ def test_it_ends_as_the_container(shared: Zygote, run: Callable[..., Run], statu
     assert started.wait() == (status, "out\n", "err\n")
 
 
+def test_its_streams_are_the_callers_however_busy_the_machine(
+    shared: Zygote, tmp_path: Path, make_bundle: Callable[..., Path]
+) -> None:
+    """A shell has something else in their places while it reads or writes elsewhere."""
+    bundle = make_bundle("cat; echo err >&2")
+    for number in range(40):
+        done = subprocess.run(
+            [shared.forkshim, "run", "-i", "--root", tmp_path / "root", "--bundle", bundle,
+             bundles.fresh_id("warm")],
+            input=f"words {number}\n", capture_output=True, text=True, start_new_session=True,
+            timeout=waiting.LIMIT_S,
+        )  # fmt: skip
+        assert (done.stdout, done.stderr) == (f"words {number}\n", "err\n")
+
+
+def test_a_closed_stream_is_no_reason_to_fail(shared: Zygote, run: Callable[..., Run]) -> None:
+    started = run(shared, "echo out; exit 3", before=["sh", "-c", 'exec "$@" <&-', "sh"])
+    assert started.wait() == (3, "out\n", "")
+
+
 def test_every_signal_is_passed_on(shared: Zygote, run: Callable[..., Run]) -> None:
     started = run(shared, f"trap 'echo rt' 40; {STAYS}")
     started.wait_ready()
@@ -344,7 +364,7 @@ def test_whoever_does_not_say_go_has_no_supervisor(zygote: Zygote, tmp_path: Pat
 exec 3<<-A 5<<-B
 	A
 	B
-exec 4>/proc/self/fd/3 6>/proc/self/fd/5
+exec 4>/proc/self/fd/3 6>/proc/self/fd/5 7<&0 9>&1
 echo $$ 1<>"$0/requests"
 read -r word supervisor <&3
 echo $word $supervisor
