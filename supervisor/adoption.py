@@ -13,7 +13,7 @@ import signal
 from contextlib import suppress
 
 from supervisor import fds, linux, statedir
-from supervisor.deposit import Deposit, DepositError
+from supervisor.deposit import Contents, Deposit, DepositError
 from supervisor.errors import reason
 
 TYPE_CHECKING = False
@@ -26,6 +26,10 @@ KEPT_NAMES = ("forkshim-front", "forkshim-back")
 _TITLE = b"forkshim: "
 _FIRST_LISTEN_FD = 3
 _LAST_WORDS_MS = 5000
+
+
+class AnothersDepositError(DepositError):
+    """It is that of another container: its directory was copied, or moved."""
 
 
 def take_kept(environment: MutableMapping[str, str]) -> Deposit | None:
@@ -76,6 +80,23 @@ def find(state_dir: str) -> Deposit:
     raise DepositError("no worker of it lives any more, and systemd has kept nothing")
 
 
+def look(deposit: Deposit, state_dir: str) -> Contents:
+    """Return a copy of what is in there, which the caller owns.
+
+    Raises:
+        DepositError: Nothing that this version can read, or nothing of the one in `state_dir`.
+    """
+    contents = deposit.look()
+    front = contents.document.get("front")
+    if not isinstance(front, dict) or not contents.document.keys() >= {"order", "supervisor"}:
+        contents.close()
+        raise DepositError("handover: parts of the document are missing")
+    if front.get("path") != os.path.dirname(state_dir):
+        contents.close()
+        raise AnothersDepositError("handover: of another container")
+    return contents
+
+
 def workers(state_dir: str) -> list[fds.Fd]:
     """Return pidfds of the workers that a killed supervisor has left; the caller owns them.
 
@@ -98,7 +119,22 @@ def workers(state_dir: str) -> list[fds.Fd]:
 
 
 def end_workers(state_dir: str) -> None:
-    """Kill them: nobody needs what they hold. Waits until they are gone, for a while."""
+    """Kill them: nobody needs what they hold. Waits until they are gone, for a while.
+
+    Where nothing leads to them there is nothing to do; another container's are left alone.
+    """
+    try:
+        deposit = find(state_dir)
+    except DepositError:
+        return
+    try:
+        look(deposit, state_dir).close()
+    except AnothersDepositError:
+        return
+    except DepositError:  # of another version, or it was killed before it had put anything there
+        pass
+    finally:
+        deposit.close()
     for pidfd in workers(state_dir):
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL)

@@ -12,10 +12,11 @@ import random
 import signal
 import struct
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from supervisor import adoption, deposit
 from tests.harness import bundles, deposits, waiting
 from tests.harness.big_stream import BigStream
 from tests.harness.engine import FORKSHIM
@@ -360,9 +361,7 @@ def test_without_anybody_who_holds_it_there_is_nothing_to_adopt(
 ) -> None:
     daemon = start(make_bundle("echo ready; sleep 1000"))
     daemon.kill()
-    for pid in daemon.workers():
-        os.kill(pid, signal.SIGKILL)
-        waiting.wait_process(pid)
+    kill_workers(daemon)
     done = daemon.command("adopt", "--detach")
     assert done.returncode == 1
     assert done.stderr == (
@@ -421,6 +420,81 @@ def test_a_run_clears_away_a_dead_container_and_its_waiting_worker(
     assert (done.returncode, done.stderr) == (0, "")
     assert daemon.wait_end() == "3"
     assert daemon.workers() == []
+
+
+def kill_workers(daemon: Daemon) -> None:
+    for pid in daemon.workers():
+        os.kill(pid, signal.SIGKILL)
+        waiting.wait_process(pid)
+
+
+@pytest.mark.parametrize("left", ["nothing", "a garbled file", "another version", "another's"])
+def test_a_run_that_would_adopt_begins_anew_when_the_container_is_dead(
+    tmp_path: Path,
+    make_bundle: Callable[..., Path],
+    start: Callable[..., Daemon],
+    monkeypatch: pytest.MonkeyPatch,
+    left: str,
+) -> None:
+    daemon = start(make_bundle("echo ready; sleep 1000"))
+    daemon.kill()
+    os.kill(daemon.payload_pid, signal.SIGKILL)
+    reap(daemon.payload_pid)
+    if left == "nothing":
+        kill_workers(daemon)
+        said = "no worker of it lives any more, and systemd has kept nothing"
+    elif left == "a garbled file":
+        (daemon.home / "init" / "handover").write_text("garbled")
+        said = "handover: not a supervisor's"
+    elif left == "another version":
+        lay_down(daemon, version=99, monkeypatch=monkeypatch)
+        said = f"handover: state version 99, this forkshim reads {deposit.VERSION}"
+    else:
+        lay_down(daemon, front={"path": str(tmp_path)}, order={}, supervisor={})
+        said = "handover: of another container"
+    assert daemon.command("adopt").returncode == 1
+    bundle = make_bundle("exit 3")
+    done = daemon.command("run", "--adopt", "--bundle", bundle, "--detach", "--log", "null")
+    assert (done.returncode, done.stderr) == (
+        0,
+        f"forkshim: {daemon.id}: {said}; its container is gone, so it is run anew\n",
+    )
+    assert daemon.wait_end() == "3"
+    assert len(daemon.workers()) == (left in ("a garbled file", "another's"))
+
+
+def lay_down(
+    daemon: Daemon,
+    version: int = deposit.VERSION,
+    monkeypatch: pytest.MonkeyPatch | None = None,
+    **document: Any,
+) -> None:
+    """Put another document in the place of what the killed supervisor has laid down."""
+    place = adoption.find(str(daemon.home / "init"))
+    if monkeypatch is not None:
+        monkeypatch.setattr(deposit, "VERSION", version)
+    place.put(document, deposit.Parcel())
+    if monkeypatch is not None:
+        monkeypatch.undo()
+    place.close()
+
+
+def test_a_run_that_cannot_adopt_says_that_the_container_lives(
+    make_bundle: Callable[..., Path], start: Callable[..., Daemon]
+) -> None:
+    bundle = make_bundle("echo ready; sleep 1000")
+    daemon = start(bundle)
+    daemon.kill()
+    kill_workers(daemon)
+    done = daemon.command("run", "--adopt", "--bundle", bundle, "--detach", "--log", "null")
+    assert done.returncode == 75
+    assert done.stderr.startswith(
+        f"forkshim: {daemon.id}: its supervisor is gone and its container is running "
+        f"(pid {daemon.payload_pid}); nobody can go on with it "
+        "(no worker of it lives any more, and systemd has kept nothing), `runc "
+    )
+    assert done.stderr.endswith(f" delete --force {daemon.id}` ends it\n")
+    assert waiting.is_alive(daemon.payload_pid)
 
 
 @pytest.mark.parametrize(
