@@ -26,6 +26,7 @@ KEPT_NAMES = ("forkshim-front", "forkshim-back")
 _TITLE = b"forkshim: "
 _FIRST_LISTEN_FD = 3
 _LAST_WORDS_MS = 5000
+_LONGEST_HANDOVER = 128
 
 
 class AnothersDepositError(DepositError):
@@ -146,12 +147,17 @@ def end_workers(state_dir: str) -> None:
 
 def _inodes(state_dir: str) -> tuple[str, ...]:
     try:
-        with open(os.path.join(state_dir, statedir.HANDOVER_NAME)) as file:
-            inodes = file.read(64).split()
+        path = os.path.join(state_dir, statedir.HANDOVER_NAME)
+        with open(path, "rb", opener=fds.open_without_waiting) as file:
+            words = (file.read(_LONGEST_HANDOVER) or b"").decode("ascii", "replace").split()
     except OSError as error:
         raise DepositError(f"{statedir.HANDOVER_NAME}: {reason(error)}") from error
-    if len(inodes) != len(KEPT_NAMES) or not all(map(str.isdecimal, inodes)):
+    inodes, boots = words[: len(KEPT_NAMES)], words[len(KEPT_NAMES) :]
+    # Without the third word it is an older forkshim's, which goes on until it is reloaded.
+    if len(inodes) != len(KEPT_NAMES) or len(boots) > 1 or not all(map(str.isdecimal, inodes)):
         raise DepositError(f"{statedir.HANDOVER_NAME}: not a supervisor's")
+    if boots and boots[0] != statedir.boot_id():
+        raise DepositError(f"{statedir.HANDOVER_NAME}: of another boot of the machine")
     return tuple(inodes)
 
 
@@ -177,22 +183,22 @@ def _sockets(pid: int) -> dict[int, str]:
 
 def _copy(pid: int, inodes: Sequence[str]) -> Deposit | None:
     """Return the deposit that `pid` has open; None if it has only a part of it."""
+    copies: list[fds.Fd] = []
     pidfd = fds.Fd(os.pidfd_open(pid))
     try:
         numbers = {inode: fd for fd, inode in _sockets(pid).items()}
-        copies = [
+        copies.extend(
             fds.Fd(linux.pidfd_getfd(pidfd.fileno(), numbers[inode]))
             for inode in inodes
             if inode in numbers
-        ]
+        )
+        # What was copied is looked at, not what was there before: the number may be another's.
+        if [str(os.fstat(copy.fileno()).st_ino) for copy in copies] != [*inodes]:
+            return None
+        return Deposit(ends=(copies[0].take(), copies[1].take()))
     finally:
-        pidfd.close()
-    # What was copied is looked at, not what was there before: the number may be another's.
-    if [str(os.fstat(copy.fileno()).st_ino) for copy in copies] != [*inodes]:
-        for copy in copies:
-            copy.close()
-        return None
-    return Deposit(ends=(copies[0].take(), copies[1].take()))
+        for owner in (pidfd, *copies):
+            owner.close()
 
 
 def _is_worker(pid: int) -> bool:

@@ -31,6 +31,7 @@ from supervisor.errors import (
     ShimError,
     StoppedError,
     UsageError,
+    reason,
 )
 from supervisor.ids import check_id
 from supervisor.notify import SOCKET_VARIABLE, Notifier
@@ -109,7 +110,7 @@ def run(request: RunRequest) -> int:
             claimed.remove()
             raise
     except OSError as error:
-        raise ShimError(f"{error.filename or claimed.path}: {error.strerror}") from error
+        raise ShimError(f"{error.filename or claimed.path}: {reason(error)}") from error
     order = Order(
         container_id=request.container_id,
         bundle=runtime_bundle,
