@@ -103,6 +103,8 @@ def run(request: RunRequest) -> int:
             return successor.take_over(claimed, past, detach=request.detach, command=command)
         _recover(claimed, request, why_not)
         try:
+            if request.exit_dir is not None:
+                exit_record.remove(request.exit_dir, request.container_id)
             runtime_bundle = _prepare(claimed, request, bundle, terminal=terminal)
             # Owned by this process, which ends with it.
             relayed = _open_relay(bundle) if _is_relayed(request) else None
