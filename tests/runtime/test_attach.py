@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,14 +17,13 @@ import pytest
 from supervisor import attach
 from supervisor.errors import ShimError
 from supervisor.waitstatus import Exited
-from tests.harness import bundles, waiting
+from tests.harness import bundles, deposits, waiting
 from tests.harness.engine import FORKSHIM
 from tests.harness.forked import forked
 from tests.harness.rewriting import cri_streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.runc, pytest.mark.timeout(120)]
 
@@ -339,6 +339,8 @@ def test_who_finds_no_descriptor_free_is_told(
     daemon = start(f"cri:{tmp_path}/log")
     for name in ("stdout", "stderr"):
         waiting.wait_worker(daemon.pid, name)
+    deposits.wait_laid_down(daemon.home / "init")
+    wait_idle(daemon.pid)
     limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
     taken = {int(name) for name in os.listdir(f"/proc/{daemon.pid}/fd")}
     unused = (number for number in itertools.count() if number not in taken)
@@ -358,6 +360,12 @@ def test_who_finds_no_descriptor_free_is_told(
     listener.hear(len(BLOCK))
     assert daemon.end() == "23"
     assert listener.end() == (0, b"e\n")
+
+
+def wait_idle(pid: int) -> None:
+    """Wait until a supervisor waits in its loop, when nothing is open for a moment only."""
+    number = "22" if os.uname().machine == "aarch64" else "232"  # epoll_wait, epoll_pwait
+    waiting.wait_true(lambda: Path(f"/proc/{pid}/syscall").read_text().split()[0] == number)
 
 
 def ask_in_vain(daemon: Daemon) -> subprocess.Popen[bytes]:

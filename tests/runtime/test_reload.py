@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import supervisor
+from supervisor import deposit
 from tests.harness import bundles, waiting
 from tests.harness.big_stream import BigStream
 
@@ -281,9 +282,9 @@ _BREAK: dict[str, tuple[str, str, str, str]] = {
     ),
     "reads another state": (
         "supervisor/deposit.py",
-        "VERSION = 2",
-        "VERSION = 3",
-        "state version 2, this forkshim reads 3",
+        f"VERSION = {deposit.VERSION}",
+        "VERSION = 99",
+        f"state version {deposit.VERSION}, this forkshim reads 99",
     ),
     "has no worker that works": (
         "workers/output.py",
