@@ -13,7 +13,7 @@ import signal
 from contextlib import suppress
 
 from supervisor import fds, linux, statedir
-from supervisor.deposit import Deposit, DepositError
+from supervisor.deposit import Contents, Deposit, DepositError
 from supervisor.errors import reason
 
 TYPE_CHECKING = False
@@ -26,6 +26,11 @@ KEPT_NAMES = ("forkshim-front", "forkshim-back")
 _TITLE = b"forkshim: "
 _FIRST_LISTEN_FD = 3
 _LAST_WORDS_MS = 5000
+_LONGEST_HANDOVER = 128
+
+
+class AnothersDepositError(DepositError):
+    """It is that of another container: its directory was copied, or moved."""
 
 
 def take_kept(environment: MutableMapping[str, str]) -> Deposit | None:
@@ -76,6 +81,23 @@ def find(state_dir: str) -> Deposit:
     raise DepositError("no worker of it lives any more, and systemd has kept nothing")
 
 
+def look(deposit: Deposit, state_dir: str) -> Contents:
+    """Return a copy of what is in there, which the caller owns.
+
+    Raises:
+        DepositError: Nothing that this version can read, or nothing of the one in `state_dir`.
+    """
+    contents = deposit.look()
+    front = contents.document.get("front")
+    if not isinstance(front, dict) or not contents.document.keys() >= {"order", "supervisor"}:
+        contents.close()
+        raise DepositError("handover: parts of the document are missing")
+    if front.get("path") != os.path.dirname(state_dir):
+        contents.close()
+        raise AnothersDepositError("handover: of another container")
+    return contents
+
+
 def workers(state_dir: str) -> list[fds.Fd]:
     """Return pidfds of the workers that a killed supervisor has left; the caller owns them.
 
@@ -98,7 +120,22 @@ def workers(state_dir: str) -> list[fds.Fd]:
 
 
 def end_workers(state_dir: str) -> None:
-    """Kill them: nobody needs what they hold. Waits until they are gone, for a while."""
+    """Kill them: nobody needs what they hold. Waits until they are gone, for a while.
+
+    Where nothing leads to them there is nothing to do; another container's are left alone.
+    """
+    try:
+        deposit = find(state_dir)
+    except DepositError:
+        return
+    try:
+        look(deposit, state_dir).close()
+    except AnothersDepositError:
+        return
+    except DepositError:  # of another version, or it was killed before it had put anything there
+        pass
+    finally:
+        deposit.close()
     for pidfd in workers(state_dir):
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL)
@@ -110,12 +147,17 @@ def end_workers(state_dir: str) -> None:
 
 def _inodes(state_dir: str) -> tuple[str, ...]:
     try:
-        with open(os.path.join(state_dir, statedir.HANDOVER_NAME)) as file:
-            inodes = file.read(64).split()
+        path = os.path.join(state_dir, statedir.HANDOVER_NAME)
+        with open(path, "rb", opener=fds.open_without_waiting) as file:
+            words = (file.read(_LONGEST_HANDOVER) or b"").decode("ascii", "replace").split()
     except OSError as error:
         raise DepositError(f"{statedir.HANDOVER_NAME}: {reason(error)}") from error
-    if len(inodes) != len(KEPT_NAMES) or not all(map(str.isdecimal, inodes)):
+    inodes, boots = words[: len(KEPT_NAMES)], words[len(KEPT_NAMES) :]
+    # Without the third word it is an older forkshim's, which goes on until it is reloaded.
+    if len(inodes) != len(KEPT_NAMES) or len(boots) > 1 or not all(map(str.isdecimal, inodes)):
         raise DepositError(f"{statedir.HANDOVER_NAME}: not a supervisor's")
+    if boots and boots[0] != statedir.boot_id():
+        raise DepositError(f"{statedir.HANDOVER_NAME}: of another boot of the machine")
     return tuple(inodes)
 
 
@@ -141,22 +183,22 @@ def _sockets(pid: int) -> dict[int, str]:
 
 def _copy(pid: int, inodes: Sequence[str]) -> Deposit | None:
     """Return the deposit that `pid` has open; None if it has only a part of it."""
+    copies: list[fds.Fd] = []
     pidfd = fds.Fd(os.pidfd_open(pid))
     try:
         numbers = {inode: fd for fd, inode in _sockets(pid).items()}
-        copies = [
+        copies.extend(
             fds.Fd(linux.pidfd_getfd(pidfd.fileno(), numbers[inode]))
             for inode in inodes
             if inode in numbers
-        ]
+        )
+        # What was copied is looked at, not what was there before: the number may be another's.
+        if [str(os.fstat(copy.fileno()).st_ino) for copy in copies] != [*inodes]:
+            return None
+        return Deposit(ends=(copies[0].take(), copies[1].take()))
     finally:
-        pidfd.close()
-    # What was copied is looked at, not what was there before: the number may be another's.
-    if [str(os.fstat(copy.fileno()).st_ino) for copy in copies] != [*inodes]:
-        for copy in copies:
-            copy.close()
-        return None
-    return Deposit(ends=(copies[0].take(), copies[1].take()))
+        for owner in (pidfd, *copies):
+            owner.close()
 
 
 def _is_worker(pid: int) -> bool:

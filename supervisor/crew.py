@@ -238,8 +238,9 @@ class Crew:
         if stream is not None and stream.scratch is None:
             try:
                 stream.scratch = fds.pipe()
-            except OSError:  # EMFILE
-                stream = None
+            except OSError as error:  # EMFILE
+                self.listeners.turn_away(fifo, error)
+                return
         if self.listeners.add(stream, fifo) and stream is not None:
             self._on_change()
             self._dismiss(stream)

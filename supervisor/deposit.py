@@ -86,7 +86,7 @@ class Deposit:
         """Make an empty one, or take over the `ends` of one that is there.
 
         Raises:
-            DepositError: `ends` are no such pair.
+            DepositError: `ends` are no such pair, and closed.
         """
         try:
             import socket  # 3 ms, for those who have one
@@ -94,7 +94,7 @@ class Deposit:
             if ends is None:
                 pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
             else:
-                pair = (socket.socket(fileno=ends[0]), socket.socket(fileno=ends[1]))
+                pair = _sockets(ends)
         except OSError as error:
             raise DepositError(f"handover: {reason(error)}") from error
         except ImportError as error:  # EMFILE, as late as this, is that or an OSError
@@ -146,6 +146,7 @@ class Deposit:
         """
         import socket
 
+        self._check_whose_it_is()
         self._drop_all_but_the_last()
         try:
             message, received = _receive(self._front, socket.MSG_PEEK)
@@ -160,6 +161,27 @@ class Deposit:
         finally:
             if received:
                 received[0].close()
+
+    def _check_whose_it_is(self) -> None:
+        """Look at the first message and take nothing: an inode can lead to a stranger's sockets.
+
+        Raises:
+            DepositError: It is no supervisor's, or there is none.
+        """
+        import socket
+
+        try:
+            option = (socket.SOL_SOCKET, _SO_PEEK_OFF)
+            # A supervisor that was killed between two steps may have left another one.
+            offset = self._front.getsockopt(*option)
+            self._front.setsockopt(*option, -1)
+            message = self._front.recv(_MESSAGE_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            if not _is_ours(message):
+                self._front.setsockopt(*option, offset)
+        except OSError as error:
+            raise DepositError(f"handover: {reason(error)}") from error
+        if not _is_ours(message):
+            raise DepositError("handover: not a supervisor's")
 
     def _drop_all_but_the_last(self) -> None:
         """Of two messages the newer one counts: a supervisor was killed between the two steps."""
@@ -184,6 +206,32 @@ class Deposit:
         """Close both ends."""
         self._front.close()
         self._back.close()
+
+
+def _sockets(ends: tuple[int, int]) -> tuple[socket.socket, socket.socket]:
+    import socket
+
+    taken: list[socket.socket] = []
+    is_such_a_pair = False
+    try:
+        taken.extend(socket.socket(fileno=end) for end in ends)
+        kinds = {(each.family, each.type) for each in taken}
+        is_such_a_pair = kinds == {(socket.AF_UNIX, socket.SOCK_DGRAM)}
+    finally:
+        if not is_such_a_pair:
+            for each in taken:
+                each.detach()
+            for end in ends:
+                with contextlib.suppress(OSError):  # EBADF
+                    os.close(end)
+    if not is_such_a_pair:
+        raise DepositError("handover: not a supervisor's")
+    front, back = taken
+    return front, back
+
+
+def _is_ours(message: bytes) -> bool:
+    return message.startswith(_WORD + b" ")
 
 
 def _memfd(content: bytes) -> fds.Fd:
@@ -215,8 +263,8 @@ def _receive(front: socket.socket, flags: int) -> tuple[bytes, list[fds.Fd]]:
 
 
 def _document(message: bytes, received: list[fds.Fd]) -> dict[str, Any]:
-    word, _blank, version = message.rstrip(b"\0").partition(b" ")
-    if word != _WORD or not received:
+    _word, _blank, version = message.rstrip(b"\0").partition(b" ")
+    if not _is_ours(message) or not received:
         raise DepositError("handover: not a supervisor's")
     if version != b"%d" % VERSION:
         raise DepositError(

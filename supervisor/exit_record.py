@@ -1,7 +1,7 @@
 """DIR/ID.json: how a container ended, for whoever asks after its state directory is gone.
 
-One a container id, replaced by its next run, whole or not at all. It keeps apart what a shell's one
-number joins: an exit with 137, a SIGKILL from somebody, and one from the kernel's OOM killer.
+One a container id, removed when its next run begins, and written whole or not at all. It keeps
+apart what a shell's one number joins: an exit with 137, a SIGKILL, and one from the OOM killer.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from supervisor import statedir
+from supervisor import fds, statedir
 from supervisor.errors import ShimError, reason
 from supervisor.log import rfc3339
 from supervisor.waitstatus import Exited, Killed, Unknown, shell_status, signal_name
@@ -37,6 +37,20 @@ def make_directory(path: str) -> str:
     if not os.access(absolute, os.W_OK | os.X_OK):
         raise ShimError(f"--exit-dir {absolute}: permission denied")
     return absolute
+
+
+def remove(directory: str, container_id: str) -> None:
+    """Remove the record of an earlier run: there may be no room for one of this one.
+
+    Raises:
+        OSError: It is still there.
+    """
+    path = os.path.join(directory, f"{container_id}.json")
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    fds.sync_directory(directory)
 
 
 def fields(container_id: str, outcome: Outcome, began_ns: int, ended_ns: int) -> dict[str, Any]:
@@ -79,7 +93,7 @@ def write(directory: str, record: dict[str, Any]) -> None:
     """Write it, and become a process of `directory`: its name is then a short one.
 
     Raises:
-        OSError: There is no new record, and the old one is as it was.
+        OSError: There is no new record.
     """
     name = f"{record['id']}.json"
     os.chdir(directory)

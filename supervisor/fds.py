@@ -111,6 +111,15 @@ def open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
+def sync_directory(path: str) -> None:
+    """Have names that were made or removed in a directory stay so after a power cut: fsync(2)."""
+    directory = Fd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    try:
+        os.fsync(directory.fileno())
+    finally:
+        directory.close()
+
+
 def reopen(fd: int, flags: int) -> Fd:
     """Open the very file behind `fd` once more, whatever its name is now; close-on-exec.
 

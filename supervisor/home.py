@@ -55,8 +55,9 @@ class Home:
     def left_state(self) -> dict[str, Any]:
         """Return the state.json of the earlier supervisor; empty if it is not readable."""
         try:
-            with open(os.path.join(self.path, STATE_NAME), "rb") as file:
-                state = orjson.loads(file.read(1 << 20))
+            path = os.path.join(self.path, STATE_NAME)
+            with open(path, "rb", opener=fds.open_without_waiting) as file:
+                state = orjson.loads(file.read(1 << 20) or b"")
         except (FileNotFoundError, orjson.JSONDecodeError):
             return {}
         return state if isinstance(state, dict) else {}
@@ -155,7 +156,8 @@ def _is_still_there(path: str, lock: fds.Fd) -> bool:
 
 def _by_whom(path: str) -> str:
     try:
-        with open(os.path.join(path, PID_NAME), "rb") as file:
-            return f" by process {int(file.read(20))}"
+        name = os.path.join(path, PID_NAME)
+        with open(name, "rb", opener=fds.open_without_waiting) as file:
+            return f" by process {int(file.read(20) or b'')}"
     except (OSError, ValueError):
         return ""  # it is only now beginning, or ending

@@ -8,7 +8,9 @@ slowly, or was stopped, misses something, and only he.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 from functools import partial
 
 from supervisor import fds
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     from supervisor.loop import Loop
     from supervisor.stream import Stream
     from workers.ledger import Ledger
+
+ASKING, LET_IN, TURNED_AWAY, NOTHING_TO_HEAR = 0o600, 0o400, 0o200, 0
+"""Modes of a listener's fifo, which tell him what became of it; he makes it with the first. No
+event does: one that never had a writer is silent, also when it never will have one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +63,13 @@ class Listeners:
         """Let whoever reads `fifo` hear the stream; the next worker does it.
 
         Its name is removed. Who cannot be let, because there is no such stream or there are too
-        many, is at end of file at once, and the fifo has mode 0 then.
+        many, is at end of file at once. Returns whether he hears.
         """
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             pipe = fds.Fd(os.open(fifo, flags))
         except OSError as error:
-            self._log.warning(f"attach {fifo}: {reason(error)}")
+            self.turn_away(fifo, error)
             return False
         if not fds.is_fifo(pipe.fileno()):
             self._log.warning(f"attach {fifo}: not a fifo")
@@ -73,17 +79,33 @@ class Listeners:
             os.unlink(fifo)
         number = self._free_number()
         if stream is None or number is None or not stream.is_interruptible:
-            if number is None:
+            mode = TURNED_AWAY
+            if stream is None:
+                mode = NOTHING_TO_HEAR
+            elif number is None:
                 self._log.warning(f"attach {fifo}: there are {MOST_LISTENERS} listeners")
-            elif stream is not None:
+            else:
                 self._log.warning(f"attach {fifo}: {stream.sink_name} is open for appending")
-            os.fchmod(pipe.fileno(), 0)
+            os.fchmod(pipe.fileno(), mode)
             pipe.close()
             return False
+        os.fchmod(pipe.fileno(), LET_IN)
         fds.grow_pipe(pipe.fileno())
         self._ledger.forget_missed(number)
         self._take(_Listener(stream, number, fifo, pipe))
         return True
+
+    def turn_away(self, fifo: str, error: OSError) -> None:
+        """Tell whoever reads `fifo`, which cannot be opened or not be used, and the log.
+
+        Takes no descriptor: want of them is why one is turned away.
+        """
+        if error.errno not in (errno.ENOENT, errno.ENXIO):  # else he has left meanwhile
+            self._log.warning(f"attach {fifo}: {reason(error)}")
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISFIFO(os.lstat(fifo).st_mode):
+                os.chmod(fifo, TURNED_AWAY)
+                os.unlink(fifo)
 
     def end(self, stream: Stream) -> None:
         """Let those who hear this stream see its end."""

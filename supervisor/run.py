@@ -24,12 +24,14 @@ from supervisor import (
     upgrade,
 )
 from supervisor.calls import ask_runtime
+from supervisor.deposit import DepositError
 from supervisor.errors import (
     AlreadySupervisedError,
     BundleError,
     ShimError,
     StoppedError,
     UsageError,
+    reason,
 )
 from supervisor.ids import check_id
 from supervisor.notify import SOCKET_VARIABLE, Notifier
@@ -89,15 +91,20 @@ def run(request: RunRequest) -> int:
     signals.hold()
     claimed = home.claim(request.root, request.container_id)
     try:
-        past = None
+        past, why_not = None, None
         if request.adopt:
-            past = successor.find_past(claimed, kept)
+            try:
+                past = successor.find_past(claimed, kept)
+            except DepositError as error:  # which matters only if there still is a container
+                why_not = error
         else:
             successor.let_go(kept)
         if past is not None:
             return successor.take_over(claimed, past, detach=request.detach, command=command)
-        _recover(claimed, request)
+        _recover(claimed, request, why_not)
         try:
+            if request.exit_dir is not None:
+                exit_record.remove(request.exit_dir, request.container_id)
             runtime_bundle = _prepare(claimed, request, bundle, terminal=terminal)
             # Owned by this process, which ends with it.
             relayed = _open_relay(bundle) if _is_relayed(request) else None
@@ -105,7 +112,7 @@ def run(request: RunRequest) -> int:
             claimed.remove()
             raise
     except OSError as error:
-        raise ShimError(f"{error.filename or claimed.path}: {error.strerror}") from error
+        raise ShimError(f"{error.filename or claimed.path}: {reason(error)}") from error
     order = Order(
         container_id=request.container_id,
         bundle=runtime_bundle,
@@ -165,8 +172,11 @@ def _bundle_path(path: str) -> str:
     return absolute
 
 
-def _recover(claimed: home.Home, request: RunRequest) -> None:
-    """Clear away what an earlier supervisor left; refuse if its container still lives."""
+def _recover(claimed: home.Home, request: RunRequest, why_not: DepositError | None) -> None:
+    """Clear away what an earlier supervisor left; refuse if its container still lives.
+
+    `why_not`: why nobody can go on with that.
+    """
     if claimed.is_stale:
         left = claimed.left_state()
         caller = RuntimeCaller(
@@ -178,16 +188,20 @@ def _recover(claimed: home.Home, request: RunRequest) -> None:
         )
         state = parse_state(ask_runtime(caller.name, caller.state()))
         if state is not None and state.status != "stopped":
+            way = f"`forkshim adopt {request.container_id}` goes on with it"
+            if why_not is not None:
+                way = f"nobody can go on with it ({why_not})"
             raise AlreadySupervisedError(
                 "its supervisor is gone and its container is "
-                f"{state.status} (pid {state.pid}); "
-                f"`forkshim adopt {request.container_id}` goes on with it, "
+                f"{state.status} (pid {state.pid}); {way}, "
                 f"`{' '.join(caller.delete(force=True))}` ends it"
             )
-        if os.path.exists(os.path.join(claimed.state_dir, statedir.HANDOVER_NAME)):
-            adoption.end_workers(claimed.state_dir)
+        adoption.end_workers(claimed.state_dir)
         if state is not None and state.bundle == caller.bundle:
             ask_runtime(caller.name, caller.delete())
+        if why_not is not None:
+            anew = "its container is gone, so it is run anew"
+            front.say(f"{request.container_id}: {why_not}; {anew}")
     claimed.clear()
 
 

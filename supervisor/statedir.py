@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 EXIT_STATUS_NAME = "exitStatus"
 HANDOVER_NAME = "handover"
 _LONGEST_PID = 10
+_LONGEST_BOOT_ID = 64
 _LONGEST_STATUS = len("unknown")
 
 
@@ -123,13 +124,26 @@ def write_handover(socket_fds: Iterable[int]) -> None:
     Raises:
         OSError: As `write_file`.
     """
-    write_file(HANDOVER_NAME, " ".join(str(os.fstat(fd).st_ino) for fd in socket_fds).encode())
+    inodes = [str(os.fstat(fd).st_ino) for fd in socket_fds]
+    write_file(HANDOVER_NAME, " ".join([*inodes, boot_id()]).encode())
 
 
 def remove_handover() -> None:
     """Remove it: there is nothing to be found any more."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(HANDOVER_NAME)
+
+
+def boot_id() -> str:
+    """Return what the machine calls itself until it is booted anew: inodes are others' then.
+
+    Source: proc(5), /proc/sys/kernel/random/boot_id. Where it is hidden all boots are alike.
+    """
+    try:
+        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+            return file.read(_LONGEST_BOOT_ID).decode("ascii", "replace").strip()
+    except (FileNotFoundError, PermissionError):
+        return "unknown"
 
 
 class ExitStatusFile:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from supervisor import fds, signals, statedir, upgrade
 from supervisor.adoption import KEPT_NAMES
 from supervisor.deposit import Contents, Deposit, Parcel
-from supervisor.errors import ShimError
+from supervisor.errors import ShimError, reason
 from workers.values import NamedTuple
 
 TYPE_CHECKING = False
@@ -136,6 +136,8 @@ class Succession:
             upgrade.rehearse(self._calls, self._order.command, document, parcel, self._on_verdict)
         except ShimError as error:
             self._refuse(str(error))
+        except OSError as error:
+            self._refuse(reason(error))
 
     def _on_verdict(self, why_not: str) -> None:
         if why_not:
@@ -149,15 +151,26 @@ class Succession:
             self._refuse("the container is on its way out")
             return
         signals.hold_all()
-        if not self._incumbent.is_settled:
-            signals.release_all()
+        try:
+            why_not = self._become() if self._incumbent.is_settled else None
+        finally:
+            signals.release_all()  # whatever became of it: this program is still here
+        if why_not is not None:
+            self._refuse(why_not)
+        else:
             self._loop.call_after(_HAND_OVER, _NEXT_MOMENT_S, self._hand_over)
-            return
+
+    def _become(self) -> str:
+        """Become the other version; returns only if that failed, with the reason."""
         self._log.info("SIGHUP: reloading")
-        parcel = Parcel()
-        document = self._pack_with_deposit(parcel)
-        order = self._order
-        self._refuse(str(upgrade.become(order.command, document, parcel, order.lock_fd)))
+        order, parcel = self._order, Parcel()
+        try:
+            document = self._pack_with_deposit(parcel)
+            return str(upgrade.become(order.command, document, parcel, order.lock_fd))
+        except ShimError as error:
+            return str(error)
+        except OSError as error:
+            return reason(error)
 
     def _refuse(self, why: str) -> None:
         self._is_reloading = False

@@ -58,15 +58,22 @@ def find_past(claimed: home.Home, kept: Deposit | None) -> Deposit | None:
     `kept`, if systemd has given it to us, is returned or let go.
 
     Raises:
-        DepositError: It is not to be had.
+        DepositError: It is not to be had, or not to be read. What systemd keeps stays there.
     """
     if not os.path.exists(os.path.join(claimed.state_dir, statedir.HANDOVER_NAME)):
         let_go(kept)
         return None
     if kept is not None and adoption.is_of(kept, claimed.state_dir):
-        return kept
-    let_go(kept)
-    return adoption.find(claimed.state_dir)
+        past = kept
+    else:
+        let_go(kept)
+        past = adoption.find(claimed.state_dir)
+    try:
+        adoption.look(past, claimed.state_dir).close()
+    except DepositError:
+        past.close()
+        raise
+    return past
 
 
 def let_go(kept: Deposit | None) -> None:
@@ -128,10 +135,7 @@ def _adopter(
     With `on_started` this one is a daemon.
     """
     is_daemon = on_started is not None
-    contents = past.look()
-    if contents.document["front"]["path"] != claimed.path:
-        contents.close()
-        raise DepositError("handover: of another container")
+    contents = adoption.look(past, claimed.state_dir)
     order = order_of(contents.document, notifier=notifier, command=command)
     order = replace(
         order,

@@ -173,7 +173,7 @@ def become(
 ) -> ShimError:
     """Become the program; returns only if that failed, with the reason, and all is as before.
 
-    Every signal has to be held: see `signals.hold_all`.
+    Every signal has to be held, see `signals.hold_all`; whoever holds them lets them go again.
     """
     try:
         deposit = Deposit()
@@ -197,7 +197,6 @@ def become(
     for fd in kept:
         os.set_inheritable(fd, False)
     deposit.close()
-    signals.release_all()
     return failed
 
 

@@ -197,8 +197,10 @@ def show(route: Route, scratch: tuple[int, int], tally: Tally) -> None:
     for number, fd in route.listeners:
         try:
             heard = route.tee(scratch[0], fd, pending) if pending else 0
-        except (BlockingIOError, BrokenPipeError):
+        except BlockingIOError:
             heard = 0
+        except BrokenPipeError:  # who has left misses nothing
+            continue
         if heard < pending:
             tally.missed(number, pending - heard)
     tally.shown(is_shown=True)

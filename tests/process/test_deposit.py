@@ -11,10 +11,12 @@ import pytest
 
 from supervisor import adoption, deposit, fds, upgrade
 from supervisor.deposit import Contents, Deposit, DepositError, Parcel
+from tests.harness import waiting
 from tests.harness.forked import forked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.process
 
@@ -106,14 +108,70 @@ def test_another_version_is_refused(place: Deposit, monkeypatch: pytest.MonkeyPa
 
 
 def test_somebody_elses_sockets_are_refused() -> None:
-    with pytest.raises(DepositError, match="handover: "), open(os.devnull) as null:
-        Deposit(ends=(null.fileno(), null.fileno()))
+    """They are closed, since they were given to it, and not read."""
+    with pytest.raises(DepositError, match="handover: "):
+        Deposit(ends=(os.open(os.devnull, os.O_RDONLY), os.open(os.devnull, os.O_RDONLY)))
+    front, back = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    back.send(b"hello" * 20)
+    with pytest.raises(DepositError, match="not a supervisor's"):
+        Deposit(ends=(os.dup(front.fileno()), os.dup(back.fileno())))
+    assert front.recv(1000) == b"hello" * 20
+    front.close()
+    back.close()
+
+
+@pytest.mark.parametrize("offset", [-1, 7])
+def test_somebody_elses_messages_stay_where_they_are(offset: int) -> None:
     front, back = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    back.send(b"hello")
-    place = Deposit(ends=(front.detach(), back.detach()))
+    front.setsockopt(socket.SOL_SOCKET, deposit._SO_PEEK_OFF, offset)
+    said = [b"message %d" % number + b"x" * 30 for number in range(5)]
+    for message in said:
+        back.send(message)
+    place = Deposit(ends=(os.dup(front.fileno()), os.dup(back.fileno())))
     with pytest.raises(DepositError, match="not a supervisor's"):
         place.look()
     place.close()
+    assert front.getsockopt(socket.SOL_SOCKET, deposit._SO_PEEK_OFF) == offset
+    front.setblocking(False)
+    assert [front.recv(100) for _ in said] == said
+    front.close()
+    back.close()
+
+
+def find_and_look(state_dir: str) -> None:
+    found = adoption.find(state_dir)
+    try:
+        adoption.look(found, state_dir)
+    finally:
+        found.close()
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+def test_a_handover_that_leads_to_a_strangers_sockets_is_refused(
+    tmp_path: Path, kind: socket.SocketKind
+) -> None:
+    """As that of a supervisor that ran before the machine was booted anew."""
+    front, back = socket.socketpair(socket.AF_UNIX, kind)
+    back.send(b"hello")
+    back.send(b"world")
+    inodes = [os.fstat(each.fileno()).st_ino for each in (front, back)]
+    (tmp_path / "handover").write_text("{} {}".format(*inodes))
+    with forked(lambda: signal.pause()) as stranger:
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(DepositError, match="not a supervisor's"):
+            find_and_look(str(tmp_path))
+        adoption.end_workers(str(tmp_path))
+        assert waiting.is_alive(stranger.pid)
+        assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert front.recv(5) + front.recv(5) == b"helloworld"
+    front.close()
+    back.close()
+
+
+def test_what_a_supervisor_that_was_killed_left_peeking_is_found(place: Deposit) -> None:
+    put(place, word="kept")
+    place._front.setsockopt(socket.SOL_SOCKET, deposit._SO_PEEK_OFF, deposit._MESSAGE_BYTES)
+    assert look(place)["word"] == "kept"
 
 
 def test_a_document_that_could_still_be_changed_is_refused(

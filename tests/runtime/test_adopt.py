@@ -12,17 +12,18 @@ import random
 import signal
 import struct
 import subprocess
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from supervisor import adoption, deposit
 from tests.harness import bundles, deposits, waiting
 from tests.harness.big_stream import BigStream
 from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.runc, pytest.mark.timeout(300)]
 
@@ -360,9 +361,7 @@ def test_without_anybody_who_holds_it_there_is_nothing_to_adopt(
 ) -> None:
     daemon = start(make_bundle("echo ready; sleep 1000"))
     daemon.kill()
-    for pid in daemon.workers():
-        os.kill(pid, signal.SIGKILL)
-        waiting.wait_process(pid)
+    kill_workers(daemon)
     done = daemon.command("adopt", "--detach")
     assert done.returncode == 1
     assert done.stderr == (
@@ -423,34 +422,159 @@ def test_a_run_clears_away_a_dead_container_and_its_waiting_worker(
     assert daemon.workers() == []
 
 
+def kill_workers(daemon: Daemon) -> None:
+    for pid in daemon.workers():
+        os.kill(pid, signal.SIGKILL)
+        waiting.wait_process(pid)
+
+
+@pytest.mark.parametrize("left", ["nothing", "a garbled file", "another version", "another's"])
+def test_a_run_that_would_adopt_begins_anew_when_the_container_is_dead(
+    tmp_path: Path,
+    make_bundle: Callable[..., Path],
+    start: Callable[..., Daemon],
+    monkeypatch: pytest.MonkeyPatch,
+    left: str,
+) -> None:
+    daemon = start(make_bundle("echo ready; sleep 1000"))
+    daemon.kill()
+    os.kill(daemon.payload_pid, signal.SIGKILL)
+    reap(daemon.payload_pid)
+    if left == "nothing":
+        kill_workers(daemon)
+        said = "no worker of it lives any more, and systemd has kept nothing"
+    elif left == "a garbled file":
+        (daemon.home / "init" / "handover").write_text("garbled")
+        said = "handover: not a supervisor's"
+    elif left == "another version":
+        lay_down(daemon, version=99, monkeypatch=monkeypatch)
+        said = f"handover: state version 99, this forkshim reads {deposit.VERSION}"
+    else:
+        lay_down(daemon, front={"path": str(tmp_path)}, order={}, supervisor={})
+        said = "handover: of another container"
+    assert daemon.command("adopt").returncode == 1
+    bundle = make_bundle("exit 3")
+    done = daemon.command("run", "--adopt", "--bundle", bundle, "--detach", "--log", "null")
+    assert (done.returncode, done.stderr) == (
+        0,
+        f"forkshim: {daemon.id}: {said}; its container is gone, so it is run anew\n",
+    )
+    assert daemon.wait_end() == "3"
+    assert len(daemon.workers()) == (left in ("a garbled file", "another's"))
+
+
+def lay_down(
+    daemon: Daemon,
+    version: int = deposit.VERSION,
+    monkeypatch: pytest.MonkeyPatch | None = None,
+    **document: Any,
+) -> None:
+    """Put another document in the place of what the killed supervisor has laid down."""
+    place = adoption.find(str(daemon.home / "init"))
+    if monkeypatch is not None:
+        monkeypatch.setattr(deposit, "VERSION", version)
+    place.put(document, deposit.Parcel())
+    if monkeypatch is not None:
+        monkeypatch.undo()
+    place.close()
+
+
+def test_a_run_that_cannot_adopt_says_that_the_container_lives(
+    make_bundle: Callable[..., Path], start: Callable[..., Daemon]
+) -> None:
+    bundle = make_bundle("echo ready; sleep 1000")
+    daemon = start(bundle)
+    daemon.kill()
+    kill_workers(daemon)
+    done = daemon.command("run", "--adopt", "--bundle", bundle, "--detach", "--log", "null")
+    assert done.returncode == 75
+    assert done.stderr.startswith(
+        f"forkshim: {daemon.id}: its supervisor is gone and its container is running "
+        f"(pid {daemon.payload_pid}); nobody can go on with it "
+        "(no worker of it lives any more, and systemd has kept nothing), `runc "
+    )
+    assert done.stderr.endswith(f" delete --force {daemon.id}` ends it\n")
+    assert waiting.is_alive(daemon.payload_pid)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "handover: not a supervisor's"),
-        ("1 2", "no worker of it lives any more"),
-        ("1 2 3", "handover: not a supervisor's"),
-        ("../x y", "handover: not a supervisor's"),
+        (b"", "handover: not a supervisor's"),
+        (b"1 2", "no worker of it lives any more"),
+        (b"1 2 3", "handover: of another boot of the machine"),
+        (b"1 2 3 4", "handover: not a supervisor's"),
+        (b"../x y", "handover: not a supervisor's"),
+        (b"\xff\xfe 1", "handover: not a supervisor's"),
+        ("\N{SUPERSCRIPT TWO} 1".encode(), "handover: not a supervisor's"),
+        (bytes(1 << 20), "handover: not a supervisor's"),
+        ("fifo", "handover: not a supervisor's"),
+        ("directory", "handover: is a directory"),
     ],
+    ids=lambda value: repr(value)[:40],
 )
 def test_a_file_that_leads_nowhere_is_told(
     tmp_path: Path,
     make_bundle: Callable[..., Path],
     start: Callable[..., Daemon],
-    content: str,
+    content: bytes | str,
     said: str,
 ) -> None:
     daemon = start(make_bundle("echo ready; sleep 1000"))
     daemon.kill()
     path = daemon.home / "init" / "handover"
-    kept = path.read_text()
-    path.write_text(content)
+    kept = path.rename(tmp_path / "kept")
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content == "fifo":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
     done = daemon.command("adopt", "--detach")
     assert done.returncode == 1
     assert done.stderr.startswith(f"forkshim: {daemon.id}: {said}")
     assert done.stderr.count("\n") == 1
-    path.write_text(kept)
+    if content == "directory":
+        path.rmdir()
+    kept.rename(path)
     daemon.adopt()
     assert daemon.log()[-1].endswith(f"goes on, process {daemon.payload_pid}")
+
+
+def test_what_an_earlier_boot_has_left_is_run_anew(
+    make_bundle: Callable[..., Path], start: Callable[..., Daemon]
+) -> None:
+    """Its numbers are other sockets' by now; here they still are its own."""
+    daemon = start(make_bundle("echo ready; sleep 1000"))
+    daemon.kill()
+    os.kill(daemon.payload_pid, signal.SIGKILL)
+    reap(daemon.payload_pid)
+    path = daemon.home / "init" / "handover"
+    *inodes, boot_id = path.read_text().split()
+    assert boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    path.write_text(" ".join([*inodes, boot_id[::-1]]))
+    bundle = make_bundle("exit 3")
+    done = daemon.command("run", "--adopt", "--bundle", bundle, "--detach", "--log", "null")
+    assert done.returncode == 0
+    assert "handover: of another boot of the machine; its container is gone" in done.stderr
+    assert daemon.wait_end() == "3"
+
+
+def test_a_state_directory_that_is_a_link_is_refused_in_words(
+    tmp_path: Path, make_bundle: Callable[..., Path], start: Callable[..., Daemon]
+) -> None:
+    bundle = make_bundle("trap 'exit 0' TERM; while :; do sleep 0.1; done")
+    daemon = start(bundle)
+    os.kill(daemon.pid, signal.SIGTERM)
+    assert daemon.wait_end() == "0"
+    kept = (daemon.home / "init").rename(tmp_path / "moved")
+    (daemon.home / "init").symlink_to(kept)
+    done = daemon.command("run", "--bundle", bundle, "--detach", "--log", "null")
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"forkshim: {daemon.id}: {daemon.home}: cannot call rmtree on a symbolic link\n",
+    )
+    assert (kept / "exitStatus").exists()
 
 
 def test_what_never_ran_and_what_is_unknown_cannot_be_adopted(tmp_path: Path) -> None:

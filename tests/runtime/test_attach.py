@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import resource
 import signal
 import subprocess
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import bundles, waiting
+from supervisor import attach
+from supervisor.errors import ShimError
+from supervisor.waitstatus import Exited
+from tests.harness import bundles, deposits, waiting
 from tests.harness.engine import FORKSHIM
+from tests.harness.forked import forked
 from tests.harness.rewriting import cri_streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.runc, pytest.mark.timeout(120)]
 
@@ -78,10 +84,14 @@ class Daemon:
             stderr=subprocess.PIPE,
             preexec_fn=_hear_ctrl_c,
         )
-        self._listeners.append(process)
+        self.owns(process)
         listener = Listener(process)
         waiting.wait_true(lambda: self._hearers(process.pid) == self.streams)
         return listener
+
+    def owns(self, process: subprocess.Popen[bytes]) -> None:
+        """Have a process ended with this."""
+        self._listeners.append(process)
 
     def _hearers(self, pid: int) -> int:
         """Return how many fifos of a listener are open with a worker that writes to them."""
@@ -273,14 +283,11 @@ def test_what_cannot_be_heard_is_said_in_a_line(
         done = daemon.command("attach")
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == (
-            f"forkshim: {daemon.id}: nothing to attach to: its outputs go nowhere, "
-            "or the log says why not\n"
+            f"forkshim: {daemon.id}: nothing to attach to: its outputs go nowhere, or have ended\n"
         )
     assert daemon.end() == "23"
     done = daemon.command("attach")
-    assert done.stderr == (
-        f"forkshim: {daemon.id}: nothing to attach to: no supervisor: `forkshim adopt` brings one\n"
-    )
+    assert done.stderr == f"forkshim: {daemon.id}: nothing to attach to: it has ended\n"
     done = subprocess.run(
         [FORKSHIM, "attach", "--root", tmp_path / "root", "nobody"], capture_output=True, text=True
     )
@@ -308,9 +315,13 @@ def test_what_is_no_fifo_or_too_many_is_refused(start: Callable[..., Daemon]) ->
     assert daemon.log() == [
         "attach attach.file: not a fifo",
         "attach attach.link: too many levels of symbolic links",
-        "attach attach.missing: no such file or directory",
         "attach attach.16: there are 16 listeners",
     ]
+    done = daemon.command("attach")
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"forkshim: {daemon.id}: its stdout cannot be heard: the log says why\n",
+    )
     assert (init / "attach.file").read_text() == "mine"
     daemon.go()
     for reader in readers[:16]:
@@ -318,3 +329,128 @@ def test_what_is_no_fifo_or_too_many_is_refused(start: Callable[..., Daemon]) ->
         os.close(reader)
     os.close(readers[16])
     assert daemon.end() == "23"
+
+
+@pytest.mark.parametrize(("free", "stream"), [(0, "stdout"), (1, "stderr")])
+def test_who_finds_no_descriptor_free_is_told(
+    tmp_path: Path, start: Callable[..., Daemon], free: int, stream: str
+) -> None:
+    """One is for the fifo of stdout."""
+    daemon = start(f"cri:{tmp_path}/log")
+    for name in ("stdout", "stderr"):
+        waiting.wait_worker(daemon.pid, name)
+    deposits.wait_laid_down(daemon.home / "init")
+    wait_idle(daemon.pid)
+    limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+    taken = {int(name) for name in os.listdir(f"/proc/{daemon.pid}/fd")}
+    unused = (number for number in itertools.count() if number not in taken)
+    limit = next(itertools.islice(unused, free, None))
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (limit, limits[1]))
+    done = daemon.command("attach")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"forkshim: {daemon.id}: its {stream} cannot be heard: the log says why\n"
+    assert any(
+        message.startswith("attach attach.") and message.endswith(f"{stream}: too many open files")
+        for message in daemon.log()
+    )
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, limits)
+    assert list(daemon.home.glob("init/attach.*")) == []
+    listener = daemon.attach()
+    daemon.go()
+    listener.hear(len(BLOCK))
+    assert daemon.end() == "23"
+    assert listener.end() == (0, b"e\n")
+
+
+def wait_idle(pid: int) -> None:
+    """Wait until a supervisor waits in its loop, when nothing is open for a moment only."""
+    number = "22" if os.uname().machine == "aarch64" else "232"  # epoll_wait, epoll_pwait
+    waiting.wait_true(lambda: Path(f"/proc/{pid}/syscall").read_text().split()[0] == number)
+
+
+def ask_in_vain(daemon: Daemon) -> subprocess.Popen[bytes]:
+    """Stop the supervisor, and have somebody ask it to be let in."""
+    os.kill(daemon.pid, signal.SIGSTOP)
+    waiting.wait_true(lambda: waiting.state_of(daemon.pid) == "T")
+    control = os.open(daemon.home / "init" / "control", os.O_RDONLY | os.O_NONBLOCK)
+    process = subprocess.Popen(
+        [FORKSHIM, "attach", "--root", daemon.root, daemon.id],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    daemon.owns(process)
+    waiting.wait_readable(control)
+    os.close(control)
+    return process
+
+
+def test_who_was_not_let_in_before_a_kill_is_told(start: Callable[..., Daemon]) -> None:
+    """The fifos are without a writer, and never had one: no event tells of that."""
+    daemon = start()
+    process = ask_in_vain(daemon)
+    pid = daemon.pid
+    os.kill(pid, signal.SIGKILL)
+    waiting.wait_process(pid)
+    _out, err = process.communicate(timeout=waiting.LIMIT_S)
+    assert (process.returncode, err.decode()) == (
+        1,
+        f"forkshim: {daemon.id}: nothing to attach to: no supervisor: "
+        "`forkshim adopt` brings one\n",
+    )
+    assert daemon.command("adopt", "--detach").returncode == 0
+    listener = daemon.attach()
+    daemon.go()
+    listener.hear(len(BLOCK))
+    assert daemon.end() == "23"
+    assert not any("attach" in message for message in daemon.log())
+
+
+def test_who_was_not_let_in_before_the_end_is_told(start: Callable[..., Daemon]) -> None:
+    daemon = start()
+    process = ask_in_vain(daemon)
+    (daemon.home / "init" / "exitStatus").write_text("0")
+    _out, err = process.communicate(timeout=waiting.LIMIT_S)
+    assert (process.returncode, err.decode()) == (
+        1,
+        f"forkshim: {daemon.id}: nothing to attach to: it has ended\n",
+    )
+    os.kill(daemon.pid, signal.SIGCONT)
+    assert daemon.end() == "23"
+
+
+def test_a_supervisor_that_is_stopped_is_not_waited_for_for_ever(
+    start: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = start()
+    os.kill(daemon.pid, signal.SIGSTOP)
+    monkeypatch.setattr(attach, "_LONGEST_WAIT_S", 0)
+
+    def work() -> None:
+        with pytest.raises(ShimError, match="its supervisor does not answer"):
+            attach.attach(daemon.id, str(daemon.root))
+
+    with forked(work) as child:
+        assert child.wait() == Exited(0)
+    os.kill(daemon.pid, signal.SIGCONT)
+    assert daemon.end() == "23"
+
+
+def test_what_is_said_after_one_has_left_is_nothing_missed(
+    tmp_path: Path, start: Callable[..., Daemon]
+) -> None:
+    daemon = start(f"cri:{tmp_path}/log")
+    for number in (1, 2, 3):
+        listener = daemon.attach()
+        os.kill(daemon.pid, signal.SIGSTOP)  # else it might have seen him go
+        listener.process.kill()
+        listener.end()
+        daemon.go()
+        waiting.wait_path(
+            tmp_path / "log",
+            lambda path, n=number: (  # type: ignore[misc] # the default binds it now
+                path.read_bytes().count(b"line 001499 ") == n
+            ),
+        )
+        os.kill(daemon.pid, signal.SIGCONT)
+    assert daemon.end() == "23"
+    assert not any("attach" in message for message in daemon.log())

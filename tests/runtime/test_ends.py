@@ -144,6 +144,54 @@ def test_the_next_run_replaces_the_record_and_what_a_kill_left(
     ]
 
 
+def test_the_record_of_an_earlier_run_never_passes_for_that_of_this_one(
+    tmp_path: Path, rootfs: Path
+) -> None:
+    """The disk gets full while it runs."""
+    exits = tmp_path / "exits"
+    exits.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", exits], check=True)
+    try:
+        path = exits / "fst-full.json"
+        bundles.make_bundle(tmp_path / "1", bundles.config(rootfs, bundles.shell("exit 3")))
+        subprocess.run(command(tmp_path, tmp_path / "1", "fst-full"), capture_output=True)
+        assert json.loads(path.read_text())["status"] == 3
+        script = bundles.shell("echo ready; read line; exit 7")
+        bundle = bundles.make_bundle(tmp_path / "2", bundles.config(rootfs, script))
+        process = subprocess.Popen(
+            command(tmp_path, bundle, "-i", "fst-full"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        assert not path.exists()
+        with pytest.raises(OSError, match="No space left"):
+            (exits / "other").write_bytes(bytes(128 << 10))
+        out, err = process.communicate("\n", timeout=waiting.LIMIT_S)
+        assert (process.returncode, out) == (7, "")
+        assert err == f"forkshim: fst-full: write {path}: no space left on device\n"
+        assert os.listdir(exits) == ["other"]
+    finally:
+        subprocess.run(["umount", exits], check=True)
+
+
+def test_a_run_that_is_refused_takes_no_record_away(tmp_path: Path, rootfs: Path) -> None:
+    script = "trap 'exit 5' TERM; echo ready; while :; do sleep 0.1; done"
+    process, path = run(tmp_path, rootfs, script)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    path.touch()
+    again = subprocess.run(command(tmp_path, tmp_path / "bundle", path.stem), capture_output=True)
+    assert again.returncode == 75
+    assert path.exists()
+    process.send_signal(signal.SIGTERM)
+    ended(process)
+    assert json.loads(path.read_text())["stopRequested"]
+
+
 def test_a_directory_that_cannot_be_is_told_before_anything_is_started(
     tmp_path: Path, rootfs: Path
 ) -> None:
@@ -166,3 +214,14 @@ def test_a_record_that_cannot_be_written_is_said_and_costs_no_status(
     code, _out, err = ended(process)
     assert code in (5, 137, 143)
     assert err == f"forkshim: {path.stem}: write {path}: no such file or directory\n"
+
+
+def test_a_record_that_cannot_be_removed_is_told_before_anything_is_started(
+    tmp_path: Path, rootfs: Path
+) -> None:
+    bundle = bundles.make_bundle(tmp_path / "b", bundles.config(rootfs, bundles.shell("echo no")))
+    (tmp_path / "exits" / "fst-odd.json").mkdir(parents=True)
+    done = subprocess.run(command(tmp_path, bundle, "fst-odd"), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"forkshim: fst-odd: {tmp_path}/exits/fst-odd.json: is a directory\n"
+    assert os.listdir(tmp_path / "root") == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import supervisor
+from supervisor import deposit
 from tests.harness import bundles, waiting
 from tests.harness.big_stream import BigStream
 
@@ -274,15 +276,15 @@ _BREAK: dict[str, tuple[str, str, str, str]] = {
     "does not parse": ("supervisor/crew.py", "class Crew:", "class Crew(:", "SyntaxError"),
     "does not import": (
         "supervisor/loop.py",
-        "import selectors",
-        "import no_such_thing as selectors",
+        "import select\nimport time",
+        "import no_such_thing",
         "no_such_thing",
     ),
     "reads another state": (
         "supervisor/deposit.py",
-        "VERSION = 2",
-        "VERSION = 3",
-        "state version 2, this forkshim reads 3",
+        f"VERSION = {deposit.VERSION}",
+        "VERSION = 99",
+        f"state version {deposit.VERSION}, this forkshim reads 99",
     ),
     "has no worker that works": (
         "workers/output.py",
@@ -331,6 +333,35 @@ def test_a_version_that_cannot_take_over_is_refused(
     engine.control("0 0 0\n")
     engine.close("stdin")
     assert engine.wait_end() == 9
+    assert engine.leftovers() == []
+
+
+def test_a_hand_over_that_fails_leaves_a_supervisor_that_hears(
+    make_engine: MakeEngine, version: Version
+) -> None:
+    """The rehearsal goes well, and then there is no descriptor left."""
+    engine = make_engine(f"trap 'exit 4' TERM; echo ready; {LOOP}")
+    stdout, _stderr = engine.attach("stdout", "stderr")
+    engine.run(env=version.environment)
+    waiting.read_until(stdout, b"ready")
+    limits = resource.prlimit(engine.shim_pid, resource.RLIMIT_NOFILE)
+    version.change(
+        "supervisor/upgrade.py",
+        "    os.write(1, READY)",
+        "    import resource\n"
+        f"    resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (3, {limits[1]}))\n"
+        "    os.write(1, READY)",
+    )
+    os.kill(engine.shim_pid, signal.SIGHUP)
+    waiting.wait_path(
+        engine.dir / "shim-log.json", lambda _path: _count(engine, "not reloaded") == 1
+    )
+    assert engine.log("warn")[-1] == (
+        "SIGHUP: not reloaded, the old version goes on: handover: too many open files"
+    )
+    resource.prlimit(engine.shim_pid, resource.RLIMIT_NOFILE, limits)
+    os.kill(engine.shim_pid, signal.SIGTERM)
+    assert engine.wait_end() == 4
     assert engine.leftovers() == []
 
 

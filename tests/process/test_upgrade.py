@@ -1,0 +1,160 @@
+"""Becoming another program, and what is left of a try that fails: everything, signals too."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket  # noqa: F401 -- as a supervisor has it before it hands over
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from supervisor import fds, upgrade
+from supervisor.calls import RuntimeCalls
+from supervisor.deposit import Parcel
+from supervisor.order import Order
+from supervisor.signals import SignalRouter
+from supervisor.succession import Succession
+from supervisor.waitstatus import Exited
+from tests.harness import waiting
+from tests.harness.forked import forked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from supervisor.errors import ShimError
+    from tests.harness.yard import Yard
+
+pytestmark = pytest.mark.process
+
+
+def no_descriptor_more() -> None:
+    """Let this process open nothing more."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+
+
+def open_fds() -> dict[str, str]:
+    """Return what is open, and what would survive an exec."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[name] = f"{os.readlink(f'/proc/self/fd/{name}')} {os.get_inheritable(int(name))}"
+        except FileNotFoundError:  # that of the listing
+            continue
+    return found
+
+
+def test_become_is_an_exec_with_the_deposit_and_the_lock() -> None:
+    rfd, wfd = fds.pipe()
+    script = 'echo "$FORKSHIM_HANDOVER"; '
+    script += "for fd in ${FORKSHIM_HANDOVER#* }; do readlink /proc/$$/fd/$fd; done; exit 3"
+    lock = fds.Fd(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
+
+    def work() -> None:
+        os.dup2(wfd.fileno(), 1)
+        upgrade.become(["/bin/sh", "-c", script], {}, Parcel(), lock.fileno())
+
+    with forked(work) as child:
+        assert child.wait() == Exited(3)
+    wfd.close()
+    variable, *targets = waiting.read_to_end(rfd.fileno()).decode().splitlines()
+    assert variable.startswith("become ")
+    assert [target.partition(":")[0] for target in targets] == ["socket", "socket", "/"]
+    rfd.close()
+    lock.close()
+
+
+def _without_descriptors() -> ShimError:
+    no_descriptor_more()
+    return upgrade.become(["/bin/true"], {}, Parcel(), 0)
+
+
+def _without_a_program() -> ShimError:
+    return upgrade.become(["/no/such/program"], {}, Parcel(), 0)
+
+
+def _with_too_much() -> ShimError:
+    parcel = Parcel()
+    for _ in range(253):
+        parcel.add(0)
+    return upgrade.become(["/bin/true"], {}, parcel, 0)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "said"),
+    [
+        (_without_descriptors, "handover: too many open files"),
+        (_without_a_program, "exec /no/such/program: no such file or directory"),
+        (_with_too_much, "handover: 254 descriptors"),
+    ],
+)
+def test_become_that_fails_leaves_everything_as_it_was(
+    attempt: Callable[[], ShimError], said: str
+) -> None:
+    def work() -> None:
+        os.set_inheritable(0, False)
+        before = open_fds()
+        assert str(attempt()) == said
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        assert open_fds() == before
+
+    with forked(work) as child:
+        assert child.wait() == Exited(0)
+
+
+class Incumbent:
+    """A supervisor that runs, with nothing to hand over."""
+
+    is_alive = is_running = is_settled = True
+
+    def __init__(self) -> None:
+        self.is_over = False
+
+    def pack(self, parcel: Parcel) -> dict[str, Any]:
+        parcel.add(0)
+        return {"supervisor": {}}
+
+    def reloading(self) -> None:
+        """Nobody is to be told."""
+
+    def reload_is_over(self) -> None:
+        self.is_over = True
+
+
+class PoorIncumbent(Incumbent):
+    """One that needs a descriptor for it."""
+
+    def pack(self, parcel: Parcel) -> dict[str, Any]:
+        os.close(os.dup(0))
+        return super().pack(parcel)
+
+
+@pytest.mark.parametrize("kind", [Incumbent, PoorIncumbent])
+def test_after_a_hand_over_that_fails_every_signal_is_heard(
+    yard: Yard, kind: type[Incumbent]
+) -> None:
+    def work() -> None:
+        incumbent = kind()
+        order = Order("web", "/", "runc", command=("/bin/true",))
+        calls = RuntimeCalls(
+            yard.loop, yard.reaper, name="runc", cwd="/", null_fd=yard.null.fileno()
+        )
+        succession = Succession(yard.loop, calls, yard.log, order, incumbent, None)
+        router = SignalRouter(has_job_control=False)
+        no_descriptor_more()
+        succession._hand_over()
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+        assert incumbent.is_over
+        heard: list[int] = []
+        wanted = [signal.SIGTERM, signal.SIGCHLD]
+        for signum in wanted:
+            signal.raise_signal(signum)
+        router.dispatch(heard.append)
+        assert heard == wanted
+
+    with forked(work) as child:
+        assert child.wait() == Exited(0)
+    (message,) = (each for each in yard.messages() if "not reloaded" in each)
+    assert message.endswith("too many open files")
