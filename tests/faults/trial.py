@@ -19,7 +19,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.harness import bundles, deposits, waiting
+from tests.harness import bundles, deposits, runtime_calls, waiting
 from tests.harness.engine import FORKSHIM, Engine
 from tests.harness.rewriting import cri_streams
 
@@ -382,7 +382,7 @@ class Adopted(Subject):
                 if waiting.title_of(pid).startswith(prefix) and waiting.is_alive(pid):
                     _signal(pid, signal.SIGKILL)
                     waiting.wait_process(pid)
-        subprocess.run(["runc", "delete", "--force", self._id], capture_output=True)
+        runtime_calls.delete(self._id)
 
     def feed(self) -> None:
         os.write(self._go_fd, b"go\n")

@@ -11,7 +11,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.harness import waiting
+from tests.harness import runtime_calls, waiting
+from tests.harness.runtime_calls import RUNTIME, RuntimeCallError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 BIN = Path(os.environ.get("FORKSHIM_TEST_BIN", Path(sys.executable).parent))
 SHIM = BIN / "forkshim-shim"
-RUNTIME = os.environ.get("FORKSHIM_TEST_RUNTIME", "runc")
 FORKSHIM = BIN / "forkshim"
 
 
@@ -84,7 +84,7 @@ class Engine:
             self.shim.wait()
         # A test that failed halfway may have left its container: the id is this test's own.
         if not self.process.get("exec"):
-            subprocess.run([RUNTIME, "delete", "--force", self.id], capture_output=True)
+            runtime_calls.delete(self.id)
 
     def open(self, name: str, flags: int) -> int:
         """Open a file of the state directory; closed with the engine, or by `close`."""
@@ -176,7 +176,7 @@ class Engine:
 
     def start(self) -> None:
         """Run the runtime's start, as the daemon does."""
-        subprocess.run([RUNTIME, "start", self.id], check=True, capture_output=True)
+        runtime_calls.call("start", self.id)
 
     def run(self, **launch: Any) -> int:
         """Launch, wait until it is created, start it; returns the container's pid."""
@@ -239,8 +239,13 @@ class Engine:
 
     def runtime_state(self) -> dict[str, Any] | None:
         """Return what the runtime says of the container; None if it knows none."""
-        done = subprocess.run([RUNTIME, "state", self.id], capture_output=True)
-        return json.loads(done.stdout) if done.returncode == 0 else None
+        try:
+            state: dict[str, Any] = json.loads(runtime_calls.call("state", self.id))
+        except RuntimeCallError as error:
+            if not error.is_of_no_container:
+                raise
+            return None
+        return state
 
     @staticmethod
     def _has_content(path: Path) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import bundles, deposits, waiting
+from tests.harness import bundles, deposits, runtime_calls, waiting
 from tests.harness.big_stream import BigStream
 from tests.harness.engine import FORKSHIM
 
@@ -95,7 +95,7 @@ class Daemon:
                 if waiting.title_of(pid).startswith(prefix) and waiting.is_alive(pid):
                     os.kill(pid, signal.SIGKILL)
                     waiting.wait_process(pid)
-        subprocess.run(["runc", "delete", "--force", self.id], capture_output=True)
+        runtime_calls.delete(self.id)
 
 
 @pytest.fixture

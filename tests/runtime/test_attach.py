@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import bundles, waiting
+from tests.harness import bundles, runtime_calls, waiting
 from tests.harness.engine import FORKSHIM
 from tests.harness.rewriting import cri_streams
 
@@ -114,7 +114,7 @@ class Daemon:
             if waiting.title_of(pid).startswith(f"forkshim: {self.id}") and waiting.is_alive(pid):
                 os.kill(pid, signal.SIGKILL)
                 waiting.wait_process(pid)
-        subprocess.run(["runc", "delete", "--force", self.id], capture_output=True)
+        runtime_calls.delete(self.id)
 
 
 def _hear_ctrl_c() -> None:

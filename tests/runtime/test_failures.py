@@ -6,12 +6,11 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness import bundles, runtimes, waiting
+from tests.harness import bundles, runtime_calls, runtimes, waiting
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -237,13 +236,7 @@ def test_a_running_container_of_the_same_id_is_left_alone(make_engine: MakeEngin
 
 def test_a_stopped_container_of_the_same_id_is_left_alone(make_engine: MakeEngine) -> None:
     other = make_engine()
-    done = subprocess.run(
-        ["runc", "create", "--bundle", other.bundle, other.id],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0
+    runtime_calls.call("create", "--bundle", other.bundle, other.id)
     before = other.runtime_state()
     assert before is not None
     os.kill(before["pid"], signal.SIGKILL)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness import bundles, waiting
+from tests.harness import bundles, runtime_calls, waiting
 from tests.harness.engine import FORKSHIM
 from tests.harness.rewriting import cri_streams
 
@@ -93,7 +93,7 @@ class Daemon:
         if waiting.is_alive(self.pid):
             os.kill(self.pid, 9)
             waiting.wait_process(self.pid)
-        subprocess.run(["runc", "delete", "--force", self.id], capture_output=True)
+        runtime_calls.delete(self.id)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import bundles, deposits, waiting
+from tests.harness import bundles, deposits, runtime_calls, waiting
 from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ def test_it_returns_when_the_container_runs_and_leaves_the_status_behind(
     root, log = tmp_path / "root", tmp_path / "log"
     done = detach(root, make_bundle(_LOOP), container_id, "--log", f"file:{log}")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    state = subprocess.run(["runc", "state", container_id], check=True, capture_output=True)
-    assert b'"running"' in state.stdout
+    assert b'"running"' in runtime_calls.call("state", container_id)
     waiting.wait_path(log, lambda path: path.read_text() == "ready\n")
     assert stop(root, container_id) == "8"
     assert log.read_text() == "ready\nbye\n"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import bundles, waiting
+from tests.harness import bundles, runtime_calls, waiting
 from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Manager:
         if self.process is not None:
             if self.process.poll() is None:
                 self.process.kill()
-                subprocess.run(["runc", "delete", "--force", self.id], capture_output=True)
+                runtime_calls.delete(self.id)
             self.process.communicate()
 
 

@@ -1,0 +1,49 @@
+"""Calls of the OCI runtime by the tests themselves. One that fails says what the runtime said."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RUNTIME = os.environ.get("FORKSHIM_TEST_RUNTIME", "runc")
+_UNKNOWN = ("does not exist", "No such file or directory")  # runc; crun, of its status file
+
+
+class RuntimeCallError(AssertionError):
+    """A call of the runtime has failed; `said` is its stderr."""
+
+    def __init__(self, words: list[str], exit_status: int, said: str) -> None:
+        super().__init__(f"{' '.join(words)}: exit status {exit_status}: {said.strip()}")
+        self.said = said
+
+    @property
+    def is_of_no_container(self) -> bool:
+        """Whether the runtime knows no container of that id."""
+        return any(words in self.said for words in _UNKNOWN)
+
+
+def call(*words: str | Path, runtime: str = RUNTIME) -> bytes:
+    """Run the runtime to its end; returns its stdout.
+
+    Raises:
+        RuntimeCallError: Its exit status is not 0.
+    """
+    argv = [runtime, *map(str, words)]
+    # Files: a container that it creates has them too, and a pipe would have no end before its own.
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        out.seek(0)
+        err.seek(0)
+        if done.returncode != 0:
+            raise RuntimeCallError(argv, done.returncode, err.read().decode(errors="replace"))
+        return out.read()
+
+
+def delete(container_id: str) -> None:
+    """Delete a container, whatever it does; one that is not there is deleted."""
+    call("delete", "--force", container_id)
