@@ -175,8 +175,17 @@ class Engine:
         )
 
     def start(self) -> None:
-        """Run the runtime's start, as the daemon does."""
-        runtime_calls.call("start", self.id)
+        """Run the runtime's start, as the daemon does.
+
+        One that fails because its container was quicker has done its work: with short lives and
+        a busy machine the shim may have deleted it all before runc has looked again.
+        """
+        try:
+            runtime_calls.call("start", self.id)
+        except RuntimeCallError as error:
+            if not error.is_of_a_short_life:
+                raise
+            waiting.wait_path(self.dir / "exitStatus", Path.exists)
 
     def run(self, **launch: Any) -> int:
         """Launch, wait until it is created, start it; returns the container's pid."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 RUNTIME = os.environ.get("FORKSHIM_TEST_RUNTIME", "runc")
 _UNKNOWN = ("does not exist", "No such file or directory")  # runc; crun, of its status file
+_SHORT_LIFE = ("exec.fifo: no such file or directory", "container process is already dead")
 
 
 class RuntimeCallError(AssertionError):
@@ -25,6 +26,16 @@ class RuntimeCallError(AssertionError):
     def is_of_no_container(self) -> bool:
         """Whether the runtime knows no container of that id."""
         return any(words in self.said for words in _UNKNOWN)
+
+    @property
+    def is_of_a_short_life(self) -> bool:
+        """Whether it is a `start` whose container has ended before that had returned.
+
+        runc lets the container go by opening exec.fifo, reads it, and removes it: which fails when
+        a `delete` was faster. If the open is not back after 100 ms, it looks at the process, and
+        calls one dead that has done all its work since. Source: opencontainers/runc, #2183, #4735.
+        """
+        return any(words in self.said for words in _SHORT_LIFE)
 
 
 def call(*words: str | Path, runtime: str = RUNTIME) -> bytes:
