@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.harness import runtime_calls, waiting
+from tests.harness import runtime_calls, shim_log, waiting
 from tests.harness.runtime_calls import RUNTIME, RuntimeCallError
 
 if TYPE_CHECKING:
@@ -241,10 +241,8 @@ class Engine:
         return self.shim.wait(waiting.LIMIT_S)
 
     def log(self, level: str | None = None) -> list[str]:
-        """Return the messages of shim-log.json; each line has to be valid JSON."""
-        path = self.dir / "shim-log.json"
-        records = [json.loads(line) for line in path.read_text().splitlines()]
-        return [record["msg"] for record in records if level in (None, record["level"])]
+        """Return the messages of shim-log.json."""
+        return shim_log.messages(self.dir / "shim-log.json", level)
 
     def runtime_state(self) -> dict[str, Any] | None:
         """Return what the runtime says of the container; None if it knows none."""

@@ -6,18 +6,19 @@ FORKSHIM_ADOPTIONS and FORKSHIM_STREAM_MIB make the long run: 50 and 2048.
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import random
 import signal
 import struct
 import subprocess
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import bundles, deposits, runtime_calls, waiting
+from tests.harness import bundles, deposits, waiting
 from tests.harness.big_stream import BigStream
+from tests.harness.daemon import Daemon
 from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
@@ -31,86 +32,18 @@ ADOPTIONS = int(os.environ.get("FORKSHIM_ADOPTIONS", "8"))
 STREAM_MIB = int(os.environ.get("FORKSHIM_STREAM_MIB", "256"))
 
 
-class Daemon:
-    """One container under `forkshim run --detach`, and under those who adopt it. Owns them all."""
-
-    def __init__(self, root: Path, bundle: Path, *options: str | Path) -> None:
-        self.root = root
-        self.id = bundles.fresh_id("adopt")
-        self.home = root / self.id
-        done = self.command("run", "--bundle", bundle, "--detach", *options)
-        assert (done.returncode, done.stderr) == (0, "")
-        self.payload_pid = int((self.home / "init" / "pid").read_text())
-        deposits.wait_laid_down(self.home / "init")
-
-    def command(self, verb: str, *options: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [FORKSHIM, verb, "--root", self.root, *options, self.id],
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=waiting.LIMIT_S,
-        )
-
-    @property
-    def pid(self) -> int:
-        return int((self.home / "supervisor.pid").read_text())
-
-    def kill(self) -> None:
-        """Kill the supervisor, and nobody else."""
-        pid = self.pid
-        os.kill(pid, signal.SIGKILL)
-        waiting.wait_process(pid)
-
-    def adopt(self, *options: str | Path) -> None:
-        done = self.command("adopt", "--detach", *options)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-        waiting.wait_true(
-            lambda: all(
-                waiting.title_of(pid).startswith("forkshim: ")
-                for pid in waiting.children_of(self.pid)
-            )
-        )
-
-    def wait_end(self) -> str:
-        """Wait for the end of whoever supervises it; returns what it has written."""
-        waiting.wait_process(self.pid)
-        return (self.home / "init" / "exitStatus").read_text()
-
-    def log(self) -> list[str]:
-        text = (self.home / "init" / "shim-log.json").read_text()
-        return [json.loads(line)["msg"] for line in text.splitlines()]
-
-    def workers(self) -> list[int]:
-        return [
-            pid
-            for pid in waiting.children_of(os.getpid())
-            if waiting.title_of(pid).startswith(f"forkshim: {self.id} [") and waiting.is_alive(pid)
-        ]
-
-    def end(self) -> None:
-        # The supervisor first: it would replace its workers.
-        for prefix in (f"forkshim: {self.id}", f"forkshim: {self.id} ["):
-            for pid in waiting.children_of(os.getpid()):
-                if waiting.title_of(pid).startswith(prefix) and waiting.is_alive(pid):
-                    os.kill(pid, signal.SIGKILL)
-                    waiting.wait_process(pid)
-        runtime_calls.delete(self.id)
-
-
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
-    """Return a function that starts a container as a daemon; its log goes to tmp_path/log."""
-    made: list[Daemon] = []
+    """Return a function that starts one that can be adopted; its log goes to tmp_path/log."""
+    with ExitStack() as stack:
 
-    def make(bundle: Path, *options: str | Path) -> Daemon:
-        daemon = Daemon(tmp_path / "root", bundle, *(options or ("--log", f"file:{tmp_path}/log")))
-        made.append(daemon)
-        return daemon
+        def start(bundle: Path, *options: str | Path) -> Daemon:
+            daemon = Daemon(tmp_path, bundle, *(options or ("--log", f"file:{tmp_path}/log")))
+            stack.callback(daemon.close)
+            deposits.wait_laid_down(daemon.state_dir)
+            return daemon
 
-    yield make
-    for daemon in made:
-        daemon.end()
+        yield start
 
 
 def reap(pid: int) -> None:
@@ -175,11 +108,7 @@ def test_the_status_is_the_true_one(
     ]
     # In a namespace of its own it would be PID 1, which no signal from inside can kill.
     document = bundles.config(rootfs, bundles.shell(script), host_pid=True, mounts=mounts)
-    (tmp_path / "exits").mkdir()
-    daemon = start(
-        bundles.make_bundle(tmp_path / "b", document),
-        *("--log", f"file:{tmp_path}/log", "--exit-dir", tmp_path / "exits"),
-    )
+    daemon = start(bundles.make_bundle(tmp_path / "b", document))
     daemon.kill()
     if when == "after the adoption":
         daemon.adopt()
@@ -191,7 +120,7 @@ def test_the_status_is_the_true_one(
         daemon.adopt()
     assert daemon.wait_end() == status
     assert (tmp_path / "log").read_text() == "ready\n"
-    record = json.loads((tmp_path / "exits" / f"{daemon.id}.json").read_text())
+    record = daemon.record()
     assert record["status"] == int(status)
     assert record["signal"] == {"137": "SIGKILL", "139": "SIGSEGV"}.get(status)
     assert record["streams"]["stdout"]["bytes"] == len("ready\n")
@@ -216,18 +145,14 @@ def test_out_of_memory_after_an_adoption_is_said(
         mounts=[mount],
         linux=limit,
     )
-    (tmp_path / "exits").mkdir()
-    daemon = start(
-        bundles.make_bundle(tmp_path / "b", document),
-        *("--log", f"file:{tmp_path}/log", "--exit-dir", tmp_path / "exits"),
-    )
+    daemon = start(bundles.make_bundle(tmp_path / "b", document))
     daemon.kill()
     daemon.adopt()
     go = os.open(tmp_path / "go", os.O_RDWR)
     os.write(go, b"word\n")
     assert daemon.wait_end() == "137"
     os.close(go)
-    record = json.loads((tmp_path / "exits" / f"{daemon.id}.json").read_text())
+    record = daemon.record()
     assert (record["signal"], record["oomKills"]) == ("SIGKILL", 1)
 
 
@@ -235,11 +160,7 @@ def test_a_status_that_the_kernel_does_not_tell_is_unknown(
     tmp_path: Path, make_bundle: Callable[..., Path], start: Callable[..., Daemon]
 ) -> None:
     """As before Linux 6.15: the ioctl is refused, and whoever was the parent has reaped it."""
-    (tmp_path / "exits").mkdir()
-    daemon = start(
-        make_bundle("echo ready; sleep 1000"),
-        *("--log", f"file:{tmp_path}/log", "--exit-dir", tmp_path / "exits"),
-    )
+    daemon = start(make_bundle("echo ready; sleep 1000"))
     daemon.kill()
     os.kill(daemon.payload_pid, signal.SIGKILL)
     reap(daemon.payload_pid)
@@ -252,10 +173,10 @@ def test_a_status_that_the_kernel_does_not_tell_is_unknown(
     )
     assert done.returncode == 69
     assert "ended: unknown (this kernel tells it to nobody but the parent)" in done.stderr
-    record = json.loads((tmp_path / "exits" / f"{daemon.id}.json").read_text())
+    record = daemon.record()
     assert (record["status"], record["exitCode"], record["signal"]) == (None, None, None)
     assert record["error"].startswith("its end is unknown")
-    assert not daemon.home.exists()
+    assert not daemon.state_dir.parent.exists()
 
 
 def _deny_pidfd_info() -> None:
@@ -301,17 +222,10 @@ def test_an_adopted_container_can_be_reloaded_and_adopted_again(
     daemon = start(
         make_bundle("trap 'echo bye; exit 8' TERM; echo ready; while :; do sleep 0.1; done")
     )
-    for round_ in range(3):
+    for _ in range(3):
         daemon.kill()
         daemon.adopt()
-        os.kill(daemon.pid, signal.SIGHUP)
-        wanted = 2 * (round_ + 1)
-        waiting.wait_path(
-            daemon.home / "init" / "shim-log.json",
-            lambda _path, wanted=wanted: (  # type: ignore[misc] # the default binds it now
-                sum("goes on, process" in message for message in daemon.log()) == wanted
-            ),
-        )
+        daemon.reload()
     os.kill(daemon.pid, signal.SIGTERM)
     assert daemon.wait_end() == "8"
 
@@ -319,13 +233,10 @@ def test_an_adopted_container_can_be_reloaded_and_adopted_again(
 def test_a_console_and_stdin_are_adopted(
     tmp_path: Path, make_bundle: Callable[..., Path], start: Callable[..., Daemon]
 ) -> None:
-    daemon = start(
-        make_bundle("echo ready; while :; do sleep 0.1; done", terminal=True),
-        *("--log", f"file:{tmp_path}/log"),
-    )
+    daemon = start(make_bundle("echo ready; while :; do sleep 0.1; done", terminal=True))
     daemon.kill()
     daemon.adopt()
-    control = os.open(daemon.home / "init" / "control", os.O_WRONLY)
+    control = os.open(daemon.state_dir / "control", os.O_WRONLY)
     os.write(control, b"1 99 33\n")
     os.close(control)
     waiting.wait_true(lambda: waiting.window_of(daemon.payload_pid) == (99, 33))
@@ -402,8 +313,7 @@ def test_a_run_of_its_id_says_what_can_be_done(
     assert done.returncode == 75
     assert f"`forkshim adopt {daemon.id}` goes on with it" in done.stderr
     assert daemon.workers(), "they go on"
-    done = daemon.command("run", "--bundle", bundle, "--detach", "--log", "null", "--adopt")
-    assert (done.returncode, done.stderr) == (0, "")
+    daemon.succeed_in("run", "--bundle", bundle, "--detach", "--log", "null", "--adopt")
     os.kill(daemon.payload_pid, signal.SIGKILL)
     assert daemon.wait_end() == "137"
 
@@ -417,8 +327,7 @@ def test_a_run_clears_away_a_dead_container_and_its_waiting_worker(
     reap(daemon.payload_pid)
     assert len(daemon.workers()) == 1, "it keeps the truth for whoever asks"
     bundle = make_bundle("exit 3")
-    done = daemon.command("run", "--bundle", bundle, "--detach", "--log", "null")
-    assert (done.returncode, done.stderr) == (0, "")
+    daemon.succeed_in("run", "--bundle", bundle, "--detach", "--log", "null")
     assert daemon.wait_end() == "3"
     assert daemon.workers() == []
 
@@ -441,7 +350,7 @@ def test_a_file_that_leads_nowhere_is_told(
 ) -> None:
     daemon = start(make_bundle("echo ready; sleep 1000"))
     daemon.kill()
-    path = daemon.home / "init" / "handover"
+    path = daemon.state_dir / "handover"
     kept = path.read_text()
     path.write_text(content)
     done = daemon.command("adopt", "--detach")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import bundles, runtime_calls, waiting
+from tests.harness import bundles, waiting
+from tests.harness.daemon import Daemon
 from tests.harness.engine import FORKSHIM
 from tests.harness.rewriting import cri_streams
 
@@ -28,11 +28,10 @@ exit 23
 """
 
 
-class Daemon:
+class Speaker(Daemon):
     """A container that says BLOCK whenever it is told to, and who hears it. Owns them all."""
 
     def __init__(self, directory: Path, rootfs: Path, sink: str, *, terminal: bool) -> None:
-        self.root = directory / "root"
         shared = directory / "shared"
         shared.mkdir()
         (shared / "block").write_bytes(BLOCK)
@@ -45,27 +44,11 @@ class Daemon:
             "options": ["bind"],
         }
         document = bundles.config(rootfs, bundles.shell(SCRIPT), terminal=terminal, mounts=[mount])
-        self.id = bundles.fresh_id("attach")
         bundle = bundles.make_bundle(directory / "bundle", document)
-        done = self.command("run", "--bundle", bundle, "--detach", "--log", sink)
-        assert (done.returncode, done.stderr) == (0, "")
-        self.home = self.root / self.id
+        super().__init__(directory, bundle, "--log", sink)
         # Both go into one pipe where they go into one file as they are.
         self.streams = 2 if sink.startswith("cri") else 1
         self._listeners: list[subprocess.Popen[bytes]] = []
-
-    def command(self, verb: str, *options: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [FORKSHIM, verb, "--root", self.root, *options, self.id],
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=waiting.LIMIT_S,
-        )
-
-    @property
-    def pid(self) -> int:
-        return int((self.home / "supervisor.pid").read_text())
 
     def go(self) -> None:
         os.write(self._go, b"go\n")
@@ -96,25 +79,16 @@ class Daemon:
                     continue
         return count
 
-    def log(self) -> list[str]:
-        text = (self.home / "init" / "shim-log.json").read_text()
-        return [json.loads(line)["msg"] for line in text.splitlines()]
-
     def end(self) -> str:
         os.write(self._go, b"end\n")
-        waiting.wait_process(self.pid)
-        return (self.home / "init" / "exitStatus").read_text()
+        return self.wait_end()
 
     def close(self) -> None:
         for process in self._listeners:
             process.kill()
             process.communicate()
         os.close(self._go)
-        for pid in waiting.children_of(os.getpid()):
-            if waiting.title_of(pid).startswith(f"forkshim: {self.id}") and waiting.is_alive(pid):
-                os.kill(pid, signal.SIGKILL)
-                waiting.wait_process(pid)
-        runtime_calls.delete(self.id)
+        super().close()
 
 
 def _hear_ctrl_c() -> None:
@@ -146,12 +120,12 @@ class Listener:
 
 
 @pytest.fixture
-def start(tmp_path: Path, rootfs: Path) -> Iterator[Callable[..., Daemon]]:
+def start(tmp_path: Path, rootfs: Path) -> Iterator[Callable[..., Speaker]]:
     """Return a function that starts a container whose output goes to a sink."""
     with ExitStack() as stack:
 
-        def start(sink: str = f"file:{tmp_path}/log", *, terminal: bool = False) -> Daemon:
-            daemon = Daemon(tmp_path, rootfs, sink, terminal=terminal)
+        def start(sink: str = f"file:{tmp_path}/log", *, terminal: bool = False) -> Speaker:
+            daemon = Speaker(tmp_path, rootfs, sink, terminal=terminal)
             stack.callback(daemon.close)
             return daemon
 
@@ -160,7 +134,7 @@ def start(tmp_path: Path, rootfs: Path) -> Iterator[Callable[..., Daemon]]:
 
 @pytest.mark.parametrize("sink", ["file", "cri", "file,policy=drop-old", "path"])
 def test_all_hear_the_same_and_the_sink_gets_everything(
-    tmp_path: Path, start: Callable[..., Daemon], sink: str
+    tmp_path: Path, start: Callable[..., Speaker], sink: str
 ) -> None:
     (tmp_path / "log").touch()
     daemon = start(f"{sink}:{tmp_path}/log")
@@ -184,7 +158,7 @@ def test_all_hear_the_same_and_the_sink_gets_everything(
     assert not any("attach" in message for message in daemon.log())
 
 
-def test_one_that_is_stopped_slows_nobody(tmp_path: Path, start: Callable[..., Daemon]) -> None:
+def test_one_that_is_stopped_slows_nobody(tmp_path: Path, start: Callable[..., Speaker]) -> None:
     """The container says more than its pipe and the stopped one's hold."""
     daemon = start(f"cri:{tmp_path}/log")
     stopped, other = daemon.attach(), daemon.attach()
@@ -206,7 +180,7 @@ def test_one_that_is_stopped_slows_nobody(tmp_path: Path, start: Callable[..., D
     ]
 
 
-def test_one_that_leaves_is_let_go(start: Callable[..., Daemon]) -> None:
+def test_one_that_leaves_is_let_go(start: Callable[..., Speaker]) -> None:
     daemon = start()
     before = len(os.listdir(f"/proc/{daemon.pid}/fd"))
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
@@ -218,11 +192,11 @@ def test_one_that_leaves_is_let_go(start: Callable[..., Daemon]) -> None:
         waiting.wait_true(lambda: len(os.listdir(f"/proc/{daemon.pid}/fd")) <= before + 4)
     daemon.go()
     assert daemon.end() == "23"
-    assert list(daemon.home.glob("init/attach.*")) == []
+    assert list(daemon.state_dir.glob("attach.*")) == []
 
 
 def test_it_goes_on_through_kills_a_reload_and_an_adoption(
-    tmp_path: Path, start: Callable[..., Daemon]
+    tmp_path: Path, start: Callable[..., Speaker]
 ) -> None:
     daemon = start(f"cri:{tmp_path}/log")
     listener = daemon.attach()
@@ -238,14 +212,10 @@ def test_it_goes_on_through_kills_a_reload_and_an_adoption(
     hear_block(1)
     os.kill(waiting.wait_worker(daemon.pid, "stdout"), signal.SIGKILL)
     hear_block(2)
-    os.kill(daemon.pid, signal.SIGHUP)
-    log = daemon.home / "init" / "shim-log.json"
-    waiting.wait_path(log, lambda path: " goes on, process " in path.read_text())
+    daemon.reload()
     hear_block(3)
-    pid = daemon.pid
-    os.kill(pid, signal.SIGKILL)
-    waiting.wait_process(pid)
-    assert daemon.command("adopt", "--detach").returncode == 0
+    daemon.kill()
+    daemon.adopt()
     hear_block(4)
     assert daemon.end() == "23"
     assert listener.end()[0] == 0
@@ -254,7 +224,7 @@ def test_it_goes_on_through_kills_a_reload_and_an_adoption(
     assert cri_streams((tmp_path / "log").read_bytes())["stdout"] == BLOCK * 4
 
 
-def test_a_console_is_heard_as_stdout(tmp_path: Path, start: Callable[..., Daemon]) -> None:
+def test_a_console_is_heard_as_stdout(tmp_path: Path, start: Callable[..., Speaker]) -> None:
     daemon = start(terminal=True)
     listener = daemon.attach()
     daemon.go()
@@ -266,7 +236,7 @@ def test_a_console_is_heard_as_stdout(tmp_path: Path, start: Callable[..., Daemo
 
 
 def test_what_cannot_be_heard_is_said_in_a_line(
-    tmp_path: Path, start: Callable[..., Daemon]
+    tmp_path: Path, start: Callable[..., Speaker]
 ) -> None:
     daemon = start("null")
     for _ in range(2):
@@ -289,9 +259,9 @@ def test_what_cannot_be_heard_is_said_in_a_line(
     assert done.stderr.endswith("/nobody/init: no such file or directory\n")
 
 
-def test_what_is_no_fifo_or_too_many_is_refused(start: Callable[..., Daemon]) -> None:
+def test_what_is_no_fifo_or_too_many_is_refused(start: Callable[..., Speaker]) -> None:
     daemon = start()
-    init = daemon.home / "init"
+    init = daemon.state_dir
     (init / "attach.file").write_text("mine")
     (init / "attach.link").symlink_to("/dev/null")
     names = ["file", "link", "missing"]
