@@ -54,7 +54,7 @@ class Speaker(Daemon):
         os.write(self._go, b"go\n")
 
     def attach(self) -> Listener:
-        """Start `forkshim attach`, and wait until it hears."""
+        """Start `forkshim attach`, and wait until it hears and both its fifos have been served."""
         process = subprocess.Popen(
             [FORKSHIM, "attach", "--root", self.root, self.id],
             stdout=subprocess.PIPE,
@@ -63,7 +63,12 @@ class Speaker(Daemon):
         )
         self._listeners.append(process)
         listener = Listener(process)
-        waiting.wait_true(lambda: self._hearers(process.pid) == self.streams)
+        waiting.wait_true(
+            lambda: (
+                self._hearers(process.pid) == self.streams
+                and not list(self.state_dir.glob(f"attach.{process.pid}.*"))
+            )
+        )
         return listener
 
     def _hearers(self, pid: int) -> int:
