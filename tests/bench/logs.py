@@ -87,12 +87,7 @@ def make_site(directory: Path, rootfs: Path, block: bytes, script: str) -> Path:
     shared.mkdir()
     os.mkfifo(shared / "go")
     (shared / "block").write_bytes(block)
-    mount = {
-        "destination": "/tmp/c",
-        "type": "bind",
-        "source": str(shared),
-        "options": ["bind", "ro"],
-    }
+    mount = bundles.bind(shared, "/tmp/c", "ro")
     document = bundles.config(rootfs, bundles.shell(script), mounts=[mount])
     return bundles.make_bundle(directory / "bundle", document)
 

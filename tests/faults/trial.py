@@ -86,15 +86,7 @@ class Trial:
             script = script.replace("read line", "read line < /tmp/go")
             os.mkfifo(directory / "go")
             names.append("go")
-        mounts = [
-            {
-                "destination": f"/tmp/{name}",
-                "type": "bind",
-                "source": str(directory / name),
-                "options": ["bind", "ro"],
-            }
-            for name in names
-        ]
+        mounts = [bundles.bind(directory / name, f"/tmp/{name}", "ro") for name in names]
         document = bundles.config(
             self._rootfs, bundles.shell(script), terminal=self.kind == "console", mounts=mounts
         )

@@ -98,14 +98,7 @@ def test_the_status_is_the_true_one(
 ) -> None:
     os.mkfifo(tmp_path / "go")
     script = f"echo ready; read word < /tmp/go; {ENDS[status]}"
-    mounts = [
-        {
-            "destination": "/tmp/go",
-            "type": "bind",
-            "source": str(tmp_path / "go"),
-            "options": ["bind"],
-        }
-    ]
+    mounts = [bundles.bind(tmp_path / "go", "/tmp/go")]
     # In a namespace of its own it would be PID 1, which no signal from inside can kill.
     document = bundles.config(rootfs, bundles.shell(script), host_pid=True, mounts=mounts)
     daemon = start(bundles.make_bundle(tmp_path / "b", document))
@@ -131,12 +124,7 @@ def test_out_of_memory_after_an_adoption_is_said(
     tmp_path: Path, rootfs: Path, start: Callable[..., Daemon]
 ) -> None:
     os.mkfifo(tmp_path / "go")
-    mount = {
-        "destination": "/tmp/go",
-        "type": "bind",
-        "source": str(tmp_path / "go"),
-        "options": ["bind"],
-    }
+    mount = bundles.bind(tmp_path / "go", "/tmp/go")
     grows = 's=0123456789abcdef; while :; do s="$s$s"; done'
     limit = {"resources": {"memory": {"limit": 32 << 20, "swap": 32 << 20}}}
     document = bundles.config(

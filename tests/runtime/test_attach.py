@@ -37,12 +37,7 @@ class Speaker(Daemon):
         (shared / "block").write_bytes(BLOCK)
         os.mkfifo(shared / "go")
         self._go = os.open(shared / "go", os.O_RDWR)
-        mount = {
-            "destination": "/tmp/shared",
-            "type": "bind",
-            "source": str(shared),
-            "options": ["bind"],
-        }
+        mount = bundles.bind(shared, "/tmp/shared")
         document = bundles.config(rootfs, bundles.shell(SCRIPT), terminal=terminal, mounts=[mount])
         bundle = bundles.make_bundle(directory / "bundle", document)
         super().__init__(directory, bundle, "--log", sink)

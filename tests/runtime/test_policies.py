@@ -35,12 +35,7 @@ class Speaker(Daemon):
         self.shared.mkdir()
         (self.shared / "block").write_bytes(BLOCK)
         os.mkfifo(self.shared / "go")
-        mount = {
-            "destination": "/tmp/shared",
-            "type": "bind",
-            "source": str(self.shared),
-            "options": ["bind"],
-        }
+        mount = bundles.bind(self.shared, "/tmp/shared")
         document = bundles.config(rootfs, bundles.shell(SCRIPT), mounts=[mount])
         bundle = bundles.make_bundle(directory / "bundle", document)
         super().__init__(directory, bundle, "--log", sink)
