@@ -28,7 +28,7 @@ def make_rootfs(directory: Path) -> Path:
 
 
 def config(
-    rootfs: Path,
+    rootfs: Path | str,
     args: Sequence[str],
     *,
     terminal: bool = False,
