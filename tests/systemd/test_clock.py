@@ -6,6 +6,7 @@ the signs of life for systemd's watchdog, not the watch over workers that do not
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -190,3 +191,16 @@ def test_a_grace_period_ends_although_the_clock_was_set_back(vm: VM) -> None:
     assert unit.show("Result") == "success"
     record = guest.exit_record(vm, "deaf")
     assert (record["signal"], record["stopRequested"]) == ("SIGKILL", True)
+
+
+def test_another_engines_container_is_not_taken_for_ours_by_its_date(vm: VM) -> None:
+    """It has our ID and our bundle, and seems to be younger than what we have tried to make."""
+    bundle = guest.make_bundle(vm, "twin", "true")
+    shell(vm, f"runc create --bundle {bundle} twin < /dev/null > /dev/null 2>&1")
+    jump(vm, -2 * DAY_S)
+    run = ("/usr/bin/env", *guest.ENVIRONMENT, guest.FORKSHIM, "run", "--bundle", bundle, "twin")
+    done = vm.raw(*run)
+    jump(vm, 2 * DAY_S)
+    assert done.returncode == 1
+    assert "exist" in done.stderr
+    assert json.loads(shell(vm, "runc state twin"))["status"] == "created"
