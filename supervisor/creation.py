@@ -261,7 +261,11 @@ class Remains:
             return
         is_child = state.pid > 0 and self._reaper.is_ours(state.pid)
         if not runtime.is_ours(
-            state, before_create=self._began_at, is_child=is_child, bundle=self._caller.bundle
+            state,
+            before_create=self._began_at,
+            now=rfc3339(time.time_ns()),
+            is_child=is_child,
+            bundle=self._caller.bundle,
         ):
             self._log.info(f"{self._caller.container_id}: another's container, left alone")
             self._on_end()

@@ -71,6 +71,8 @@ Step = tuple[State, tuple[Action, ...]]
 _S, _E, _A = State, Event, Action
 
 _DIES: Step = (_S.EMPTYING, (_A.RECORD_EXIT, _A.EMPTY))
+# A `start` may return long after that, or be killed at our end: nobody is to wait for it.
+_DIES_YOUNG: Step = (_S.EMPTYING, (_A.RECORD_EXIT, _A.TELL_STARTED, _A.EMPTY))
 
 TABLE: dict[tuple[State, Event], Step] = {
     (_S.OPENING, _E.OPENED): (_S.CREATING, (_A.CREATE,)),
@@ -87,12 +89,12 @@ TABLE: dict[tuple[State, Event], Step] = {
     (_S.STARTING, _E.STARTED): (_S.RUNNING, (_A.TELL_STARTED,)),
     (_S.STARTING, _E.START_FAILED): (_S.KILLING, (_A.KILL,)),
     (_S.STARTING, _E.STOP): (_S.HELD, (_A.HURRY_START,)),
-    (_S.STARTING, _E.INIT_EXITED): _DIES,
+    (_S.STARTING, _E.INIT_EXITED): _DIES_YOUNG,
     # Not before `start` has ended: until its exec the process is the runtime's, and dies its way.
     (_S.HELD, _E.STARTED): (_S.STOPPING, (_A.TELL_STARTED, _A.SEND_STOP_SIGNAL)),
     (_S.HELD, _E.START_FAILED): (_S.KILLING, (_A.KILL,)),
     (_S.HELD, _E.STOP): (_S.HELD, (_A.NOTE_STOP_AGAIN,)),
-    (_S.HELD, _E.INIT_EXITED): _DIES,
+    (_S.HELD, _E.INIT_EXITED): _DIES_YOUNG,
     (_S.RUNNING, _E.STOP): (_S.STOPPING, (_A.SEND_STOP_SIGNAL,)),
     (_S.RUNNING, _E.INIT_EXITED): _DIES,
     (_S.STOPPING, _E.STOP): (_S.STOPPING, (_A.NOTE_STOP_AGAIN,)),
@@ -101,14 +103,10 @@ TABLE: dict[tuple[State, Event], Step] = {
     (_S.KILLING, _E.STOP): (_S.KILLING, (_A.NOTE_STOP_AGAIN,)),
     (_S.KILLING, _E.KILL_OVERDUE): (_S.KILLING, (_A.KILL_INIT,)),
     (_S.KILLING, _E.INIT_EXITED): _DIES,
-    # It died before `start` had returned: the one who waits for it to run is told all the same.
-    (_S.EMPTYING, _E.STARTED): (_S.EMPTYING, (_A.TELL_STARTED,)),
     (_S.EMPTYING, _E.EMPTIED): (_S.DRAINING, (_A.DRAIN,)),
-    (_S.DRAINING, _E.STARTED): (_S.DRAINING, (_A.TELL_STARTED,)),
     (_S.DRAINING, _E.DRAINED): (_S.DELETING, (_A.DELETE,)),
     # The runtime's own error text may be in the pipes: it is drained as well.
     (_S.CLEANING, _E.CLEANED): (_S.DRAINING, (_A.DRAIN,)),
-    (_S.DELETING, _E.STARTED): (_S.DELETING, (_A.TELL_STARTED,)),
     (_S.DELETING, _E.DELETED): (_S.ENDED, ()),
 }
 

@@ -187,7 +187,9 @@ def parse_state(output: bytes) -> RuntimeState | None:
     )
 
 
-def is_ours(state: RuntimeState, *, before_create: str, is_child: bool, bundle: str) -> bool:
+def is_ours(
+    state: RuntimeState, *, before_create: str, now: str, is_child: bool, bundle: str
+) -> bool:
     """Say whether the container of our id is the one our failed `create` made.
 
     The id may have existed before, which is why `create` failed; deleting it would take away
@@ -196,12 +198,14 @@ def is_ours(state: RuntimeState, *, before_create: str, is_child: bool, bundle: 
     Args:
         state: What the runtime says of the id now.
         before_create: The time before our `create`, as RFC 3339 in UTC with nanoseconds.
+        now: The time after it. What is younger than that was made before the clock was set back.
         is_child: The state's pid is a child of ours, which nobody else's container can be.
         bundle: Our bundle.
     """
     if is_child:
         return True
-    return state.bundle == bundle and _sortable(state.created) >= _sortable(before_create)
+    is_new = _sortable(before_create) <= _sortable(state.created) <= _sortable(now)
+    return state.bundle == bundle and is_new
 
 
 def _sortable(time: str) -> str:

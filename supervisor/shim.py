@@ -488,13 +488,12 @@ class _Supervisor:
         self._post(Event.START_FAILED)
 
     def _tell_started(self) -> None:
-        if not self._is_started:
-            self._is_started = True
-            self._order.on_started()
-            self._service.ready()
-            for signum in sorted(self._early_signals):
-                self._signal_init(signum)
-            self._succession.running()
+        self._is_started = True
+        self._order.on_started()
+        self._service.ready()
+        for signum in sorted(self._early_signals):
+            self._signal_init(signum)
+        self._succession.running()
 
     def _send_stop_signal(self) -> None:
         order = self._order

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-pytest_plugins = ["tests.skips"]
+pytest_plugins = ["tests.skips", "tests.failures"]
 
 
 @pytest.fixture(scope="session")

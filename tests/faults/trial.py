@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.harness import bundles, deposits, waiting
-from tests.harness.engine import FORKSHIM, Engine
+from tests.harness.daemon import Daemon
+from tests.harness.engine import Engine
 from tests.harness.rewriting import cri_streams
 
 if TYPE_CHECKING:
@@ -85,15 +86,7 @@ class Trial:
             script = script.replace("read line", "read line < /tmp/go")
             os.mkfifo(directory / "go")
             names.append("go")
-        mounts = [
-            {
-                "destination": f"/tmp/{name}",
-                "type": "bind",
-                "source": str(directory / name),
-                "options": ["bind", "ro"],
-            }
-            for name in names
-        ]
+        mounts = [bundles.bind(directory / name, f"/tmp/{name}", "ro") for name in names]
         document = bundles.config(
             self._rootfs, bundles.shell(script), terminal=self.kind == "console", mounts=mounts
         )
@@ -346,43 +339,25 @@ class Adopted(Subject):
     """Under `forkshim run --detach`, and under those who adopt it."""
 
     def __init__(self, directory: Path, bundle: Path) -> None:
-        self._id = bundles.fresh_id("fault")
         self._directory = directory
         self._bundle = bundle
-        self._home = directory / "root" / self._id
         self._wanted = len("ready\n")
 
     def __enter__(self) -> Adopted:
         os.mkfifo(self._directory / "out")
         self._fd = os.open(self._directory / "out", os.O_RDONLY | os.O_NONBLOCK)
         self._go_fd = os.open(self._directory / "go", os.O_RDWR)
-        self._command("run", "--bundle", self._bundle, "--detach", "--log", self._directory / "out")
-        self.pid = self._supervisor()
+        self._daemon = Daemon(self._directory, self._bundle, "--log", self._directory / "out")
+        self.pid = self._daemon.pid
         self._reader = _Reader(self._fd)
         self._reader.take_until(self._wanted)
-        deposits.wait_laid_down(self._home / "init")
+        deposits.wait_laid_down(self._daemon.state_dir)
         return self
-
-    def _command(self, verb: str, *options: str | Path) -> None:
-        command: list[str | Path] = [FORKSHIM, verb, "--root", self._directory / "root", *options]
-        done = subprocess.run(
-            [*command, self._id], capture_output=True, text=True, stdin=subprocess.DEVNULL
-        )
-        if done.returncode != 0:
-            raise LostError(f"{verb}: {done.stderr}")
-
-    def _supervisor(self) -> int:
-        return int((self._home / "supervisor.pid").read_text())
 
     def __exit__(self, *_error: object) -> None:
         os.close(self._fd)
         os.close(self._go_fd)
-        for prefix in (f"forkshim: {self._id}", f"forkshim: {self._id} ["):
-            for pid in waiting.children_of(os.getpid()):
-                if waiting.title_of(pid).startswith(prefix) and waiting.is_alive(pid):
-                    _signal(pid, signal.SIGKILL)
-                    waiting.wait_process(pid)
-        subprocess.run(["runc", "delete", "--force", self._id], capture_output=True)
+        self._daemon.close()
 
     def feed(self) -> None:
         os.write(self._go_fd, b"go\n")
@@ -399,29 +374,23 @@ class Adopted(Subject):
     def succeed(self) -> None:
         # With all of its workers dead at the same instant nobody would have anything left.
         waiting.wait_true(lambda: bool(self.workers()))
-        os.kill(self.pid, signal.SIGKILL)
-        waiting.wait_process(self.pid)
+        self._daemon.kill()
         self.take()
-        self._command("adopt", "--detach")
-        self.pid = self._supervisor()
+        self._daemon.succeed_in("adopt", "--detach")
+        self.pid = self._daemon.pid
 
     def finish(self) -> None:
         os.write(self._go_fd, b"end\n")
         self._reader.take_rest()
-        waiting.wait_process(self.pid)
 
     def output(self) -> bytes:
         return bytes(self._reader.data)
 
     def status(self) -> int:
-        return int((self._home / "init" / "exitStatus").read_text())
+        return int(self._daemon.wait_end())
 
     def living(self) -> list[str]:
-        return [
-            waiting.title_of(pid)
-            for pid in waiting.children_of(os.getpid())
-            if waiting.title_of(pid).startswith(f"forkshim: {self._id}") and waiting.is_alive(pid)
-        ]
+        return self._daemon.living()
 
 
 def _signal(pid: int, signum: int) -> None:

@@ -23,12 +23,7 @@ class BigStream:
         self._blocks = blocks
         path = directory / "block"
         path.write_bytes(self._block)
-        mount = {
-            "destination": "/tmp/block",
-            "type": "bind",
-            "source": str(path),
-            "options": ["bind"],
-        }
+        mount = bundles.bind(path, "/tmp/block")
         script = f"i=0; while [ $i -lt {blocks} ]; do cat /tmp/block; i=$((i+1)); done"
         document = bundles.config(rootfs, bundles.shell(f"{script}; exit {status}"), mounts=[mount])
         self.bundle = bundles.make_bundle(directory / "big", document)

@@ -28,7 +28,7 @@ def make_rootfs(directory: Path) -> Path:
 
 
 def config(
-    rootfs: Path,
+    rootfs: Path | str,
     args: Sequence[str],
     *,
     terminal: bool = False,
@@ -68,6 +68,16 @@ def config(
     }
 
 
+def bind(source: Path | str, destination: str, *options: str) -> dict[str, Any]:
+    """Return the mount of a file or directory of the machine's, at `destination` in a container."""
+    return {
+        "destination": destination,
+        "type": "bind",
+        "source": str(source),
+        "options": ["bind", *options],
+    }
+
+
 def make_bundle(directory: Path, document: dict[str, Any]) -> Path:
     """Write `document` as the config.json of a new bundle in `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -81,8 +91,7 @@ def make_host_rootfs(directory: Path) -> tuple[Path, list[dict[str, Any]]]:
         (directory / name).mkdir(parents=True)
     for name in ("bin", "lib", "lib64"):
         (directory / name).symlink_to(f"usr/{name}")
-    usr = {"destination": "/usr", "type": "bind", "source": "/usr", "options": ["bind", "ro"]}
-    return directory, [usr]
+    return directory, [bind("/usr", "/usr", "ro")]
 
 
 def shell(script: str) -> list[str]:

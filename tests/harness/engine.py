@@ -11,7 +11,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.harness import waiting
+from tests.harness import runtime_calls, shim_log, waiting
+from tests.harness.runtime_calls import RUNTIME, RuntimeCallError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 BIN = Path(os.environ.get("FORKSHIM_TEST_BIN", Path(sys.executable).parent))
 SHIM = BIN / "forkshim-shim"
-RUNTIME = os.environ.get("FORKSHIM_TEST_RUNTIME", "runc")
 FORKSHIM = BIN / "forkshim"
 
 
@@ -84,7 +84,7 @@ class Engine:
             self.shim.wait()
         # A test that failed halfway may have left its container: the id is this test's own.
         if not self.process.get("exec"):
-            subprocess.run([RUNTIME, "delete", "--force", self.id], capture_output=True)
+            runtime_calls.delete(self.id)
 
     def open(self, name: str, flags: int) -> int:
         """Open a file of the state directory; closed with the engine, or by `close`."""
@@ -175,8 +175,17 @@ class Engine:
         )
 
     def start(self) -> None:
-        """Run the runtime's start, as the daemon does."""
-        subprocess.run([RUNTIME, "start", self.id], check=True, capture_output=True)
+        """Run the runtime's start, as the daemon does.
+
+        One that fails because its container was quicker has done its work: with short lives and
+        a busy machine the shim may have deleted it all before runc has looked again.
+        """
+        try:
+            runtime_calls.call("start", self.id)
+        except RuntimeCallError as error:
+            if not error.is_of_a_short_life:
+                raise
+            waiting.wait_path(self.dir / "exitStatus", Path.exists)
 
     def run(self, **launch: Any) -> int:
         """Launch, wait until it is created, start it; returns the container's pid."""
@@ -232,15 +241,18 @@ class Engine:
         return self.shim.wait(waiting.LIMIT_S)
 
     def log(self, level: str | None = None) -> list[str]:
-        """Return the messages of shim-log.json; each line has to be valid JSON."""
-        path = self.dir / "shim-log.json"
-        records = [json.loads(line) for line in path.read_text().splitlines()]
-        return [record["msg"] for record in records if level in (None, record["level"])]
+        """Return the messages of shim-log.json."""
+        return shim_log.messages(self.dir / "shim-log.json", level)
 
     def runtime_state(self) -> dict[str, Any] | None:
         """Return what the runtime says of the container; None if it knows none."""
-        done = subprocess.run([RUNTIME, "state", self.id], capture_output=True)
-        return json.loads(done.stdout) if done.returncode == 0 else None
+        try:
+            state: dict[str, Any] = json.loads(runtime_calls.call("state", self.id))
+        except RuntimeCallError as error:
+            if not error.is_of_no_container:
+                raise
+            return None
+        return state
 
     @staticmethod
     def _has_content(path: Path) -> bool:

@@ -9,11 +9,10 @@ import ctypes
 import json
 import os
 import shutil
-import subprocess
 import tempfile
 from dataclasses import dataclass
 
-from tests.harness import waiting
+from tests.harness import runtime_calls, waiting
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -71,6 +70,6 @@ def _children() -> list[int]:
 def _containers() -> list[str]:
     if shutil.which("runc") is None or os.geteuid() != 0:
         return []
-    done = subprocess.run(["runc", "list", "-f", "json"], capture_output=True, check=True)
-    ids = [container["id"] for container in json.loads(done.stdout or b"[]") or []]
+    listed = runtime_calls.call("list", "-f", "json", runtime="runc")
+    ids = [container["id"] for container in json.loads(listed or b"[]") or []]
     return [id_ for id_ in ids if f"-{os.getpid()}-" in id_]  # see bundles.fresh_id

@@ -89,12 +89,12 @@ def gate(directory: Path, verb: str) -> tuple[Path, Path]:
     return script(directory / f"waits-at-{verb}", text), fifo
 
 
-def lingering(directory: Path) -> tuple[Path, Path]:
-    """Make a runtime whose create goes on, with all done, until the test has closed the fifo."""
+def lingering(directory: Path, verb: str = "create") -> tuple[Path, Path]:
+    """Make a runtime whose `verb` goes on, with all done, until the test has closed the fifo."""
     fifo = directory / "gate"
     os.mkfifo(fifo)
     lingers = f'runc "$@" || exit; read go < {shlex.quote(str(fifo))}; exit 0'
-    text = f"if [ $verb = create ]; then {lingers}; fi"
+    text = f"if [ $verb = {verb} ]; then {lingers}; fi"
     return script(directory / "lingers", text), fifo
 
 

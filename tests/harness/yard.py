@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from supervisor import fds
 from supervisor.log import Log
 from supervisor.loop import Loop
 from supervisor.reaper import Reaper
 from supervisor.signals import SignalRouter
-from tests.harness import waiting
+from tests.harness import shim_log, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,10 +47,7 @@ class Yard:
 
     def messages(self, level: str | None = None) -> list[str]:
         """Return what has been logged."""
-        records: list[dict[str, Any]] = [
-            json.loads(line) for line in self.log_path.read_text().splitlines()
-        ]
-        return [record["msg"] for record in records if level in (None, record["level"])]
+        return shim_log.messages(self.log_path, level)
 
     def close(self) -> None:
         """Close everything."""

@@ -6,12 +6,12 @@ FORKSHIM_ADOPTIONS and FORKSHIM_STREAM_MIB make the long run: 50 and 2048.
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import random
 import signal
 import struct
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ import pytest
 from supervisor import adoption, deposit
 from tests.harness import bundles, deposits, waiting
 from tests.harness.big_stream import BigStream
+from tests.harness.daemon import Daemon
 from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
@@ -32,86 +33,18 @@ ADOPTIONS = int(os.environ.get("FORKSHIM_ADOPTIONS", "8"))
 STREAM_MIB = int(os.environ.get("FORKSHIM_STREAM_MIB", "256"))
 
 
-class Daemon:
-    """One container under `forkshim run --detach`, and under those who adopt it. Owns them all."""
-
-    def __init__(self, root: Path, bundle: Path, *options: str | Path) -> None:
-        self.root = root
-        self.id = bundles.fresh_id("adopt")
-        self.home = root / self.id
-        done = self.command("run", "--bundle", bundle, "--detach", *options)
-        assert (done.returncode, done.stderr) == (0, "")
-        self.payload_pid = int((self.home / "init" / "pid").read_text())
-        deposits.wait_laid_down(self.home / "init")
-
-    def command(self, verb: str, *options: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [FORKSHIM, verb, "--root", self.root, *options, self.id],
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=waiting.LIMIT_S,
-        )
-
-    @property
-    def pid(self) -> int:
-        return int((self.home / "supervisor.pid").read_text())
-
-    def kill(self) -> None:
-        """Kill the supervisor, and nobody else."""
-        pid = self.pid
-        os.kill(pid, signal.SIGKILL)
-        waiting.wait_process(pid)
-
-    def adopt(self, *options: str | Path) -> None:
-        done = self.command("adopt", "--detach", *options)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-        waiting.wait_true(
-            lambda: all(
-                waiting.title_of(pid).startswith("forkshim: ")
-                for pid in waiting.children_of(self.pid)
-            )
-        )
-
-    def wait_end(self) -> str:
-        """Wait for the end of whoever supervises it; returns what it has written."""
-        waiting.wait_process(self.pid)
-        return (self.home / "init" / "exitStatus").read_text()
-
-    def log(self) -> list[str]:
-        text = (self.home / "init" / "shim-log.json").read_text()
-        return [json.loads(line)["msg"] for line in text.splitlines()]
-
-    def workers(self) -> list[int]:
-        return [
-            pid
-            for pid in waiting.children_of(os.getpid())
-            if waiting.title_of(pid).startswith(f"forkshim: {self.id} [") and waiting.is_alive(pid)
-        ]
-
-    def end(self) -> None:
-        # The supervisor first: it would replace its workers.
-        for prefix in (f"forkshim: {self.id}", f"forkshim: {self.id} ["):
-            for pid in waiting.children_of(os.getpid()):
-                if waiting.title_of(pid).startswith(prefix) and waiting.is_alive(pid):
-                    os.kill(pid, signal.SIGKILL)
-                    waiting.wait_process(pid)
-        subprocess.run(["runc", "delete", "--force", self.id], capture_output=True)
-
-
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
-    """Return a function that starts a container as a daemon; its log goes to tmp_path/log."""
-    made: list[Daemon] = []
+    """Return a function that starts one that can be adopted; its log goes to tmp_path/log."""
+    with ExitStack() as stack:
 
-    def make(bundle: Path, *options: str | Path) -> Daemon:
-        daemon = Daemon(tmp_path / "root", bundle, *(options or ("--log", f"file:{tmp_path}/log")))
-        made.append(daemon)
-        return daemon
+        def start(bundle: Path, *options: str | Path) -> Daemon:
+            daemon = Daemon(tmp_path, bundle, *(options or ("--log", f"file:{tmp_path}/log")))
+            stack.callback(daemon.close)
+            deposits.wait_laid_down(daemon.state_dir)
+            return daemon
 
-    yield make
-    for daemon in made:
-        daemon.end()
+        yield start
 
 
 def reap(pid: int) -> None:
@@ -166,21 +99,10 @@ def test_the_status_is_the_true_one(
 ) -> None:
     os.mkfifo(tmp_path / "go")
     script = f"echo ready; read word < /tmp/go; {ENDS[status]}"
-    mounts = [
-        {
-            "destination": "/tmp/go",
-            "type": "bind",
-            "source": str(tmp_path / "go"),
-            "options": ["bind"],
-        }
-    ]
+    mounts = [bundles.bind(tmp_path / "go", "/tmp/go")]
     # In a namespace of its own it would be PID 1, which no signal from inside can kill.
     document = bundles.config(rootfs, bundles.shell(script), host_pid=True, mounts=mounts)
-    (tmp_path / "exits").mkdir()
-    daemon = start(
-        bundles.make_bundle(tmp_path / "b", document),
-        *("--log", f"file:{tmp_path}/log", "--exit-dir", tmp_path / "exits"),
-    )
+    daemon = start(bundles.make_bundle(tmp_path / "b", document))
     daemon.kill()
     if when == "after the adoption":
         daemon.adopt()
@@ -192,7 +114,7 @@ def test_the_status_is_the_true_one(
         daemon.adopt()
     assert daemon.wait_end() == status
     assert (tmp_path / "log").read_text() == "ready\n"
-    record = json.loads((tmp_path / "exits" / f"{daemon.id}.json").read_text())
+    record = daemon.record()
     assert record["status"] == int(status)
     assert record["signal"] == {"137": "SIGKILL", "139": "SIGSEGV"}.get(status)
     assert record["streams"]["stdout"]["bytes"] == len("ready\n")
@@ -203,12 +125,7 @@ def test_out_of_memory_after_an_adoption_is_said(
     tmp_path: Path, rootfs: Path, start: Callable[..., Daemon]
 ) -> None:
     os.mkfifo(tmp_path / "go")
-    mount = {
-        "destination": "/tmp/go",
-        "type": "bind",
-        "source": str(tmp_path / "go"),
-        "options": ["bind"],
-    }
+    mount = bundles.bind(tmp_path / "go", "/tmp/go")
     grows = 's=0123456789abcdef; while :; do s="$s$s"; done'
     limit = {"resources": {"memory": {"limit": 32 << 20, "swap": 32 << 20}}}
     document = bundles.config(
@@ -217,18 +134,14 @@ def test_out_of_memory_after_an_adoption_is_said(
         mounts=[mount],
         linux=limit,
     )
-    (tmp_path / "exits").mkdir()
-    daemon = start(
-        bundles.make_bundle(tmp_path / "b", document),
-        *("--log", f"file:{tmp_path}/log", "--exit-dir", tmp_path / "exits"),
-    )
+    daemon = start(bundles.make_bundle(tmp_path / "b", document))
     daemon.kill()
     daemon.adopt()
     go = os.open(tmp_path / "go", os.O_RDWR)
     os.write(go, b"word\n")
     assert daemon.wait_end() == "137"
     os.close(go)
-    record = json.loads((tmp_path / "exits" / f"{daemon.id}.json").read_text())
+    record = daemon.record()
     assert (record["signal"], record["oomKills"]) == ("SIGKILL", 1)
 
 
@@ -236,11 +149,7 @@ def test_a_status_that_the_kernel_does_not_tell_is_unknown(
     tmp_path: Path, make_bundle: Callable[..., Path], start: Callable[..., Daemon]
 ) -> None:
     """As before Linux 6.15: the ioctl is refused, and whoever was the parent has reaped it."""
-    (tmp_path / "exits").mkdir()
-    daemon = start(
-        make_bundle("echo ready; sleep 1000"),
-        *("--log", f"file:{tmp_path}/log", "--exit-dir", tmp_path / "exits"),
-    )
+    daemon = start(make_bundle("echo ready; sleep 1000"))
     daemon.kill()
     os.kill(daemon.payload_pid, signal.SIGKILL)
     reap(daemon.payload_pid)
@@ -253,10 +162,10 @@ def test_a_status_that_the_kernel_does_not_tell_is_unknown(
     )
     assert done.returncode == 69
     assert "ended: unknown (this kernel tells it to nobody but the parent)" in done.stderr
-    record = json.loads((tmp_path / "exits" / f"{daemon.id}.json").read_text())
+    record = daemon.record()
     assert (record["status"], record["exitCode"], record["signal"]) == (None, None, None)
     assert record["error"].startswith("its end is unknown")
-    assert not daemon.home.exists()
+    assert not daemon.state_dir.parent.exists()
 
 
 def _deny_pidfd_info() -> None:
@@ -302,17 +211,10 @@ def test_an_adopted_container_can_be_reloaded_and_adopted_again(
     daemon = start(
         make_bundle("trap 'echo bye; exit 8' TERM; echo ready; while :; do sleep 0.1; done")
     )
-    for round_ in range(3):
+    for _ in range(3):
         daemon.kill()
         daemon.adopt()
-        os.kill(daemon.pid, signal.SIGHUP)
-        wanted = 2 * (round_ + 1)
-        waiting.wait_path(
-            daemon.home / "init" / "shim-log.json",
-            lambda _path, wanted=wanted: (  # type: ignore[misc] # the default binds it now
-                sum("goes on, process" in message for message in daemon.log()) == wanted
-            ),
-        )
+        daemon.reload()
     os.kill(daemon.pid, signal.SIGTERM)
     assert daemon.wait_end() == "8"
 
@@ -320,13 +222,10 @@ def test_an_adopted_container_can_be_reloaded_and_adopted_again(
 def test_a_console_and_stdin_are_adopted(
     tmp_path: Path, make_bundle: Callable[..., Path], start: Callable[..., Daemon]
 ) -> None:
-    daemon = start(
-        make_bundle("echo ready; while :; do sleep 0.1; done", terminal=True),
-        *("--log", f"file:{tmp_path}/log"),
-    )
+    daemon = start(make_bundle("echo ready; while :; do sleep 0.1; done", terminal=True))
     daemon.kill()
     daemon.adopt()
-    control = os.open(daemon.home / "init" / "control", os.O_WRONLY)
+    control = os.open(daemon.state_dir / "control", os.O_WRONLY)
     os.write(control, b"1 99 33\n")
     os.close(control)
     waiting.wait_true(lambda: waiting.window_of(daemon.payload_pid) == (99, 33))
@@ -401,8 +300,7 @@ def test_a_run_of_its_id_says_what_can_be_done(
     assert done.returncode == 75
     assert f"`forkshim adopt {daemon.id}` goes on with it" in done.stderr
     assert daemon.workers(), "they go on"
-    done = daemon.command("run", "--bundle", bundle, "--detach", "--log", "null", "--adopt")
-    assert (done.returncode, done.stderr) == (0, "")
+    daemon.succeed_in("run", "--bundle", bundle, "--detach", "--log", "null", "--adopt")
     os.kill(daemon.payload_pid, signal.SIGKILL)
     assert daemon.wait_end() == "137"
 
@@ -416,8 +314,7 @@ def test_a_run_clears_away_a_dead_container_and_its_waiting_worker(
     reap(daemon.payload_pid)
     assert len(daemon.workers()) == 1, "it keeps the truth for whoever asks"
     bundle = make_bundle("exit 3")
-    done = daemon.command("run", "--bundle", bundle, "--detach", "--log", "null")
-    assert (done.returncode, done.stderr) == (0, "")
+    daemon.succeed_in("run", "--bundle", bundle, "--detach", "--log", "null")
     assert daemon.wait_end() == "3"
     assert daemon.workers() == []
 
@@ -444,7 +341,7 @@ def test_a_run_that_would_adopt_begins_anew_when_the_container_is_dead(
         kill_workers(daemon)
         said = "no worker of it lives any more, and systemd has kept nothing"
     elif left == "a garbled file":
-        (daemon.home / "init" / "handover").write_text("garbled")
+        (daemon.state_dir / "handover").write_text("garbled")
         said = "handover: not a supervisor's"
     elif left == "another version":
         lay_down(daemon, version=99, monkeypatch=monkeypatch)
@@ -470,7 +367,7 @@ def lay_down(
     **document: Any,
 ) -> None:
     """Put another document in the place of what the killed supervisor has laid down."""
-    place = adoption.find(str(daemon.home / "init"))
+    place = adoption.find(str(daemon.state_dir))
     if monkeypatch is not None:
         monkeypatch.setattr(deposit, "VERSION", version)
     place.put(document, deposit.Parcel())
@@ -522,7 +419,7 @@ def test_a_file_that_leads_nowhere_is_told(
 ) -> None:
     daemon = start(make_bundle("echo ready; sleep 1000"))
     daemon.kill()
-    path = daemon.home / "init" / "handover"
+    path = daemon.state_dir / "handover"
     kept = path.rename(tmp_path / "kept")
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -549,7 +446,7 @@ def test_what_an_earlier_boot_has_left_is_run_anew(
     daemon.kill()
     os.kill(daemon.payload_pid, signal.SIGKILL)
     reap(daemon.payload_pid)
-    path = daemon.home / "init" / "handover"
+    path = daemon.state_dir / "handover"
     *inodes, boot_id = path.read_text().split()
     assert boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     path.write_text(" ".join([*inodes, boot_id[::-1]]))
@@ -567,12 +464,13 @@ def test_a_state_directory_that_is_a_link_is_refused_in_words(
     daemon = start(bundle)
     os.kill(daemon.pid, signal.SIGTERM)
     assert daemon.wait_end() == "0"
-    kept = (daemon.home / "init").rename(tmp_path / "moved")
-    (daemon.home / "init").symlink_to(kept)
+    kept = (daemon.state_dir).rename(tmp_path / "moved")
+    (daemon.state_dir).symlink_to(kept)
     done = daemon.command("run", "--bundle", bundle, "--detach", "--log", "null")
     assert (done.returncode, done.stderr) == (
         1,
-        f"forkshim: {daemon.id}: {daemon.home}: cannot call rmtree on a symbolic link\n",
+        f"forkshim: {daemon.id}: {daemon.root / daemon.id}: "
+        "cannot call rmtree on a symbolic link\n",
     )
     assert (kept / "exitStatus").exists()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import resource
 import signal
@@ -18,6 +17,7 @@ from supervisor import attach
 from supervisor.errors import ShimError
 from supervisor.waitstatus import Exited
 from tests.harness import bundles, deposits, waiting
+from tests.harness.daemon import Daemon
 from tests.harness.engine import FORKSHIM
 from tests.harness.forked import forked
 from tests.harness.rewriting import cri_streams
@@ -34,50 +34,28 @@ exit 23
 """
 
 
-class Daemon:
+class Speaker(Daemon):
     """A container that says BLOCK whenever it is told to, and who hears it. Owns them all."""
 
     def __init__(self, directory: Path, rootfs: Path, sink: str, *, terminal: bool) -> None:
-        self.root = directory / "root"
         shared = directory / "shared"
         shared.mkdir()
         (shared / "block").write_bytes(BLOCK)
         os.mkfifo(shared / "go")
         self._go = os.open(shared / "go", os.O_RDWR)
-        mount = {
-            "destination": "/tmp/shared",
-            "type": "bind",
-            "source": str(shared),
-            "options": ["bind"],
-        }
+        mount = bundles.bind(shared, "/tmp/shared")
         document = bundles.config(rootfs, bundles.shell(SCRIPT), terminal=terminal, mounts=[mount])
-        self.id = bundles.fresh_id("attach")
         bundle = bundles.make_bundle(directory / "bundle", document)
-        done = self.command("run", "--bundle", bundle, "--detach", "--log", sink)
-        assert (done.returncode, done.stderr) == (0, "")
-        self.home = self.root / self.id
+        super().__init__(directory, bundle, "--log", sink)
         # Both go into one pipe where they go into one file as they are.
         self.streams = 2 if sink.startswith("cri") else 1
         self._listeners: list[subprocess.Popen[bytes]] = []
-
-    def command(self, verb: str, *options: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [FORKSHIM, verb, "--root", self.root, *options, self.id],
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=waiting.LIMIT_S,
-        )
-
-    @property
-    def pid(self) -> int:
-        return int((self.home / "supervisor.pid").read_text())
 
     def go(self) -> None:
         os.write(self._go, b"go\n")
 
     def attach(self) -> Listener:
-        """Start `forkshim attach`, and wait until it hears."""
+        """Start `forkshim attach`, and wait until it hears and both its fifos have been served."""
         process = subprocess.Popen(
             [FORKSHIM, "attach", "--root", self.root, self.id],
             stdout=subprocess.PIPE,
@@ -86,7 +64,12 @@ class Daemon:
         )
         self.owns(process)
         listener = Listener(process)
-        waiting.wait_true(lambda: self._hearers(process.pid) == self.streams)
+        waiting.wait_true(
+            lambda: (
+                self._hearers(process.pid) == self.streams
+                and not list(self.state_dir.glob(f"attach.{process.pid}.*"))
+            )
+        )
         return listener
 
     def owns(self, process: subprocess.Popen[bytes]) -> None:
@@ -106,25 +89,16 @@ class Daemon:
                     continue
         return count
 
-    def log(self) -> list[str]:
-        text = (self.home / "init" / "shim-log.json").read_text()
-        return [json.loads(line)["msg"] for line in text.splitlines()]
-
     def end(self) -> str:
         os.write(self._go, b"end\n")
-        waiting.wait_process(self.pid)
-        return (self.home / "init" / "exitStatus").read_text()
+        return self.wait_end()
 
     def close(self) -> None:
         for process in self._listeners:
             process.kill()
             process.communicate()
         os.close(self._go)
-        for pid in waiting.children_of(os.getpid()):
-            if waiting.title_of(pid).startswith(f"forkshim: {self.id}") and waiting.is_alive(pid):
-                os.kill(pid, signal.SIGKILL)
-                waiting.wait_process(pid)
-        subprocess.run(["runc", "delete", "--force", self.id], capture_output=True)
+        super().close()
 
 
 def _hear_ctrl_c() -> None:
@@ -156,12 +130,12 @@ class Listener:
 
 
 @pytest.fixture
-def start(tmp_path: Path, rootfs: Path) -> Iterator[Callable[..., Daemon]]:
+def start(tmp_path: Path, rootfs: Path) -> Iterator[Callable[..., Speaker]]:
     """Return a function that starts a container whose output goes to a sink."""
     with ExitStack() as stack:
 
-        def start(sink: str = f"file:{tmp_path}/log", *, terminal: bool = False) -> Daemon:
-            daemon = Daemon(tmp_path, rootfs, sink, terminal=terminal)
+        def start(sink: str = f"file:{tmp_path}/log", *, terminal: bool = False) -> Speaker:
+            daemon = Speaker(tmp_path, rootfs, sink, terminal=terminal)
             stack.callback(daemon.close)
             return daemon
 
@@ -170,7 +144,7 @@ def start(tmp_path: Path, rootfs: Path) -> Iterator[Callable[..., Daemon]]:
 
 @pytest.mark.parametrize("sink", ["file", "cri", "file,policy=drop-old", "path"])
 def test_all_hear_the_same_and_the_sink_gets_everything(
-    tmp_path: Path, start: Callable[..., Daemon], sink: str
+    tmp_path: Path, start: Callable[..., Speaker], sink: str
 ) -> None:
     (tmp_path / "log").touch()
     daemon = start(f"{sink}:{tmp_path}/log")
@@ -194,7 +168,7 @@ def test_all_hear_the_same_and_the_sink_gets_everything(
     assert not any("attach" in message for message in daemon.log())
 
 
-def test_one_that_is_stopped_slows_nobody(tmp_path: Path, start: Callable[..., Daemon]) -> None:
+def test_one_that_is_stopped_slows_nobody(tmp_path: Path, start: Callable[..., Speaker]) -> None:
     """The container says more than its pipe and the stopped one's hold."""
     daemon = start(f"cri:{tmp_path}/log")
     stopped, other = daemon.attach(), daemon.attach()
@@ -216,7 +190,7 @@ def test_one_that_is_stopped_slows_nobody(tmp_path: Path, start: Callable[..., D
     ]
 
 
-def test_one_that_leaves_is_let_go(start: Callable[..., Daemon]) -> None:
+def test_one_that_leaves_is_let_go(start: Callable[..., Speaker]) -> None:
     daemon = start()
     before = len(os.listdir(f"/proc/{daemon.pid}/fd"))
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
@@ -228,11 +202,11 @@ def test_one_that_leaves_is_let_go(start: Callable[..., Daemon]) -> None:
         waiting.wait_true(lambda: len(os.listdir(f"/proc/{daemon.pid}/fd")) <= before + 4)
     daemon.go()
     assert daemon.end() == "23"
-    assert list(daemon.home.glob("init/attach.*")) == []
+    assert list(daemon.state_dir.glob("attach.*")) == []
 
 
 def test_it_goes_on_through_kills_a_reload_and_an_adoption(
-    tmp_path: Path, start: Callable[..., Daemon]
+    tmp_path: Path, start: Callable[..., Speaker]
 ) -> None:
     daemon = start(f"cri:{tmp_path}/log")
     listener = daemon.attach()
@@ -248,14 +222,10 @@ def test_it_goes_on_through_kills_a_reload_and_an_adoption(
     hear_block(1)
     os.kill(waiting.wait_worker(daemon.pid, "stdout"), signal.SIGKILL)
     hear_block(2)
-    os.kill(daemon.pid, signal.SIGHUP)
-    log = daemon.home / "init" / "shim-log.json"
-    waiting.wait_path(log, lambda path: " goes on, process " in path.read_text())
+    daemon.reload()
     hear_block(3)
-    pid = daemon.pid
-    os.kill(pid, signal.SIGKILL)
-    waiting.wait_process(pid)
-    assert daemon.command("adopt", "--detach").returncode == 0
+    daemon.kill()
+    daemon.adopt()
     hear_block(4)
     assert daemon.end() == "23"
     assert listener.end()[0] == 0
@@ -264,7 +234,7 @@ def test_it_goes_on_through_kills_a_reload_and_an_adoption(
     assert cri_streams((tmp_path / "log").read_bytes())["stdout"] == BLOCK * 4
 
 
-def test_a_console_is_heard_as_stdout(tmp_path: Path, start: Callable[..., Daemon]) -> None:
+def test_a_console_is_heard_as_stdout(tmp_path: Path, start: Callable[..., Speaker]) -> None:
     daemon = start(terminal=True)
     listener = daemon.attach()
     daemon.go()
@@ -276,7 +246,7 @@ def test_a_console_is_heard_as_stdout(tmp_path: Path, start: Callable[..., Daemo
 
 
 def test_what_cannot_be_heard_is_said_in_a_line(
-    tmp_path: Path, start: Callable[..., Daemon]
+    tmp_path: Path, start: Callable[..., Speaker]
 ) -> None:
     daemon = start("null")
     for _ in range(2):
@@ -296,9 +266,9 @@ def test_what_cannot_be_heard_is_said_in_a_line(
     assert done.stderr.endswith("/nobody/init: no such file or directory\n")
 
 
-def test_what_is_no_fifo_or_too_many_is_refused(start: Callable[..., Daemon]) -> None:
+def test_what_is_no_fifo_or_too_many_is_refused(start: Callable[..., Speaker]) -> None:
     daemon = start()
-    init = daemon.home / "init"
+    init = daemon.state_dir
     (init / "attach.file").write_text("mine")
     (init / "attach.link").symlink_to("/dev/null")
     names = ["file", "link", "missing"]
@@ -333,13 +303,13 @@ def test_what_is_no_fifo_or_too_many_is_refused(start: Callable[..., Daemon]) ->
 
 @pytest.mark.parametrize(("free", "stream"), [(0, "stdout"), (1, "stderr")])
 def test_who_finds_no_descriptor_free_is_told(
-    tmp_path: Path, start: Callable[..., Daemon], free: int, stream: str
+    tmp_path: Path, start: Callable[..., Speaker], free: int, stream: str
 ) -> None:
     """One is for the fifo of stdout."""
     daemon = start(f"cri:{tmp_path}/log")
     for name in ("stdout", "stderr"):
         waiting.wait_worker(daemon.pid, name)
-    deposits.wait_laid_down(daemon.home / "init")
+    deposits.wait_laid_down(daemon.state_dir)
     wait_idle(daemon.pid)
     limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
     taken = {int(name) for name in os.listdir(f"/proc/{daemon.pid}/fd")}
@@ -354,7 +324,7 @@ def test_who_finds_no_descriptor_free_is_told(
         for message in daemon.log()
     )
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, limits)
-    assert list(daemon.home.glob("init/attach.*")) == []
+    assert list(daemon.state_dir.glob("attach.*")) == []
     listener = daemon.attach()
     daemon.go()
     listener.hear(len(BLOCK))
@@ -368,11 +338,11 @@ def wait_idle(pid: int) -> None:
     waiting.wait_true(lambda: Path(f"/proc/{pid}/syscall").read_text().split()[0] == number)
 
 
-def ask_in_vain(daemon: Daemon) -> subprocess.Popen[bytes]:
+def ask_in_vain(daemon: Speaker) -> subprocess.Popen[bytes]:
     """Stop the supervisor, and have somebody ask it to be let in."""
     os.kill(daemon.pid, signal.SIGSTOP)
     waiting.wait_true(lambda: waiting.state_of(daemon.pid) == "T")
-    control = os.open(daemon.home / "init" / "control", os.O_RDONLY | os.O_NONBLOCK)
+    control = os.open(daemon.state_dir / "control", os.O_RDONLY | os.O_NONBLOCK)
     process = subprocess.Popen(
         [FORKSHIM, "attach", "--root", daemon.root, daemon.id],
         stdout=subprocess.PIPE,
@@ -384,7 +354,7 @@ def ask_in_vain(daemon: Daemon) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_who_was_not_let_in_before_a_kill_is_told(start: Callable[..., Daemon]) -> None:
+def test_who_was_not_let_in_before_a_kill_is_told(start: Callable[..., Speaker]) -> None:
     """The fifos are without a writer, and never had one: no event tells of that."""
     daemon = start()
     process = ask_in_vain(daemon)
@@ -405,10 +375,10 @@ def test_who_was_not_let_in_before_a_kill_is_told(start: Callable[..., Daemon]) 
     assert not any("attach" in message for message in daemon.log())
 
 
-def test_who_was_not_let_in_before_the_end_is_told(start: Callable[..., Daemon]) -> None:
+def test_who_was_not_let_in_before_the_end_is_told(start: Callable[..., Speaker]) -> None:
     daemon = start()
     process = ask_in_vain(daemon)
-    (daemon.home / "init" / "exitStatus").write_text("0")
+    (daemon.state_dir / "exitStatus").write_text("0")
     _out, err = process.communicate(timeout=waiting.LIMIT_S)
     assert (process.returncode, err.decode()) == (
         1,
@@ -419,7 +389,7 @@ def test_who_was_not_let_in_before_the_end_is_told(start: Callable[..., Daemon])
 
 
 def test_a_supervisor_that_is_stopped_is_not_waited_for_for_ever(
-    start: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., Speaker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     daemon = start()
     os.kill(daemon.pid, signal.SIGSTOP)
@@ -436,7 +406,7 @@ def test_a_supervisor_that_is_stopped_is_not_waited_for_for_ever(
 
 
 def test_what_is_said_after_one_has_left_is_nothing_missed(
-    tmp_path: Path, start: Callable[..., Daemon]
+    tmp_path: Path, start: Callable[..., Speaker]
 ) -> None:
     daemon = start(f"cri:{tmp_path}/log")
     for number in (1, 2, 3):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.harness import bundles, waiting
-from tests.harness.engine import FORKSHIM, RUNTIME
+from tests.harness.engine import FORKSHIM
+from tests.harness.runtime_calls import RUNTIME
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,12 +6,11 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness import bundles, runtimes, waiting
+from tests.harness import bundles, runtime_calls, runtimes, waiting
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -237,13 +236,7 @@ def test_a_running_container_of_the_same_id_is_left_alone(make_engine: MakeEngin
 
 def test_a_stopped_container_of_the_same_id_is_left_alone(make_engine: MakeEngine) -> None:
     other = make_engine()
-    done = subprocess.run(
-        ["runc", "create", "--bundle", other.bundle, other.id],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0
+    runtime_calls.call("create", "--bundle", other.bundle, other.id)
     before = other.runtime_state()
     assert before is not None
     os.kill(before["pid"], signal.SIGKILL)
@@ -589,34 +582,38 @@ def test_a_killed_shim_takes_its_runtime_with_it(make_engine: MakeEngine, tmp_pa
 # The console.
 
 
-def end_impostor(engine: Engine) -> None:
-    """Kill what a script passed off as a container, which is not runc's to delete."""
-    pid = int((engine.dir / "pid").read_text())
-    os.kill(pid, signal.SIGKILL)
-    waiting.wait_process(pid)
+def fail_by_console(make_engine: MakeEngine, path: Path, before: str = "") -> str:
+    """Run a runtime whose create ends well with an impostor; returns the shim's one error.
+
+    `before` is what the script does before that.
+    """
+    text = f"""
+if [ $verb = create ]; then
+    {before}
+    sleep 1000 < /dev/null > /dev/null 2>&1 &
+    for word; do [ "$before" = --pid-file ] && printf $! > "$word"; before=$word; done
+    exit 0
+fi
+"""
+    engine = make_engine(terminal=True, runtime=runtimes.script(path, text))
+    engine.attach("stdout")
+    engine.launch()
+    waiting.wait_hangup(engine.exit_fd)
+    assert engine.wait_shim() == 1
+    (error,) = engine.log("error")
+    impostor = int((engine.dir / "pid").read_text())  # which is not runc's to delete
+    os.kill(impostor, signal.SIGKILL)
+    waiting.wait_process(impostor)
+    assert engine.leftovers() == []
+    return error
 
 
 @pytest.mark.slow
 def test_a_runtime_that_sends_no_console_is_waited_for_boundedly(
     make_engine: MakeEngine, tmp_path: Path
 ) -> None:
-    # The console goes to a socket of this script's own, so that runc itself succeeds.
-    text = """
-if [ $verb = create ]; then
-    sleep 1000 < /dev/null > /dev/null 2>&1 &
-    for word; do [ "$before" = --pid-file ] && printf $! > "$word"; before=$word; done
-    exit 0
-fi
-"""
-    engine = make_engine(terminal=True, runtime=runtimes.script(tmp_path / "mute", text))
-    engine.attach("stdout")
-    engine.launch()
-    waiting.wait_hangup(engine.exit_fd)
-    assert engine.wait_shim() == 1
-    (error,) = engine.log("error")
+    error = fail_by_console(make_engine, tmp_path / "mute")
     assert error.startswith("console: the runtime sent none within ")
-    end_impostor(engine)
-    assert engine.leftovers() == []
 
 
 @pytest.mark.parametrize(
@@ -641,23 +638,8 @@ def test_a_runtime_that_sends_anything_but_a_console_is_an_error(
         "s.connect(sys.argv[sys.argv.index('--console-socket') + 1])\n"
         f"{send}\n"
     )
-    text = f"""
-if [ $verb = create ]; then
-    python3 {wrong} "$@"
-    sleep 1000 < /dev/null > /dev/null 2>&1 &
-    for word; do [ "$before" = --pid-file ] && printf $! > "$word"; before=$word; done
-    exit 0
-fi
-"""
-    engine = make_engine(terminal=True, runtime=runtimes.script(tmp_path / "wrong", text))
-    engine.attach("stdout")
-    engine.launch()
-    waiting.wait_hangup(engine.exit_fd)
-    assert engine.wait_shim() == 1
-    (said,) = engine.log("error")
+    said = fail_by_console(make_engine, tmp_path / "wrong", f'python3 {wrong} "$@"')
     assert said in (error, "console: the runtime hung up without sending one")
-    end_impostor(engine)
-    assert engine.leftovers() == []
 
 
 def test_a_console_container_whose_creation_fails_is_deleted(

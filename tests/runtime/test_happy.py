@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import bundles, waiting
-from tests.harness.engine import FORKSHIM, RUNTIME, Engine
+from tests.harness import bundles, runtime_calls, waiting
+from tests.harness.engine import FORKSHIM, Engine
 from tests.harness.person import Person
+from tests.harness.runtime_calls import RUNTIME
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,13 +149,10 @@ def test_a_container_of_the_same_id_is_left_alone(
 ) -> None:
     bundle = make_bundle("sleep 1000")
     command = run_command(tmp_path, bundle)
-    null = subprocess.DEVNULL
     container_id = str(command[-1])
-    subprocess.run([RUNTIME, "create", "--bundle", bundle, container_id], check=True, stdin=null,
-                   stdout=null, stderr=null)  # fmt: skip
+    runtime_calls.call("create", "--bundle", bundle, container_id)
     try:
         assert subprocess.run(command, capture_output=True).returncode == 1
-        state = subprocess.run([RUNTIME, "state", container_id], check=True, capture_output=True)
-        assert json.loads(state.stdout)["status"] == "created"
+        assert json.loads(runtime_calls.call("state", container_id))["status"] == "created"
     finally:
-        subprocess.run([RUNTIME, "delete", "--force", container_id], check=True)
+        runtime_calls.delete(container_id)

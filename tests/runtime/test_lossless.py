@@ -206,11 +206,6 @@ def test_a_plain_file_gets_every_byte_once_through_500_kills(
 
 
 def _bundle(tmp_path: Path, rootfs: Path, block: Path, script: str) -> Path:
-    mount = {
-        "destination": "/tmp/block",
-        "type": "bind",
-        "source": str(block),
-        "options": ["bind", "ro"],
-    }
+    mount = bundles.bind(block, "/tmp/block", "ro")
     document = bundles.config(rootfs, bundles.shell(script), mounts=[mount])
     return bundles.make_bundle(tmp_path / "bundle", document)

@@ -62,12 +62,7 @@ class Said:
         return len((self.directory / stream).read_text().splitlines())
 
     def make_bundle(self, directory: Path, rootfs: Path) -> Path:
-        mount = {
-            "destination": "/tmp/data",
-            "type": "bind",
-            "source": str(self.directory),
-            "options": ["bind"],
-        }
+        mount = bundles.bind(self.directory, "/tmp/data")
         document = bundles.config(rootfs, bundles.shell(SCRIPT), mounts=[mount])
         return bundles.make_bundle(directory, document)
 

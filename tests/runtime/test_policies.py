@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from contextlib import ExitStack
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.harness import bundles, waiting
-from tests.harness.engine import FORKSHIM
+from tests.harness.daemon import Daemon
 from tests.harness.rewriting import cri_streams
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ SAID = BLOCK + b"bye\n"
 DISK_BYTES = 1 << 20
 
 
-class Daemon:
+class Speaker(Daemon):
     """A container that says BLOCK, tells that it has, and ends when it is told to."""
 
     def __init__(self, directory: Path, rootfs: Path, sink: str) -> None:
@@ -36,28 +35,10 @@ class Daemon:
         self.shared.mkdir()
         (self.shared / "block").write_bytes(BLOCK)
         os.mkfifo(self.shared / "go")
-        mount = {
-            "destination": "/tmp/shared",
-            "type": "bind",
-            "source": str(self.shared),
-            "options": ["bind"],
-        }
+        mount = bundles.bind(self.shared, "/tmp/shared")
         document = bundles.config(rootfs, bundles.shell(SCRIPT), mounts=[mount])
-        self.id = bundles.fresh_id("policy")
-        self._root, self._exits = directory / "root", directory / "exits"
-        done = subprocess.run(
-            [
-                *(FORKSHIM, "run", "--root", self._root, "--exit-dir", self._exits, "--detach"),
-                *("--bundle", bundles.make_bundle(directory / "bundle", document)),
-                *("--log", sink, self.id),
-            ],
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=waiting.LIMIT_S,
-        )
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-        self.pid = int((self._root / self.id / "supervisor.pid").read_text())
+        bundle = bundles.make_bundle(directory / "bundle", document)
+        super().__init__(directory, bundle, "--log", sink)
 
     @property
     def has_said_all(self) -> bool:
@@ -68,14 +49,9 @@ class Daemon:
 
     def wait_warning(self, words: str) -> str:
         """Wait for a line of the log with these words; returns it."""
-        path = self._root / self.id / "init" / "shim-log.json"
+        path = self.state_dir / "shim-log.json"
         waiting.wait_path(path, lambda path: words in path.read_text())
-        return next(message for message in self.warnings() if words in message)
-
-    def warnings(self) -> list[str]:
-        text = (self._root / self.id / "init" / "shim-log.json").read_text()
-        records = [json.loads(line) for line in text.splitlines()]
-        return [each["msg"] for each in records if each["level"] == "warn"]
+        return next(message for message in self.log("warn") if words in message)
 
     def tell_to_end(self) -> None:
         (self.shared / "go").write_text("\n")
@@ -83,17 +59,11 @@ class Daemon:
     def end(self) -> dict[str, Any]:
         """Let it end; returns what the exit record says of stdout."""
         self.tell_to_end()
-        waiting.wait_process(self.pid)
-        record = json.loads((self._exits / f"{self.id}.json").read_text())
+        assert self.wait_end() == "21"
+        record = self.record()
         assert (record["status"], record["exitCode"]) == (21, 21)
         stdout: dict[str, Any] = record["streams"]["stdout"]
         return stdout
-
-    def close(self) -> None:
-        if waiting.is_alive(self.pid):
-            os.kill(self.pid, 9)
-            waiting.wait_process(self.pid)
-        subprocess.run(["runc", "delete", "--force", self.id], capture_output=True)
 
 
 @pytest.fixture
@@ -135,7 +105,7 @@ def test_with_block_the_container_waits_for_a_full_disk(
     tmp_path: Path, rootfs: Path, stack: ExitStack, kind: str
 ) -> None:
     disk = Disk(tmp_path / "disk", stack)
-    daemon = Daemon(tmp_path, rootfs, f"{kind},policy=block:{disk.point}/log")
+    daemon = Speaker(tmp_path, rootfs, f"{kind},policy=block:{disk.point}/log")
     stack.callback(daemon.close)
     daemon.wait_warning("No space left on device (ENOSPC)")
     assert not daemon.has_said_all
@@ -152,7 +122,7 @@ def test_with_a_drop_policy_it_does_not_and_what_is_dropped_is_counted(
     tmp_path: Path, rootfs: Path, stack: ExitStack, kind: str, policy: str
 ) -> None:
     disk = Disk(tmp_path / "disk", stack)
-    daemon = Daemon(tmp_path, rootfs, f"{kind},policy={policy}:{disk.point}/log")
+    daemon = Speaker(tmp_path, rootfs, f"{kind},policy={policy}:{disk.point}/log")
     stack.callback(daemon.close)
     daemon.wait_said()
     failed = daemon.wait_warning("No space left on device (ENOSPC)")
@@ -177,7 +147,7 @@ def test_what_a_disk_that_stays_full_never_took_is_counted_as_well(
     tmp_path: Path, rootfs: Path, stack: ExitStack, policy: str
 ) -> None:
     disk = Disk(tmp_path / "disk", stack)
-    daemon = Daemon(tmp_path, rootfs, f"file,policy={policy}:{disk.point}/log")
+    daemon = Speaker(tmp_path, rootfs, f"file,policy={policy}:{disk.point}/log")
     stack.callback(daemon.close)
     daemon.wait_said()
     stdout = daemon.end()
@@ -193,7 +163,7 @@ def test_a_client_that_stops_reading_does_not_stop_the_container(
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     stack.callback(os.close, reader)
-    daemon = Daemon(tmp_path, rootfs, f"path,policy={policy}:{fifo}")
+    daemon = Speaker(tmp_path, rootfs, f"path,policy={policy}:{fifo}")
     stack.callback(daemon.close)
     daemon.wait_said()  # and nobody has read a byte
     daemon.tell_to_end()
@@ -205,10 +175,10 @@ def test_a_client_that_stops_reading_does_not_stop_the_container(
             break
         content += chunk
     (daemon.shared / "go").unlink()
-    waiting.wait_process(daemon.pid)
-    record = json.loads((tmp_path / "exits" / f"{daemon.id}.json").read_text())
-    _check(bytes(content), record["streams"]["stdout"])
-    assert record["streams"]["stdout"]["droppedBytes"] > 0
+    daemon.wait_end()
+    stdout = daemon.record()["streams"]["stdout"]
+    _check(bytes(content), stdout)
+    assert stdout["droppedBytes"] > 0
 
 
 def test_the_policy_goes_on_under_another_supervisor(
@@ -216,24 +186,13 @@ def test_the_policy_goes_on_under_another_supervisor(
 ) -> None:
     """A reload and an adoption, while the disk is full: the counters are those of the stream."""
     disk = Disk(tmp_path / "disk", stack)
-    daemon = Daemon(tmp_path, rootfs, f"cri,policy=drop-old:{disk.point}/log")
+    daemon = Speaker(tmp_path, rootfs, f"cri,policy=drop-old:{disk.point}/log")
     stack.callback(daemon.close)
     daemon.wait_said()
     daemon.wait_warning("No space left on device (ENOSPC)")
-    os.kill(daemon.pid, 1)
-    log = tmp_path / "root" / daemon.id / "init" / "shim-log.json"
-    waiting.wait_path(log, lambda path: " goes on, process " in path.read_text())
-    os.kill(daemon.pid, 9)
-    waiting.wait_process(daemon.pid)
-    done = subprocess.run(
-        [FORKSHIM, "adopt", "--root", tmp_path / "root", "--detach", daemon.id],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=waiting.LIMIT_S,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    daemon.pid = int((tmp_path / "root" / daemon.id / "supervisor.pid").read_text())
+    daemon.reload()
+    daemon.kill()
+    daemon.adopt()
     disk.grow()
     daemon.wait_warning(": dropped ")
     stdout = daemon.end()

@@ -19,7 +19,7 @@ import pytest
 
 import supervisor
 from supervisor import deposit
-from tests.harness import bundles, waiting
+from tests.harness import bundles, shim_log, waiting
 from tests.harness.big_stream import BigStream
 
 if TYPE_CHECKING:
@@ -69,17 +69,7 @@ def version(tmp_path: Path) -> Version:
 
 def reload(engine: Engine) -> None:
     """Reload and wait until it has been done."""
-    before = _count(engine, " goes on, process ")
-    refused = _count(engine, "not reloaded")
-    os.kill(engine.shim_pid, signal.SIGHUP)
-    waiting.wait_path(
-        engine.dir / "shim-log.json",
-        lambda _path: (
-            _count(engine, " goes on, process ") > before
-            or _count(engine, "not reloaded") > refused
-        ),
-    )
-    assert _count(engine, " goes on, process ") > before, engine.log()[-2:]
+    shim_log.reload(engine.shim_pid, engine.dir / "shim-log.json")
 
 
 def _count(engine: Engine, words: str) -> int:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.beds.criu import ensure_criu
-from tests.harness import bundles, mounts, waiting
+from tests.harness import bundles, mounts, runtime_calls, waiting
 from tests.harness.engine import Engine
 
 if TYPE_CHECKING:
@@ -31,11 +30,8 @@ def checkpoint(engine: Engine, directory: Path, criu: Path, **record: Any) -> Pa
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps({"name": directory.name, **record}))
     flags = ["--shell-job"] if record.get("shell") else []
-    subprocess.run(
-        ["runc", "--criu", criu, "checkpoint", "--image-path", directory,
-         "--work-path", directory / "criu.work", *flags, engine.id],
-        check=True,
-    )  # fmt: skip
+    options = [f"--image-path={directory}", f"--work-path={directory}/criu.work", *flags]
+    runtime_calls.call("--criu", criu, "checkpoint", *options, engine.id)
     return directory
 
 

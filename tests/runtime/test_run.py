@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness import bundles, deposits, runtimes, waiting
+from tests.harness import bundles, deposits, runtime_calls, runtimes, waiting
 from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Run:
             if process.poll() is None:
                 process.kill()
             if process.wait() < 0:  # else the next tests would find its container
-                subprocess.run(["runc", "delete", "--force", container_id], capture_output=True)
+                runtime_calls.delete(container_id)
 
 
 @pytest.fixture
@@ -224,16 +224,14 @@ def test_another_engines_container_of_the_same_id_survives(
 ) -> None:
     container_id = bundles.fresh_id("foreign")
     bundle = make_bundle("sleep 1000")
-    subprocess.run(["runc", "create", "--bundle", bundle, container_id], check=True,
-                   stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+    runtime_calls.call("create", "--bundle", bundle, container_id)
     try:
         code, _out, err = ended(run(bundle, id_=container_id))
         assert code == 1
         assert "exist" in err
-        state = subprocess.run(["runc", "state", container_id], check=True, capture_output=True)
-        assert json.loads(state.stdout)["status"] == "created"
+        assert json.loads(runtime_calls.call("state", container_id))["status"] == "created"
     finally:
-        subprocess.run(["runc", "delete", "--force", container_id], check=True)
+        runtime_calls.delete(container_id)
 
 
 def test_a_killed_supervisors_directory_is_refused_while_its_container_lives(
@@ -250,7 +248,7 @@ def test_a_killed_supervisors_directory_is_refused_while_its_container_lives(
     assert code == 75
     assert "its container is running" in err
     assert f"`runc delete --force {container_id}` ends it" in err
-    subprocess.run(["runc", "delete", "--force", container_id], check=True)
+    runtime_calls.delete(container_id)
     assert all(waiting.is_alive(pid) for pid in workers), "they wait for whoever adopts it"
     assert ended(run(make_bundle("echo second"), id_=container_id)) == (0, "second\n", "")
     for pid in workers:

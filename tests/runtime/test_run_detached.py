@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import bundles, deposits, waiting
+from tests.harness import bundles, deposits, runtime_calls, runtimes, waiting
 from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ def test_it_returns_when_the_container_runs_and_leaves_the_status_behind(
     root, log = tmp_path / "root", tmp_path / "log"
     done = detach(root, make_bundle(_LOOP), container_id, "--log", f"file:{log}")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    state = subprocess.run(["runc", "state", container_id], check=True, capture_output=True)
-    assert b'"running"' in state.stdout
+    assert b'"running"' in runtime_calls.call("state", container_id)
     waiting.wait_path(log, lambda path: path.read_text() == "ready\n")
     assert stop(root, container_id) == "8"
     assert log.read_text() == "ready\nbye\n"
@@ -148,6 +147,19 @@ def test_a_container_that_ends_at_once_has_been_started_all_the_same(
     pid = int((root / container_id / "supervisor.pid").read_text())
     waiting.wait_process(pid)
     assert (root / container_id / "init" / "exitStatus").read_text() == "9"
+
+
+def test_a_container_that_is_quicker_than_its_start_has_been_started_as_well(
+    tmp_path: Path, make_bundle: Callable[..., Path]
+) -> None:
+    container_id = bundles.fresh_id("detached")
+    root = tmp_path / "root"
+    runtime, _gate = runtimes.lingering(tmp_path, "start")
+    options = ["--log", "null", "--runtime", str(runtime)]
+    done = detach(root, make_bundle("exit 9"), container_id, *options)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (root / container_id / "init" / "exitStatus").read_text() == "9"
+    waiting.wait_process(int((root / container_id / "supervisor.pid").read_text()))
 
 
 def test_an_id_whose_daemon_has_ended_can_be_run_again(

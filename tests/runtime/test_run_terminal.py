@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import bundles, waiting
+from tests.harness import bundles, runtime_calls, waiting
 from tests.harness.person import Person
 
 if TYPE_CHECKING:
@@ -123,7 +122,7 @@ def test_the_terminal_is_given_back_even_after_kill_9(
         person.command.wait()
         waiting.wait_process(stdin_worker)
         assert person.has_its_terminal_back
-        subprocess.run(["runc", "delete", "--force", str(arguments[-1])], check=True)
+        runtime_calls.delete(str(arguments[-1]))
         for pid in workers:
             waiting.wait_process(pid)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import bundles, waiting
+from tests.harness import bundles, runtime_calls, runtimes, waiting
 from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Manager:
         if self.process is not None:
             if self.process.poll() is None:
                 self.process.kill()
-                subprocess.run(["runc", "delete", "--force", self.id], capture_output=True)
+                runtime_calls.delete(self.id)
             self.process.communicate()
 
 
@@ -132,6 +132,16 @@ def test_a_container_that_cannot_start_is_never_ready(
     assert code == 1
     assert "no-such-program" in err
     assert "READY=1" not in manager.hear_rest()
+
+
+def test_a_container_that_is_quicker_than_its_start_was_ready(
+    manager: Manager, make_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Else its unit would have failed, with the result `protocol`."""
+    runtime, _gate = runtimes.lingering(tmp_path, "start")
+    manager.start(make_bundle("exit 0"), "--runtime", str(runtime))
+    assert manager.ended() == (0, "", "")
+    assert "READY=1" in manager.hear_rest()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import waiting
+from tests.harness import bundles, waiting
 
 if TYPE_CHECKING:
     from tests.systemd.conftest import Services
@@ -79,12 +79,7 @@ def test_supervisor_and_container_are_parts_of_the_unit_and_gone_with_it(
 
 
 def test_what_both_say_is_the_units_in_the_journal(services: Services) -> None:
-    dev_log = {
-        "destination": "/dev/log",
-        "type": "bind",
-        "source": "/run/systemd/journal/dev-log",
-        "options": ["bind"],
-    }
+    dev_log = bundles.bind("/run/systemd/journal/dev-log", "/dev/log")
     # Its logger lives on: journald asks /proc whose cgroup a sender is in, when it comes to it.
     unit = services.start(
         "says", f"{{ echo from inside; exec sleep 1000; }} | logger & {STAYS}", mounts=[dev_log]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness import waiting
+from tests.harness import bundles, waiting
 
 if TYPE_CHECKING:
     from tests.systemd.conftest import Services
@@ -109,7 +109,7 @@ class Counting:
         directory = os.path.dirname(self._go)
         self._bed.ctl("mkdir", "-p", directory, check=True)
         self._bed.ctl("mkfifo", self._go, check=True)
-        mount = {"destination": "/tmp/c", "type": "bind", "source": directory, "options": ["bind"]}
+        mount = bundles.bind(directory, "/tmp/c")
         settings = f"Environment=FORKSHIM_OPTIONS=--log={sink}"
         self.unit = services.start("counts", self.SCRIPT, settings, mounts=[mount])
         self.last = 0

@@ -117,7 +117,7 @@ def test_a_137_and_a_kill_are_two_reports(services: Services, script: str, endin
 def test_a_container_that_fails_is_started_again(services: Services) -> None:
     script = "[ -e /tmp/c/1 ] && { echo again; sleep 1000; }; touch /tmp/c/1; echo first; exit 9"
     services.bed.ctl("mkdir", "-p", "/run/count", check=True)
-    mount = {"destination": "/tmp/c", "type": "bind", "source": "/run/count", "options": ["bind"]}
+    mount = bundles.bind("/run/count", "/tmp/c")
     unit = services.start("again", script, "RestartSec=10ms", check=False, mounts=[mount])
     waiting.wait_true(lambda: "again" in services.lines(unit))
     assert services.bed.show(unit, "NRestarts")["NRestarts"] == "1"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.beds.vm import VM
-from tests.harness import bundles
-from tests.runtime.test_crun import ROOT, make_job
+from tests.runtime.test_crun import ROOT
+from tests.systemd import guest
+from tests.systemd.guest import shell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.beds.vm import VM
 
 pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -23,8 +24,8 @@ PLACE = "own=$(sed -n s/^0:://p /proc/self/cgroup); echo $own; cat /sys/fs/cgrou
 
 @pytest.fixture(scope="module")
 def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VM]:
-    with VM(src=make_job(tmp_path_factory.mktemp("job") / "job")) as booted:
-        yield booted
+    with guest.booted(tmp_path_factory.mktemp("job") / "job") as vm:
+        yield vm
 
 
 def run(
@@ -36,26 +37,16 @@ def run(
     limit_bytes: int = LIMIT_BYTES,
 ) -> tuple[int, str, Any]:
     """Run a container as a service with `properties`; returns status, output and record."""
-    rootfs = "/run/rootfs"
-    made = f"mkdir -p {rootfs}/bin {rootfs}/proc {rootfs}/dev {rootfs}/sys {rootfs}/tmp"
-    vm.raw("sh", "-c", f"{made}; cp -n /bin/busybox {rootfs}/bin; "
-           f"for w in sh sed cat echo; do ln -sf busybox {rootfs}/bin/$w; done")  # fmt: skip
     sys = {"destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind", "ro"]}
     memory = {"resources": {"memory": {"limit": limit_bytes, "swap": limit_bytes}}}
-    document = bundles.config(
-        rootfs, bundles.shell(script), linux=memory, mounts=[sys]  # type: ignore[arg-type] # a path of the guest's
-    )  # fmt: skip
-    bundle = f"/run/bundles/{name}"
-    vm.raw("mkdir", "-p", bundle)
-    vm.write(f"{bundle}/config.json", json.dumps(document))
+    bundle = guest.make_bundle(vm, name, script, linux=memory, mounts=[sys])
     done = vm.run(
-        *("/usr/bin/env", "PYTHONPATH=/job/src/site:/job/src", "PYTHONDONTWRITEBYTECODE=1"),
-        *("/job/src/bin/forkshim", "run", "--runtime", runtime, "--exit-dir", "/run/exits"),
-        *("--bundle", bundle, name),
+        *("/usr/bin/env", *guest.ENVIRONMENT, guest.FORKSHIM, "run", "--runtime", runtime),
+        *("--exit-dir", guest.EXITS, "--bundle", bundle, name),
         properties=properties,
         timeout_s=120,
     )
-    return done.returncode, done.stdout, json.loads(vm.read(f"/run/exits/{name}.json"))
+    return done.returncode, done.stdout, guest.exit_record(vm, name)
 
 
 @pytest.mark.parametrize("runtime", ["runc", "crun"])
@@ -111,36 +102,28 @@ n=0; while :; do n=$((n+1)); echo line $n; sleep 0.01; done
 
 def test_a_killed_supervisor_is_followed_by_another_although_there_are_controllers(vm: VM) -> None:
     """The unit is not divided for that: systemd 252 starts the successor in the unit itself."""
-    status, out, _record = run(vm, "runc", "warm-up", "echo made", "Delegate=yes")
-    assert status == 0, out
     memory = {"resources": {"memory": {"limit": LIMIT_BYTES}}}
-    document = bundles.config("/run/rootfs", bundles.shell(COUNTS), linux=memory)  # type: ignore[arg-type] # a path of the guest's
-    vm.raw("mkdir", "-p", "/run/bundles/adopt")
-    vm.write("/run/bundles/adopt/config.json", json.dumps(document))
+    guest.make_bundle(vm, "adopt", COUNTS, linux=memory)
     drop_in = (ROOT / "systemd" / "forkshim@.service.d" / "adopt.conf").read_text()
     settings = drop_in.split("[Service]\n")[1]
     vm.write("/run/systemd/system/adopt.service", UNIT.format(drop_in=settings))
-    _shell(vm, "systemctl daemon-reload; systemctl start adopt")
-    assert _shell(vm, "cat /sys/fs/cgroup/system.slice/adopt.service/cgroup.subtree_control") == ""
+    shell(vm, "systemctl daemon-reload; systemctl start adopt")
+    assert shell(vm, "cat /sys/fs/cgroup/system.slice/adopt.service/cgroup.subtree_control") == ""
     scope = "/sys/fs/cgroup/system.slice/forkshim-adopt.scope"
-    assert _shell(vm, f"cat {scope}/memory.max") == str(LIMIT_BYTES)
-    payload = _shell(vm, "cat /run/forkshim/adopt/init/pid")
+    assert shell(vm, f"cat {scope}/memory.max") == str(LIMIT_BYTES)
+    payload = shell(vm, "cat /run/forkshim/adopt/init/pid")
     show = "systemctl show -P {} adopt"
-    _shell(
+    shell(
         vm,
         f'kill -9 $({show.format("MainPID")}); until [ "$({show.format("NRestarts")})'
         f'$({show.format("ActiveState")})" = 1active ]; do sleep 0.1; done',
     )
-    assert _shell(vm, "cat /run/forkshim/adopt/init/pid") == payload
-    _shell(vm, "systemctl stop adopt")
+    assert shell(vm, "cat /run/forkshim/adopt/init/pid") == payload
+    shell(vm, "systemctl stop adopt")
     *lines, last = vm.read("/run/adopt.log").splitlines()
     assert last == "bye"
     assert lines == [f"line {number}" for number in range(1, len(lines) + 1)]
-    record = json.loads(vm.read("/run/exits/adopt.json"))
+    record = guest.exit_record(vm, "adopt")
     # Linux 6.1 tells how a process has ended to nobody but its parent, and we do not make it up.
     assert (record["status"], record["stopRequested"]) == (None, True)
     assert record["error"].startswith("its end is unknown")
-
-
-def _shell(vm: VM, script: str) -> str:
-    return vm.raw("sh", "-c", script).stdout.strip()

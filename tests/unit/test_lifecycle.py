@@ -10,6 +10,7 @@ from supervisor.lifecycle import TABLE, Action, Event, State, Step, step
 
 S, E, A = State, Event, Action
 DIES = (S.EMPTYING, (A.RECORD_EXIT, A.EMPTY))
+DIES_YOUNG = (S.EMPTYING, (A.RECORD_EXIT, A.TELL_STARTED, A.EMPTY))
 
 EXPECTED: dict[State, dict[Event, Step]] = {
     S.OPENING: {
@@ -32,13 +33,13 @@ EXPECTED: dict[State, dict[Event, Step]] = {
         E.STARTED: (S.RUNNING, (A.TELL_STARTED,)),
         E.START_FAILED: (S.KILLING, (A.KILL,)),
         E.STOP: (S.HELD, (A.HURRY_START,)),
-        E.INIT_EXITED: DIES,
+        E.INIT_EXITED: DIES_YOUNG,
     },
     S.HELD: {
         E.STARTED: (S.STOPPING, (A.TELL_STARTED, A.SEND_STOP_SIGNAL)),
         E.START_FAILED: (S.KILLING, (A.KILL,)),
         E.STOP: (S.HELD, (A.NOTE_STOP_AGAIN,)),
-        E.INIT_EXITED: DIES,
+        E.INIT_EXITED: DIES_YOUNG,
     },
     S.RUNNING: {
         E.STOP: (S.STOPPING, (A.SEND_STOP_SIGNAL,)),
@@ -55,7 +56,6 @@ EXPECTED: dict[State, dict[Event, Step]] = {
         E.INIT_EXITED: DIES,
     },
     S.EMPTYING: {
-        E.STARTED: (S.EMPTYING, (A.TELL_STARTED,)),
         E.EMPTIED: (S.DRAINING, (A.DRAIN,)),
         E.STOP: (S.EMPTYING, (A.NOTE_STOP_AGAIN,)),
     },
@@ -64,12 +64,10 @@ EXPECTED: dict[State, dict[Event, Step]] = {
         E.STOP: (S.CLEANING, (A.NOTE_STOP_AGAIN,)),
     },
     S.DRAINING: {
-        E.STARTED: (S.DRAINING, (A.TELL_STARTED,)),
         E.DRAINED: (S.DELETING, (A.DELETE,)),
         E.STOP: (S.DRAINING, (A.NOTE_STOP_AGAIN,)),
     },
     S.DELETING: {
-        E.STARTED: (S.DELETING, (A.TELL_STARTED,)),
         E.DELETED: (S.ENDED, ()),
         E.STOP: (S.DELETING, (A.NOTE_STOP_AGAIN,)),
     },
@@ -140,6 +138,22 @@ def test_whoever_died_has_his_status_recorded_before_anything_is_drained_or_dele
                 walk(target, (*done, *actions))
 
     walk(S.OPENING, ())
+
+
+def test_nobody_is_told_twice_that_it_has_started() -> None:
+    def walk(state: State, told: int) -> None:
+        assert told <= 1
+        for target, actions in EXPECTED[state].values():
+            if target is not state:
+                walk(target, told + actions.count(A.TELL_STARTED))
+
+    walk(S.OPENING, 0)
+    assert all(
+        A.TELL_STARTED not in actions
+        for state in State
+        for target, actions in EXPECTED[state].values()
+        if target is state
+    )
 
 
 def test_every_action_is_used() -> None:

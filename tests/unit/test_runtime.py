@@ -165,6 +165,7 @@ def test_a_state_is_read_or_is_none(output: bytes, state: RuntimeState | None) -
 
 
 BEFORE = "2016-11-09T12:00:00.500000000Z"
+NOW = "2016-11-09T12:00:02.250000000Z"
 
 
 @pytest.mark.parametrize(
@@ -175,13 +176,15 @@ BEFORE = "2016-11-09T12:00:00.500000000Z"
         ("2016-11-09T12:00:00.5Z", "/bundle", False, True),  # Go leaves trailing zeros out
         ("2016-11-09T12:00:00.51Z", "/bundle", False, True),
         ("2016-11-09T12:00:01Z", "/bundle", False, True),
-        ("2017-01-01T00:00:00Z", "/bundle", False, True),
+        ("2016-11-09T12:00:02.25Z", "/bundle", False, True),
+        ("2016-11-09T12:00:02.250000001Z", "/bundle", False, False),
+        ("2017-01-01T00:00:00Z", "/bundle", False, False),  # of before the clock was set back
         ("2016-11-09T12:00:00.499999999Z", "/bundle", False, False),
         ("2016-11-09T12:00:00Z", "/bundle", False, False),
         ("2016-11-09T11:59:59.999999999Z", "/bundle", False, False),
         ("", "/bundle", False, False),
-        ("2017-01-01T00:00:00Z", "/other", False, False),
-        ("2017-01-01T00:00:00Z", "", False, False),
+        ("2016-11-09T12:00:01Z", "/other", False, False),
+        ("2016-11-09T12:00:01Z", "", False, False),
         ("2015-01-01T00:00:00Z", "/other", True, True),
         ("", "", True, True),
     ],
@@ -190,7 +193,9 @@ def test_a_container_is_ours_if_its_init_is_our_child_or_it_is_newer_with_our_bu
     created: str, bundle: str, is_child: bool, is_ours: bool
 ) -> None:
     state = RuntimeState("created", 7, bundle, created)
-    found = runtime.is_ours(state, before_create=BEFORE, is_child=is_child, bundle="/bundle")
+    found = runtime.is_ours(
+        state, before_create=BEFORE, now=NOW, is_child=is_child, bundle="/bundle"
+    )
     assert found is is_ours
 
 
