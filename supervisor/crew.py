@@ -70,7 +70,7 @@ class Crew:
         self._held = held
         self._ledger = Ledger(fd=-1 if ledger is None else ledger.take())
         self.listeners = Listeners(loop, log, self._ledger, self._listener_left)
-        self._leaving: set[int] = set()
+        self._leaving: dict[int, Stream] = {}
         self._predecessors: list[fds.Fd] = []
         self._is_closing = False
         self._longest_pause_s = mending.LONGEST_PAUSE_S
@@ -211,7 +211,7 @@ class Crew:
         self._dismiss(stream)
 
     def reopen(self) -> None:
-        """Open every log file anew by its name, which is another file's by now."""
+        """Open every log file anew by its name, where that is another file's by now."""
         for stream in self.outputs:
             if stream.is_over or stream.is_hung_up:
                 continue
@@ -220,6 +220,9 @@ class Crew:
                     fresh = stream.reopen()
                 except ShimError as error:
                     self._log.warning(f"{stream.name}: {error}; the old file is written on")
+                    continue
+                if os.path.samestat(os.fstat(fresh.fileno()), os.fstat(stream.sink.fileno())):
+                    fresh.close()  # nothing was moved: what is being written goes on
                     continue
                 stream.sink.close()
                 stream.sink = fresh
@@ -260,20 +263,19 @@ class Crew:
                 self._fork(stream, hold_s=hold_s)
             return  # or it is half gone, and what follows is decided when it is gone
         old_pid, old_watch, stream.watch = stream.pid, stream.watch, None
-        try:
-            pidfd = fds.Fd(os.pidfd_open(old_pid))
-        except OSError:  # EMFILE
-            pidfd = fds.Fd(-1)
-        if not pidfd.is_open or not self._fork(stream, (pidfd.fileno(),), hold_s=hold_s):
+        self._leaving[old_pid] = stream
+        if not self._fork(stream, hold_s=hold_s):
+            del self._leaving[old_pid]
             stream.pid, stream.watch = old_pid, old_watch
             again = partial(self._dismiss, stream, hold_s)
             self._loop.call_after(self._timer(stream), mending.FORK_AGAIN_S, again)
         else:
             old_watch.abandon()
-            self._leaving.add(old_pid)
-            self._reaper.expect(old_pid, lambda _termination: self._leaving.discard(old_pid))
+            self._reaper.expect(old_pid, partial(self._has_left, old_pid))
             os.kill(old_pid, signal.SIGKILL)  # unreaped, so the pid is its own
-        pidfd.close()
+
+    def _has_left(self, pid: int, _termination: waitstatus.Termination) -> None:
+        del self._leaving[pid]
 
     def give_up(self, stream: Stream) -> None:
         """End one stream where it is: kill its worker, then `finish` it.
@@ -313,17 +315,30 @@ class Crew:
     def _timer(self, stream: Stream) -> str:
         return f"fork {stream.name}"
 
-    def _fork(
-        self, stream: Stream, predecessors: tuple[int, ...] = (), *, hold_s: float = 0.0
-    ) -> bool:
+    def _fork(self, stream: Stream, *, hold_s: float = 0.0) -> bool:
         """Fork a worker; False if that has to be tried again later, which is seen to.
 
-        It waits for the end of `predecessors`, pidfds, and leaves the sink alone for `hold_s`.
+        It waits for the end of all before it, and leaves the sink alone for `hold_s`.
         """
-        try:
-            report_rfd, report_wfd = fds.pipe(report.MOST_BYTES)
-        except OSError as error:  # EMFILE, ENFILE
-            return self._fork_later(stream, error)
+        with contextlib.ExitStack() as stack:
+            try:
+                # All: the last one may have been told to go while it waited for the one before.
+                leaving = [
+                    stack.enter_context(contextlib.closing(fds.Fd(os.pidfd_open(pid))))
+                    for pid, whose in self._leaving.items()  # unreaped, so each pid is its own
+                    if whose is stream
+                ]
+                report_rfd = self._fork_behind([*leaving, *self._predecessors], stream, hold_s)
+            except OSError as error:  # EMFILE, ENFILE; EAGAIN, ENOMEM: the limits of our cgroup
+                return self._fork_later(stream, error)
+        stream.is_reaped = False
+        stream.watch = _Watch(self, stream, report_rfd)
+        stream.failed_forks = 0
+        return True
+
+    def _fork_behind(self, predecessors: Sequence[fds.Fd], stream: Stream, hold_s: float) -> fds.Fd:
+        """Fork it, and return the read end of its report pipe; the caller owns that."""
+        report_rfd, report_wfd = fds.pipe(report.MOST_BYTES)
         os.set_blocking(report_rfd.fileno(), False)
         desk = Desk(
             stream=stream.name,
@@ -333,22 +348,19 @@ class Crew:
             report_wfd=report_wfd.fileno(),
             null_fd=self._null_fd,
             held=() if stream.is_input else self._held,
-            predecessors=(*predecessors, *(each.fileno() for each in self._predecessors)),
+            predecessors=tuple(each.fileno() for each in predecessors),
             hold_s=hold_s,
             told_dropped_bytes=stream.told_dropped_bytes,
         )
         stream.copied_bytes_at_fork = self.copied_bytes(stream)
         try:
             stream.pid = spawn.fork_worker(self._work(stream, desk))
-            stream.is_reaped = False
-        except OSError as error:  # EAGAIN, ENOMEM: the pids or the memory of our cgroup
+        except OSError:
             report_rfd.close()
-            return self._fork_later(stream, error)
+            raise
         finally:
             report_wfd.close()  # the worker's is the only one now: its death is our end of file
-        stream.watch = _Watch(self, stream, report_rfd)
-        stream.failed_forks = 0
-        return True
+        return report_rfd
 
     def _fork_later(self, stream: Stream, error: OSError) -> bool:
         stream.failed_forks += 1

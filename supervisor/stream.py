@@ -161,6 +161,7 @@ class Stream:
             self.sink.fileno(),
             None if scratch is None else (scratch[0].fileno(), scratch[1].fileno()),
             source_is_console=self.name == "console",
+            sink_is_log=self.reopen is not None,
         )
 
     def has_pending(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from workers import engines, report
 
 TYPE_CHECKING = False
@@ -12,6 +14,9 @@ if TYPE_CHECKING:
 def work(desk: Desk, route: engines.Route) -> None:
     """Copy until the container has closed its side, then report. Never raises `CopyError`."""
     desk.sit_down(route.fds)
+    if route.sink_is_log:
+        # Only now: whoever was told to go has gone, and may have written by another descriptor.
+        os.lseek(route.sink_fd, 0, os.SEEK_END)
     try:
         engines.copy(route, desk)
     except engines.CopyError as error:
