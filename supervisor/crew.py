@@ -347,7 +347,7 @@ class Crew:
             slot=stream.slot,
             report_wfd=report_wfd.fileno(),
             null_fd=self._null_fd,
-            held=() if stream.is_input else self._held,
+            held=self._held,
             predecessors=tuple(each.fileno() for each in predecessors),
             hold_s=hold_s,
             told_dropped_bytes=stream.told_dropped_bytes,

@@ -83,13 +83,17 @@ class Desk:
         self.ledger.add_missed(listener, missed_bytes)
 
     def send(self, record: report.Report) -> None:
-        """Write the completion record. A parent that is gone is told nothing.
+        """Write the completion record. A parent that is gone is told nothing."""
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self.report_wfd, report.encode(record))
+
+    def send_and_keep(self, record: report.Report) -> None:
+        """Write the completion record; the last thing that the worker of an output does.
 
         Without a parent, `held` is kept until somebody comes for it and ends this process, if
         there is something in it: how the container has ended may be known to nobody else.
         """
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self.report_wfd, report.encode(record))
+        self.send(record)
         while self.held and os.getppid() != self.parent_pid and _is_readable(self.held[0]):
             signal.pause()
 

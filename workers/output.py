@@ -20,6 +20,6 @@ def work(desk: Desk, route: engines.Route) -> None:
     try:
         engines.copy(route, desk)
     except engines.CopyError as error:
-        desk.send(report.Report(desk.stream, desk.copied_bytes, error.errno, error.side))
+        desk.send_and_keep(report.Report(desk.stream, desk.copied_bytes, error.errno, error.side))
     else:
-        desk.send(report.Report(desk.stream, desk.copied_bytes))
+        desk.send_and_keep(report.Report(desk.stream, desk.copied_bytes))

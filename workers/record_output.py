@@ -30,4 +30,4 @@ def work(desk: Desk, route: engines.Route, buffer: LineBuffer, sink: dropping.Pa
         failed, side = error.errno, error.side
     except OSError as error:
         failed, side = error.errno or 0, "sink"
-    desk.send(report.Report(desk.stream, desk.copied_bytes, failed, side))
+    desk.send_and_keep(report.Report(desk.stream, desk.copied_bytes, failed, side))

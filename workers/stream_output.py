@@ -23,7 +23,7 @@ def work(desk: Desk, route: engines.Route, stream: JournalStream) -> None:
     try:
         engines.copy(route, desk)
     except engines.CopyError as error:
-        desk.send(report.Report(desk.stream, desk.copied_bytes, error.errno, error.side))
+        desk.send_and_keep(report.Report(desk.stream, desk.copied_bytes, error.errno, error.side))
     else:
         wait_until_read(route.sink_fd)
-        desk.send(report.Report(desk.stream, desk.copied_bytes))
+        desk.send_and_keep(report.Report(desk.stream, desk.copied_bytes))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 import subprocess
 
-KINDS = ("fifo", "file", "rotation", "cri", "dropping", "console", "adopted")
+KINDS = ("fifo", "file", "rotation", "cri", "dropping", "console", "adopted", "fed")
 WITH_A_DISK = ("file", "rotation", "cri")
 BLOCK_LINES = 2000
 _SCRIPT = """
@@ -100,6 +100,9 @@ class Trial:
         bundle = bundles.make_bundle(directory / "bundle", document)
         if self.kind == "adopted":
             return stack.enter_context(Adopted(directory, bundle))
+        if self.kind == "fed":
+            os.mkfifo(directory / "go")
+            return stack.enter_context(Fed(directory, bundle))
         return stack.enter_context(Supervised(directory, bundle, self.kind))
 
     def _step(self, subject: Subject) -> None:
@@ -356,12 +359,15 @@ class Adopted(Subject):
         os.mkfifo(self._directory / "out")
         self._fd = os.open(self._directory / "out", os.O_RDONLY | os.O_NONBLOCK)
         self._go_fd = os.open(self._directory / "go", os.O_RDWR)
-        self._command("run", "--bundle", self._bundle, "--detach", "--log", self._directory / "out")
-        self.pid = self._supervisor()
+        self._run()
         self._reader = _Reader(self._fd)
         self._reader.take_until(self._wanted)
         deposits.wait_laid_down(self._home / "init")
+        self.pid = self._supervisor()
         return self
+
+    def _run(self) -> None:
+        self._command("run", "--bundle", self._bundle, "--detach", "--log", self._directory / "out")
 
     def _command(self, verb: str, *options: str | Path) -> None:
         command: list[str | Path] = [FORKSHIM, verb, "--root", self._directory / "root", *options]
@@ -422,6 +428,29 @@ class Adopted(Subject):
             for pid in waiting.children_of(os.getpid())
             if waiting.title_of(pid).startswith(f"forkshim: {self._id}") and waiting.is_alive(pid)
         ]
+
+
+class Fed(Adopted):
+    """The same with a stdin: under `forkshim run -i` in a session of its own at first."""
+
+    def _run(self) -> None:
+        self._first = subprocess.Popen(
+            [
+                *(FORKSHIM, "run", "-i", "--root", self._directory / "root"),
+                *("--bundle", self._bundle, "--log", self._directory / "out", self._id),
+            ],
+            stdin=self._go_fd,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self._first.wait()
+
+    def status(self) -> int:
+        # The first one takes all away when it sees the end.
+        return super().status() if self._home.exists() else self._first.wait()
 
 
 def _signal(pid: int, signum: int) -> None:

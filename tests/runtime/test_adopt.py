@@ -6,6 +6,7 @@ FORKSHIM_ADOPTIONS and FORKSHIM_STREAM_MIB make the long run: 50 and 2048.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import random
@@ -32,16 +33,30 @@ STREAM_MIB = int(os.environ.get("FORKSHIM_STREAM_MIB", "256"))
 
 
 class Daemon:
-    """One container under `forkshim run --detach`, and under those who adopt it. Owns them all."""
+    """One container under `forkshim run`, and under those who adopt it. Owns them all.
 
-    def __init__(self, root: Path, bundle: Path, *options: str | Path) -> None:
+    With `stdin` it is run in a session of its own, else as a daemon.
+    """
+
+    def __init__(
+        self, root: Path, bundle: Path, *options: str | Path, stdin: int | None = None
+    ) -> None:
         self.root = root
         self.id = bundles.fresh_id("adopt")
         self.home = root / self.id
-        done = self.command("run", "--bundle", bundle, "--detach", *options)
-        assert (done.returncode, done.stderr) == (0, "")
-        self.payload_pid = int((self.home / "init" / "pid").read_text())
+        self._first: subprocess.Popen[bytes] | None = None
+        if stdin is None:
+            done = self.command("run", "--bundle", bundle, "--detach", *options)
+            assert (done.returncode, done.stderr) == (0, "")
+        else:
+            self._first = subprocess.Popen(
+                [FORKSHIM, "run", "-i", "--root", root, "--bundle", bundle, *options, self.id],
+                stdin=stdin,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         deposits.wait_laid_down(self.home / "init")
+        self.payload_pid = int((self.home / "init" / "pid").read_text())
 
     def command(self, verb: str, *options: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -61,6 +76,8 @@ class Daemon:
         pid = self.pid
         os.kill(pid, signal.SIGKILL)
         waiting.wait_process(pid)
+        if self._first is not None:
+            self._first.wait()
 
     def adopt(self, *options: str | Path) -> None:
         done = self.command("adopt", "--detach", *options)
@@ -95,6 +112,8 @@ class Daemon:
                 if waiting.title_of(pid).startswith(prefix) and waiting.is_alive(pid):
                     os.kill(pid, signal.SIGKILL)
                     waiting.wait_process(pid)
+        if self._first is not None:
+            self._first.wait()
         subprocess.run(["runc", "delete", "--force", self.id], capture_output=True)
 
 
@@ -103,8 +122,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
     """Return a function that starts a container as a daemon; its log goes to tmp_path/log."""
     made: list[Daemon] = []
 
-    def make(bundle: Path, *options: str | Path) -> Daemon:
-        daemon = Daemon(tmp_path / "root", bundle, *(options or ("--log", f"file:{tmp_path}/log")))
+    def make(bundle: Path, *options: str | Path, stdin: int | None = None) -> Daemon:
+        options = options or ("--log", f"file:{tmp_path}/log")
+        daemon = Daemon(tmp_path / "root", bundle, *options, stdin=stdin)
         made.append(daemon)
         return daemon
 
@@ -331,6 +351,65 @@ def test_a_console_and_stdin_are_adopted(
     waiting.wait_true(lambda: waiting.window_of(daemon.payload_pid) == (99, 33))
     os.kill(daemon.payload_pid, signal.SIGKILL)
     assert daemon.wait_end() == "137"
+
+
+def _stdin_workers(pid: int) -> list[int]:
+    return [each for each in waiting.children_of(pid) if waiting.title_of(each).endswith("[stdin]")]
+
+
+def test_a_file_that_is_stdin_goes_on_under_many_supervisors(
+    tmp_path: Path, rootfs: Path, start: Callable[..., Daemon]
+) -> None:
+    """A worker that nobody has ended races with its successor: for bytes, or into a deadlock."""
+    content = random.Random(SEED).randbytes(32 << 20)
+    (tmp_path / "in").write_bytes(content)
+    os.mkfifo(tmp_path / "go")
+    mount = {
+        "destination": "/tmp/go",
+        "type": "bind",
+        "source": str(tmp_path / "go"),
+        "options": ["bind"],
+    }
+    take = "dd bs=64k count=16 iflag=fullblock 2> /dev/null"
+    script = f"{{ while read word <&3; do {take}; done 3< /tmp/go; cat; }} | md5sum; exit 5"
+    bundle = bundles.make_bundle(
+        tmp_path / "b", bundles.config(rootfs, bundles.shell(script), mounts=[mount])
+    )
+    go = os.open(tmp_path / "go", os.O_RDWR)
+    with (tmp_path / "in").open("rb") as file:
+        daemon = start(bundle, stdin=file.fileno())
+    for round_ in range(8):
+        os.write(go, b"take\n")
+        (old,) = _stdin_workers(daemon.pid)
+        daemon.kill()
+        if round_ % 2:  # the worker is busy alone
+            os.write(go, b"take\n")
+        daemon.adopt()
+        waiting.wait_process(old)
+        waiting.wait_worker(daemon.pid, "stdin")
+        assert len(_stdin_workers(daemon.pid)) == 1
+    os.close(go)
+    assert daemon.wait_end() == "5"
+    wanted = hashlib.md5(content).hexdigest()
+    assert (tmp_path / "log").read_text().split() == [wanted, "-"]
+    assert daemon.workers() == []
+
+
+def test_a_worker_of_stdin_is_enough_and_waits_for_nobody_at_its_end(
+    tmp_path: Path, make_bundle: Callable[..., Path], start: Callable[..., Daemon]
+) -> None:
+    rfd, wfd = os.pipe()
+    daemon = start(make_bundle("cat > /dev/null; exit 6"), "--log", "null", stdin=rfd)
+    os.close(rfd)
+    daemon.kill()
+    daemon.adopt()
+    os.write(wfd, b"some")
+    (worker,) = _stdin_workers(daemon.pid)
+    daemon.kill()
+    os.close(wfd)
+    waiting.wait_process(worker)
+    reap(daemon.payload_pid)
+    assert daemon.workers() == []
 
 
 def test_one_living_worker_is_enough_for_all_streams(
