@@ -13,6 +13,7 @@ import errno
 import math
 import os
 import signal
+import time
 from functools import partial
 
 from supervisor import fds, linux, mending, spawn, waitstatus
@@ -191,7 +192,10 @@ class Crew:
 
     def _is_left_alone(self, stream: Stream) -> bool:
         """Say whether its worker may be waiting on purpose: the sink has failed lately."""
-        return stream.never_waits and bool(self.trouble(stream))
+        return self._is_held(stream) or (stream.never_waits and bool(self.trouble(stream)))
+
+    def _is_held(self, stream: Stream) -> bool:
+        return time.monotonic() < stream.held_until_s
 
     def kill_worker(self, stream: Stream) -> None:
         """Kill the stream's worker; another one follows."""
@@ -318,7 +322,8 @@ class Crew:
     def _fork(self, stream: Stream, *, hold_s: float = 0.0) -> bool:
         """Fork a worker; False if that has to be tried again later, which is seen to.
 
-        It waits for the end of all before it, and leaves the sink alone for `hold_s`.
+        It waits for the end of all before it, and leaves the sink alone for `hold_s`. That it is
+        there meanwhile is of use: it holds what a successor of ours would need.
         """
         with contextlib.ExitStack() as stack:
             try:
@@ -331,6 +336,7 @@ class Crew:
                 report_rfd = self._fork_behind([*leaving, *self._predecessors], stream, hold_s)
             except OSError as error:  # EMFILE, ENFILE; EAGAIN, ENOMEM: the limits of our cgroup
                 return self._fork_later(stream, error)
+        stream.held_until_s = time.monotonic() + hold_s
         stream.is_reaped = False
         stream.watch = _Watch(self, stream, report_rfd)
         stream.failed_forks = 0
@@ -349,7 +355,8 @@ class Crew:
             null_fd=self._null_fd,
             held=self._held,
             predecessors=tuple(each.fileno() for each in predecessors),
-            hold_s=hold_s,
+            hold_s=hold_s if stream.never_waits else 0.0,
+            rest_s=0.0 if stream.never_waits else hold_s,
             told_dropped_bytes=stream.told_dropped_bytes,
         )
         stream.copied_bytes_at_fork = self.copied_bytes(stream)
@@ -442,15 +449,23 @@ class Crew:
         has_progress = self.copied_bytes(stream) != stream.copied_bytes_at_fork
         stream.deaths += 1
         stream.deaths_without_progress = 0 if has_progress else stream.deaths_without_progress + 1
+        stream.dies_at_rest = not has_progress and (stream.dies_at_rest or self._is_held(stream))
         if stream.deaths & (stream.deaths - 1) == 0:  # 1, 2, 4, 8: a log that cannot fill a disk
             self._log.warning(
                 f"{stream.name}: worker {termination}, replaced; {stream.deaths} so far"
             )
         if stream.deaths_without_progress == mending.DEGRADED_AFTER:
             self._is_degraded(stream, f"its workers do not live: {termination}")
-        self._fork_after(stream, mending.pause_s(stream.deaths_without_progress))
+        pause_s = min(mending.pause_s(stream.deaths_without_progress), self._longest_pause_s)
+        if pause_s and stream.dies_at_rest:  # a worker that waits would be one more to die
+            self._loop.call_after(
+                self._timer(stream), pause_s, lambda: self._fork_if_wanted(stream)
+            )
+        else:
+            self._fork(stream, hold_s=pause_s)
 
     def _mend(self, stream: Stream, failed: report.Report) -> None:
+        stream.dies_at_rest = False
         choice = mending.mend(stream.name, failed, has_outlet=stream.outlet is not None)
         if stream.is_input and failed.errno == errno.EPIPE:
             self._end(stream)  # the container has closed its stdin, or is gone: its right
@@ -481,10 +496,7 @@ class Crew:
                 stream.outlet.renew()
             self._on_change()
         delay_s = min(mending.pause_after_errors_s(stream.errors_in_a_row), self._longest_pause_s)
-        if stream.never_waits:
-            self._fork(stream, hold_s=delay_s)  # somebody has to take what the container says
-        else:
-            self._fork_after(stream, delay_s)
+        self._fork(stream, hold_s=delay_s)
         if stream.trouble != why:
             stream.trouble = why
             self._on_trouble()
@@ -504,15 +516,6 @@ class Crew:
     def _put_null_at(self, place: fds.Fd) -> None:
         """Close what is there and put /dev/null in its place, which no EMFILE can prevent."""
         os.dup2(self._null_fd, place.fileno(), inheritable=False)
-
-    def _fork_after(self, stream: Stream, delay_s: float) -> None:
-        if delay_s == 0.0:
-            self._fork(stream)
-        else:
-            delay_s = min(delay_s, self._longest_pause_s)
-            self._loop.call_after(
-                self._timer(stream), delay_s, lambda: self._fork_if_wanted(stream)
-            )
 
     def _end(self, stream: Stream) -> None:
         stream.trouble = ""

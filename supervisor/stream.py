@@ -91,6 +91,8 @@ class Stream:
         self.deaths_without_progress = 0
         self.errors_in_a_row = 0
         self.failed_forks = 0
+        self.held_until_s = 0.0
+        self.dies_at_rest = False
         self.copied_bytes_at_fork = 0
         self.trouble = ""
         self.told_dropped_bytes = 0

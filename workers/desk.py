@@ -31,7 +31,8 @@ class Desk:
         held: What the worker has no use for, and keeps for whoever supervises after our parent;
             the first can be read when something has been laid down there.
         predecessors: pidfds of workers that have been told to go, and may still be at it.
-        hold_s: So long the sink is to be left alone, where a policy allows that.
+        hold_s: So long the sink is to be left alone, by a worker that has something else to do.
+        rest_s: So long nothing is to be done at all, but to be there.
         told_dropped_bytes: So much of what was dropped has been told.
         copied_bytes: By this worker; the ledger has the stream's total.
         parent_pid: Of whoever has made this desk.
@@ -46,12 +47,13 @@ class Desk:
     held: tuple[int, ...] = ()
     predecessors: tuple[int, ...] = ()
     hold_s: float = 0.0
+    rest_s: float = 0.0
     told_dropped_bytes: int = 0
     copied_bytes: int = 0
     parent_pid: int = field(default_factory=os.getpid)
 
     def sit_down(self, keep_fds: Iterable[int]) -> None:
-        """Become the worker, see `isolate.become`, when those before it have gone."""
+        """Become the worker, see `isolate.become`, when those before it have gone, and rested."""
         kept = (*keep_fds, *self.held, *self.predecessors, self.report_wfd)
         isolate.become(self.title, kept, self.null_fd)
         for pidfd in self.predecessors:
@@ -59,6 +61,8 @@ class Desk:
             poller.register(pidfd, select.POLLIN)
             poller.poll()
             os.close(pidfd)
+        if self.rest_s > 0:
+            select.poll().poll(self.rest_s * 1000)
 
     def moved(self, copied_bytes: int) -> None:
         """Count bytes that have reached the sink."""

@@ -89,6 +89,20 @@ class Daemon:
         stdout: dict[str, Any] = record["streams"]["stdout"]
         return stdout
 
+    def succeed(self) -> None:
+        """Kill the supervisor, and have another one adopt the container."""
+        os.kill(self.pid, 9)
+        waiting.wait_process(self.pid)
+        done = subprocess.run(
+            [FORKSHIM, "adopt", "--root", self._root, "--detach", self.id],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=waiting.LIMIT_S,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        self.pid = int((self._root / self.id / "supervisor.pid").read_text())
+
     def close(self) -> None:
         if waiting.is_alive(self.pid):
             os.kill(self.pid, 9)
@@ -211,6 +225,23 @@ def test_a_client_that_stops_reading_does_not_stop_the_container(
     assert record["streams"]["stdout"]["droppedBytes"] > 0
 
 
+def test_with_block_a_full_disk_is_no_reason_to_lose_the_container(
+    tmp_path: Path, rootfs: Path, stack: ExitStack
+) -> None:
+    disk = Disk(tmp_path / "disk", stack)
+    daemon = Daemon(tmp_path, rootfs, f"file:{disk.point}/log")
+    stack.callback(daemon.close)
+    daemon.wait_warning("No space left on device (ENOSPC)")
+    for _each in range(3):
+        waiting.wait_worker(daemon.pid, "stdout")  # it tries, or waits to try again
+        daemon.succeed()
+    disk.grow()
+    daemon.wait_said()
+    stdout = daemon.end()
+    assert (disk.point / "log").read_bytes() == SAID
+    assert (stdout["bytes"], stdout["droppedBytes"], stdout["droppedLines"]) == (len(SAID), 0, 0)
+
+
 def test_the_policy_goes_on_under_another_supervisor(
     tmp_path: Path, rootfs: Path, stack: ExitStack
 ) -> None:
@@ -223,17 +254,7 @@ def test_the_policy_goes_on_under_another_supervisor(
     os.kill(daemon.pid, 1)
     log = tmp_path / "root" / daemon.id / "init" / "shim-log.json"
     waiting.wait_path(log, lambda path: " goes on, process " in path.read_text())
-    os.kill(daemon.pid, 9)
-    waiting.wait_process(daemon.pid)
-    done = subprocess.run(
-        [FORKSHIM, "adopt", "--root", tmp_path / "root", "--detach", daemon.id],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=waiting.LIMIT_S,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    daemon.pid = int((tmp_path / "root" / daemon.id / "supervisor.pid").read_text())
+    daemon.succeed()
     disk.grow()
     daemon.wait_warning(": dropped ")
     stdout = daemon.end()
