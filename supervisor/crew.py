@@ -208,7 +208,7 @@ class Crew:
         that was not at its end is one now.
         """
         if stream.outlet is None:
-            self.give_up(stream)
+            self._abandon(stream)
             return
         stream.is_hung_up = True
         self._put_null_at(stream.source)
@@ -282,15 +282,17 @@ class Crew:
         del self._leaving[pid]
 
     def give_up(self, stream: Stream) -> None:
-        """End one stream where it is: kill its worker, then `finish` it.
+        """End one stream where it is: have another worker count what is left, `finish` it."""
+        if stream.is_over:
+            return
+        stream.is_given_up = stream.is_hung_up = True
+        self._dismiss(stream, math.inf)
 
-        Where a policy counts what is dropped, another worker counts what is left.
-        """
+    def _abandon(self, stream: Stream) -> None:
+        """End one stream where it is: kill its worker, then `finish` it."""
         stream.is_given_up = stream.is_hung_up = True
         self._loop.cancel(self._timer(stream))
-        if stream.never_waits and not stream.is_over:
-            self._dismiss(stream, math.inf)
-        elif stream.pid:
+        if stream.pid:
             self._kill(stream)
         elif not stream.is_over:
             self._end(stream)
@@ -346,6 +348,7 @@ class Crew:
         """Fork it, and return the read end of its report pipe; the caller owns that."""
         report_rfd, report_wfd = fds.pipe(report.MOST_BYTES)
         os.set_blocking(report_rfd.fileno(), False)
+        is_busy = stream.never_waits or math.isinf(hold_s)
         desk = Desk(
             stream=stream.name,
             title=f"{self._title} [{stream.name}]",
@@ -355,8 +358,8 @@ class Crew:
             null_fd=self._null_fd,
             held=self._held,
             predecessors=tuple(each.fileno() for each in predecessors),
-            hold_s=hold_s if stream.never_waits else 0.0,
-            rest_s=0.0 if stream.never_waits else hold_s,
+            hold_s=hold_s if is_busy else 0.0,
+            rest_s=0.0 if is_busy else hold_s,
             told_dropped_bytes=stream.told_dropped_bytes,
         )
         stream.copied_bytes_at_fork = self.copied_bytes(stream)
@@ -425,15 +428,16 @@ class Crew:
         stream.watch = None
         if self._is_closing:
             return
-        if stream.is_given_up:
-            self._end(stream)
-            return
         try:
             ended = report.decode(record)
         except report.ReportError as error:
             self._log.warning(f"{stream.name}: worker: {error}")
             ended = None
-        if ended is None:
+        if stream.is_given_up:
+            if ended is not None:
+                stream.left_bytes, stream.left_lines = ended.left_bytes, ended.left_lines
+            self._end(stream)
+        elif ended is None:
             self._replace(stream, termination)
         elif ended.errno == 0:
             self._end(stream)

@@ -576,6 +576,10 @@ class _Supervisor:
             return
         judged = self._drain.judge(is_read=self._exists, is_stopping=self._is_stopping)
         for stream, verdict in judged:
+            if verdict is Verdict.STUCK:
+                self._log.warning(f"{stream.name}: worker {stream.pid} does not move; killing it")
+                self._crew.kill_worker(stream)
+                continue
             copied = self._crew.copied_bytes(stream)
             lost = self._crew.unread_bytes(stream)
             self._log.warning(

@@ -95,6 +95,8 @@ class Stream:
         self.dies_at_rest = False
         self.copied_bytes_at_fork = 0
         self.trouble = ""
+        self.left_bytes = 0
+        self.left_lines = 0
         self.told_dropped_bytes = 0
         self.told_dropped_lines = 0
         if packed is not None:
@@ -141,8 +143,9 @@ class Stream:
 
     @property
     def drops(self) -> tuple[int, int]:
-        """What a policy has cost so far: bytes, and ends of lines among them."""
-        return (0, 0) if self.outlet is None else self.outlet.drops()
+        """What a policy, or giving it up, has cost so far: bytes, ends of lines among them."""
+        dropped, lines = (0, 0) if self.outlet is None else self.outlet.drops()
+        return dropped + self.left_bytes, lines + self.left_lines
 
     @property
     def never_waits(self) -> bool:

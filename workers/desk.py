@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -31,7 +32,8 @@ class Desk:
         held: What the worker has no use for, and keeps for whoever supervises after our parent;
             the first can be read when something has been laid down there.
         predecessors: pidfds of workers that have been told to go, and may still be at it.
-        hold_s: So long the sink is to be left alone, by a worker that has something else to do.
+        hold_s: So long the sink is to be left alone, by a worker that has something else to do;
+            for ever: the stream is given up, and what is left of it is only to be counted.
         rest_s: So long nothing is to be done at all, but to be there.
         told_dropped_bytes: So much of what was dropped has been told.
         copied_bytes: By this worker; the ledger has the stream's total.
@@ -63,6 +65,11 @@ class Desk:
             os.close(pidfd)
         if self.rest_s > 0:
             select.poll().poll(self.rest_s * 1000)
+
+    @property
+    def is_to_count(self) -> bool:
+        """Whether the stream is given up, see `hold_s`."""
+        return math.isinf(self.hold_s)
 
     def moved(self, copied_bytes: int) -> None:
         """Count bytes that have reached the sink."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from workers import engines, report
+from workers import engines, remainder, report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 def work(desk: Desk, route: engines.Route) -> None:
     """Copy until the container has closed its side, then report. Never raises `CopyError`."""
     desk.sit_down(route.fds)
+    if desk.is_to_count:
+        desk.send_and_keep(remainder.count(desk, route))
+        return
     if route.sink_is_log:
         # Only now: whoever was told to go has gone, and may have written by another descriptor.
         os.lseek(route.sink_fd, 0, os.SEEK_END)

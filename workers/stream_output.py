@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers import engines, report
+from workers import engines, remainder, report
 from workers.journal_socket import wait_until_read
 from workers.values import replace
 
@@ -20,6 +20,9 @@ def work(desk: Desk, route: engines.Route, stream: JournalStream) -> None:
     """
     route = replace(route, sink_fd=stream.socket.fileno())
     desk.sit_down(route.fds)
+    if desk.is_to_count:
+        desk.send_and_keep(remainder.count(desk, route))
+        return
     try:
         engines.copy(route, desk)
     except engines.CopyError as error:

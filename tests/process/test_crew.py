@@ -204,7 +204,8 @@ def test_a_stream_whose_workers_do_not_live_says_so_until_one_does(
     assert site.crew.trouble(stream) == "degraded: its workers do not live: exit status 3"
     monkeypatch.setattr(output, "work", work)
     os.write(writer, b"x")
-    site.run_until(lambda: waiting.is_readable(reader))
+    site.run_until(lambda: stream.deaths > mending.DEGRADED_AFTER and stream.pid > 0)
+    waiting.wait_readable(reader)
     waiting.wait_true(lambda: site.crew.copied_bytes(stream) == 1)
     assert site.crew.trouble(stream) == ""
     assert site.yard.messages("info") == [
@@ -440,8 +441,7 @@ def test_a_worker_that_leaves_its_sink_alone_is_not_taken_for_a_stuck_one(
     site.crew.start()
     os.write(writer, b"x")
     waiting.wait_true(lambda: site.crew.copied_bytes(stream) == 1)
-    os.kill(stream.pid, signal.SIGSTOP)
-    waiting.wait_true(lambda: waiting.state_of(stream.pid) == "T")
+    _stop_worker(stream)
     os.write(writer, b"y")
     assert site.crew.could_move(stream)
     stream.trouble, stream.copied_bytes_at_fork = "No space left on device", 1
@@ -750,12 +750,51 @@ def test_a_stray_and_a_client_that_does_not_read_are_given_up_with_the_reason(
     now[0] += 0.31
     held = site.crew.streams[0]
     assert watch.judge(is_read=True, is_stopping=False) == [(held, Verdict.STRAY)]
-    site.crew.give_up(held)
+    site.crew.hang_up(held)
     assert watch.judge(is_read=True, is_stopping=False) == []
     now[0] += 5.0
     assert not watch.is_over
     assert watch.judge(is_read=True, is_stopping=False) == [(clogged, Verdict.STALLED)]
+    assert not watch.is_over
+    site.crew.give_up(clogged)
+    site.run_until(lambda: clogged.is_over)
     assert watch.is_over
+    assert clogged.drops == (1, 0)
+
+
+def test_a_stopped_worker_is_replaced_once_before_its_stream_is_given_up(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    writer, reader, stream = site.output()
+    site.crew.start()
+    _stop_worker(stream)
+    os.write(writer, b"one\ntwo\nhalf")
+    watch = DrainWatch(site.crew)
+    assert watch.judge(is_read=True, is_stopping=False) == []
+    now[0] += 5.0
+    assert watch.judge(is_read=True, is_stopping=False) == [(stream, Verdict.STUCK)]
+    stopped = stream.pid
+    monkeypatch.setattr(output, "work", lambda _desk, _route: signal.pause())
+    site.crew.kill_worker(stream)
+    site.run_until(lambda: stream.pid not in (0, stopped))
+    assert watch.judge(is_read=True, is_stopping=False) == []
+    now[0] += 4.9
+    assert watch.judge(is_read=True, is_stopping=False) == []
+    now[0] += 0.2
+    assert watch.judge(is_read=True, is_stopping=False) == [(stream, Verdict.STALLED)]
+    monkeypatch.undo()
+    site.crew.give_up(stream)
+    site.run_until(lambda: stream.is_over)
+    assert stream.drops == (12, 2)
+    assert not waiting.is_readable(reader)
+    assert site.yard.messages("warn")[-1] == "stdout the sink: dropped 12 bytes, 2 lines"
+
+
+def _stop_worker(stream: Stream) -> None:
+    os.kill(stream.pid, signal.SIGSTOP)
+    waiting.wait_true(lambda: waiting.state_of(stream.pid) == "T")
 
 
 def test_our_own_callers_pipe_is_waited_for_until_a_stop(

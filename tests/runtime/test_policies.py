@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ pytestmark = [pytest.mark.runc, pytest.mark.timeout(120)]
 SCRIPT = (
     "cat /tmp/shared/block; echo > /tmp/shared/said; read x < /tmp/shared/go; echo bye; exit 21"
 )
+LAST_WORDS = "read x < /tmp/shared/go; cat /tmp/shared/block; exit 21"
 BLOCK = b"".join(b"line %06d %s\n" % (number, b"." * (number % 90)) for number in range(100_000))
 SAID = BLOCK + b"bye\n"
 DISK_BYTES = 1 << 20
@@ -31,7 +33,7 @@ DISK_BYTES = 1 << 20
 class Daemon:
     """A container that says BLOCK, tells that it has, and ends when it is told to."""
 
-    def __init__(self, directory: Path, rootfs: Path, sink: str) -> None:
+    def __init__(self, directory: Path, rootfs: Path, sink: str, script: str = SCRIPT) -> None:
         self.shared = directory / "shared"
         self.shared.mkdir()
         (self.shared / "block").write_bytes(BLOCK)
@@ -42,7 +44,7 @@ class Daemon:
             "source": str(self.shared),
             "options": ["bind"],
         }
-        document = bundles.config(rootfs, bundles.shell(SCRIPT), mounts=[mount])
+        document = bundles.config(rootfs, bundles.shell(script), mounts=[mount])
         self.id = bundles.fresh_id("policy")
         self._root, self._exits = directory / "root", directory / "exits"
         done = subprocess.run(
@@ -260,3 +262,39 @@ def test_the_policy_goes_on_under_another_supervisor(
     stdout = daemon.end()
     _check(_content("cri", disk.point / "log"), stdout)
     assert stdout["droppedBytes"] > 0
+
+
+def test_a_worker_that_somebody_has_stopped_takes_no_last_word_along(
+    tmp_path: Path, rootfs: Path, stack: ExitStack
+) -> None:
+    """Without systemd's watchdog nobody looks at it before the end."""
+    daemon = Daemon(tmp_path, rootfs, f"file:{tmp_path}/log", script=LAST_WORDS)
+    stack.callback(daemon.close)
+    (tmp_path / "shared" / "block").write_bytes(b"last words\n")
+    stopped = waiting.wait_worker(daemon.pid, "stdout")
+    os.kill(stopped, signal.SIGSTOP)
+    waiting.wait_true(lambda: waiting.state_of(stopped) == "T")
+    stdout = daemon.end()
+    assert (tmp_path / "log").read_bytes() == b"last words\n"
+    assert stdout == {"bytes": 11, "respawned": 1, "droppedBytes": 0, "droppedLines": 0}
+    assert daemon.warnings()[0] == f"stdout: worker {stopped} does not move; killing it"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["file", "file,max-size=1M", "cri"])
+def test_what_a_full_disk_never_took_is_counted_with_block_as_well(
+    tmp_path: Path, rootfs: Path, stack: ExitStack, kind: str
+) -> None:
+    disk = Disk(tmp_path / "disk", stack)
+    said = BLOCK[: 600 << 10]
+    daemon = Daemon(tmp_path, rootfs, f"{kind}:{disk.point}/log", script=LAST_WORDS)
+    stack.callback(daemon.close)
+    (tmp_path / "shared" / "block").write_bytes(said)
+    with (disk.point / "filler").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, DISK_BYTES - (100 << 10))
+    stdout = daemon.end()
+    content = _content(kind, disk.point / "log")
+    assert said.startswith(content)
+    assert stdout["bytes"] == len(content)
+    assert stdout["droppedBytes"] == len(said) - len(content) > 400 << 10
+    assert stdout["droppedLines"] == said.count(b"\n") - content.count(b"\n")
