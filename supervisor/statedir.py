@@ -117,6 +117,15 @@ def write_file(name: str, content: bytes, mode: int = 0o644) -> None:
         fd.close()
 
 
+def read_exit_status() -> str:
+    """Read what `exitStatus` says; empty if there is none."""
+    try:
+        with open(EXIT_STATUS_NAME, opener=fds.open_without_waiting) as file:
+            return file.read(_LONGEST_STATUS)
+    except OSError:
+        return ""
+
+
 def write_handover(socket_fds: Iterable[int]) -> None:
     """Write the inodes of the sockets that lead to all that this supervisor holds.
 

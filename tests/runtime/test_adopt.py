@@ -278,6 +278,39 @@ def test_a_status_that_the_kernel_does_not_tell_is_unknown(
     assert not daemon.home.exists()
 
 
+@pytest.mark.parametrize(("status", "exit_code"), [(7, 7), (137, None)])
+def test_a_status_that_was_written_down_stays_the_status(
+    tmp_path: Path,
+    make_bundle: Callable[..., Path],
+    start: Callable[..., Daemon],
+    status: int,
+    exit_code: int | None,
+) -> None:
+    """The supervisor is killed in the drain, and nobody else may ask the kernel."""
+    (tmp_path / "exits").mkdir()
+    os.mkfifo(tmp_path / "out")
+    reader = os.open(tmp_path / "out", os.O_RDONLY | os.O_NONBLOCK)
+    daemon = start(
+        make_bundle(f"dd if=/dev/zero bs=1k count=1500 2> /dev/null; exit {status}"),
+        *("--log", tmp_path / "out", "--exit-dir", tmp_path / "exits"),
+    )
+    written = daemon.home / "init" / "exitStatus"
+    waiting.wait_path(written, lambda path: path.exists())
+    daemon.kill()
+    adopter = subprocess.Popen(
+        [FORKSHIM, "adopt", "--root", daemon.root, daemon.id],
+        stderr=subprocess.DEVNULL,
+        preexec_fn=_deny_pidfd_info,
+    )
+    assert len(waiting.read_to_end(reader)) == 1500 << 10
+    os.close(reader)
+    assert adopter.wait(waiting.LIMIT_S) == status
+    record = json.loads((tmp_path / "exits" / f"{daemon.id}.json").read_text())
+    # Of a number over 128 nobody can say whether it was a signal's.
+    assert (record["status"], record["exitCode"], record["signal"]) == (status, exit_code, None)
+    assert record["error"] is None
+
+
 def _deny_pidfd_info() -> None:
     """Let ioctl(2) with PIDFD_GET_INFO fail with ENOTTY, by seccomp(2)."""
     load, equal, ret = 0x20, 0x15, 0x06
