@@ -507,6 +507,45 @@ def test_a_link_in_the_place_of_a_log_is_not_followed(
     assert engine.wait_end() == 0
 
 
+@pytest.mark.parametrize("kind", ["file", "cri"])
+def test_a_link_that_is_there_before_is_not_followed_either(
+    make_engine: Callable[..., Engine], tmp_path: Path, kind: str
+) -> None:
+    log = tmp_path / "log"
+    log.symlink_to("secret")
+    engine = make_engine(containerdStdout=f"{kind}:{log}", containerdStderr="")
+    engine.launch()
+    assert engine.wait_shim() == 1
+    assert engine.log("error") == [f"open {log}: too many levels of symbolic links"]
+    assert not (tmp_path / "secret").exists()
+
+
+def test_a_link_in_the_place_of_a_plain_log_is_not_followed(
+    make_engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    log, secret = tmp_path / "log", tmp_path / "secret"
+    engine = make_engine(
+        "while read line; do echo out $line; done",
+        containerdStdin="stdin",
+        containerdStdout=f"file:{log}",
+        containerdStderr="",
+    )
+    engine.run()
+    log.rename(tmp_path / "log.1")
+    log.symlink_to("secret")
+    engine.control("reopen\n")
+    waiting.wait_path(engine.dir / "shim-log.json", lambda _path: bool(engine.log("warn")))
+    os.write(engine.open("stdin", os.O_WRONLY), b"one\n")
+    engine.close("stdin")
+    engine.control("0 0 0\n")
+    assert engine.wait_end() == 0
+    assert engine.log("warn") == [
+        f"stdout: open {log}: too many levels of symbolic links; the old file is written on"
+    ]
+    assert (tmp_path / "log.1").read_text() == "out one\n"
+    assert not secret.exists()
+
+
 @pytest.mark.parametrize(
     ("sink", "status", "said"),
     [
