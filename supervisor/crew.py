@@ -13,6 +13,7 @@ import errno
 import math
 import os
 import signal
+import time
 from functools import partial
 
 from supervisor import fds, linux, mending, spawn, waitstatus
@@ -70,7 +71,7 @@ class Crew:
         self._held = held
         self._ledger = Ledger(fd=-1 if ledger is None else ledger.take())
         self.listeners = Listeners(loop, log, self._ledger, self._listener_left)
-        self._leaving: set[int] = set()
+        self._leaving: dict[int, Stream] = {}
         self._predecessors: list[fds.Fd] = []
         self._is_closing = False
         self._longest_pause_s = mending.LONGEST_PAUSE_S
@@ -191,7 +192,10 @@ class Crew:
 
     def _is_left_alone(self, stream: Stream) -> bool:
         """Say whether its worker may be waiting on purpose: the sink has failed lately."""
-        return stream.never_waits and bool(self.trouble(stream))
+        return self._is_held(stream) or (stream.never_waits and bool(self.trouble(stream)))
+
+    def _is_held(self, stream: Stream) -> bool:
+        return time.monotonic() < stream.held_until_s
 
     def kill_worker(self, stream: Stream) -> None:
         """Kill the stream's worker; another one follows."""
@@ -204,14 +208,14 @@ class Crew:
         that was not at its end is one now.
         """
         if stream.outlet is None:
-            self.give_up(stream)
+            self._abandon(stream)
             return
         stream.is_hung_up = True
         self._put_null_at(stream.source)
         self._dismiss(stream)
 
     def reopen(self) -> None:
-        """Open every log file anew by its name, which is another file's by now."""
+        """Open every log file anew by its name, where that is another file's by now."""
         for stream in self.outputs:
             if stream.is_over or stream.is_hung_up:
                 continue
@@ -220,6 +224,9 @@ class Crew:
                     fresh = stream.reopen()
                 except ShimError as error:
                     self._log.warning(f"{stream.name}: {error}; the old file is written on")
+                    continue
+                if os.path.samestat(os.fstat(fresh.fileno()), os.fstat(stream.sink.fileno())):
+                    fresh.close()  # nothing was moved: what is being written goes on
                     continue
                 stream.sink.close()
                 stream.sink = fresh
@@ -261,31 +268,32 @@ class Crew:
                 self._fork(stream, hold_s=hold_s)
             return  # or it is half gone, and what follows is decided when it is gone
         old_pid, old_watch, stream.watch = stream.pid, stream.watch, None
-        try:
-            pidfd = fds.Fd(os.pidfd_open(old_pid))
-        except OSError:  # EMFILE
-            pidfd = fds.Fd(-1)
-        if not pidfd.is_open or not self._fork(stream, (pidfd.fileno(),), hold_s=hold_s):
+        self._leaving[old_pid] = stream
+        if not self._fork(stream, hold_s=hold_s):
+            del self._leaving[old_pid]
             stream.pid, stream.watch = old_pid, old_watch
             again = partial(self._dismiss, stream, hold_s)
             self._loop.call_after(self._timer(stream), mending.FORK_AGAIN_S, again)
         else:
             old_watch.abandon()
-            self._leaving.add(old_pid)
-            self._reaper.expect(old_pid, lambda _termination: self._leaving.discard(old_pid))
+            self._reaper.expect(old_pid, partial(self._has_left, old_pid))
             os.kill(old_pid, signal.SIGKILL)  # unreaped, so the pid is its own
-        pidfd.close()
+
+    def _has_left(self, pid: int, _termination: waitstatus.Termination) -> None:
+        del self._leaving[pid]
 
     def give_up(self, stream: Stream) -> None:
-        """End one stream where it is: kill its worker, then `finish` it.
+        """End one stream where it is: have another worker count what is left, `finish` it."""
+        if stream.is_over:
+            return
+        stream.is_given_up = stream.is_hung_up = True
+        self._dismiss(stream, math.inf)
 
-        Where a policy counts what is dropped, another worker counts what is left.
-        """
+    def _abandon(self, stream: Stream) -> None:
+        """End one stream where it is: kill its worker, then `finish` it."""
         stream.is_given_up = stream.is_hung_up = True
         self._loop.cancel(self._timer(stream))
-        if stream.never_waits and not stream.is_over:
-            self._dismiss(stream, math.inf)
-        elif stream.pid:
+        if stream.pid:
             self._kill(stream)
         elif not stream.is_over:
             self._end(stream)
@@ -314,18 +322,34 @@ class Crew:
     def _timer(self, stream: Stream) -> str:
         return f"fork {stream.name}"
 
-    def _fork(
-        self, stream: Stream, predecessors: tuple[int, ...] = (), *, hold_s: float = 0.0
-    ) -> bool:
+    def _fork(self, stream: Stream, *, hold_s: float = 0.0) -> bool:
         """Fork a worker; False if that has to be tried again later, which is seen to.
 
-        It waits for the end of `predecessors`, pidfds, and leaves the sink alone for `hold_s`.
+        It waits for the end of all before it, and leaves the sink alone for `hold_s`. That it is
+        there meanwhile is of use: it holds what a successor of ours would need.
         """
-        try:
-            report_rfd, report_wfd = fds.pipe(report.MOST_BYTES)
-        except OSError as error:  # EMFILE, ENFILE
-            return self._fork_later(stream, error)
+        with contextlib.ExitStack() as stack:
+            try:
+                # All: the last one may have been told to go while it waited for the one before.
+                leaving = [
+                    stack.enter_context(contextlib.closing(fds.Fd(os.pidfd_open(pid))))
+                    for pid, whose in self._leaving.items()  # unreaped, so each pid is its own
+                    if whose is stream
+                ]
+                report_rfd = self._fork_behind([*leaving, *self._predecessors], stream, hold_s)
+            except OSError as error:  # EMFILE, ENFILE; EAGAIN, ENOMEM: the limits of our cgroup
+                return self._fork_later(stream, error)
+        stream.held_until_s = time.monotonic() + hold_s
+        stream.is_reaped = False
+        stream.watch = _Watch(self, stream, report_rfd)
+        stream.failed_forks = 0
+        return True
+
+    def _fork_behind(self, predecessors: Sequence[fds.Fd], stream: Stream, hold_s: float) -> fds.Fd:
+        """Fork it, and return the read end of its report pipe; the caller owns that."""
+        report_rfd, report_wfd = fds.pipe(report.MOST_BYTES)
         os.set_blocking(report_rfd.fileno(), False)
+        is_busy = stream.never_waits or math.isinf(hold_s)
         desk = Desk(
             stream=stream.name,
             title=f"{self._title} [{stream.name}]",
@@ -333,23 +357,21 @@ class Crew:
             slot=stream.slot,
             report_wfd=report_wfd.fileno(),
             null_fd=self._null_fd,
-            held=() if stream.is_input else self._held,
-            predecessors=(*predecessors, *(each.fileno() for each in self._predecessors)),
-            hold_s=hold_s,
+            held=self._held,
+            predecessors=tuple(each.fileno() for each in predecessors),
+            hold_s=hold_s if is_busy else 0.0,
+            rest_s=0.0 if is_busy else hold_s,
             told_dropped_bytes=stream.told_dropped_bytes,
         )
         stream.copied_bytes_at_fork = self.copied_bytes(stream)
         try:
             stream.pid = spawn.fork_worker(self._work(stream, desk))
-            stream.is_reaped = False
-        except OSError as error:  # EAGAIN, ENOMEM: the pids or the memory of our cgroup
+        except OSError:
             report_rfd.close()
-            return self._fork_later(stream, error)
+            raise
         finally:
             report_wfd.close()  # the worker's is the only one now: its death is our end of file
-        stream.watch = _Watch(self, stream, report_rfd)
-        stream.failed_forks = 0
-        return True
+        return report_rfd
 
     def _fork_later(self, stream: Stream, error: OSError) -> bool:
         stream.failed_forks += 1
@@ -407,15 +429,16 @@ class Crew:
         stream.watch = None
         if self._is_closing:
             return
-        if stream.is_given_up:
-            self._end(stream)
-            return
         try:
             ended = report.decode(record)
         except report.ReportError as error:
             self._log.warning(f"{stream.name}: worker: {error}")
             ended = None
-        if ended is None:
+        if stream.is_given_up:
+            if ended is not None:
+                stream.left_bytes, stream.left_lines = ended.left_bytes, ended.left_lines
+            self._end(stream)
+        elif ended is None:
             self._replace(stream, termination)
         elif ended.errno == 0:
             self._end(stream)
@@ -431,15 +454,23 @@ class Crew:
         has_progress = self.copied_bytes(stream) != stream.copied_bytes_at_fork
         stream.deaths += 1
         stream.deaths_without_progress = 0 if has_progress else stream.deaths_without_progress + 1
+        stream.dies_at_rest = not has_progress and (stream.dies_at_rest or self._is_held(stream))
         if stream.deaths & (stream.deaths - 1) == 0:  # 1, 2, 4, 8: a log that cannot fill a disk
             self._log.warning(
                 f"{stream.name}: worker {termination}, replaced; {stream.deaths} so far"
             )
         if stream.deaths_without_progress == mending.DEGRADED_AFTER:
             self._is_degraded(stream, f"its workers do not live: {termination}")
-        self._fork_after(stream, mending.pause_s(stream.deaths_without_progress))
+        pause_s = min(mending.pause_s(stream.deaths_without_progress), self._longest_pause_s)
+        if pause_s and stream.dies_at_rest:  # a worker that waits would be one more to die
+            self._loop.call_after(
+                self._timer(stream), pause_s, lambda: self._fork_if_wanted(stream)
+            )
+        else:
+            self._fork(stream, hold_s=pause_s)
 
     def _mend(self, stream: Stream, failed: report.Report) -> None:
+        stream.dies_at_rest = False
         choice = mending.mend(stream.name, failed, has_outlet=stream.outlet is not None)
         if stream.is_input and failed.errno == errno.EPIPE:
             self._end(stream)  # the container has closed its stdin, or is gone: its right
@@ -470,10 +501,7 @@ class Crew:
                 stream.outlet.renew()
             self._on_change()
         delay_s = min(mending.pause_after_errors_s(stream.errors_in_a_row), self._longest_pause_s)
-        if stream.never_waits:
-            self._fork(stream, hold_s=delay_s)  # somebody has to take what the container says
-        else:
-            self._fork_after(stream, delay_s)
+        self._fork(stream, hold_s=delay_s)
         if stream.trouble != why:
             stream.trouble = why
             self._on_trouble()
@@ -493,15 +521,6 @@ class Crew:
     def _put_null_at(self, place: fds.Fd) -> None:
         """Close what is there and put /dev/null in its place, which no EMFILE can prevent."""
         os.dup2(self._null_fd, place.fileno(), inheritable=False)
-
-    def _fork_after(self, stream: Stream, delay_s: float) -> None:
-        if delay_s == 0.0:
-            self._fork(stream)
-        else:
-            delay_s = min(delay_s, self._longest_pause_s)
-            self._loop.call_after(
-                self._timer(stream), delay_s, lambda: self._fork_if_wanted(stream)
-            )
 
     def _end(self, stream: Stream) -> None:
         stream.trouble = ""

@@ -8,6 +8,9 @@ the client may not read: then bytes are pending, in the pipe or in the client's 
 the container's last words, and only 5 s without any progress end the wait. A reader of our own
 stdout (`forkshim run web | less`) may take all the time it wants, until somebody asks us to stop.
 What the container had written when it died is never cut short by a stray's chatter.
+
+A worker that could move something in such 5 s and does not (stopped by SIGSTOP, say) is no
+client's fault: it is replaced once, and its successor has the same time.
 """
 
 from __future__ import annotations
@@ -35,11 +38,13 @@ class Verdict(enum.Enum):
     """What to do with one stream now.
 
     After STRAY it is hung up and the rest of the rule goes on: what lies in its fifo may be unread.
+    After STUCK another worker takes over.
     """
 
     WAIT = "wait"
     DONE = "done"
     STRAY = "a process that outlived the container holds it open"
+    STUCK = "its worker does not move"
     STALLED = "nobody takes it (no reader, or no room), what is left is lost"
 
 
@@ -57,6 +62,7 @@ class StreamView:
         died_at_s: When the container died.
         moved_at_s: When a byte of it last moved, on either side.
         any_moved_at_s: When a byte of any stream last moved: one stray may hold several.
+        is_stuck: Its worker, the same one since then and not replaced by us, could move something.
     """
 
     is_reported: bool
@@ -68,6 +74,7 @@ class StreamView:
     died_at_s: float
     moved_at_s: float
     any_moved_at_s: float
+    is_stuck: bool = False
 
 
 def judge(view: StreamView, now_s: float) -> Verdict:
@@ -76,6 +83,8 @@ def judge(view: StreamView, now_s: float) -> Verdict:
     has_stalled = quiet_s >= STALLED_S and not view.is_patient
     if view.is_reported and view.unread_bytes == 0:
         return Verdict.DONE
+    if view.is_stuck and quiet_s >= STALLED_S:
+        return Verdict.STUCK
     if view.is_reported or view.is_hung_up:
         return Verdict.STALLED if has_stalled else Verdict.WAIT
     has_had_its_time = now_s - view.died_at_s >= STRAY_CAP_S
@@ -98,6 +107,8 @@ class DrainWatch:
         self._look_s = FIRST_LOOK_S
         self._seen: dict[str, tuple[int, int]] = {}
         self._last_word_at: dict[str, int] = {}
+        self._workers: dict[str, int] = {}
+        self._replaced: set[str] = set()
         self._given_up: dict[str, float] = {}
         self._done: set[str] = set()
         for stream in crew.outputs:
@@ -122,20 +133,20 @@ class DrainWatch:
         )
 
     def _is_left(self, stream: Stream) -> bool:
-        """Say whether it was given up, and where that has to be counted, that is done."""
+        """Say whether it was given up, and what was left is counted, if that can be done."""
         if stream.name not in self._given_up:
             return False
         waited_s = time.monotonic() - self._given_up[stream.name]
-        return stream.is_over or not stream.never_waits or waited_s >= STALLED_S
+        return stream.is_over or waited_s >= STALLED_S
 
     def judge(self, *, is_read: bool, is_stopping: bool) -> list[tuple[Stream, Verdict]]:
-        """Return the streams that are to be given up now, with the reason.
+        """Return the streams that something is to be done about now, with the reason.
 
         Args:
             is_read: Wait until the clients have read their fifos empty, too.
             is_stopping: A stop was asked for, so no reader may keep us any longer.
         """
-        given_up: list[tuple[Stream, Verdict]] = []
+        judged: list[tuple[Stream, Verdict]] = []
         now_s = time.monotonic()
         for stream in self._crew.outputs:
             self._note_movement(stream, now_s, is_read)
@@ -146,10 +157,13 @@ class DrainWatch:
             if verdict is Verdict.DONE:
                 self._done.add(stream.name)
             elif verdict is not Verdict.WAIT:
-                given_up.append((stream, verdict))
+                judged.append((stream, verdict))
                 if verdict is Verdict.STALLED:
                     self._given_up[stream.name] = now_s
-        return given_up
+                elif verdict is Verdict.STUCK:
+                    self._replaced.add(stream.name)
+                    self._moved_at_s[stream.name] = now_s
+        return judged
 
     def _note_movement(self, stream: Stream, now_s: float, is_read: bool) -> None:
         seen = (
@@ -159,6 +173,7 @@ class DrainWatch:
         if self._seen.get(stream.name) != seen:
             self._seen[stream.name] = seen
             self._moved_at_s[stream.name] = now_s
+            self._workers[stream.name] = stream.pid
 
     def _view(self, stream: Stream, is_stopping: bool) -> StreamView:
         copied, unread = self._seen[stream.name]
@@ -177,4 +192,9 @@ class DrainWatch:
             died_at_s=self._died_at_s,
             moved_at_s=self._moved_at_s[stream.name],
             any_moved_at_s=max(self._moved_at_s.values()),
+            is_stuck=(
+                stream.name not in self._replaced
+                and stream.pid == self._workers[stream.name]
+                and self._crew.could_move(stream)
+            ),
         )

@@ -23,7 +23,7 @@ DEGRADED_AFTER = 16
 class Mend(enum.Enum):
     """What to do when a worker reports an error."""
 
-    RETRY = "fork another one after a pause"
+    RETRY = "it is tried again at least every 5 s, and the container waits when its pipe is full"
     HANG_UP = "close the container's side, which then gets EPIPE, as in a shell pipeline"
     DISCARD = "read on and throw away"
 

@@ -145,7 +145,9 @@ def _is_same_file(sink: Sink, other: Sink) -> bool:
 
 
 def _open_log(names: list[str], sink: Sink, kept: tuple[int, ...]) -> dict[str, Outlet]:
-    directory_path, file_name = os.path.split(os.path.realpath(sink.path))
+    # Of the directory only: a link in the place of the file is not followed, now or later.
+    directory_path, file_name = os.path.split(sink.path)
+    directory_path = os.path.realpath(directory_path)
     try:
         directory = fds.Fd(kept[0]) if kept else _open_directory(directory_path)
     except OSError as error:

@@ -35,7 +35,14 @@ from supervisor.stdio import Stdio, StdioOpener
 from supervisor.stdio import go_on as go_on_with_stdio
 from supervisor.stopping import Stopper
 from supervisor.succession import Past, Succession
-from supervisor.waitstatus import Termination, Unknown, protocol_status, shell_status, signal_name
+from supervisor.waitstatus import (
+    Termination,
+    Unknown,
+    from_protocol_status,
+    protocol_status,
+    shell_status,
+    signal_name,
+)
 from workers import lean
 from workers.values import asdict, replace
 
@@ -404,6 +411,10 @@ class _Supervisor:
 
     def _on_init_exit(self, termination: Termination) -> None:
         self._serve_relay()  # its last words, before the phases of its end
+        if isinstance(termination, Unknown):
+            # A supervisor that was killed after it had seen the end may have written it down.
+            recorded = from_protocol_status(statedir.read_exit_status())
+            termination = recorded or termination
         self._termination = termination
         if self._oom is not None:
             self._oom_kills = self._oom.kills()
@@ -575,6 +586,10 @@ class _Supervisor:
             return
         judged = self._drain.judge(is_read=self._exists, is_stopping=self._is_stopping)
         for stream, verdict in judged:
+            if verdict is Verdict.STUCK:
+                self._log.warning(f"{stream.name}: worker {stream.pid} does not move; killing it")
+                self._crew.kill_worker(stream)
+                continue
             copied = self._crew.copied_bytes(stream)
             lost = self._crew.unread_bytes(stream)
             self._log.warning(

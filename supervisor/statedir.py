@@ -100,7 +100,8 @@ def write_file(name: str, content: bytes, mode: int = 0o644) -> None:
     """Write a file that is there either whole or not at all, also after a power cut.
 
     Raises:
-        OSError: The system call that failed, and `name` is as it was before.
+        OSError: The system call that failed, and `name` is as it was before; or, if it was the last
+            one, is new and might not outlive a power cut.
 
     Source: rename(2) is atomic; fsync(2) of the file before it, and of the directory after it.
     """
@@ -110,10 +111,20 @@ def write_file(name: str, content: bytes, mode: int = 0o644) -> None:
         _write_all(fd, content)
         _move_into_place(fd, temporary, name)
     except OSError:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):  # it has its name already
+            os.unlink(temporary)
         raise
     finally:
         fd.close()
+
+
+def read_exit_status() -> str:
+    """Read what `exitStatus` says; empty if there is none."""
+    try:
+        with open(EXIT_STATUS_NAME, opener=fds.open_without_waiting) as file:
+            return file.read(_LONGEST_STATUS)
+    except OSError:
+        return ""
 
 
 def write_handover(socket_fds: Iterable[int]) -> None:

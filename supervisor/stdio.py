@@ -411,12 +411,14 @@ def _reopen(with_path: fds.Fd, path: str, flags: int) -> fds.Fd:
 
 
 def _open_file_at_end(path: str) -> fds.Fd:
-    """Open or create a regular file and stand at its end.
+    """Open or create a regular file and stand at its end; a link in its place is not followed.
+
+    Whoever may write to the directory must not lead us, who are root, to another file.
 
     Not O_APPEND: splice(2) refuses such files. The offset is shared with each worker that
     inherits the descriptor, so a successor goes on where its predecessor stopped.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK | os.O_NOFOLLOW
     try:
         file = fds.Fd(os.open(path, flags, 0o640))
     except OSError as error:

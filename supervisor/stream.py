@@ -91,8 +91,12 @@ class Stream:
         self.deaths_without_progress = 0
         self.errors_in_a_row = 0
         self.failed_forks = 0
+        self.held_until_s = 0.0
+        self.dies_at_rest = False
         self.copied_bytes_at_fork = 0
         self.trouble = ""
+        self.left_bytes = 0
+        self.left_lines = 0
         self.told_dropped_bytes = 0
         self.told_dropped_lines = 0
         if packed is not None:
@@ -139,8 +143,9 @@ class Stream:
 
     @property
     def drops(self) -> tuple[int, int]:
-        """What a policy has cost so far: bytes, and ends of lines among them."""
-        return (0, 0) if self.outlet is None else self.outlet.drops()
+        """What a policy, or giving it up, has cost so far: bytes, ends of lines among them."""
+        dropped, lines = (0, 0) if self.outlet is None else self.outlet.drops()
+        return dropped + self.left_bytes, lines + self.left_lines
 
     @property
     def never_waits(self) -> bool:
@@ -163,6 +168,7 @@ class Stream:
             None if scratch is None else (scratch[0].fileno(), scratch[1].fileno()),
             source_is_console=self.name == "console",
             capacity_bytes=max(0, self.capacity_bytes - held_bytes),
+            sink_is_log=self.reopen is not None,
         )
 
     def has_pending(self) -> bool:

@@ -62,8 +62,20 @@ class Unknown:
         return f"unknown ({self.reason})"
 
 
-Termination = Exited | Killed | Unknown
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """It has ended, and of how only the one number of `shell_status` was written down."""
 
+    status: int
+
+    def __str__(self) -> str:
+        """Say it in a log line."""
+        return f"status {self.status}, as was written down"
+
+
+Termination = Exited | Killed | Unknown | Recorded
+
+_SIGNAL_BASE, _MOST_STATUS = 128, 255
 UNKNOWN_STATUS = 69
 """EX_UNAVAILABLE of sysexits.h: ours, where the process's own is not to be had."""
 
@@ -88,12 +100,22 @@ def shell_status(termination: Termination) -> int:
         return termination.exit_status
     if isinstance(termination, Unknown):
         return UNKNOWN_STATUS
+    if isinstance(termination, Recorded):
+        return termination.status
     return 128 + termination.signum
 
 
 def protocol_status(termination: Termination) -> str:
     """Return what `exitStatus` says: that number in decimal, or `unknown`."""
     return "unknown" if isinstance(termination, Unknown) else str(shell_status(termination))
+
+
+def from_protocol_status(text: str) -> Termination | None:
+    """Read what `exitStatus` says; None unless it is a number. Over 128 it may be a signal's."""
+    if not (text.isascii() and text.isdecimal()) or int(text) > _MOST_STATUS:
+        return None
+    status = int(text)
+    return Exited(status) if status <= _SIGNAL_BASE else Recorded(status)
 
 
 def signal_name(signum: int) -> str:

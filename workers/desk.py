@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -31,7 +32,9 @@ class Desk:
         held: What the worker has no use for, and keeps for whoever supervises after our parent;
             the first can be read when something has been laid down there.
         predecessors: pidfds of workers that have been told to go, and may still be at it.
-        hold_s: So long the sink is to be left alone, where a policy allows that.
+        hold_s: So long the sink is to be left alone, by a worker that has something else to do;
+            for ever: the stream is given up, and what is left of it is only to be counted.
+        rest_s: So long nothing is to be done at all, but to be there.
         told_dropped_bytes: So much of what was dropped has been told.
         copied_bytes: By this worker; the ledger has the stream's total.
         parent_pid: Of whoever has made this desk.
@@ -46,12 +49,13 @@ class Desk:
     held: tuple[int, ...] = ()
     predecessors: tuple[int, ...] = ()
     hold_s: float = 0.0
+    rest_s: float = 0.0
     told_dropped_bytes: int = 0
     copied_bytes: int = 0
     parent_pid: int = field(default_factory=os.getpid)
 
     def sit_down(self, keep_fds: Iterable[int]) -> None:
-        """Become the worker, see `isolate.become`, when those before it have gone."""
+        """Become the worker, see `isolate.become`, when those before it have gone, and rested."""
         kept = (*keep_fds, *self.held, *self.predecessors, self.report_wfd)
         isolate.become(self.title, kept, self.null_fd)
         for pidfd in self.predecessors:
@@ -59,6 +63,13 @@ class Desk:
             poller.register(pidfd, select.POLLIN)
             poller.poll()
             os.close(pidfd)
+        if self.rest_s > 0:
+            select.poll().poll(self.rest_s * 1000)
+
+    @property
+    def is_to_count(self) -> bool:
+        """Whether the stream is given up, see `hold_s`."""
+        return math.isinf(self.hold_s)
 
     def moved(self, copied_bytes: int) -> None:
         """Count bytes that have reached the sink."""
@@ -83,13 +94,17 @@ class Desk:
         self.ledger.add_missed(listener, missed_bytes)
 
     def send(self, record: report.Report) -> None:
-        """Write the completion record. A parent that is gone is told nothing.
+        """Write the completion record. A parent that is gone is told nothing."""
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self.report_wfd, report.encode(record))
+
+    def send_and_keep(self, record: report.Report) -> None:
+        """Write the completion record; the last thing that the worker of an output does.
 
         Without a parent, `held` is kept until somebody comes for it and ends this process, if
         there is something in it: how the container has ended may be known to nobody else.
         """
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self.report_wfd, report.encode(record))
+        self.send(record)
         while self.held and os.getppid() != self.parent_pid and _is_readable(self.held[0]):
             signal.pause()
 

@@ -18,7 +18,7 @@ import time
 
 from workers import engines, lines
 from workers.intake import Intake, Took
-from workers.line_buffer import DROP_OLD
+from workers.line_buffer import BLOCK, DROP_OLD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ class _Copy:
         desk.copied_bytes = 0
 
     def run(self) -> bool:
-        if math.isinf(self._desk.hold_s):
+        if self._desk.is_to_count:
             self._leave()
             return True
         while True:
@@ -233,6 +233,8 @@ class _Copy:
             self._wait_and_take()
 
     def _leave(self) -> None:
+        if self._buffer.policy == BLOCK:  # then there may be more than a line in it, and no room
+            self._intake.leave()
         dropped = self._buffer.read().dropped_bytes
         while self._buffer.read().dropped_bytes - dropped < _MOST_LEFT_BYTES:
             if self._intake.take(self._sink.consumed, 0) is not Took.SOME:

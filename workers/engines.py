@@ -68,6 +68,7 @@ class Route:
     `scratch` is the (read, write) pair of the parent's pipe, or None where both sides are pipes and
     nobody listens.
     `source_is_console`: EIO from it is end of file, since nobody has the terminal open (pty(7)).
+    `sink_is_log`: the sink is a file that may be opened more than once, and grows at its end.
     `listeners`: numbers and pipes of those who hear what has room there, and `tee` to do that.
     `capacity_bytes`: what the source pipe holds; 0 if it is none. As the parent knows it, because
     F_GETPIPE_SZ takes the pipe's lock: a worker that waits in poll(2) can be killed at least.
@@ -77,6 +78,7 @@ class Route:
     sink_fd: int
     scratch: tuple[int, int] | None = None
     source_is_console: bool = False
+    sink_is_log: bool = False
     listeners: tuple[tuple[int, int], ...] = ()
     tee: Callable[[int, int, int], int] | None = None
     capacity_bytes: int = 0

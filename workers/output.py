@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from workers import engines, report
+import os
+
+from workers import engines, remainder, report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,9 +14,15 @@ if TYPE_CHECKING:
 def work(desk: Desk, route: engines.Route) -> None:
     """Copy until the container has closed its side, then report. Never raises `CopyError`."""
     desk.sit_down(route.fds)
+    if desk.is_to_count:
+        desk.send_and_keep(remainder.count(desk, route))
+        return
+    if route.sink_is_log:
+        # Only now: whoever was told to go has gone, and may have written by another descriptor.
+        os.lseek(route.sink_fd, 0, os.SEEK_END)
     try:
         engines.copy(route, desk)
     except engines.CopyError as error:
-        desk.send(report.Report(desk.stream, desk.copied_bytes, error.errno, error.side))
+        desk.send_and_keep(report.Report(desk.stream, desk.copied_bytes, error.errno, error.side))
     else:
-        desk.send(report.Report(desk.stream, desk.copied_bytes))
+        desk.send_and_keep(report.Report(desk.stream, desk.copied_bytes))

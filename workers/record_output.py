@@ -20,7 +20,7 @@ def work(desk: Desk, route: engines.Route, buffer: LineBuffer, sink: dropping.Pa
     """
     failed, side = 0, ""
     try:
-        if buffer.policy == BLOCK:
+        if buffer.policy == BLOCK and not desk.is_to_count:
             sink.open()
             lines.copy(desk, route, buffer, sink)
         elif not dropping.copy(desk, route, buffer, sink):
@@ -30,4 +30,4 @@ def work(desk: Desk, route: engines.Route, buffer: LineBuffer, sink: dropping.Pa
         failed, side = error.errno, error.side
     except OSError as error:
         failed, side = error.errno or 0, "sink"
-    desk.send(report.Report(desk.stream, desk.copied_bytes, failed, side))
+    desk.send_and_keep(report.Report(desk.stream, desk.copied_bytes, failed, side))

@@ -25,13 +25,16 @@ class Report:
     """How a stream ended.
 
     `errno` is 0 at end of file, else what stopped the copy; `side` then says whether it was the
-    "source" or the "sink", or "" where the system call did not tell.
+    "source" or the "sink", or "" where the system call did not tell. `left_bytes` and `left_lines`
+    are what was there when the stream was given up, if this worker has counted that.
     """
 
     stream: str
     copied_bytes: int
     errno: int = 0
     side: str = ""
+    left_bytes: int = 0
+    left_lines: int = 0
 
     @property
     def errno_name(self) -> str:
@@ -72,5 +75,7 @@ def decode(line: bytes) -> Report | None:
             "errno": int(errno),
             "side": str(side),
         }:
-            return Report(stream, copied_bytes, errno, side)
+            left = (fields.get("left_bytes", 0), fields.get("left_lines", 0))  # new, for a reload
+            if all(isinstance(count, int) for count in left):
+                return Report(stream, copied_bytes, errno, side, *left)
     raise ReportError(f"not a report: {line[:80]!r}")

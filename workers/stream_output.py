@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers import engines, report
+from workers import engines, remainder, report
 from workers.journal_socket import wait_until_read
 from workers.values import replace
 
@@ -20,10 +20,13 @@ def work(desk: Desk, route: engines.Route, stream: JournalStream) -> None:
     """
     route = replace(route, sink_fd=stream.socket.fileno())
     desk.sit_down(route.fds)
+    if desk.is_to_count:
+        desk.send_and_keep(remainder.count(desk, route))
+        return
     try:
         engines.copy(route, desk)
     except engines.CopyError as error:
-        desk.send(report.Report(desk.stream, desk.copied_bytes, error.errno, error.side))
+        desk.send_and_keep(report.Report(desk.stream, desk.copied_bytes, error.errno, error.side))
     else:
         wait_until_read(route.sink_fd)
-        desk.send(report.Report(desk.stream, desk.copied_bytes))
+        desk.send_and_keep(report.Report(desk.stream, desk.copied_bytes))

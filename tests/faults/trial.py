@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 import subprocess
 
-KINDS = ("fifo", "file", "rotation", "cri", "dropping", "console", "adopted")
+KINDS = ("fifo", "file", "rotation", "cri", "dropping", "console", "adopted", "fed")
 WITH_A_DISK = ("file", "rotation", "cri")
 BLOCK_LINES = 2000
 _SCRIPT = """
@@ -93,6 +93,9 @@ class Trial:
         bundle = bundles.make_bundle(directory / "bundle", document)
         if self.kind == "adopted":
             return stack.enter_context(Adopted(directory, bundle))
+        if self.kind == "fed":
+            os.mkfifo(directory / "go")
+            return stack.enter_context(Fed(directory, bundle))
         return stack.enter_context(Supervised(directory, bundle, self.kind))
 
     def _step(self, subject: Subject) -> None:
@@ -347,12 +350,15 @@ class Adopted(Subject):
         os.mkfifo(self._directory / "out")
         self._fd = os.open(self._directory / "out", os.O_RDONLY | os.O_NONBLOCK)
         self._go_fd = os.open(self._directory / "go", os.O_RDWR)
-        self._daemon = Daemon(self._directory, self._bundle, "--log", self._directory / "out")
-        self.pid = self._daemon.pid
+        self._daemon = self._run()
         self._reader = _Reader(self._fd)
         self._reader.take_until(self._wanted)
         deposits.wait_laid_down(self._daemon.state_dir)
+        self.pid = self._daemon.pid
         return self
+
+    def _run(self) -> Daemon:
+        return Daemon(self._directory, self._bundle, "--log", self._directory / "out")
 
     def __exit__(self, *_error: object) -> None:
         os.close(self._fd)
@@ -391,6 +397,20 @@ class Adopted(Subject):
 
     def living(self) -> list[str]:
         return self._daemon.living()
+
+
+class Fed(Adopted):
+    """The same with a stdin: under `forkshim run -i` in a session of its own at first."""
+
+    def _run(self) -> Daemon:
+        log = ("--log", self._directory / "out")
+        return Daemon(self._directory, self._bundle, *log, stdin=self._go_fd)
+
+    def status(self) -> int:
+        # The first one takes all away when it sees the end.
+        if self._daemon.state_dir.exists():
+            return super().status()
+        return self._daemon.wait_first()
 
 
 def _signal(pid: int, signum: int) -> None:

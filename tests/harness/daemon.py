@@ -21,13 +21,28 @@ class Daemon:
     The test has to be a subreaper, as it is by the `no_leaks` fixture: they become its children.
     """
 
-    def __init__(self, directory: Path, bundle: Path, *options: str | Path) -> None:
-        """Run it; `directory` is for all of its own, `options` are those of `forkshim run`."""
+    def __init__(
+        self, directory: Path, bundle: Path, *options: str | Path, stdin: int | None = None
+    ) -> None:
+        """Run it; `directory` is for all of its own, `options` are those of `forkshim run`.
+
+        With `stdin` it is no daemon at first, but has a session of its own.
+        """
         self.id = bundles.fresh_id("daemon")
         self.root = directory / "root"
         self.state_dir = self.root / self.id / "init"
         self._exits = directory / "exits"
-        self.succeed_in("run", "--bundle", bundle, "--exit-dir", self._exits, "--detach", *options)
+        self._first: subprocess.Popen[bytes] | None = None
+        words = ("--bundle", bundle, "--exit-dir", self._exits, *options)
+        if stdin is None:
+            self.succeed_in("run", *words, "--detach")
+            return
+        self._first = subprocess.Popen(
+            [FORKSHIM, "run", "-i", "--root", self.root, *words, self.id],
+            stdin=stdin,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     def command(self, verb: str, *options: str | Path) -> subprocess.CompletedProcess[str]:
         """Run `forkshim VERB` on it, to the end of the command."""
@@ -59,6 +74,8 @@ class Daemon:
         pid = self.pid
         os.kill(pid, signal.SIGKILL)
         waiting.wait_process(pid)
+        if self._first is not None:
+            self._first.wait()
 
     def adopt(self, *options: str | Path) -> None:
         """Bring another supervisor, and wait until its workers have taken their titles."""
@@ -87,6 +104,11 @@ class Daemon:
         waiting.wait_process(self.pid)
         return (self.state_dir / "exitStatus").read_text()
 
+    def wait_first(self) -> int:
+        """Wait for the end of the supervisor that had the stdin; returns its exit status."""
+        assert self._first is not None
+        return self._first.wait()
+
     def record(self) -> dict[str, Any]:
         """Return the record of its end."""
         record: dict[str, Any] = json.loads((self._exits / f"{self.id}.json").read_text())
@@ -103,6 +125,8 @@ class Daemon:
             for pid in self._children(prefix):
                 os.kill(pid, signal.SIGKILL)
                 waiting.wait_process(pid)
+        if self._first is not None:
+            self._first.wait()
         runtime_calls.delete(self.id)
 
     @staticmethod

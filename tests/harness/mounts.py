@@ -1,4 +1,4 @@
-"""Mount namespaces for programs that may leave mounts behind when they are killed."""
+"""What the C library has and Python lacks: mount namespaces, names that change places."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ if TYPE_CHECKING:
 
 _CLONE_NEWNS = 0x00020000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 1 << 18
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Let two files change names; at every instant both names are there (renameat2(2))."""
+    names = os.fsencode(first), os.fsencode(second)
+    if _libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) != 0:
+        raise _last_error()
 
 
 def make_private() -> None:

@@ -206,7 +206,7 @@ def test_a_stream_whose_workers_do_not_live_says_so_until_one_does(
     assert site.crew.trouble(stream) == "degraded: its workers do not live: exit status 3"
     monkeypatch.setattr(output, "work", work)
     os.write(writer, b"x")
-    site.run_until(lambda: stream.pid > 0)
+    site.run_until(lambda: stream.deaths > mending.DEGRADED_AFTER and stream.pid > 0)
     waiting.wait_readable(reader)
     waiting.wait_true(lambda: site.crew.copied_bytes(stream) == 1)
     assert site.crew.trouble(stream) == ""
@@ -403,6 +403,7 @@ class Recorder:
 
     def work(self, desk: Desk, route: engines.Route) -> None:
         if self.is_broken:
+            desk.sit_down(())
             desk.send(report.Report(desk.stream, 0, errno.EPIPE, "sink"))
             return
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
@@ -442,7 +443,7 @@ def test_a_worker_that_leaves_its_sink_alone_is_not_taken_for_a_stuck_one(
     site.crew.start()
     os.write(writer, b"x")
     waiting.wait_true(lambda: site.crew.copied_bytes(stream) == 1)
-    os.kill(stream.pid, signal.SIGSTOP)
+    _stop_worker(stream)
     os.write(writer, b"y")
     assert site.crew.could_move(stream)
     stream.trouble, stream.copied_bytes_at_fork = "No space left on device", 1
@@ -550,7 +551,7 @@ def test_an_outlet_that_fails_is_renewed_until_it_works(site: Site, tmp_path: Pa
     site.run_until(lambda: stream.is_over)
     assert recorder.path.read_text() == "said|"
     assert site.yard.messages("warn") == [
-        "stdout records: Broken pipe (EPIPE) after 0 bytes; fork another one after a pause"
+        f"stdout records: Broken pipe (EPIPE) after 0 bytes; {Mend.RETRY.value}"
     ]
 
 
@@ -598,9 +599,58 @@ def test_a_stream_that_is_given_up_in_a_pause_is_not_given_another_worker(
     site.crew.start()
     os.write(writer, b"x")
     site.run_until(lambda: stream.errors_in_a_row == 1)
-    assert list(site.yard.loop._deadlines_ns) == ["fork stdout"]
+    held = stream.pid
     site.crew.give_up(stream)
+    site.run_until(lambda: stream.is_over)
+    assert not waiting.is_alive(held)
     assert list(site.yard.loop._deadlines_ns) == []
+
+
+def _endless_pauses(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_SHORTEST_PAUSE_S", "LONGEST_PAUSE_S", "LONGEST_PAUSE_IN_DRAIN_S"):
+        monkeypatch.setattr(mending, name, 3600.0)
+    site.crew._longest_pause_s = 3600.0
+
+
+def test_in_a_pause_there_is_a_worker_which_a_hurry_has_try_at_once(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without one, nobody could go on if the supervisor were killed just then."""
+    _endless_pauses(site, monkeypatch)
+    writer, _reader, stream = site.output(sink=fds.Fd(os.open("/dev/full", os.O_WRONLY)))
+    site.crew.start()
+    os.write(writer, b"x")
+    site.run_until(lambda: stream.errors_in_a_row == 1)
+    waiting.wait_title(stream.pid, "forkshim: site [stdout]")
+    assert not site.crew.could_move(stream), "it is not taken for a stuck one"
+    assert site.crew.trouble(stream) == "No space left on device"
+    held = stream.pid
+    site.crew.hurry()
+    site.run_until(lambda: stream.errors_in_a_row == 2)
+    waiting.wait_process(held)
+    assert stream.pid
+    assert stream.deaths == 0
+
+
+def test_workers_that_die_at_work_are_followed_by_one_that_rests(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _endless_pauses(site, monkeypatch)
+
+    def works_badly(desk: Desk, route: engines.Route) -> None:
+        desk.sit_down(route.fds)
+        os._exit(3)
+
+    monkeypatch.setattr(output, "work", works_badly)
+    _writer, _reader, stream = site.output()
+    site.crew.start()
+    site.run_until(lambda: stream.deaths == 9)
+    waiting.wait_title(stream.pid, "forkshim: site [stdout]")
+    # One that does not even live at rest is not replaced by another one of the kind.
+    os.kill(stream.pid, signal.SIGKILL)
+    site.run_until(lambda: stream.deaths == 10)
+    assert stream.pid == 0
+    assert list(site.yard.loop._deadlines_ns) == ["fork stdout"]
 
 
 def test_a_stream_has_a_scratch_pipe_unless_both_its_ends_are_pipes(
@@ -704,12 +754,51 @@ def test_a_stray_and_a_client_that_does_not_read_are_given_up_with_the_reason(
     now[0] += 0.31
     held = site.crew.streams[0]
     assert watch.judge(is_read=True, is_stopping=False) == [(held, Verdict.STRAY)]
-    site.crew.give_up(held)
+    site.crew.hang_up(held)
     assert watch.judge(is_read=True, is_stopping=False) == []
     now[0] += 5.0
     assert not watch.is_over
     assert watch.judge(is_read=True, is_stopping=False) == [(clogged, Verdict.STALLED)]
+    assert not watch.is_over
+    site.crew.give_up(clogged)
+    site.run_until(lambda: clogged.is_over)
     assert watch.is_over
+    assert clogged.drops == (1, 0)
+
+
+def test_a_stopped_worker_is_replaced_once_before_its_stream_is_given_up(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    writer, reader, stream = site.output()
+    site.crew.start()
+    _stop_worker(stream)
+    os.write(writer, b"one\ntwo\nhalf")
+    watch = DrainWatch(site.crew)
+    assert watch.judge(is_read=True, is_stopping=False) == []
+    now[0] += 5.0
+    assert watch.judge(is_read=True, is_stopping=False) == [(stream, Verdict.STUCK)]
+    stopped = stream.pid
+    monkeypatch.setattr(output, "work", lambda _desk, _route: signal.pause())
+    site.crew.kill_worker(stream)
+    site.run_until(lambda: stream.pid not in (0, stopped))
+    assert watch.judge(is_read=True, is_stopping=False) == []
+    now[0] += 4.9
+    assert watch.judge(is_read=True, is_stopping=False) == []
+    now[0] += 0.2
+    assert watch.judge(is_read=True, is_stopping=False) == [(stream, Verdict.STALLED)]
+    monkeypatch.undo()
+    site.crew.give_up(stream)
+    site.run_until(lambda: stream.is_over)
+    assert stream.drops == (12, 2)
+    assert not waiting.is_readable(reader)
+    assert site.yard.messages("warn")[-1] == "stdout the sink: dropped 12 bytes, 2 lines"
+
+
+def _stop_worker(stream: Stream) -> None:
+    os.kill(stream.pid, signal.SIGSTOP)
+    waiting.wait_true(lambda: waiting.state_of(stream.pid) == "T")
 
 
 def test_our_own_callers_pipe_is_waited_for_until_a_stop(

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import signal
+import stat
 import subprocess
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -273,3 +274,20 @@ def test_the_lock_is_free_as_soon_as_its_holder_is_killed(tmp_path: Path) -> Non
     claimed = home.claim(str(tmp_path), "web")
     assert fds.Fd(claimed.lock_fd).is_open
     claimed.release()
+
+
+def test_a_directory_that_cannot_be_synced_is_the_error_that_is_told(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def fails_for_directories(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", fails_for_directories)
+    with pytest.raises(OSError, match="Input/output error"):
+        statedir.write_file("name", b"content")
+    assert (state_dir / "name").read_bytes() == b"content"
+    assert os.listdir(state_dir) == ["name"]

@@ -6,6 +6,7 @@ FORKSHIM_ADOPTIONS and FORKSHIM_STREAM_MIB make the long run: 50 and 2048.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import random
 import signal
@@ -38,8 +39,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
     """Return a function that starts one that can be adopted; its log goes to tmp_path/log."""
     with ExitStack() as stack:
 
-        def start(bundle: Path, *options: str | Path) -> Daemon:
-            daemon = Daemon(tmp_path, bundle, *(options or ("--log", f"file:{tmp_path}/log")))
+        def start(bundle: Path, *options: str | Path, stdin: int | None = None) -> Daemon:
+            options = options or ("--log", f"file:{tmp_path}/log")
+            daemon = Daemon(tmp_path, bundle, *options, stdin=stdin)
             stack.callback(daemon.close)
             deposits.wait_laid_down(daemon.state_dir)
             return daemon
@@ -168,6 +170,39 @@ def test_a_status_that_the_kernel_does_not_tell_is_unknown(
     assert not daemon.state_dir.parent.exists()
 
 
+@pytest.mark.parametrize(("status", "exit_code"), [(7, 7), (137, None)])
+def test_a_status_that_was_written_down_stays_the_status(
+    tmp_path: Path,
+    make_bundle: Callable[..., Path],
+    start: Callable[..., Daemon],
+    status: int,
+    exit_code: int | None,
+) -> None:
+    """The supervisor is killed in the drain, and nobody else may ask the kernel."""
+    (tmp_path / "exits").mkdir()
+    os.mkfifo(tmp_path / "out")
+    reader = os.open(tmp_path / "out", os.O_RDONLY | os.O_NONBLOCK)
+    daemon = start(
+        make_bundle(f"dd if=/dev/zero bs=1k count=1500 2> /dev/null; exit {status}"),
+        *("--log", tmp_path / "out"),
+    )
+    written = daemon.state_dir / "exitStatus"
+    waiting.wait_path(written, lambda path: path.exists())
+    daemon.kill()
+    adopter = subprocess.Popen(
+        [FORKSHIM, "adopt", "--root", daemon.root, daemon.id],
+        stderr=subprocess.DEVNULL,
+        preexec_fn=_deny_pidfd_info,
+    )
+    assert len(waiting.read_to_end(reader)) == 1500 << 10
+    os.close(reader)
+    assert adopter.wait(waiting.LIMIT_S) == status
+    record = daemon.record()
+    # Of a number over 128 nobody can say whether it was a signal's.
+    assert (record["status"], record["exitCode"], record["signal"]) == (status, exit_code, None)
+    assert record["error"] is None
+
+
 def _deny_pidfd_info() -> None:
     """Let ioctl(2) with PIDFD_GET_INFO fail with ENOTTY, by seccomp(2)."""
     load, equal, ret = 0x20, 0x15, 0x06
@@ -231,6 +266,65 @@ def test_a_console_and_stdin_are_adopted(
     waiting.wait_true(lambda: waiting.window_of(daemon.payload_pid) == (99, 33))
     os.kill(daemon.payload_pid, signal.SIGKILL)
     assert daemon.wait_end() == "137"
+
+
+def _stdin_workers(pid: int) -> list[int]:
+    return [each for each in waiting.children_of(pid) if waiting.title_of(each).endswith("[stdin]")]
+
+
+def test_a_file_that_is_stdin_goes_on_under_many_supervisors(
+    tmp_path: Path, rootfs: Path, start: Callable[..., Daemon]
+) -> None:
+    """A worker that nobody has ended races with its successor: for bytes, or into a deadlock."""
+    content = random.Random(SEED).randbytes(32 << 20)
+    (tmp_path / "in").write_bytes(content)
+    os.mkfifo(tmp_path / "go")
+    mount = {
+        "destination": "/tmp/go",
+        "type": "bind",
+        "source": str(tmp_path / "go"),
+        "options": ["bind"],
+    }
+    take = "dd bs=64k count=16 iflag=fullblock 2> /dev/null"
+    script = f"{{ while read word <&3; do {take}; done 3< /tmp/go; cat; }} | md5sum; exit 5"
+    bundle = bundles.make_bundle(
+        tmp_path / "b", bundles.config(rootfs, bundles.shell(script), mounts=[mount])
+    )
+    go = os.open(tmp_path / "go", os.O_RDWR)
+    with (tmp_path / "in").open("rb") as file:
+        daemon = start(bundle, stdin=file.fileno())
+    for round_ in range(8):
+        os.write(go, b"take\n")
+        (old,) = _stdin_workers(daemon.pid)
+        daemon.kill()
+        if round_ % 2:  # the worker is busy alone
+            os.write(go, b"take\n")
+        daemon.adopt()
+        waiting.wait_process(old)
+        waiting.wait_worker(daemon.pid, "stdin")
+        assert len(_stdin_workers(daemon.pid)) == 1
+    os.close(go)
+    assert daemon.wait_end() == "5"
+    wanted = hashlib.md5(content).hexdigest()
+    assert (tmp_path / "log").read_text().split() == [wanted, "-"]
+    assert daemon.workers() == []
+
+
+def test_a_worker_of_stdin_is_enough_and_waits_for_nobody_at_its_end(
+    tmp_path: Path, make_bundle: Callable[..., Path], start: Callable[..., Daemon]
+) -> None:
+    rfd, wfd = os.pipe()
+    daemon = start(make_bundle("cat > /dev/null; exit 6"), "--log", "null", stdin=rfd)
+    os.close(rfd)
+    daemon.kill()
+    daemon.adopt()
+    os.write(wfd, b"some")
+    (worker,) = _stdin_workers(daemon.pid)
+    daemon.kill()
+    os.close(wfd)
+    waiting.wait_process(worker)
+    reap(daemon.payload_pid)
+    assert daemon.workers() == []
 
 
 def test_one_living_worker_is_enough_for_all_streams(

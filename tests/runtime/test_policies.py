@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ pytestmark = [pytest.mark.runc, pytest.mark.timeout(120)]
 SCRIPT = (
     "cat /tmp/shared/block; echo > /tmp/shared/said; read x < /tmp/shared/go; echo bye; exit 21"
 )
+LAST_WORDS = "read x < /tmp/shared/go; cat /tmp/shared/block; exit 21"
 BLOCK = b"".join(b"line %06d %s\n" % (number, b"." * (number % 90)) for number in range(100_000))
 SAID = BLOCK + b"bye\n"
 DISK_BYTES = 1 << 20
@@ -30,13 +32,13 @@ DISK_BYTES = 1 << 20
 class Speaker(Daemon):
     """A container that says BLOCK, tells that it has, and ends when it is told to."""
 
-    def __init__(self, directory: Path, rootfs: Path, sink: str) -> None:
+    def __init__(self, directory: Path, rootfs: Path, sink: str, script: str = SCRIPT) -> None:
         self.shared = directory / "shared"
         self.shared.mkdir()
         (self.shared / "block").write_bytes(BLOCK)
         os.mkfifo(self.shared / "go")
         mount = bundles.bind(self.shared, "/tmp/shared")
-        document = bundles.config(rootfs, bundles.shell(SCRIPT), mounts=[mount])
+        document = bundles.config(rootfs, bundles.shell(script), mounts=[mount])
         bundle = bundles.make_bundle(directory / "bundle", document)
         super().__init__(directory, bundle, "--log", sink)
 
@@ -64,6 +66,11 @@ class Speaker(Daemon):
         assert (record["status"], record["exitCode"]) == (21, 21)
         stdout: dict[str, Any] = record["streams"]["stdout"]
         return stdout
+
+    def succeed(self) -> None:
+        """Kill the supervisor, and have another one adopt the container."""
+        self.kill()
+        self.adopt()
 
 
 @pytest.fixture
@@ -181,6 +188,23 @@ def test_a_client_that_stops_reading_does_not_stop_the_container(
     assert stdout["droppedBytes"] > 0
 
 
+def test_with_block_a_full_disk_is_no_reason_to_lose_the_container(
+    tmp_path: Path, rootfs: Path, stack: ExitStack
+) -> None:
+    disk = Disk(tmp_path / "disk", stack)
+    daemon = Speaker(tmp_path, rootfs, f"file:{disk.point}/log")
+    stack.callback(daemon.close)
+    daemon.wait_warning("No space left on device (ENOSPC)")
+    for _each in range(3):
+        waiting.wait_worker(daemon.pid, "stdout")  # it tries, or waits to try again
+        daemon.succeed()
+    disk.grow()
+    daemon.wait_said()
+    stdout = daemon.end()
+    assert (disk.point / "log").read_bytes() == SAID
+    assert (stdout["bytes"], stdout["droppedBytes"], stdout["droppedLines"]) == (len(SAID), 0, 0)
+
+
 def test_the_policy_goes_on_under_another_supervisor(
     tmp_path: Path, rootfs: Path, stack: ExitStack
 ) -> None:
@@ -191,10 +215,45 @@ def test_the_policy_goes_on_under_another_supervisor(
     daemon.wait_said()
     daemon.wait_warning("No space left on device (ENOSPC)")
     daemon.reload()
-    daemon.kill()
-    daemon.adopt()
+    daemon.succeed()
     disk.grow()
     daemon.wait_warning(": dropped ")
     stdout = daemon.end()
     _check(_content("cri", disk.point / "log"), stdout)
     assert stdout["droppedBytes"] > 0
+
+
+def test_a_worker_that_somebody_has_stopped_takes_no_last_word_along(
+    tmp_path: Path, rootfs: Path, stack: ExitStack
+) -> None:
+    """Without systemd's watchdog nobody looks at it before the end."""
+    daemon = Speaker(tmp_path, rootfs, f"file:{tmp_path}/log", script=LAST_WORDS)
+    stack.callback(daemon.close)
+    (tmp_path / "shared" / "block").write_bytes(b"last words\n")
+    stopped = waiting.wait_worker(daemon.pid, "stdout")
+    os.kill(stopped, signal.SIGSTOP)
+    waiting.wait_true(lambda: waiting.state_of(stopped) == "T")
+    stdout = daemon.end()
+    assert (tmp_path / "log").read_bytes() == b"last words\n"
+    assert stdout == {"bytes": 11, "respawned": 1, "droppedBytes": 0, "droppedLines": 0}
+    assert daemon.log("warn")[0] == f"stdout: worker {stopped} does not move; killing it"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["file", "file,max-size=1M", "cri"])
+def test_what_a_full_disk_never_took_is_counted_with_block_as_well(
+    tmp_path: Path, rootfs: Path, stack: ExitStack, kind: str
+) -> None:
+    disk = Disk(tmp_path / "disk", stack)
+    said = BLOCK[: 600 << 10]
+    daemon = Speaker(tmp_path, rootfs, f"{kind}:{disk.point}/log", script=LAST_WORDS)
+    stack.callback(daemon.close)
+    (tmp_path / "shared" / "block").write_bytes(said)
+    with (disk.point / "filler").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, DISK_BYTES - (100 << 10))
+    stdout = daemon.end()
+    content = _content(kind, disk.point / "log")
+    assert said.startswith(content)
+    assert stdout["bytes"] == len(content)
+    assert stdout["droppedBytes"] == len(said) - len(content) > 400 << 10
+    assert stdout["droppedLines"] == said.count(b"\n") - content.count(b"\n")

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -390,6 +390,63 @@ def test_a_log_that_was_moved_away_is_opened_anew_on_a_word(
         assert sorted(line[-7:] for line in lines) == [f"err {word}", f"out {word}"]
 
 
+COUNTED = 200_000
+"""Lines of a container that writes as fast as it can."""
+
+
+def _count(engine: Engine, log: Path, on_growth: Callable[[], None]) -> None:
+    """Run it, with `on_growth` each time when the log of that name has some more."""
+    engine.run()
+    rounds = size = 0
+    while not waiting.has_hung_up(engine.exit_fd):
+        if (grown := log.stat().st_size) == size:
+            os.sched_yield()
+            continue
+        size = grown
+        rounds += 1
+        on_growth()
+    assert engine.exit_status() == 9
+    assert rounds > 20
+
+
+def _ask_to_reopen(engine: Engine) -> None:
+    with suppress(BlockingIOError):  # then many are on their way
+        engine.control("reopen\n")
+
+
+def _counting(make_engine: Callable[..., Engine], log: Path) -> Engine:
+    script = f"i=0; while [ $i -lt {COUNTED} ]; do i=$((i+1)); echo line $i; done; exit 9"
+    return make_engine(script, containerdStdout=f"file:{log}", containerdStderr="")
+
+
+def test_a_log_that_nobody_has_moved_loses_nothing_when_it_is_opened_anew(
+    make_engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    engine = _counting(make_engine, log)
+    _count(engine, log, lambda: _ask_to_reopen(engine))
+    assert log.read_text().splitlines() == [f"line {n + 1}" for n in range(COUNTED)]
+    assert engine.log("warn") == []
+
+
+def test_logs_that_are_moved_away_and_back_lose_nothing(
+    make_engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    """Each file comes back while whoever wrote to it may still be at it."""
+    log, other = tmp_path / "log", tmp_path / "other"
+    other.touch()
+    engine = _counting(make_engine, log)
+
+    def swap() -> None:
+        mounts.exchange(log, other)
+        _ask_to_reopen(engine)
+
+    _count(engine, log, swap)
+    said = [*log.read_text().splitlines(), *other.read_text().splitlines()]
+    assert sorted(said) == sorted(f"line {n + 1}" for n in range(COUNTED))
+    assert engine.log("warn") == []
+
+
 @pytest.mark.parametrize("kind", ["file,max-size=1M", "cri"])
 def test_a_log_whose_directory_was_replaced_is_opened_in_the_new_one_on_a_word(
     make_engine: Callable[..., Engine], tmp_path: Path, kind: str
@@ -450,6 +507,45 @@ def test_a_link_in_the_place_of_a_log_is_not_followed(
     assert engine.wait_end() == 0
 
 
+@pytest.mark.parametrize("kind", ["file", "cri"])
+def test_a_link_that_is_there_before_is_not_followed_either(
+    make_engine: Callable[..., Engine], tmp_path: Path, kind: str
+) -> None:
+    log = tmp_path / "log"
+    log.symlink_to("secret")
+    engine = make_engine(containerdStdout=f"{kind}:{log}", containerdStderr="")
+    engine.launch()
+    assert engine.wait_shim() == 1
+    assert engine.log("error") == [f"open {log}: too many levels of symbolic links"]
+    assert not (tmp_path / "secret").exists()
+
+
+def test_a_link_in_the_place_of_a_plain_log_is_not_followed(
+    make_engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    log, secret = tmp_path / "log", tmp_path / "secret"
+    engine = make_engine(
+        "while read line; do echo out $line; done",
+        containerdStdin="stdin",
+        containerdStdout=f"file:{log}",
+        containerdStderr="",
+    )
+    engine.run()
+    log.rename(tmp_path / "log.1")
+    log.symlink_to("secret")
+    engine.control("reopen\n")
+    waiting.wait_path(engine.dir / "shim-log.json", lambda _path: bool(engine.log("warn")))
+    os.write(engine.open("stdin", os.O_WRONLY), b"one\n")
+    engine.close("stdin")
+    engine.control("0 0 0\n")
+    assert engine.wait_end() == 0
+    assert engine.log("warn") == [
+        f"stdout: open {log}: too many levels of symbolic links; the old file is written on"
+    ]
+    assert (tmp_path / "log.1").read_text() == "out one\n"
+    assert not secret.exists()
+
+
 @pytest.mark.parametrize(
     ("sink", "status", "said"),
     [
@@ -480,8 +576,10 @@ def test_one_file_with_two_rules_is_refused(
 ) -> None:
     log = tmp_path / "log"
     log.touch()
-    (tmp_path / "link").symlink_to("log")
-    engine = make_engine(containerdStdout=f"cri:{log}", containerdStderr=f"{other}{tmp_path}/link")
+    (tmp_path / "link").symlink_to(tmp_path)
+    engine = make_engine(
+        containerdStdout=f"cri:{log}", containerdStderr=f"{other}{tmp_path}/link/log"
+    )
     engine.launch()
     assert engine.wait_shim() == 1
     assert engine.log("error") == [f"{log}: stdout and stderr ask for different log files in it"]

@@ -7,6 +7,7 @@ import pytest
 from supervisor.drain import StreamView, Verdict, judge
 
 W, D, STRAY, STALLED = Verdict.WAIT, Verdict.DONE, Verdict.STRAY, Verdict.STALLED
+STUCK = Verdict.STUCK
 
 
 def _view(
@@ -19,6 +20,7 @@ def _view(
     moved: float = 100.0,
     hung_up: bool = False,
     other_moved: float = 0.0,
+    stuck: bool = False,
 ) -> StreamView:
     return StreamView(
         is_reported=reported,
@@ -30,6 +32,7 @@ def _view(
         died_at_s=100.0,
         moved_at_s=moved,
         any_moved_at_s=max(moved, other_moved),
+        is_stuck=stuck,
     )
 
 
@@ -46,6 +49,11 @@ def _view(
         (_view(reported=True, unread=1, moved=104.0), 5.0, W),
         (_view(reported=True, unread=1, moved=104.0), 9.0, STALLED),
         (_view(reported=True, unread=1, patient=True), 1000.0, W),
+        # Pending, and its worker could move it.
+        (_view(pending=True, last_word=False, stuck=True), 4.99, W),
+        (_view(pending=True, last_word=False, stuck=True), 5.0, STUCK),
+        (_view(pending=True, last_word=False, stuck=True, moved=104.0), 5.0, W),
+        (_view(pending=True, last_word=False, stuck=True, patient=True), 5.0, STUCK),
         # Nothing pending: somebody holds the pipe open and is silent.
         (_view(), 0.0, W),
         (_view(), 0.29, W),

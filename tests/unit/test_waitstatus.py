@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from supervisor import waitstatus
-from supervisor.waitstatus import Exited, Killed
+from supervisor.waitstatus import Exited, Killed, Recorded
 
 
 @dataclass(frozen=True)
@@ -67,3 +67,23 @@ def test_an_exit_with_137_is_no_kill() -> None:
 )
 def test_signals_are_named_as_in_the_manual(signum: int, name: str) -> None:
     assert waitstatus.signal_name(signum) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "ended"),
+    [
+        ("0", Exited(0)),
+        ("128", Exited(128)),
+        ("129", Recorded(129)),
+        ("255", Recorded(255)),
+        ("256", None),
+        ("unknown", None),
+        ("", None),
+        ("-1", None),
+        ("\N{SUPERSCRIPT TWO}", None),
+    ],
+)
+def test_what_was_written_down_is_read_again(text: str, ended: Exited | Recorded | None) -> None:
+    assert waitstatus.from_protocol_status(text) == ended
+    if ended is not None:
+        assert waitstatus.protocol_status(ended) == text
