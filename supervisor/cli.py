@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from supervisor import __version__, fds, quick, standin, upgrade
+from supervisor import __version__, fds, quick, standin
+from supervisor.command import is_handed_over
 from supervisor.errors import ShimError
 from supervisor.run import DEFAULT_ROOT, RunRequest, run
 from supervisor.runtime import absolute
@@ -36,9 +37,8 @@ def _run_command() -> int:
     request = quick.read(sys.argv[1:]) or parse(sys.argv[1:])
     try:
         standin.resume()
-        arrival = upgrade.arrive()
-        if arrival is not None:
-            return go_on(arrival)
+        if is_handed_over():
+            return go_on()
         if isinstance(request, AdoptRequest):
             return adopt(request.container_id, request.root, detach=request.detach)
         if isinstance(request, AttachRequest):

@@ -11,7 +11,6 @@ import os
 import termios
 
 from supervisor import fds
-from supervisor.stream import Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,28 +21,28 @@ if TYPE_CHECKING:
     from supervisor.deposit import Contents, Parcel
     from supervisor.oci import ProcessRecord
     from supervisor.stdio import Stdio
+    from supervisor.stream import Stream
     from supervisor.terminal import UserTerminal
 
 
 class Plumbing:
     """Builds the streams of one container. Borrows everything but the console."""
 
-    def __init__(
-        self, crew: Crew, record: ProcessRecord, terminal: UserTerminal | None, null_fd: int
-    ) -> None:
+    def __init__(self, record: ProcessRecord, terminal: UserTerminal | None, null_fd: int) -> None:
         """`terminal` is the person's, joined to the container's console, or None."""
-        self._crew = crew
         self._record = record
         self._terminal = terminal
         self._null_fd = null_fd
         self._ptmx: fds.Fd | None = None
+        self._our_side: dict[str, fds.Fd] = {}
 
     def make_pipes(self, stdio: Stdio, container_side: list[fds.Fd]) -> tuple[int, int, int]:
         """Make a pipe for each stream that has a client's side; returns the runtime's 0, 1, 2.
 
         Args:
-            stdio: The clients' side; the crew takes what it has a stream for.
+            stdio: The clients' side.
             container_side: Gets the ends that the caller closes once the runtime has been started.
+                The others are ours until `join_pipes`.
         """
         ends = dict.fromkeys(("stdin", "stdout", "stderr"), self._null_fd)
         if not self._record.terminal:
@@ -51,7 +50,7 @@ class Plumbing:
                 rfd, wfd = self._make_pipe()
                 container_side.append(rfd)
                 ends["stdin"] = rfd.fileno()
-                self._crew.add(Stream("stdin", stdio.stdin, wfd))
+                self._our_side["stdin"] = wfd
             for name in ("stdout", "stderr"):
                 if name == "stderr" and stdio.stderr_joins_stdout:
                     ends["stderr"] = ends["stdout"]
@@ -59,8 +58,20 @@ class Plumbing:
                     rfd, wfd = self._make_pipe()
                     container_side.append(wfd)
                     ends[name] = wfd.fileno()
-                    self._crew.add(self._output(name, rfd, stdio, name))
+                    self._our_side[name] = rfd
         return ends["stdin"], ends["stdout"], ends["stderr"]
+
+    def join_pipes(self, stdio: Stdio, crew: Crew) -> None:
+        """Join them to the clients; the crew takes what it has a stream for."""
+        from supervisor.stream import Stream  # while the runtime works
+
+        while self._our_side:
+            name = next(iter(self._our_side))
+            end = self._our_side.pop(name)
+            if name == "stdin" and stdio.stdin is not None:
+                crew.add(Stream("stdin", stdio.stdin, end))
+            else:
+                crew.add(self._output(name, end, stdio, name))
 
     def _make_pipe(self) -> tuple[fds.Fd, fds.Fd]:
         """Make a pipe whose both ends belong to the container's root, who may reopen them."""
@@ -69,18 +80,22 @@ class Plumbing:
             os.fchown(end.fileno(), self._record.root_uid, self._record.root_gid)
         return rfd, wfd
 
-    def join_console(self, ptmx: fds.Fd, stdio: Stdio) -> None:
+    def join_console(self, ptmx: fds.Fd, stdio: Stdio, crew: Crew) -> None:
         """Take the console and join it to the clients, and to the person's terminal if any."""
+        from supervisor.stream import Stream
+
         self._ptmx = ptmx
         if self._terminal is not None:
             self.fit_to_window()
-            self._crew.raw_terminal = self._terminal.make_raw()
+            crew.raw_terminal = self._terminal.make_raw()
         if stdio.stdin is not None:
-            self._crew.add(Stream("stdin", stdio.stdin, fds.Fd(os.dup(ptmx.fileno()))))
+            crew.add(Stream("stdin", stdio.stdin, fds.Fd(os.dup(ptmx.fileno()))))
         source = fds.Fd(os.dup(ptmx.fileno()))
-        self._crew.add(self._output("console", source, stdio, "stdout"))
+        crew.add(self._output("console", source, stdio, "stdout"))
 
     def _output(self, name: str, source: fds.Fd, stdio: Stdio, setting: str) -> Stream:
+        from supervisor.stream import Stream
+
         # A console that nobody reads would block the container: nowhere is a sink as well.
         sink = stdio.sinks.get(setting) or fds.Fd(os.dup(self._null_fd))
         return Stream(
@@ -104,10 +119,13 @@ class Plumbing:
         streams: Iterable[Mapping[str, Any]],
         contents: Contents,
         stdio: Stdio,
+        crew: Crew,
         *,
         is_parent: bool,
     ) -> None:
         """Take the console and the streams of an earlier supervisor, see `Crew.go_on`."""
+        from supervisor.stream import Stream
+
         ptmx = contents.take(packed["console"])
         self._ptmx = ptmx if ptmx.is_open else None
         for each in streams:
@@ -126,7 +144,7 @@ class Plumbing:
                 packed=each,
                 scratch=(scratch[0], scratch[1]) if scratch else None,
             )
-            self._crew.go_on(stream, contents.take(each["report"]), is_parent=is_parent)
+            crew.go_on(stream, contents.take(each["report"]), is_parent=is_parent)
 
     def resize(self, columns: int, rows: int) -> None:
         """Set the console's size; without a console nothing happens."""

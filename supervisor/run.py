@@ -21,9 +21,9 @@ from supervisor import (
     signals,
     statedir,
     successor,
-    upgrade,
 )
 from supervisor.calls import ask_runtime
+from supervisor.command import own_command
 from supervisor.deposit import DepositError
 from supervisor.errors import (
     AlreadySupervisedError,
@@ -79,7 +79,7 @@ def run(request: RunRequest) -> int:
     Raises:
         ShimError: Nothing was started, or the container never ran.
     """
-    command = upgrade.own_command()
+    command = own_command()
     check_id(request.container_id)
     parse_sink(request.log or "")
     request = _settle_detach(request)

@@ -4,6 +4,9 @@
 runtime, the container's life, its death, and the tidying up. What happens when is decided by
 the table in `supervisor.lifecycle`; here the actions are carried out. Front ends prepare the state
 directory, choose an `Order`, and look at the `Outcome`.
+
+The runtime is started as soon as can be. What a supervisor needs only afterwards is imported while
+the runtime works (`_equip`): 3 ms on another core than the runtime's.
 """
 
 from __future__ import annotations
@@ -12,29 +15,21 @@ import contextlib
 import os
 import signal
 
-from supervisor import __version__, control, fds, lifecycle, linux, oci, statedir, upgrade
+from supervisor import __version__, control, fds, lifecycle, linux, oci, statedir
 from supervisor.calls import HURRY_S, RuntimeCalls
 from supervisor.creation import Creation, Remains, explain
-from supervisor.crew import Crew
-from supervisor.deposit import Contents, DepositError, Parcel
-from supervisor.drain import DrainWatch, Verdict
 from supervisor.errors import RuntimeFailedError, ShimError, StoppedError
 from supervisor.lifecycle import Action, Event, State
 from supervisor.log import Log
 from supervisor.loop import Loop
-from supervisor.oom import OomWatch
 from supervisor.order import Outcome, StreamEnd
 from supervisor.order import pack as pack_order
-from supervisor.payload import Payload
 from supervisor.plumbing import Plumbing
 from supervisor.reaper import Reaper
 from supervisor.runtime import RuntimeCaller
-from supervisor.service import Service
 from supervisor.signals import FORWARDED_SIGNALS, STOP_SIGNALS, SignalRouter
 from supervisor.stdio import Stdio, StdioOpener
 from supervisor.stdio import go_on as go_on_with_stdio
-from supervisor.stopping import Stopper
-from supervisor.succession import Past, Succession
 from supervisor.waitstatus import (
     Termination,
     Unknown,
@@ -51,8 +46,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from supervisor.crew import Crew
+    from supervisor.deposit import Contents, Parcel
+    from supervisor.drain import DrainWatch
+    from supervisor.oom import OomWatch
     from supervisor.order import Order
-    from supervisor.succession import Orphans
+    from supervisor.payload import Payload
+    from supervisor.service import Service
+    from supervisor.stopping import Stopper
+    from supervisor.succession import Orphans, Past, Succession
 
 
 REAP_LIMIT_S = 5.0
@@ -99,6 +101,8 @@ def go_on(order: Order, log: Log, contents: Contents, orphans: Orphans | None = 
     Raises:
         ShimError: What it had cannot be used.
     """
+    from supervisor.succession import Past
+
     with contextlib.ExitStack() as stack:
         return _take_up(order, log, Past(contents, orphans), stack).run_on()
 
@@ -109,6 +113,9 @@ def rehearse(order: Order, contents: Contents) -> None:
     Raises:
         ShimError: What there is cannot be used, or what is installed does not work.
     """
+    from supervisor import upgrade
+    from supervisor.succession import Past
+
     with contextlib.ExitStack() as stack:
         log = Log(fds.Fd(os.dup(2)))
         stack.callback(log.close)
@@ -117,6 +124,8 @@ def rehearse(order: Order, contents: Contents) -> None:
 
 
 def _take_up(order: Order, log: Log, past: Past, stack: contextlib.ExitStack) -> _Supervisor:
+    from supervisor.deposit import DepositError
+
     contents = past.contents
     stack.callback(contents.close)
     router = SignalRouter(has_job_control=order.has_job_control)
@@ -146,6 +155,12 @@ def _take_up(order: Order, log: Log, past: Past, stack: contextlib.ExitStack) ->
 
 class _Supervisor:
     """Owns everything that lives as long as the supervised process."""
+
+    # These come by `_equip`.
+    _succession: Succession
+    _crew: Crew
+    _stopper: Stopper
+    _service: Service
 
     def __init__(
         self,
@@ -190,39 +205,8 @@ class _Supervisor:
             null_fd=null_fd,
         )
         self._stdio = Stdio()
-        packed = past.contents.document["supervisor"] if past else None
-        self._succession = Succession(self._loop, self._calls, log, order, self, past)
-        self._crew = Crew(
-            self._loop,
-            self._reaper,
-            log,
-            title=title,
-            null_fd=null_fd,
-            on_stream_over=self._look_at_drain,
-            on_change=self._succession.changed,
-            on_trouble=lambda: self._service.look(),
-            held=self._succession.held,
-            ledger=past.contents.take(packed["crew"]["ledger"]) if past and packed else None,
-        )
         self._creation = Creation(self._loop, self._reaper, self._calls, self._caller, record)
-        self._plumbing = Plumbing(self._crew, record, order.terminal, null_fd)
-        self._stopper = Stopper(
-            self._loop,
-            self._calls,
-            self._caller,
-            log,
-            is_exec=record.is_exec,
-            signal_init=self._signal_init,
-        )
-        self._service = Service(
-            order.notifier,
-            self._loop,
-            self._crew,
-            log,
-            stop_timeout_s=order.stop_timeout_s,
-            is_relayed=order.relay is not None,
-            packed=packed["service"] if packed else None,
-        )
+        self._plumbing = Plumbing(record, order.terminal, null_fd)
         self._drain: DrainWatch | None = None
         self._state = State.OPENING
         self._is_taking_steps = False
@@ -255,8 +239,57 @@ class _Supervisor:
             Action.DELETE: self._delete,
         }
 
+        self._is_equipped = False
         if past is not None:
+            self._equip(past)
             self._remember(past)
+        elif order.notifier.is_heard:
+            self._equip()
+
+    def _equip(self, past: Past | None = None) -> None:
+        """Import and make what is needed from the start of the runtime on; once."""
+        if self._is_equipped:
+            return
+        self._is_equipped = True
+        # These three are used later still, when an upgrade may have taken the files away.
+        from supervisor import drain, oom, payload  # noqa: F401
+        from supervisor.crew import Crew
+        from supervisor.service import Service
+        from supervisor.stopping import Stopper
+        from supervisor.succession import Succession
+
+        order, log = self._order, self._log
+        packed = past.contents.document["supervisor"] if past else None
+        self._succession = Succession(self._loop, self._calls, log, order, self, past)
+        self._crew = Crew(
+            self._loop,
+            self._reaper,
+            log,
+            title=f"forkshim: {order.container_id}",
+            null_fd=self._null.fileno(),
+            on_stream_over=self._look_at_drain,
+            on_change=self._succession.changed,
+            on_trouble=lambda: self._service.look(),
+            held=self._succession.held,
+            ledger=past.contents.take(packed["crew"]["ledger"]) if past and packed else None,
+        )
+        self._stopper = Stopper(
+            self._loop,
+            self._calls,
+            self._caller,
+            log,
+            is_exec=self._record.is_exec,
+            signal_init=self._signal_init,
+        )
+        self._service = Service(
+            order.notifier,
+            self._loop,
+            self._crew,
+            log,
+            stop_timeout_s=order.stop_timeout_s,
+            is_relayed=order.relay is not None,
+            packed=packed["service"] if packed else None,
+        )
 
     def run(self, checkpoint: oci.CheckpointRecord | None) -> Outcome:
         self._creation.checkpoint = checkpoint
@@ -279,6 +312,7 @@ class _Supervisor:
     def _serve(self) -> Outcome:
         self._take_title()
         self._loop.run_until(lambda: self._state is State.ENDED)
+        self._equip()  # to be tidied up, if it has not come to that
         streams = tuple(
             StreamEnd(stream.name, self._crew.copied_bytes(stream), stream.deaths, *stream.drops)
             for stream in self._crew.streams
@@ -313,7 +347,8 @@ class _Supervisor:
         try:
             while self._events:
                 self._state, actions = lifecycle.step(self._state, self._events.pop(0))
-                self._service.entered(self._state, self._description())
+                if self._is_equipped:
+                    self._service.entered(self._state, self._description())
                 for action in actions:
                     self._actions[action]()
         finally:
@@ -343,6 +378,7 @@ class _Supervisor:
         elif signum == signal.SIGWINCH and self._order.terminal is not None:
             self._plumbing.fit_to_window()
         elif signum == signal.SIGHUP and self._order.command:
+            self._equip()
             self._succession.reload(is_yet_to_come=not self._is_started)
         elif signum in FORWARDED_SIGNALS:
             self._forward(signum)
@@ -381,12 +417,15 @@ class _Supervisor:
         is_too_late = self._state is State.ABORTING
         if is_too_late and self._is_ours_to_start:
             self._error = StoppedError("stopped while it was being created")
+        from supervisor.oom import OomWatch
+        from supervisor.payload import Payload
+
         self._exists = True
         self._payload = Payload.of_child(self._loop, self._reaper, self._creation.pid)
         self._oom = OomWatch(self._creation.pid)
         self._exit_status = statedir.ExitStatusFile()
         if self._creation.console is not None:
-            self._plumbing.join_console(self._creation.console, self._stdio)
+            self._plumbing.join_console(self._creation.console, self._stdio, self._crew)
             self._crew.start()
         self._post(Event.STARTED if is_too_late and not self._is_ours_to_start else Event.CREATED)
         self._expect_the_end()
@@ -462,6 +501,8 @@ class _Supervisor:
         finally:
             for owner in container_side:
                 owner.close()
+        self._equip()
+        self._plumbing.join_pipes(self._stdio, self._crew)
         if not self._record.terminal:
             self._crew.start()
 
@@ -526,7 +567,7 @@ class _Supervisor:
         if self._termination is None or self._exit_status is None:
             raise AssertionError("an exit to record, and none seen")
         self._tell_end(f"process {self._pid} ended: {self._end_in_words()}")
-        self._drain = DrainWatch(self._crew)
+        self._drain = _new_drain(self._crew)
         try:
             self._exit_status.write(protocol_status(self._termination))
         except OSError as error:
@@ -576,7 +617,7 @@ class _Supervisor:
 
     def _begin_drain(self) -> None:
         if self._drain is None:
-            self._drain = DrainWatch(self._crew)
+            self._drain = _new_drain(self._crew)
         self._drain.begin()
         self._crew.hurry()
         self._look_at_drain()
@@ -584,6 +625,8 @@ class _Supervisor:
     def _look_at_drain(self) -> None:
         if self._state is not State.DRAINING or self._drain is None:
             return
+        from supervisor.drain import Verdict
+
         judged = self._drain.judge(is_read=self._exists, is_stopping=self._is_stopping)
         for stream, verdict in judged:
             if verdict is Verdict.STUCK:
@@ -683,6 +726,9 @@ class _Supervisor:
 
     def _remember(self, past: Past) -> None:
         """Be what `pack` says."""
+        from supervisor.oom import OomWatch
+        from supervisor.payload import Payload
+
         contents, is_parent = past.contents, past.is_parent
         packed = contents.document["supervisor"]
         self._state = State.RUNNING
@@ -702,6 +748,7 @@ class _Supervisor:
             packed["crew"]["streams"],
             contents,
             self._stdio,
+            self._crew,
             is_parent=is_parent,
         )
         self._crew.listeners.go_on(packed["crew"]["listeners"], contents, self._crew.streams)
@@ -732,3 +779,9 @@ class _Supervisor:
         self._control_fifo.close()
         self._null.close()
         self._loop.close()
+
+
+def _new_drain(crew: Crew) -> DrainWatch:
+    from supervisor.drain import DrainWatch
+
+    return DrainWatch(crew)

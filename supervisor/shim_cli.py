@@ -11,13 +11,20 @@ from __future__ import annotations
 import os
 import sys
 
-from supervisor import fds, standin, statedir, upgrade
+from supervisor import fds, standin, statedir
+from supervisor.command import is_handed_over, own_command
 from supervisor.errors import RuntimeFailedError, ShimError, UsageError
 from supervisor.ids import check_id
 from supervisor.notify import SILENT
 from supervisor.order import Order, Outcome, order_of
 from supervisor.runtime import absolute
 from supervisor.shim import go_on, rehearse, supervise
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from supervisor import upgrade
 
 _USAGE = "usage: forkshim-shim ID BUNDLE RUNTIME  (in the state directory)"
 
@@ -30,16 +37,16 @@ def main() -> int:
 def _run_command() -> int:
     fds.ensure_stdio()
     arguments = sys.argv[1:]
-    command = upgrade.own_command()
+    command = own_command()
     if len(arguments) != 3:
         print(_USAGE, file=sys.stderr)  # noqa: T201 -- nothing else is open yet
         return 1
     try:
         standin.resume()
-        arrival = upgrade.arrive()
+        arrival = _arrive()
         if arrival is not None and arrival.is_rehearsal:
             rehearse(_resumed_order(arrival, command), arrival.contents)
-            upgrade.end_rehearsal()
+            _end_rehearsal()
         log = statedir.open_log()
     except ShimError as error:
         print(f"forkshim-shim: {error}", file=sys.stderr)  # noqa: T201 -- as above
@@ -62,6 +69,20 @@ def _run_command() -> int:
     finally:
         log.close()
     return 0
+
+
+def _arrive() -> upgrade.Arrival | None:
+    if not is_handed_over():
+        return None
+    from supervisor import upgrade  # with all that a supervisor needs later
+
+    return upgrade.arrive()
+
+
+def _end_rehearsal() -> NoReturn:
+    from supervisor import upgrade
+
+    upgrade.end_rehearsal()
 
 
 def _raise_error_of(outcome: Outcome) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from supervisor import adoption, cgroups, daemonize, front, home, signals, statedir, upgrade
+from supervisor.command import own_command
 from supervisor.deposit import Deposit, DepositError
 from supervisor.errors import ShimError
 from supervisor.ids import check_id
@@ -35,7 +36,7 @@ def adopt(container_id: str, root: str, *, detach: bool) -> int:
     Raises:
         ShimError: It has a supervisor, or nothing to go on with is left.
     """
-    command = upgrade.own_command()
+    command = own_command()
     check_id(container_id)
     kept = adoption.take_kept(os.environ)
     signals.hold()
@@ -154,17 +155,20 @@ def _adopter(
     return order, supervise_it
 
 
-def go_on(arrival: upgrade.Arrival) -> int:
+def go_on() -> int:
     """Go on as the program that this process was before, to the container's end; as `run`.
 
     Raises:
-        ShimError: As `shim.go_on`.
+        ShimError: As `shim.go_on`; or what there is cannot be used.
     """
+    arrival = upgrade.arrive()
+    if arrival is None:
+        raise AssertionError("nothing was handed over")
     document = arrival.contents.document
     is_daemon = document["front"]["is_daemon"]
     claimed = home.Home(document["front"]["path"], arrival.lock)
     environment = {} if is_daemon else front.environment_of_a_main_process()
-    command = upgrade.own_command()
+    command = own_command()
     if arrival.is_rehearsal:
         order = order_of(document, notifier=SILENT, command=command)
         rehearse(order, arrival.contents)

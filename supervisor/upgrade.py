@@ -9,9 +9,9 @@ supervising of its own. Only a child that ends well is followed.
 from __future__ import annotations
 
 import os
-import sys
 
 from supervisor import fds, signals, standin
+from supervisor.command import HANDOVER_VARIABLE
 from supervisor.crew import Crew
 from supervisor.deposit import Contents, Deposit, DepositError, Parcel
 from supervisor.errors import ShimError, reason
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from supervisor.log import Log
     from supervisor.waitstatus import Termination
 
-VARIABLE = "FORKSHIM_HANDOVER"
 READY = b"ready\n"
 _REHEARSE, _BECOME = "rehearse", "become"
 _LONGEST_REASON = 400
@@ -50,20 +49,13 @@ class Arrival(NamedTuple):
     is_rehearsal: bool
 
 
-def own_command() -> tuple[str, ...]:
-    """Return how to start this program anew, from any directory; call it before any chdir(2)."""
-    script = sys.argv[0]
-    words = [os.path.abspath(word) if word == script else word for word in sys.orig_argv[1:]]
-    return (sys.executable, *words)
-
-
 def arrive() -> Arrival | None:
     """Return what came with an exec of this program by `become` or `rehearse`; None without one.
 
     Raises:
         DepositError: It cannot be used.
     """
-    text = os.environ.pop(VARIABLE, None)
+    text = os.environ.pop(HANDOVER_VARIABLE, None)
     if text is None:
         return None
     try:
@@ -73,7 +65,7 @@ def arrive() -> Arrival | None:
         if lock_fd >= 0:
             os.set_inheritable(lock_fd, False)
     except (KeyError, ValueError, OSError):
-        raise DepositError(f"{VARIABLE}: not ours: {text!r}") from None
+        raise DepositError(f"{HANDOVER_VARIABLE}: not ours: {text!r}") from None
     lock = fds.Fd(lock_fd)
     try:
         deposit = Deposit(ends=(front, back))
@@ -96,7 +88,7 @@ def _check(document: dict[str, Any], pid: int) -> None:
     if not document.keys() >= {"front", "order", "supervisor"}:
         raise DepositError("handover: parts of the document are missing")
     if document.get("pid") != pid:
-        raise DepositError(f"{VARIABLE}: meant for another process")
+        raise DepositError(f"{HANDOVER_VARIABLE}: meant for another process")
 
 
 def rehearse(
@@ -131,7 +123,7 @@ def rehearse(
             with_stderr=True,
             program=command[0],
             keep=deposit.fds,
-            environment={**_for_us(), VARIABLE: _text(_REHEARSE, deposit, -1)},
+            environment={**_for_us(), HANDOVER_VARIABLE: _text(_REHEARSE, deposit, -1)},
         )
     except ShimError:
         deposit.close()
@@ -182,7 +174,7 @@ def become(
     kept = [*deposit.fds, *((lock_fd,) if lock_fd >= 0 else ())]
     try:
         deposit.put(document, parcel)
-        environment = {**os.environ, VARIABLE: _text(_BECOME, deposit, lock_fd)}
+        environment = {**os.environ, HANDOVER_VARIABLE: _text(_BECOME, deposit, lock_fd)}
         stand_in = standin.ours()
         if stand_in is not None:
             kept += stand_in.fds

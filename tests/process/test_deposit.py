@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from supervisor import adoption, deposit, fds, upgrade
+from supervisor.command import HANDOVER_VARIABLE
 from supervisor.deposit import Contents, Deposit, DepositError, Parcel
 from tests.harness import waiting
 from tests.harness.forked import forked
@@ -186,10 +187,10 @@ def test_a_document_that_could_still_be_changed_is_refused(
 
 @pytest.mark.parametrize("text", ["", "become", "become a b c", "become 1 2", "1 2 3 4 5"])
 def test_an_odd_environment_is_one_line(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(upgrade.VARIABLE, text)
+    monkeypatch.setenv(HANDOVER_VARIABLE, text)
     with pytest.raises(DepositError, match="not ours"):
         upgrade.arrive()
-    assert upgrade.VARIABLE not in os.environ
+    assert HANDOVER_VARIABLE not in os.environ
 
 
 def test_a_document_for_another_process_is_refused(
@@ -197,12 +198,12 @@ def test_a_document_for_another_process_is_refused(
 ) -> None:
     put(place, pid=1, front={}, order={}, supervisor={})
     front, back = (os.dup(fd) for fd in place.fds)
-    monkeypatch.setenv(upgrade.VARIABLE, f"become {front} {back} -1")
+    monkeypatch.setenv(HANDOVER_VARIABLE, f"become {front} {back} -1")
     with pytest.raises(DepositError, match="meant for another process"):
         upgrade.arrive()
     put(place, pid=os.getpid())
     front, back = (os.dup(fd) for fd in place.fds)
-    monkeypatch.setenv(upgrade.VARIABLE, f"become {front} {back} -1")
+    monkeypatch.setenv(HANDOVER_VARIABLE, f"become {front} {back} -1")
     with pytest.raises(DepositError, match="parts of the document are missing"):
         upgrade.arrive()
 

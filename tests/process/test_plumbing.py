@@ -42,11 +42,11 @@ class Joined:
         ptmx, self.inside = map(fds.Fd, pty.openpty())
         termios.tcsetwinsize(self.window.fileno(), (33, 101))
         self.plumbing = self.plumb(self.terminal.fileno())
-        self.plumbing.join_console(ptmx, Stdio(names={"stdout": "null"}))
+        self.plumbing.join_console(ptmx, Stdio(names={"stdout": "null"}), self.crew)
 
     def plumb(self, terminal_fd: int) -> Plumbing:
         user = UserTerminal(terminal_fd, is_input=False)
-        return Plumbing(self.crew, ProcessRecord(terminal=True), user, self.null_fd)
+        return Plumbing(ProcessRecord(terminal=True), user, self.null_fd)
 
     def close(self) -> None:
         self.plumbing.close()
