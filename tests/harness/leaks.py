@@ -70,6 +70,6 @@ def _children() -> list[int]:
 def _containers() -> list[str]:
     if shutil.which("runc") is None or os.geteuid() != 0:
         return []
-    listed = runtime_calls.call("list", "-f", "json", runtime="runc")
+    listed = runtime_calls.list_all()
     ids = [container["id"] for container in json.loads(listed or b"[]") or []]
     return [id_ for id_ in ids if f"-{os.getpid()}-" in id_]  # see bundles.fresh_id

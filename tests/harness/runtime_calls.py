@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 RUNTIME = os.environ.get("FORKSHIM_TEST_RUNTIME", "runc")
 _UNKNOWN = ("does not exist", "No such file or directory")  # runc; crun, of its status file
+_MOST_LISTS = 50
 _SHORT_LIFE = ("exec.fifo: no such file or directory", "container process is already dead")
 
 
@@ -26,6 +27,11 @@ class RuntimeCallError(AssertionError):
     def is_of_no_container(self) -> bool:
         """Whether the runtime knows no container of that id."""
         return any(words in self.said for words in _UNKNOWN)
+
+    @property
+    def is_of_a_vanished_one(self) -> bool:
+        """Whether it is a `list` during which a container went."""
+        return "no such file or directory" in self.said or "does not exist" in self.said
 
     @property
     def is_of_a_short_life(self) -> bool:
@@ -53,6 +59,24 @@ def call(*words: str | Path, runtime: str = RUNTIME) -> bytes:
         if done.returncode != 0:
             raise RuntimeCallError(argv, done.returncode, err.read().decode(errors="replace"))
         return out.read()
+
+
+def list_all() -> bytes:
+    """Return `runc list` as JSON.
+
+    It fails when a container is deleted between its look at the directory and its look into it,
+    which another process of tests may do at any time.
+
+    Raises:
+        RuntimeCallError: It goes on failing.
+    """
+    for _ in range(_MOST_LISTS):
+        try:
+            return call("list", "-f", "json", runtime="runc")
+        except RuntimeCallError as error:
+            if not error.is_of_a_vanished_one:
+                raise
+    return call("list", "-f", "json", runtime="runc")
 
 
 def delete(container_id: str) -> None:
