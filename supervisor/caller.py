@@ -62,22 +62,10 @@ class Caller:
         Raises:
             OSError: It is gone.
         """
-        ours, its = _status("self"), _status(self.pid)
-        for name in _SAME_STATUS:
-            if ours.get(name) != its.get(name):
+        ours, its = own_likeness(), _likeness(self.pid)
+        for name, value in ours.items():
+            if its[name] != value:
                 return name
-        for name in _SAME_FILES:
-            if _read_if_there("self", name) != _read_if_there(self.pid, name):
-                return name
-        for name in _NAMESPACES:
-            if _link("self", f"ns/{name}") != _link(self.pid, f"ns/{name}"):
-                return f"{name} namespace"
-        if not os.path.samefile("/proc/self/root", f"/proc/{self.pid}/root"):
-            return "root"
-        if os.sched_getscheduler(0) != os.sched_getscheduler(self.pid):
-            return "scheduler"
-        if _io_priority(0) != _io_priority(self.pid):
-            return "I/O priority"
         if self._controlling_terminal():
             return "controlling terminal"
         for fd in stdio:
@@ -131,6 +119,30 @@ class Caller:
     def close(self) -> None:
         """Let go of it."""
         self._pidfd.close()
+
+
+_own_likeness: dict[str, object] = {}
+
+
+def own_likeness() -> dict[str, object]:
+    """Return what a caller has to have in common with us; looked at once, and so before a fork."""
+    if not _own_likeness:
+        _own_likeness.update(_likeness("self"))
+    return _own_likeness
+
+
+def _likeness(pid: int | str) -> dict[str, object]:
+    number = os.getpid() if pid == "self" else int(pid)
+    status = _status(pid)
+    root = os.stat(f"/proc/{pid}/root")
+    return {
+        **{name: status.get(name) for name in _SAME_STATUS},
+        **{name: _read_if_there(pid, name) for name in _SAME_FILES},
+        **{f"{name} namespace": _link(pid, f"ns/{name}") for name in _NAMESPACES},
+        "root": (root.st_dev, root.st_ino),
+        "scheduler": os.sched_getscheduler(number),
+        "I/O priority": _io_priority(number),
+    }
 
 
 def _join_cgroups(pid: int) -> None:

@@ -24,7 +24,7 @@ import sys
 import traceback
 
 from supervisor import fds, linux, signals, spawn, standin
-from supervisor.caller import Caller
+from supervisor.caller import Caller, own_likeness
 from supervisor.errors import ShimError, reason
 from supervisor.front import environment_of_a_main_process
 from supervisor.loop import Loop
@@ -70,6 +70,7 @@ def serve(directory: str, commands: Mapping[str, Callable[[], int]]) -> int:
             process cannot be taken here.
     """
     _try_to_take()
+    own_likeness()
     for name in _LATER:
         __import__(name)
     zygote = _Zygote(directory, commands)
