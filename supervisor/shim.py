@@ -566,13 +566,14 @@ class _Supervisor:
         self._stopper.over()
         if self._termination is None or self._exit_status is None:
             raise AssertionError("an exit to record, and none seen")
-        self._tell_end(f"process {self._pid} ended: {self._end_in_words()}")
-        self._drain = _new_drain(self._crew)
+        # First of all: somebody waits for it.
         try:
             self._exit_status.write(protocol_status(self._termination))
         except OSError as error:
             # The engine will find no status, which is the truth; our caller gets it all the same.
             self._log.error(f"write exitStatus: {error.strerror}")
+        self._drain = _new_drain(self._crew)
+        self._tell_end(f"process {self._pid} ended: {self._end_in_words()}")
 
     def _tell_end(self, message: str) -> None:
         is_failure = self._termination is not None and shell_status(self._termination) != 0
