@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from tests.bench import bulk, console, cri, end, fanout, idle, journal, many, run, start, table
 from tests.bench.case import TINY, Case, Result, Scale, Setting
+from tests.bench.installed import install
 from tests.bench.ways import ways
 from tests.harness import bundles, leaks
 
@@ -44,12 +45,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         rootfs = bundles.make_rootfs(Path(directory))
         scale = TINY if words.tiny else Scale()
-        cases = _all_cases(Setting(rootfs, scale, ways(words.warm)))
+        programs = install(Path(directory) / "forkshim")
+        cases = _all_cases(Setting(rootfs, scale, ways(programs.bin, words.warm)))
         if words.list:
             print("\n".join(f"{case.name:<16}{case.what}" for case in cases))
             return 0
         chosen = _chosen(cases, words.cases)
-        about = {"machine": machine(), "commit": commit(), "rounds": words.rounds}
+        where = f"{machine()}, {programs.what}"
+        about = {"machine": where, "commit": commit(), "rounds": words.rounds}
+        print(f"{where}; {words.rounds} rounds\n\n{table.HEAD}", flush=True)
         results = _measure(chosen, words.rounds)
     found = table.as_json(results, **about)
     if words.json is not None:
@@ -102,7 +106,6 @@ def _measure(cases: Sequence[Case], rounds: int) -> list[Result]:
     """Measure one case after another and print its part of the table; one that fails is named."""
     results = []
     began = time.monotonic()
-    print(f"{machine()}; {rounds} rounds\n\n{table.HEAD}", flush=True)
     for case in cases:
         if not any(variant.is_ours for variant in case.present):
             results.append(Result(case))  # said below
@@ -125,7 +128,7 @@ def _measure(cases: Sequence[Case], rounds: int) -> list[Result]:
 def machine() -> str:
     """Return one line that says what was measured on, and beside what."""
     words = [f"{os.cpu_count()} cores", f"load {os.getloadavg()[0]:.1f}"]
-    words += [f"Linux {platform.release()}", f"Python {platform.python_version()}"]
+    words += [f"Linux {platform.release()}"]
     words += [_version(program) for program in ("runc", "crun", "conmon", "containerd")]
     return ", ".join(words)
 

@@ -67,6 +67,11 @@ class Setting:
     ways: Sequence[Way]
 
     @property
+    def plain(self) -> Way:
+        """The plain one."""
+        return self.ways[0]
+
+    @property
     def run_ways(self) -> Sequence[Way]:
         """Those that start `forkshim run` in another way, too."""
         plain, *others = self.ways

@@ -18,10 +18,11 @@ from tests.bench import peers, processes
 from tests.bench.case import Case, Sample, Setting, Variant, at_least, at_most
 from tests.bench.sites import LOOK_S, MEMORY, WAIT, let_go, make_site, running
 from tests.harness import bundles
-from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from tests.bench.ways import Way
 
 _LEAST_HEAD_BYTES = len("2016-10-06T00:17:09.669794202Z stdout F ")
 _SCRIPT = f"{WAIT}; for i in $(seq {{blocks}}); do cat /tmp/c/block; done; echo; {WAIT}"
@@ -51,9 +52,9 @@ def cases(setting: Setting) -> Iterator[Case]:
 def _forkshim(setting: Setting, block: bytes) -> Sample:
     with (
         _site(setting, block) as (directory, bundle),
-        running(run_command(directory, bundle, f"cri:{directory / 'log'}")) as supervisor,
+        running(run_command(setting.plain, directory, bundle, f"cri:{directory / 'log'}")) as run,
     ):
-        return _measure(setting, block, directory, supervisor.pid)
+        return _measure(setting, block, directory, run.pid)
 
 
 def _conmon(setting: Setting, block: bytes) -> Sample:
@@ -88,10 +89,10 @@ def _measure(setting: Setting, block: bytes, directory: Path, supervisor: int) -
     return {"MB/s": content / 1e6 / took_s, "CPU s/GB": cpu_s / (content / 1e9)}
 
 
-def run_command(directory: Path, bundle: Path, sink: str) -> Sequence[str | Path]:
+def run_command(way: Way, directory: Path, bundle: Path, sink: str) -> Sequence[str | Path]:
     """Return the command by which forkshim runs the bundle."""
     options: list[str | Path] = ["--root", directory / "root", "--bundle", bundle, "--log", sink]
-    return [FORKSHIM, "run", *options, bundles.fresh_id("bench")]
+    return [*way.run, *options, bundles.fresh_id("bench")]
 
 
 def _size(path: Path) -> int:

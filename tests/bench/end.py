@@ -21,6 +21,8 @@ from tests.harness.engine import Engine
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.bench.ways import Way
+
 
 def cases(setting: Setting) -> Iterator[Case]:
     """The one case."""
@@ -28,7 +30,7 @@ def cases(setting: Setting) -> Iterator[Case]:
         "end",
         "exit to the status on the disk",
         [
-            Variant("forkshim", partial(_forkshim, setting.rootfs), is_ours=True),
+            Variant("forkshim", partial(_forkshim, setting.rootfs, setting.plain), is_ours=True),
             Variant("conmon", partial(_conmon, setting.rootfs), peers.need(peers.CONMON)),
         ],
         [at_most(1, "ms", beside="conmon")],
@@ -36,13 +38,14 @@ def cases(setting: Setting) -> Iterator[Case]:
     )
 
 
-def _forkshim(rootfs: Path) -> Sample:
+def _forkshim(rootfs: Path, way: Way) -> Sample:
     """`exitStatus` of forkshim-shim."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         bundle = make_site(directory, rootfs, b"", WAIT)
         with Engine(directory / "state", bundles.fresh_id("end"), bundle) as engine:
-            engine.run_attached()
+            engine.attach("stdout", "stderr")
+            engine.run(shim=Path(way.shim[0]))
             took = _measure(directory, (directory / "state/exitStatus").exists)
             engine.wait_end()
             engine.wait_shim()

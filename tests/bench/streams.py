@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.bench.case import Sample, Setting
+    from tests.bench.ways import Way
 
 PIPE_BYTES = 1 << 20
 _PACKET_BYTES = 32 << 10
@@ -61,7 +62,7 @@ Plumbing = Callable[[Path, Path], AbstractContextManager[Plumbed]]
 
 
 @contextlib.contextmanager
-def forkshim(terminal: bool, directory: Path, bundle: Path) -> Iterator[Plumbed]:
+def forkshim(way: Way, terminal: bool, directory: Path, bundle: Path) -> Iterator[Plumbed]:
     """An engine's fifos behind forkshim-shim."""
     state_dir, name = directory / "state", bundles.fresh_id("bench")
     fields: dict[str, Any] = {"terminal": True} if terminal else {}
@@ -71,7 +72,7 @@ def forkshim(terminal: bool, directory: Path, bundle: Path) -> Iterator[Plumbed]
         (stdout,) = engine.attach("stdout")
         os.set_blocking(stdout, True)
         fcntl.fcntl(stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        engine.run()
+        engine.run(shim=Path(way.shim[0]))
         stdin = engine.open("stdin", os.O_WRONLY)
         fcntl.fcntl(stdin, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         pids = processes.forkshim_pids(engine.shim_pid)
@@ -176,7 +177,7 @@ def variants(setting: Setting, script: str, *, terminal: bool, slow_only: bool) 
         return Variant(who, measure, **more)  # type: ignore[arg-type] # `lack` and `is_ours`
 
     return [
-        side("forkshim", partial(forkshim, terminal), much, is_ours=True),
+        side("forkshim", partial(forkshim, setting.plain, terminal), much, is_ours=True),
         side("bare terminal" if terminal else "bare pipe", partial(bare, terminal), much),
         side("copier", partial(copier, terminal), much),
         side("conmon", partial(conmon, terminal), scale.slow_bytes, lack=peers.need(peers.CONMON)),
