@@ -1,7 +1,7 @@
 """`make bench`: forkshim beside others, in turn: medians, spreads and ratios as a Markdown table.
 
-python -m tests.bench [CASE...] [--rounds N] [--json FILE] [--compare OLD.json] [--warm COMMAND]
-                      [--tiny] [--list]
+python -m tests.bench [CASE...] [--rounds N] [--json FILE] [--compare OLD.json] [--tiny]
+                      [--list]
 
 CASE is a word of `--list`; a module's name stands for all of its cases. `make bench ARGS='start
 --json new.json'`. Another module of cases, see `tests.bench.case`, is a word in MODULES.
@@ -46,7 +46,8 @@ def main() -> int:
         rootfs = bundles.make_rootfs(Path(directory))
         scale = TINY if words.tiny else Scale()
         programs = install(Path(directory) / "forkshim")
-        cases = _all_cases(Setting(rootfs, scale, ways(programs.bin, words.warm)))
+        both = ways(programs.bin, Path(directory) / "warm")
+        cases = _all_cases(Setting(rootfs, scale, both))
         if words.list:
             print("\n".join(f"{case.name:<16}{case.what}" for case in cases))
             return 0
@@ -80,7 +81,6 @@ def _words() -> argparse.Namespace:
     add("--rounds", type=int, default=5, help="measurements of each side (default: 5)")
     add("--json", type=Path, metavar="FILE", help="write every figure to this file")
     add("--compare", type=Path, metavar="OLD.json", help="then print new/old of each figure")
-    add("--warm", default="", metavar="COMMAND", help="one more way to start forkshim-shim")
     add("--tiny", action="store_true", help="little of everything: for a test of the runner")
     add("--list", action="store_true", help="only name the cases")
     return parser.parse_args()

@@ -71,12 +71,6 @@ class Setting:
         """The plain one."""
         return self.ways[0]
 
-    @property
-    def run_ways(self) -> Sequence[Way]:
-        """Those that start `forkshim run` in another way, too."""
-        plain, *others = self.ways
-        return [plain, *(way for way in others if way.environment or way.run != plain.run)]
-
 
 @dataclass(frozen=True)
 class Variant:
@@ -156,9 +150,12 @@ class Case:
 
     @property
     def lacks(self) -> Sequence[str]:
-        """What says which sides cannot, and why."""
-        lacks = ((variant, variant.lack()) for variant in self.variants)
-        return [f"{self.name}: {variant.who}: {why}" for variant, why in lacks if why]
+        """What says which sides cannot, and why, each reason once."""
+        whose: dict[str, list[str]] = {}
+        for variant in self.variants:
+            if why := variant.lack():
+                whose.setdefault(why, []).append(variant.who)
+        return [f"{self.name}: {'; '.join(who)}: {why}" for why, who in whose.items()]
 
     def figures(self, rounds: int) -> Figures:
         """Measure."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tests.bench import peers
 from tests.bench.case import Case, Sample, Setting, Variant, at_most
 from tests.bench.sites import LOOK_S, WAIT, let_go, make_site
+from tests.bench.ways import NEW_SESSION
 from tests.harness import bundles
 from tests.harness.engine import Engine
 
@@ -30,7 +31,15 @@ def cases(setting: Setting) -> Iterator[Case]:
         "end",
         "exit to the status on the disk",
         [
-            Variant("forkshim", partial(_forkshim, setting.rootfs, setting.plain), is_ours=True),
+            *(
+                Variant(
+                    way.who,
+                    partial(_forkshim, setting.rootfs, way),
+                    is_ours=True,
+                    around=way.around,
+                )
+                for way in setting.ways
+            ),
             Variant("conmon", partial(_conmon, setting.rootfs), peers.need(peers.CONMON)),
         ],
         [at_most(1, "ms", beside="conmon")],
@@ -45,9 +54,10 @@ def _forkshim(rootfs: Path, way: Way) -> Sample:
         bundle = make_site(directory, rootfs, b"", WAIT)
         with Engine(directory / "state", bundles.fresh_id("end"), bundle) as engine:
             engine.attach("stdout", "stderr")
-            engine.run(shim=Path(way.shim[0]))
+            engine.run(shim=way.shim, **NEW_SESSION)
             took = _measure(directory, (directory / "state/exitStatus").exists)
             engine.wait_end()
+            way.check(engine.shim_pid)
             engine.wait_shim()
         return took
 

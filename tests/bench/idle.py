@@ -2,7 +2,9 @@
 
 Only who supervises counts: supervisor and workers, conmon, containerd-shim-runc-v2; not the
 containers, and not containerd or whatever else there is once on a machine. Wake-ups are voluntary
-context switches of all their threads.
+context switches of all their threads. With a zygote, a container has a supervisor, workers, and the
+shell with its child that stands in for the supervisor; the zygote, which is there once, has a line
+of its own.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ def cases(setting: Setting) -> Iterator[Case]:
         [
             *(
                 Variant(way.who, side(partial(Forkshims, setting.rootfs, way)), is_ours=True)
-                for way in setting.run_ways
+                for way in setting.ways
             ),
             Variant("conmon", side(lambda: Conmons(setting.rootfs)), peers.need(peers.CONMON)),
             Variant(
@@ -61,4 +63,7 @@ def _measure(make: Callable[[], Crowd], setting: Setting) -> Sample:
             sample[f"wake-ups of {count}"] = processes.wake_ups(pids) - before
             for what, much in processes.memory_mb(pids).items():
                 sample[f"{what} of {count}, MB"] = much / count
+            if zygote := crowd.zygote_pids():
+                pss_mb = processes.memory_mb(zygote)["PSS"]
+                sample[f"zygote, once, PSS with {count}, MB"] = pss_mb
     return sample

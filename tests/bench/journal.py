@@ -23,7 +23,7 @@ from tests.bench.case import Case, Figures, Sample, Setting, Variant, at_least
 from tests.bench.cri import run_command
 from tests.bench.pairs import Spread
 from tests.bench.sites import MEMORY, WAIT, let_go, make_site, running
-from tests.bench.ways import Way
+from tests.bench.ways import PLAIN, Way
 from tests.harness import bundles
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def main() -> None:
     programs, sink, lines, rounds = sys.argv[1:]
     with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
         variants = _variants(
-            bundles.make_rootfs(Path(directory)), Way(Path(programs)), sink, int(lines)
+            bundles.make_rootfs(Path(directory)), Way(PLAIN, Path(programs)), sink, int(lines)
         )
         found = Case(sink, "", variants).figures(int(rounds))
     print(json.dumps({who: {quantity: list(spread.figures) for quantity, spread in each.items()}

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from tests.bench import peers
 from tests.bench.case import Case, Sample, Setting, Variant
 from tests.bench.sites import has_content
+from tests.bench.ways import NEW_SESSION
 from tests.harness import bundles, waiting
 from tests.harness.engine import Engine
 
@@ -41,7 +42,13 @@ def _sides(setting: Setting, runtime: str) -> Sequence[Variant]:
     rootfs = setting.rootfs
     lack = peers.need_crun(rootfs) if runtime == peers.CRUN else peers.need(runtime)
     ours = [
-        Variant(way.who, partial(_forkshim, rootfs, way, runtime), lack, is_ours=True)
+        Variant(
+            way.who,
+            partial(_forkshim, rootfs, way, runtime),
+            lack,
+            is_ours=True,
+            around=way.around,
+        )
         for way in setting.ways
     ]
     return [*ours, Variant(f"{runtime} alone", partial(_alone, rootfs, runtime), lack)]
@@ -53,14 +60,13 @@ def _forkshim(rootfs: Path, way: Way, runtime: str) -> Sample:
         state_dir, container_id = Path(name) / "state", bundles.fresh_id("bench")
         with Engine(state_dir, container_id, bundle, runtime=runtime) as engine:
             engine.attach("stdout", "stderr")
-            words = [*way.shim[1:], container_id, str(bundle), runtime]
-            env = way.env
             began = time.perf_counter()
-            engine.launch(argv=words, shim=Path(way.shim[0]), env=env)
+            engine.launch(shim=way.shim, **NEW_SESSION)
             took = _until(state_dir / "pid", began)
             engine.created()
             subprocess.run([runtime, "start", container_id], check=True, capture_output=True)
             engine.wait_end()
+            way.check(engine.shim_pid)
             engine.wait_shim()
             return took
 

@@ -72,7 +72,7 @@ def forkshim(way: Way, terminal: bool, directory: Path, bundle: Path) -> Iterato
         (stdout,) = engine.attach("stdout")
         os.set_blocking(stdout, True)
         fcntl.fcntl(stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        engine.run(shim=Path(way.shim[0]))
+        engine.run(shim=way.shim)
         stdin = engine.open("stdin", os.O_WRONLY)
         fcntl.fcntl(stdin, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         pids = processes.forkshim_pids(engine.shim_pid)
