@@ -23,7 +23,20 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench import bulk, console, cri, end, fanout, idle, journal, many, run, start, table
+from tests.bench import (
+    bulk,
+    console,
+    cri,
+    end,
+    fanout,
+    idle,
+    journal,
+    many,
+    run,
+    small,
+    start,
+    table,
+)
 from tests.bench.case import TINY, Case, Result, Scale, Setting
 from tests.bench.installed import install
 from tests.bench.ways import ways
@@ -32,7 +45,7 @@ from tests.harness import bundles, leaks
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MODULES = (start, run, end, many, idle, bulk, console, fanout, cri, journal)
+MODULES = (start, run, end, many, idle, bulk, small, console, fanout, cri, journal)
 
 
 def main() -> int:

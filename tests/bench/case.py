@@ -33,6 +33,8 @@ class Scale:
     block_bytes: int = 32 << 20
     blocks: int = 8
     journal_lines: int = 100_000
+    small_writes: int = 1_000_000
+    delays_s: float = 2.0
     idle: Sequence[int] = (1, 10, 50, 200)
     watched_s: float = 3.0
     many: int = 200
@@ -45,6 +47,8 @@ TINY = Scale(
     block_bytes=1 << 20,
     blocks=1,
     journal_lines=1000,
+    small_writes=2000,
+    delays_s=0.1,
     idle=(1, 2),
     watched_s=0.1,
     many=10,
