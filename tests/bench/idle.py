@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from tests.bench import peers, processes
 from tests.bench.case import Case, Sample, Setting, Variant, at_most
 from tests.bench.crowd import Conmons, Containerds, Crowd, Forkshims
+from tests.bench.ways import PLAIN, WARM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ def cases(setting: Setting) -> Iterator[Case]:
     def side(make: Callable[[], Crowd]) -> Callable[[], Sample]:
         return partial(_measure, make, setting)
 
-    most = max(setting.scale.idle)
+    shim = "containerd-shim-runc-v2"
     yield Case(
         "idle",
         f"idle, for each container; wake-ups in {setting.scale.watched_s:g} s",
@@ -40,12 +41,16 @@ def cases(setting: Setting) -> Iterator[Case]:
             ),
             Variant("conmon", side(lambda: Conmons(setting.rootfs)), peers.need(peers.CONMON)),
             Variant(
-                "containerd-shim-runc-v2",
+                shim,
                 side(lambda: Containerds(setting.rootfs)),
                 peers.need(peers.CTR),
             ),
         ],
-        [at_most(0, f"wake-ups of {most}")],
+        [
+            *(at_most(0, f"wake-ups of {count}") for count in setting.scale.idle),
+            at_most(3, "PSS of 50, MB", beside=shim, of=PLAIN),
+            at_most(1, "PSS of 50, MB", beside=shim, of=WARM),
+        ],
         is_once=True,
     )
 

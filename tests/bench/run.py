@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.bench import peers
-from tests.bench.case import Case, Sample, Setting, Variant
+from tests.bench.case import Case, Sample, Setting, Variant, at_most
 from tests.bench.sites import running
 from tests.harness import bundles
 
@@ -52,6 +52,7 @@ def cases(setting: Setting) -> Iterator[Case]:
                 around=ctr.daemon,
             ),
         ],
+        [at_most(1, "ms to the first word", beside="ctr run")],
         times=3,
     )
 

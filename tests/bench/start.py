@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.bench import peers
-from tests.bench.case import Case, Sample, Setting, Variant
+from tests.bench.case import Case, Sample, Setting, Variant, Wanted, at_most_over
 from tests.bench.sites import has_content
-from tests.bench.ways import NEW_SESSION
+from tests.bench.ways import NEW_SESSION, PLAIN, WARM
 from tests.harness import bundles, waiting
 from tests.harness.engine import Engine
 
@@ -34,8 +34,23 @@ def cases(setting: Setting) -> Iterator[Case]:
     """With runc, and with crun."""
     rootfs = setting.rootfs
     conmon = Variant("conmon", partial(_conmon, rootfs), peers.need(peers.CONMON))
-    yield Case("start", "exec to pid file", [*_sides(setting, "runc"), conmon], times=3)
-    yield Case("start-crun", "the same with crun", _sides(setting, "crun"), times=3)
+    yield Case(
+        "start",
+        "exec to pid file",
+        [*_sides(setting, "runc"), conmon],
+        _wanted("runc"),
+        times=3,
+    )
+    yield Case(
+        "start-crun", "the same with crun", _sides(setting, "crun"), _wanted("crun"), times=3
+    )
+
+
+def _wanted(runtime: str) -> Sequence[Wanted]:
+    return [
+        at_most_over(20, "ms", beside=f"{runtime} alone", of=PLAIN),
+        at_most_over(5, "ms", beside=f"{runtime} alone", of=WARM),
+    ]
 
 
 def _sides(setting: Setting, runtime: str) -> Sequence[Variant]:
