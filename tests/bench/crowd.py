@@ -241,6 +241,6 @@ def _word(process: subprocess.Popen[bytes]) -> Callable[[], object]:
     stdout = process.stdout
 
     def hear() -> None:
-        assert stdout.readline() == b"ready\n"
+        assert waiting.read_until(stdout.fileno(), b"\n") == b"ready\n"
 
     return hear

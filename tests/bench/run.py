@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from tests.bench import peers
 from tests.bench.case import Case, Sample, Setting, Variant, at_most
 from tests.bench.sites import running
-from tests.harness import bundles
+from tests.harness import bundles, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,11 +100,10 @@ def _measure(rootfs: Path, command: _Command, check: Callable[[int], None] | Non
             words,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            bufsize=0,
             start_new_session=True,
         ) as process:
             assert process.stdout is not None
-            word = process.stdout.read(len(_WORD))
+            word = waiting.read_until(process.stdout.fileno(), b"\n")
             spoke = time.perf_counter()
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
             ended = time.perf_counter()
