@@ -62,7 +62,7 @@ def main() -> int:
         both = ways(programs.bin, Path(directory) / "warm")
         cases = _all_cases(Setting(rootfs, scale, both))
         if words.list:
-            print("\n".join(f"{case.name:<16}{case.what}" for case in cases))
+            print("\n".join(f"{case.name:<20}{case.what}" for case in cases))
             return 0
         chosen = _chosen(cases, words.cases)
         where = f"{machine()}, {programs.what}"
