@@ -1,7 +1,7 @@
 """`make bench`: forkshim beside others, in turn: medians, spreads and ratios as a Markdown table.
 
-python -m tests.bench [CASE...] [--rounds N] [--json FILE] [--compare OLD.json] [--warm COMMAND]
-                      [--tiny] [--list]
+python -m tests.bench [CASE...] [--rounds N] [--json FILE] [--compare OLD.json] [--tiny]
+                      [--list]
 
 CASE is a word of `--list`; a module's name stands for all of its cases. `make bench ARGS='start
 --json new.json'`. Another module of cases, see `tests.bench.case`, is a word in MODULES.
@@ -23,15 +23,29 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench import bulk, console, cri, end, fanout, idle, journal, many, run, start, table
+from tests.bench import (
+    bulk,
+    console,
+    cri,
+    end,
+    fanout,
+    idle,
+    journal,
+    many,
+    run,
+    small,
+    start,
+    table,
+)
 from tests.bench.case import TINY, Case, Result, Scale, Setting
+from tests.bench.installed import install
 from tests.bench.ways import ways
 from tests.harness import bundles, leaks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MODULES = (start, run, end, many, idle, bulk, console, fanout, cri, journal)
+MODULES = (start, run, end, many, idle, bulk, small, console, fanout, cri, journal)
 
 
 def main() -> int:
@@ -44,12 +58,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         rootfs = bundles.make_rootfs(Path(directory))
         scale = TINY if words.tiny else Scale()
-        cases = _all_cases(Setting(rootfs, scale, ways(words.warm)))
+        programs = install(Path(directory) / "forkshim")
+        both = ways(programs.bin, Path(directory) / "warm")
+        cases = _all_cases(Setting(rootfs, scale, both))
         if words.list:
-            print("\n".join(f"{case.name:<16}{case.what}" for case in cases))
+            print("\n".join(f"{case.name:<20}{case.what}" for case in cases))
             return 0
         chosen = _chosen(cases, words.cases)
-        about = {"machine": machine(), "commit": commit(), "rounds": words.rounds}
+        where = f"{machine()}, {programs.what}"
+        about = {"machine": where, "commit": commit(), "rounds": words.rounds}
+        print(f"{where}; {words.rounds} rounds\n\n{table.HEAD}", flush=True)
         results = _measure(chosen, words.rounds)
     found = table.as_json(results, **about)
     if words.json is not None:
@@ -76,7 +94,6 @@ def _words() -> argparse.Namespace:
     add("--rounds", type=int, default=5, help="measurements of each side (default: 5)")
     add("--json", type=Path, metavar="FILE", help="write every figure to this file")
     add("--compare", type=Path, metavar="OLD.json", help="then print new/old of each figure")
-    add("--warm", default="", metavar="COMMAND", help="one more way to start forkshim-shim")
     add("--tiny", action="store_true", help="little of everything: for a test of the runner")
     add("--list", action="store_true", help="only name the cases")
     return parser.parse_args()
@@ -102,7 +119,6 @@ def _measure(cases: Sequence[Case], rounds: int) -> list[Result]:
     """Measure one case after another and print its part of the table; one that fails is named."""
     results = []
     began = time.monotonic()
-    print(f"{machine()}; {rounds} rounds\n\n{table.HEAD}", flush=True)
     for case in cases:
         if not any(variant.is_ours for variant in case.present):
             results.append(Result(case))  # said below
@@ -125,7 +141,7 @@ def _measure(cases: Sequence[Case], rounds: int) -> list[Result]:
 def machine() -> str:
     """Return one line that says what was measured on, and beside what."""
     words = [f"{os.cpu_count()} cores", f"load {os.getloadavg()[0]:.1f}"]
-    words += [f"Linux {platform.release()}", f"Python {platform.python_version()}"]
+    words += [f"Linux {platform.release()}"]
     words += [_version(program) for program in ("runc", "crun", "conmon", "containerd")]
     return ", ".join(words)
 

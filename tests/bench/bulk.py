@@ -18,10 +18,16 @@ if TYPE_CHECKING:
 
 def cases(setting: Setting) -> Iterator[Case]:
     """Stdout and stdin by pipes."""
-    much = f"{setting.scale.bulk_bytes >> 20:,} MiB"
-    wanted = [at_least(0.95, "MB/s", beside="bare pipe"), at_most(0.15, "CPU s/GB")]
+    scale = setting.scale
+    much = f"{scale.bulk_bytes >> 20:,} MiB"
+    wanted = [
+        at_least(0.95, "MB/s", beside="bare pipe"),
+        at_most(0.15, "CPU s/GB"),
+        at_most(0.25, "CPU s/GB", beside="copier"),
+        at_most(0.25, "CPU s/GB", beside="conmon"),
+    ]
     output, feed = (
-        streams.variants(setting, script, terminal=False, slow_only=False)
+        streams.variants(setting, script, scale.bulk_bytes, conmon_much=scale.slow_bytes)
         for script in (streams.OUTPUT, streams.INPUT)
     )
     yield Case("bulk-stdout", f"{much} of stdout", output, wanted)

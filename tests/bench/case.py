@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tests.bench.pairs import Spread, in_turn
+from tests.bench.pairs import Spread, difference, in_turn, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +33,8 @@ class Scale:
     block_bytes: int = 32 << 20
     blocks: int = 8
     journal_lines: int = 100_000
+    small_writes: int = 1_000_000
+    delays_s: float = 2.0
     idle: Sequence[int] = (1, 10, 50, 200)
     watched_s: float = 3.0
     many: int = 200
@@ -45,6 +47,8 @@ TINY = Scale(
     block_bytes=1 << 20,
     blocks=1,
     journal_lines=1000,
+    small_writes=2000,
+    delays_s=0.1,
     idle=(1, 2),
     watched_s=0.1,
     many=10,
@@ -67,10 +71,9 @@ class Setting:
     ways: Sequence[Way]
 
     @property
-    def run_ways(self) -> Sequence[Way]:
-        """Those that start `forkshim run` in another way, too."""
-        plain, *others = self.ways
-        return [plain, *(way for way in others if way.environment or way.run != plain.run)]
+    def plain(self) -> Way:
+        """The plain one."""
+        return self.ways[0]
 
 
 @dataclass(frozen=True)
@@ -94,20 +97,47 @@ class Variant:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A promise: of a figure of ours, or of its ratio to that of `beside`."""
+    """A promise: of a figure of ours, or of what it is beside another's.
+
+    Attributes:
+        quantity: What is promised.
+        how: "at least" or "at most".
+        number: So much.
+        beside: Whose figure ours is divided by; empty for ours as it is.
+        of: Which way of ours promises it; empty for every one.
+        is_more: The other's figure is taken away from ours, instead of a division.
+    """
 
     quantity: str
     how: str
     number: float
     beside: str = ""
+    of: str = ""
+    is_more: bool = False
 
-    def is_kept(self, number: float) -> bool:
-        """Say whether a figure or a ratio is good enough."""
-        return number >= self.number if self.how == "at least" else number <= self.number
+    def found(self, ours: Spread, others: Mapping[str, Spread]) -> float | None:
+        """Return the number that was promised; None if there is none to be had."""
+        if not self.beside:
+            return ours.median
+        other = others[self.beside]
+        return difference(ours, other) if self.is_more else ratio(ours, other)
+
+    def verdict(self, ours: Spread, others: Mapping[str, Spread]) -> str:
+        """Return what the table says."""
+        found = self.found(ours, others)
+        if found is None:
+            return f"{self}: **no**"
+        is_kept = found >= self.number if self.how == "at least" else found <= self.number
+        said = f"{self}: {'yes' if is_kept else '**no**'}"
+        return f"{said} ({found:+.3g})" if self.is_more else said
 
     def __str__(self) -> str:
-        """What the table says."""
-        return f"{self.how} {self.number:g}" + ("x" if self.beside else "")
+        """What is promised, in words."""
+        if not self.beside:
+            return f"{self.how} {self.number:g}"
+        if self.is_more:
+            return f"{self.how} {self.number:+g} over {self.beside}"
+        return f"{self.how} {self.number:g}x of {self.beside}"
 
 
 def at_least(number: float, quantity: str, *, beside: str = "") -> Wanted:
@@ -115,9 +145,14 @@ def at_least(number: float, quantity: str, *, beside: str = "") -> Wanted:
     return Wanted(quantity, "at least", number, beside)
 
 
-def at_most(number: float, quantity: str, *, beside: str = "") -> Wanted:
+def at_most(number: float, quantity: str, *, beside: str = "", of: str = "") -> Wanted:
     """Make a promise of a figure that should be small."""
-    return Wanted(quantity, "at most", number, beside)
+    return Wanted(quantity, "at most", number, beside, of)
+
+
+def at_most_over(number: float, quantity: str, *, beside: str, of: str = "") -> Wanted:
+    """Make a promise of a figure that should not be much more than another's."""
+    return Wanted(quantity, "at most", number, beside, of, is_more=True)
 
 
 Figures = dict[str, dict[str, Spread]]
@@ -151,9 +186,12 @@ class Case:
 
     @property
     def lacks(self) -> Sequence[str]:
-        """What says which sides cannot, and why."""
-        lacks = ((variant, variant.lack()) for variant in self.variants)
-        return [f"{self.name}: {variant.who}: {why}" for variant, why in lacks if why]
+        """What says which sides cannot, and why, each reason once."""
+        whose: dict[str, list[str]] = {}
+        for variant in self.variants:
+            if why := variant.lack():
+                whose.setdefault(why, []).append(variant.who)
+        return [f"{self.name}: {'; '.join(who)}: {why}" for why, who in whose.items()]
 
     def figures(self, rounds: int) -> Figures:
         """Measure."""

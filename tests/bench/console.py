@@ -19,5 +19,5 @@ def cases(setting: Setting) -> Iterator[Case]:
     yield Case(
         "console",
         f"{setting.scale.slow_bytes >> 20:,} MiB from a terminal",
-        streams.variants(setting, streams.OUTPUT, terminal=True, slow_only=True),
+        streams.variants(setting, streams.OUTPUT, setting.scale.slow_bytes, terminal=True),
     )

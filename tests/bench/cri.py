@@ -18,12 +18,13 @@ from tests.bench import peers, processes
 from tests.bench.case import Case, Sample, Setting, Variant, at_least, at_most
 from tests.bench.sites import LOOK_S, MEMORY, WAIT, let_go, make_site, running
 from tests.harness import bundles
-from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-_LEAST_HEAD_BYTES = len("2016-10-06T00:17:09.669794202Z stdout F ")
+    from tests.bench.ways import Way
+
+LEAST_HEAD_BYTES = len("2016-10-06T00:17:09.669794202Z stdout F ")
 _SCRIPT = f"{WAIT}; for i in $(seq {{blocks}}); do cat /tmp/c/block; done; echo; {WAIT}"
 # The newline: what comes after the last one is written at the end only.
 
@@ -51,9 +52,9 @@ def cases(setting: Setting) -> Iterator[Case]:
 def _forkshim(setting: Setting, block: bytes) -> Sample:
     with (
         _site(setting, block) as (directory, bundle),
-        running(run_command(directory, bundle, f"cri:{directory / 'log'}")) as supervisor,
+        running(run_command(setting.plain, directory, bundle, f"cri:{directory / 'log'}")) as run,
     ):
-        return _measure(setting, block, directory, supervisor.pid)
+        return _measure(setting, block, directory, run.pid)
 
 
 def _conmon(setting: Setting, block: bytes) -> Sample:
@@ -75,23 +76,37 @@ def _site(setting: Setting, block: bytes) -> Iterator[tuple[Path, Path]]:
 def _measure(setting: Setting, block: bytes, directory: Path, supervisor: int) -> Sample:
     content = len(block) * setting.scale.blocks
     lines = block.count(b"\n") * setting.scale.blocks
-    wanted = content + lines * _LEAST_HEAD_BYTES
-    let_go(directory)  # the container waited for it, so the workers have been forked
-    pids = processes.forkshim_pids(supervisor)
-    cpu_s = processes.cpu_s(pids)
+    wanted = content + lines * LEAST_HEAD_BYTES
+    return until_logged(directory, content, wanted, partial(processes.forkshim_pids, supervisor))
+
+
+def until_logged(
+    directory: Path, content: int, wanted: int, pids: Callable[[], Sequence[int]]
+) -> Sample:
+    """Let the container go, measure until its log has so many bytes, and let it end.
+
+    Args:
+        directory: Of the container; the log is `log` in there.
+        content: How many bytes the container writes.
+        wanted: How many the log then has, at least.
+        pids: Returns who writes it; called when the container was waiting, so workers are there.
+    """
+    let_go(directory)
+    who = pids()
+    cpu_s = processes.cpu_s(who)
     began = time.perf_counter()
     while not _size(directory / "log") >= wanted:
         time.sleep(LOOK_S)
     took_s = time.perf_counter() - began
-    cpu_s = processes.cpu_s(pids) - cpu_s
+    cpu_s = processes.cpu_s(who) - cpu_s
     let_go(directory)
     return {"MB/s": content / 1e6 / took_s, "CPU s/GB": cpu_s / (content / 1e9)}
 
 
-def run_command(directory: Path, bundle: Path, sink: str) -> Sequence[str | Path]:
+def run_command(way: Way, directory: Path, bundle: Path, sink: str) -> Sequence[str | Path]:
     """Return the command by which forkshim runs the bundle."""
     options: list[str | Path] = ["--root", directory / "root", "--bundle", bundle, "--log", sink]
-    return [FORKSHIM, "run", *options, bundles.fresh_id("bench")]
+    return [*way.run, *options, bundles.fresh_id("bench")]
 
 
 def _size(path: Path) -> int:

@@ -103,6 +103,10 @@ class Crowd(ABC):
     def pids(self) -> Sequence[int]:
         """Return all processes that supervise, without the containers' own."""
 
+    def zygote_pids(self) -> Sequence[int]:
+        """Return who is there once for all, and only for them."""
+        return []
+
 
 class Forkshims(Crowd):
     """`forkshim run`, with both outputs in pipes."""
@@ -111,21 +115,42 @@ class Forkshims(Crowd):
         """Start with nobody; each will be started in that way."""
         super().__init__(rootfs)
         self._way = way
-        self._supervisors: list[int] = []
+        self._started: list[tuple[int, Path]] = []
+
+    def __enter__(self) -> Crowd:
+        """Have a zygote, if the way wants one."""
+        self._stack.enter_context(self._way.around())
+        return super().__enter__()
 
     def _start(self, directory: Path, bundle: Path) -> Callable[[], object]:
-        words: list[str | Path] = [*self._way.run, "--root", directory / "root", "--bundle", bundle]
+        root, container_id = directory / "root", bundles.fresh_id("crowd")
         process = subprocess.Popen(
-            [*words, bundles.fresh_id("crowd")],
-            stdin=_NULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=self._way.env,
+            [*self._way.run, "--root", root, "--bundle", bundle, container_id],
+            stdin=_NULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         self._own(process)
-        self._supervisors.append(process.pid)
-        return _word(process)
+        self._started.append((process.pid, root / container_id / "supervisor.pid"))
+        word = _word(process)
+
+        def hear() -> None:
+            word()
+            self._way.check(process.pid)
+
+        return hear
 
     def pids(self) -> Sequence[int]:
-        """Supervisors and workers."""
-        return [pid for each in self._supervisors for pid in processes.forkshim_pids(each)]
+        """Supervisors and workers; and who stands in for a supervisor, with its child."""
+        found: list[int] = []
+        for started, pid_file in self._started:
+            supervisor = int(pid_file.read_text())
+            found += processes.forkshim_pids(supervisor)
+            if supervisor != started:
+                found += [started, *waiting.children_of(started)]
+        return found
+
+    def zygote_pids(self) -> Sequence[int]:
+        """Return the zygote's, if there is one."""
+        return [self._way.zygote.pid] if self._way.zygote is not None else []
 
 
 class Runcs(Crowd):
@@ -216,6 +241,6 @@ def _word(process: subprocess.Popen[bytes]) -> Callable[[], object]:
     stdout = process.stdout
 
     def hear() -> None:
-        assert stdout.readline() == b"ready\n"
+        assert waiting.read_until(stdout.fileno(), b"\n") == b"ready\n"
 
     return hear

@@ -1,6 +1,8 @@
-"""From the container's last word to its status on the disk, beside conmon's exit file.
+"""From the container's last word to its status in a file, beside conmon's exit file.
 
-Ours is fsync'ed, and its directory as well.
+Both are on a file system in memory. An engine's state directories and conmon's exit directory are
+under /run, which is one; elsewhere the time is the disk's, since ours is fsync'ed and conmon's is
+not. Each side's clock is stopped by the whole file's name in its directory (inotify).
 """
 
 from __future__ import annotations
@@ -14,21 +16,32 @@ from typing import TYPE_CHECKING
 
 from tests.bench import peers
 from tests.bench.case import Case, Sample, Setting, Variant, at_most
-from tests.bench.sites import LOOK_S, WAIT, let_go, make_site
+from tests.bench.sites import MEMORY, WAIT, arrival_s, let_go, make_site
+from tests.bench.ways import NEW_SESSION
 from tests.harness import bundles
 from tests.harness.engine import Engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.bench.ways import Way
+
 
 def cases(setting: Setting) -> Iterator[Case]:
     """The one case."""
     yield Case(
         "end",
-        "exit to the status on the disk",
+        "exit to exitStatus, on tmpfs",
         [
-            Variant("forkshim", partial(_forkshim, setting.rootfs), is_ours=True),
+            *(
+                Variant(
+                    way.who,
+                    partial(_forkshim, setting.rootfs, way),
+                    is_ours=True,
+                    around=way.around,
+                )
+                for way in setting.ways
+            ),
             Variant("conmon", partial(_conmon, setting.rootfs), peers.need(peers.CONMON)),
         ],
         [at_most(1, "ms", beside="conmon")],
@@ -36,31 +49,36 @@ def cases(setting: Setting) -> Iterator[Case]:
     )
 
 
-def _forkshim(rootfs: Path) -> Sample:
+def _forkshim(rootfs: Path, way: Way) -> Sample:
     """`exitStatus` of forkshim-shim."""
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as name:
         directory = Path(name)
         bundle = make_site(directory, rootfs, b"", WAIT)
         with Engine(directory / "state", bundles.fresh_id("end"), bundle) as engine:
-            engine.run_attached()
-            took = _measure(directory, (directory / "state/exitStatus").exists)
+            engine.attach("stdout", "stderr")
+            engine.run(shim=way.shim, **NEW_SESSION)
+            took = _measure(directory, directory / "state/exitStatus", Path.exists)
             engine.wait_end()
+            way.check(engine.shim_pid)
             engine.wait_shim()
         return took
 
 
 def _conmon(rootfs: Path) -> Sample:
     """The file in conmon's --exit-dir."""
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as name:
         directory = Path(name)
         bundle = make_site(directory, rootfs, b"", WAIT)
         with peers.conmon(directory, bundle, f"k8s-file:{directory / 'log'}"):
-            return _measure(directory, lambda: bool(os.listdir(directory / "exits")))
+            return _measure(directory, directory / "exits" / "any", _has_sibling)
 
 
-def _measure(directory: Path, is_there: Callable[[], bool]) -> Sample:
+def _has_sibling(path: Path) -> bool:
+    """Say whether a file is there whose name is an ID: conmon's temporary one ends in .XXXXXX."""
+    return any("." not in name for name in os.listdir(path.parent))
+
+
+def _measure(directory: Path, path: Path, is_there: Callable[[Path], bool]) -> Sample:
     let_go(directory)
     began = time.perf_counter()
-    while not is_there():
-        time.sleep(LOOK_S)
-    return {"ms": (time.perf_counter() - began) * 1e3}
+    return {"ms": (arrival_s(path, is_there) - began) * 1e3}

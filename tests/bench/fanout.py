@@ -23,7 +23,6 @@ from tests.bench.case import Case, Sample, Setting, Variant
 from tests.bench.sites import WAIT, let_go, make_site, running
 from tests.bench.streams import PIPE_BYTES
 from tests.harness import bundles, waiting
-from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,7 +63,7 @@ def _measure(setting: Setting, listeners: int) -> Sample:
             stack.callback(os.close, rfd)
             run = stack.enter_context(
                 running(
-                    [FORKSHIM, "run", "--root", root, "--bundle", bundle, container_id],
+                    [*setting.plain.run, "--root", root, "--bundle", bundle, container_id],
                     stdin=subprocess.DEVNULL, stdout=wfd, stderr=subprocess.PIPE,
                 )
             )  # fmt: skip
@@ -73,7 +72,7 @@ def _measure(setting: Setting, listeners: int) -> Sample:
             hearing = [
                 stack.enter_context(
                     running(
-                        [FORKSHIM, "attach", "--root", root, container_id],
+                        [setting.plain.forkshim, "attach", "--root", root, container_id],
                         stdout=subprocess.DEVNULL,
                     )
                 )

@@ -23,6 +23,7 @@ from tests.bench.case import Case, Figures, Sample, Setting, Variant, at_least
 from tests.bench.cri import run_command
 from tests.bench.pairs import Spread
 from tests.bench.sites import MEMORY, WAIT, let_go, make_site, running
+from tests.bench.ways import PLAIN, Way
 from tests.harness import bundles
 
 if TYPE_CHECKING:
@@ -40,20 +41,22 @@ def cases(setting: Setting) -> Iterator[Case]:
         yield _InBed(
             sink,
             f"{lines:,} lines of 100 bytes to `{sink}`",
-            _variants(setting.rootfs, sink, lines),
+            _variants(setting.rootfs, setting.plain, sink, lines),
             [at_least(2, "lines/s", beside="conmon")],
             lines=lines,
+            programs=setting.plain.bin,
         )
 
 
 @dataclass(frozen=True)
 class _InBed(Case):
     lines: int = 0
+    programs: Path = Path()
 
     def figures(self, rounds: int) -> Figures:
         """Boot a bed and measure there."""
-        words = f"-m tests.bench.journal {self.name} {self.lines} {rounds}"
-        with Bed(bind_ro=[ROOT, Path(sys.prefix)]) as bed:
+        words = f"-m tests.bench.journal {self.programs} {self.name} {self.lines} {rounds}"
+        with Bed(bind_ro=[ROOT, Path(sys.prefix), self.programs.parent]) as bed:
             command = f"cd {ROOT} && exec {sys.executable} {words}"
             done = bed.run(
                 "sh", "-c", command, properties=["Delegate=yes"], timeout_s=3600.0, check=True
@@ -65,19 +68,19 @@ class _InBed(Case):
         }
 
 
-def _variants(rootfs: Path, sink: str, lines: int) -> list[Variant]:
+def _variants(rootfs: Path, way: Way, sink: str, lines: int) -> list[Variant]:
     return [
-        Variant("forkshim", partial(_forkshim, rootfs, sink, lines), is_ours=True),
+        Variant("forkshim", partial(_forkshim, rootfs, way, sink, lines), is_ours=True),
         Variant("conmon", partial(_conmon, rootfs, lines), peers.need(peers.CONMON)),
     ]
 
 
-def _forkshim(rootfs: Path, sink: str, lines: int) -> Sample:
+def _forkshim(rootfs: Path, way: Way, sink: str, lines: int) -> Sample:
     with tempfile.TemporaryDirectory(dir=MEMORY) as name:
         directory = Path(name)
         bundle = make_site(directory, rootfs, _block(lines), _SCRIPT)
         before_s = _cpu_of_children_s()
-        with running(run_command(directory, bundle, sink)) as supervisor:
+        with running(run_command(way, directory, bundle, sink)) as supervisor:
             took_s = _until_end(directory, supervisor)
         return _sample(lines, took_s, _cpu_of_children_s() - before_s)
 
@@ -116,9 +119,11 @@ def _cpu_of_children_s() -> float:
 
 def main() -> None:
     """Measure here; print the figures as JSON."""
-    sink, lines, rounds = sys.argv[1:]
+    programs, sink, lines, rounds = sys.argv[1:]
     with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
-        variants = _variants(bundles.make_rootfs(Path(directory)), sink, int(lines))
+        variants = _variants(
+            bundles.make_rootfs(Path(directory)), Way(PLAIN, Path(programs)), sink, int(lines)
+        )
         found = Case(sink, "", variants).figures(int(rounds))
     print(json.dumps({who: {quantity: list(spread.figures) for quantity, spread in each.items()}
                       for who, each in found.items()}))  # fmt: skip

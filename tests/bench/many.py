@@ -57,7 +57,7 @@ def _flatness(figures: Sequence[float]) -> float:
 def _variants(
     setting: Setting, side: Callable[[str, Callable[[], Crowd]], Variant]
 ) -> Sequence[Variant]:
-    ours = [side(way.who, partial(Forkshims, setting.rootfs, way)) for way in setting.run_ways]
+    ours = [side(way.who, partial(Forkshims, setting.rootfs, way)) for way in setting.ways]
     return [
         *(replace(variant, is_ours=True) for variant in ours),
         side("runc run --detach", partial(Runcs, setting.rootfs)),

@@ -9,6 +9,7 @@ and leave nothing of the container. Its process says a word and ends.
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import tempfile
 import time
@@ -18,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.bench import peers
-from tests.bench.case import Case, Sample, Setting, Variant
+from tests.bench.case import Case, Sample, Setting, Variant, at_most
 from tests.bench.sites import running
-from tests.harness import bundles
+from tests.harness import bundles, waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from tests.bench.ways import Way
 
@@ -34,8 +35,8 @@ _Command = Callable[[Path, str], Sequence["str | Path"]]
 def cases(setting: Setting) -> Iterator[Case]:
     """The one case."""
     ours = [
-        Variant(way.who, partial(_ours, setting.rootfs, way), is_ours=True)
-        for way in setting.run_ways
+        Variant(way.who, partial(_ours, setting.rootfs, way), is_ours=True, around=way.around)
+        for way in setting.ways
     ]
     ctr = Ctr()
     yield Case(
@@ -51,6 +52,7 @@ def cases(setting: Setting) -> Iterator[Case]:
                 around=ctr.daemon,
             ),
         ],
+        [at_most(1, "ms to the first word", beside="ctr run")],
         times=3,
     )
 
@@ -81,26 +83,32 @@ def _ours(rootfs: Path, way: Way) -> Sample:
         def command(bundle: Path, container_id: str) -> Sequence[str | Path]:
             return [*way.run, "--root", root, "--bundle", bundle, container_id]
 
-        return _measure(rootfs, command, way.env)
+        return _measure(rootfs, command, way.check)
 
 
 def _runc(bundle: Path, container_id: str) -> Sequence[str | Path]:
     return ["runc", "run", "--bundle", bundle, container_id]
 
 
-def _measure(rootfs: Path, command: _Command, env: Mapping[str, str] | None = None) -> Sample:
+def _measure(rootfs: Path, command: _Command, check: Callable[[int], None] | None = None) -> Sample:
     with tempfile.TemporaryDirectory() as name:
         document = bundles.config(rootfs, ["echo", _WORD.decode().strip()])
         bundle = bundles.make_bundle(Path(name) / "bundle", document)
         words = command(bundle, bundles.fresh_id("run"))
         began = time.perf_counter()
         with running(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=env, bufsize=0
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
         ) as process:
             assert process.stdout is not None
-            word = process.stdout.read(len(_WORD))
+            word = waiting.read_until(process.stdout.fileno(), b"\n")
             spoke = time.perf_counter()
-            status = process.wait()
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
             ended = time.perf_counter()
+            if check is not None:
+                check(process.pid)
+            status = process.wait()
         assert (word, status) == (_WORD, 0), (word, status)
     return {"ms to the first word": (spoke - began) * 1e3, "ms to the end": (ended - began) * 1e3}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tests.harness import bundles, waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 WAIT = "until read word < /tmp/c/go; do :; done"
@@ -80,6 +80,23 @@ def running(command: Sequence[str | Path], **popen: Any) -> Iterator[subprocess.
                 process.wait(STOPPED_S)
             process.kill()
             raise
+
+
+def arrival_s(path: Path, is_there: Callable[[Path], bool]) -> float:
+    """Wait until `is_there(path)`; returns when it was seen, by time.perf_counter().
+
+    That is before `wait_path` has ended: to close an inotify descriptor takes the kernel 10 ms.
+    """
+    seen_s = 0.0
+
+    def look(path: Path) -> bool:
+        nonlocal seen_s
+        seen = is_there(path)
+        seen_s = time.perf_counter()
+        return seen
+
+    waiting.wait_path(path, look)
+    return seen_s
 
 
 def has_content(path: Path) -> bool:

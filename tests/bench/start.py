@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.bench import peers
-from tests.bench.case import Case, Sample, Setting, Variant
-from tests.bench.sites import has_content
-from tests.harness import bundles, waiting
+from tests.bench.case import Case, Sample, Setting, Variant, Wanted, at_most_over
+from tests.bench.sites import arrival_s, has_content
+from tests.bench.ways import NEW_SESSION, PLAIN, WARM
+from tests.harness import bundles
 from tests.harness.engine import Engine
 
 if TYPE_CHECKING:
@@ -33,15 +34,36 @@ def cases(setting: Setting) -> Iterator[Case]:
     """With runc, and with crun."""
     rootfs = setting.rootfs
     conmon = Variant("conmon", partial(_conmon, rootfs), peers.need(peers.CONMON))
-    yield Case("start", "exec to pid file", [*_sides(setting, "runc"), conmon], times=3)
-    yield Case("start-crun", "the same with crun", _sides(setting, "crun"), times=3)
+    yield Case(
+        "start",
+        "exec to pid file",
+        [*_sides(setting, "runc"), conmon],
+        _wanted("runc"),
+        times=3,
+    )
+    yield Case(
+        "start-crun", "the same with crun", _sides(setting, "crun"), _wanted("crun"), times=3
+    )
+
+
+def _wanted(runtime: str) -> Sequence[Wanted]:
+    return [
+        at_most_over(20, "ms", beside=f"{runtime} alone", of=PLAIN),
+        at_most_over(5, "ms", beside=f"{runtime} alone", of=WARM),
+    ]
 
 
 def _sides(setting: Setting, runtime: str) -> Sequence[Variant]:
     rootfs = setting.rootfs
     lack = peers.need_crun(rootfs) if runtime == peers.CRUN else peers.need(runtime)
     ours = [
-        Variant(way.who, partial(_forkshim, rootfs, way, runtime), lack, is_ours=True)
+        Variant(
+            way.who,
+            partial(_forkshim, rootfs, way, runtime),
+            lack,
+            is_ours=True,
+            around=way.around,
+        )
         for way in setting.ways
     ]
     return [*ours, Variant(f"{runtime} alone", partial(_alone, rootfs, runtime), lack)]
@@ -53,14 +75,13 @@ def _forkshim(rootfs: Path, way: Way, runtime: str) -> Sample:
         state_dir, container_id = Path(name) / "state", bundles.fresh_id("bench")
         with Engine(state_dir, container_id, bundle, runtime=runtime) as engine:
             engine.attach("stdout", "stderr")
-            words = [*way.shim[1:], container_id, str(bundle), runtime]
-            env = way.env
             began = time.perf_counter()
-            engine.launch(argv=words, shim=Path(way.shim[0]), env=env)
+            engine.launch(shim=way.shim, **NEW_SESSION)
             took = _until(state_dir / "pid", began)
             engine.created()
             subprocess.run([runtime, "start", container_id], check=True, capture_output=True)
             engine.wait_end()
+            way.check(engine.shim_pid)
             engine.wait_shim()
             return took
 
@@ -97,8 +118,7 @@ def _conmon(rootfs: Path) -> Sample:
 
 
 def _until(path: Path, began: float) -> Sample:
-    waiting.wait_path(path, has_content)
-    return {"ms": (time.perf_counter() - began) * 1e3}
+    return {"ms": (arrival_s(path, has_content) - began) * 1e3}
 
 
 def _bundle(directory: Path, rootfs: Path) -> Path:

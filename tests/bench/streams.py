@@ -30,15 +30,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.bench.case import Sample, Setting
+    from tests.bench.ways import Way
 
 PIPE_BYTES = 1 << 20
 _PACKET_BYTES = 32 << 10
 _BLOCK = bytes(PIPE_BYTES)
 
-OUTPUT = f"{WAIT}; dd if=/dev/zero bs=64k count={{blocks}} 2>/dev/null; {WAIT}"
-"""Says so many blocks of 64 KiB when it is let go."""
-INPUT = f"{WAIT}; dd of=/dev/null bs=64k iflag=fullblock count={{blocks}} 2>&-; echo x; {WAIT}"
+INPUT = f"{WAIT}; dd of=/dev/null bs=64k iflag=fullblock count={{writes}} 2>&-; echo x; {WAIT}"
 """Reads so many blocks of 64 KiB and then says that it has."""
+OUTPUT = f"{WAIT}; dd if=/dev/zero bs={{size}} count={{writes}} 2>/dev/null; {WAIT}"
+"""Says so much, in so many writes, when it is let go."""
+BLOCK_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ Plumbing = Callable[[Path, Path], AbstractContextManager[Plumbed]]
 
 
 @contextlib.contextmanager
-def forkshim(terminal: bool, directory: Path, bundle: Path) -> Iterator[Plumbed]:
+def forkshim(way: Way, terminal: bool, directory: Path, bundle: Path) -> Iterator[Plumbed]:
     """An engine's fifos behind forkshim-shim."""
     state_dir, name = directory / "state", bundles.fresh_id("bench")
     fields: dict[str, Any] = {"terminal": True} if terminal else {}
@@ -71,7 +73,7 @@ def forkshim(terminal: bool, directory: Path, bundle: Path) -> Iterator[Plumbed]
         (stdout,) = engine.attach("stdout")
         os.set_blocking(stdout, True)
         fcntl.fcntl(stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        engine.run()
+        engine.run(shim=way.shim)
         stdin = engine.open("stdin", os.O_WRONLY)
         fcntl.fcntl(stdin, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         pids = processes.forkshim_pids(engine.shim_pid)
@@ -83,18 +85,18 @@ def forkshim(terminal: bool, directory: Path, bundle: Path) -> Iterator[Plumbed]
 @contextlib.contextmanager
 def bare(terminal: bool, directory: Path, bundle: Path) -> Iterator[Plumbed]:
     """The container's own pipes or terminal."""
-    with _bare(terminal, directory, bundle) as (stdin, stdout):
+    with bare_ends(terminal, directory, bundle) as (stdin, stdout):
         yield Plumbed(_reader(stdout), partial(os.write, stdin), [])
 
 
 @contextlib.contextmanager
 def copier(terminal: bool, directory: Path, bundle: Path) -> Iterator[Plumbed]:
     """The same, each through a copier."""
-    theirs_in, ours_in = _pipe()
-    ours_out, theirs_out = _pipe()
+    theirs_in, ours_in = pipe()
+    ours_out, theirs_out = pipe()
     try:
         with (
-            _bare(terminal, directory, bundle) as (stdin, stdout),
+            bare_ends(terminal, directory, bundle) as (stdin, stdout),
             peers.copier(stdout, theirs_out) as out_pid,
             peers.copier(theirs_in, stdin) as in_pid,
         ):
@@ -120,7 +122,8 @@ def conmon(terminal: bool, directory: Path, bundle: Path) -> Iterator[Plumbed]:
 
 
 @contextlib.contextmanager
-def _bare(terminal: bool, directory: Path, bundle: Path) -> Iterator[tuple[int, int]]:
+def bare_ends(terminal: bool, directory: Path, bundle: Path) -> Iterator[tuple[int, int]]:
+    """Run a bundle by the runtime alone; yields where its stdin is written and its stdout read."""
     if terminal:
         with (
             socket.socket(socket.AF_UNIX) as listener,
@@ -135,8 +138,8 @@ def _bare(terminal: bool, directory: Path, bundle: Path) -> Iterator[tuple[int, 
             peers.start(container_id)
             yield ptmx_fd, ptmx_fd
         return
-    theirs_in, ours_in = _pipe()
-    ours_out, theirs_out = _pipe()
+    theirs_in, ours_in = pipe()
+    ours_out, theirs_out = pipe()
     try:
         with peers.runc_create(bundle, stdin=theirs_in, stdout=theirs_out) as container_id:
             peers.start(container_id)
@@ -152,7 +155,8 @@ def _received(listener: socket.socket) -> int:
     return ptmx_fd
 
 
-def _pipe() -> tuple[int, int]:
+def pipe() -> tuple[int, int]:
+    """Return both ends of a pipe that holds 1 MiB."""
     rfd, wfd = os.pipe()
     fcntl.fcntl(rfd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     return rfd, wfd
@@ -163,30 +167,49 @@ def _reader(fd: int) -> Callable[[], int]:
     return lambda: os.readv(fd, [buffer])
 
 
-def variants(setting: Setting, script: str, *, terminal: bool, slow_only: bool) -> list[Variant]:
-    """Return the four sides; `script` is OUTPUT or INPUT.
+def variants(
+    setting: Setting,
+    script: str,
+    much: int,
+    *,
+    terminal: bool = False,
+    size: int = BLOCK_BYTES,
+    conmon_much: int = 0,
+) -> list[Variant]:
+    """Return the four sides.
 
-    Conmon moves `slow_bytes` only, and so does everybody with `slow_only`: a rate is a rate.
+    Args:
+        setting: What all cases share.
+        script: OUTPUT or INPUT.
+        much: How many bytes are moved.
+        terminal: The container has one.
+        size: Of each of the container's writes.
+        conmon_much: How many bytes conmon moves, if that is less: a rate is a rate.
     """
-    scale = setting.scale
-    much = scale.slow_bytes if slow_only else scale.bulk_bytes
 
     def side(who: str, plumbing: Plumbing, total: int, **more: object) -> Variant:
-        measure = partial(_measure, setting.rootfs, plumbing, script, total, terminal)
+        measure = partial(_measure, setting.rootfs, plumbing, script, total, size, terminal)
         return Variant(who, measure, **more)  # type: ignore[arg-type] # `lack` and `is_ours`
 
     return [
-        side("forkshim", partial(forkshim, terminal), much, is_ours=True),
+        side("forkshim", partial(forkshim, setting.plain, terminal), much, is_ours=True),
         side("bare terminal" if terminal else "bare pipe", partial(bare, terminal), much),
         side("copier", partial(copier, terminal), much),
-        side("conmon", partial(conmon, terminal), scale.slow_bytes, lack=peers.need(peers.CONMON)),
+        side(
+            "conmon",
+            partial(conmon, terminal),
+            conmon_much or much,
+            lack=peers.need(peers.CONMON),
+        ),
     ]
 
 
-def _measure(rootfs: Path, plumbing: Plumbing, script: str, total: int, terminal: bool) -> Sample:
+def _measure(
+    rootfs: Path, plumbing: Plumbing, script: str, total: int, size: int, terminal: bool
+) -> Sample:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        words = script.format(blocks=total >> 16)
+        words = script.format(size=size, writes=total // size)
         bundle = make_site(directory, rootfs, b"", words, terminal=terminal)
         with plumbing(directory, bundle) as plumbed:
             let_go(directory)

@@ -34,7 +34,9 @@ def _row(what: str, quantity: str, ours: Variant, spread: Spread, result: Result
         if not variant.is_ours and quantity in result.figures[variant.who]
     }
     ratios = {who: ratio(spread, beside) for who, beside in besides.items()}
-    promises = [_verdict(wanted, spread, ratios) for wanted in _of(case, quantity, ratios)]
+    promises = [
+        wanted.verdict(spread, besides) for wanted in _of(case, quantity, ours.who, besides)
+    ]
     who = "" if ours.who == "forkshim" else f"{ours.who.removeprefix('forkshim, ')}: "
     cells = (
         what,
@@ -47,18 +49,14 @@ def _row(what: str, quantity: str, ours: Variant, spread: Spread, result: Result
     return f"| {' | '.join(cells)} |"
 
 
-def _of(case: Case, quantity: str, ratios: Mapping[str, float | None]) -> list[Wanted]:
+def _of(case: Case, quantity: str, who: str, besides: Mapping[str, Spread]) -> list[Wanted]:
     return [
         wanted
         for wanted in case.wanted
-        if wanted.quantity == quantity and (not wanted.beside or wanted.beside in ratios)
+        if wanted.quantity == quantity
+        and wanted.of in ("", who)
+        and (not wanted.beside or wanted.beside in besides)
     ]
-
-
-def _verdict(wanted: Wanted, spread: Spread, ratios: Mapping[str, float | None]) -> str:
-    number = ratios[wanted.beside] if wanted.beside else spread.median
-    kept = number is not None and wanted.is_kept(number)
-    return f"{wanted}: {'yes' if kept else '**no**'}"
 
 
 def as_json(results: Sequence[Result], **about: Any) -> dict[str, Any]:

@@ -1,21 +1,28 @@
-"""The ways of starting forkshim: as it is installed, and one more to be put beside it.
+"""The ways of starting forkshim: a supervisor of its own, and one that a zygote forks.
 
-Another way is a line in `ways`, or, without changing a file, `--warm 'NAME=VALUE... COMMAND'`: an
-environment, and the words that stand for `forkshim-shim` (which they are without a COMMAND). What
-such a way needs, a process that is there already, say, is started before, by whoever asks for it.
+The second is started as the Debian package's commands do it: a shell stands in for the supervisor
+(`systemd/zygote/stand-in`). The zygote is the bench's own and lives for as long as it is wanted. It
+forks for callers without a controlling terminal only, so every way has to be started in a new
+session; who got a supervisor of its own nevertheless is no measurement, see `Way.check`.
 """
 
 from __future__ import annotations
 
-import os
-import shlex
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tests.harness.engine import FORKSHIM, SHIM
+from tests.harness.zygotes import COMMANDS, Zygote
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
+
+PLAIN, WARM = "forkshim", "forkshim, warm"
+
+NEW_SESSION: dict[str, Any] = {"process_group": None, "start_new_session": True}
+"""For `Engine.launch`, which makes a process group else."""
 
 
 @dataclass(frozen=True)
@@ -24,33 +31,48 @@ class Way:
 
     Attributes:
         who: Its name in tables.
-        shim: The words before ID BUNDLE RUNTIME.
-        run: The words before the options of `forkshim run`.
-        environment: What the environment has besides.
+        bin: The directory of the commands.
+        zygote: Who forks supervisors; None for nobody.
     """
 
-    who: str = "forkshim"
-    shim: Sequence[str] = (str(SHIM),)
-    run: Sequence[str] = (str(FORKSHIM), "run")
-    environment: Mapping[str, str] = field(default_factory=dict)
+    who: str
+    bin: Path
+    zygote: Zygote | None = None
 
     @property
-    def env(self) -> dict[str, str]:
-        """The whole environment."""
-        return {**os.environ, **self.environment}
+    def forkshim(self) -> Path:
+        """The operator's command."""
+        return self.bin / "forkshim"
+
+    @property
+    def shim(self) -> Path:
+        """The engine's command."""
+        return self.bin / "forkshim-shim"
+
+    @property
+    def run(self) -> Sequence[str]:
+        """The words before the options of `forkshim run`."""
+        return (str(self.forkshim), "run")
+
+    def around(self) -> AbstractContextManager[object]:
+        """Have the zygote for a while."""
+        return self.zygote or contextlib.nullcontext()
+
+    def check(self, pid: int) -> None:
+        """See that a process that was started in this way is what it should be.
+
+        It may have ended, if nobody has waited for it, and must have come to its container else. A
+        script bears its own name (proc(5), comm) until it becomes a supervisor, who takes another.
+
+        Raises:
+            AssertionError: It was to be warm and is not.
+        """
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+        is_warm = name in COMMANDS
+        assert is_warm or self.zygote is None, f"{self.who}: {name!r} was not forked by the zygote"
 
 
-def ways(warm: str) -> Sequence[Way]:
-    """Return the plain way, and the one of `--warm` if there is one."""
-    return [Way(), *([warm_way(warm)] if warm else [])]
-
-
-def warm_way(text: str) -> Way:
-    """Return the way that `--warm` asks for."""
-    words = shlex.split(text)
-    environment: dict[str, str] = {}
-    while words and "=" in words[0]:
-        name, _, value = words.pop(0).partition("=")
-        environment[name] = value
-    plain = Way()
-    return Way("forkshim, warm", tuple(words) or plain.shim, plain.run, environment)
+def ways(programs: Path, directory: Path) -> Sequence[Way]:
+    """Return both; `directory` is for the zygote and its commands."""
+    zygote = Zygote(directory, programs)
+    return [Way(PLAIN, programs), Way(WARM, zygote.bin, zygote)]

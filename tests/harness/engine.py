@@ -142,8 +142,7 @@ class Engine:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            process_group=0,
-            **popen,
+            **{"process_group": 0, **popen},
         )
         return self.shim.pid
 

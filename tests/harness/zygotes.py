@@ -32,20 +32,21 @@ def make_commands(directory: Path, zygote_dir: Path | str, programs: Path = BIN)
 class Zygote:
     """One `forkshim zygote`, in a directory of its own; ended on the way out."""
 
-    def __init__(self, directory: Path) -> None:
-        """Prepare commands in `directory`/bin."""
+    def __init__(self, directory: Path, programs: Path = BIN) -> None:
+        """Prepare commands in `directory`/bin, for it and for `programs`, which are forked."""
         self.directory = directory / "zygote"
         self.bin = directory / "bin"
         self.forkshim, self.shim = (self.bin / name for name in COMMANDS)
         directory.mkdir(exist_ok=True)
-        make_commands(self.bin, self.directory)
+        make_commands(self.bin, self.directory, programs)
+        self._programs = programs
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it, and wait until it serves."""
         self.directory.mkdir(mode=0o700, exist_ok=True)
         self._process = subprocess.Popen(
-            [BIN / "forkshim", "zygote", "--directory", self.directory],
+            [self._programs / "forkshim", "zygote", "--directory", self.directory],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
