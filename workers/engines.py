@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
 SPLICE_BYTES = 1 << 20
 CHUNK_BYTES = 1 << 16
+_TTY_BYTES = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +211,8 @@ def show(route: Route, scratch: tuple[int, int], tally: Tally) -> None:
 
 def _fill(route: Route, scratch: tuple[int, int], limit_bytes: int) -> int:
     try:
-        return os.splice(route.source_fd, scratch[1], limit_bytes, flags=os.SPLICE_F_NONBLOCK)
+        moved = os.splice(route.source_fd, scratch[1], limit_bytes, flags=os.SPLICE_F_NONBLOCK)
+        return _fill_up(route, scratch, moved) if route.source_is_console else moved
     except BlockingIOError:
         raise
     except OSError as error:
@@ -224,6 +226,24 @@ def _fill(route: Route, scratch: tuple[int, int], limit_bytes: int) -> int:
         raise
     except OSError as error:
         raise CopyError(error, "source") from error
+
+
+def _fill_up(route: Route, scratch: tuple[int, int], moved: int) -> int:
+    """Add what a console has beside the first `moved` bytes: it gives 4095 at a time (tty_read).
+
+    Whatever ends it (EIO: nobody has the terminal open) is met again by whoever asks next.
+    """
+    readable = select.poll()
+    readable.register(route.source_fd, select.POLLIN)
+    while 0 < moved <= CHUNK_BYTES - _TTY_BYTES and readable.poll(0):
+        try:
+            more = os.splice(route.source_fd, scratch[1], _TTY_BYTES, flags=os.SPLICE_F_NONBLOCK)
+        except OSError:
+            break
+        if more == 0:
+            break
+        moved += more
+    return moved
 
 
 def empty_scratch(route: Route, scratch: tuple[int, int], tally: Tally) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -339,6 +340,30 @@ def test_no_pause_is_made_where_a_person_sits(bench: Bench, tmp_path: Path) -> N
     assert not is_seen(source_rfd, sink_wfd, 0, is_console=False)
     assert not is_seen(source_rfd, slave, PIPE_BYTES, is_console=False)
     assert not is_seen(master, sink_wfd, PIPE_BYTES, is_console=True)
+
+
+def test_what_a_console_has_is_moved_at_once(bench: Bench) -> None:
+    """It gives a page at a time; a move for each would cost twice as much."""
+    master, slave = bench.pty()
+    sink_rfd, sink_wfd = bench.pipe(1 << 20)
+    route = engines.Route(master, sink_wfd, bench.pipe(1 << 20), source_is_console=True)
+    said = _content(10_000)
+    os.set_blocking(slave, False)
+    left = memoryview(said)
+    with contextlib.suppress(BlockingIOError):
+        while left:
+            left = left[os.write(slave, left) :]
+    queued = len(said) - len(left)
+    assert queued > 4096
+    waiting.wait_readable(master)
+    assert route.scratch is not None
+    moved = engines.fill_scratch(route, route.scratch, bench.desk("console"))
+    assert moved == queued
+    engines.empty_scratch(route, route.scratch, bench.desk("console"))
+    assert os.read(sink_rfd, len(said)) == said[:queued]
+    os.set_blocking(master, False)
+    with pytest.raises(BlockingIOError):
+        engines.fill_scratch(route, route.scratch, bench.desk("console"))
 
 
 @pytest.mark.parametrize("size", [0, 1, 65537])
