@@ -15,10 +15,9 @@ client's fault: it is replaced once, and its successor has the same time.
 
 from __future__ import annotations
 
-import enum
 import time
 
-from workers.values import dataclass
+from workers.values import Enum, dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ LAST_LOOK_S = 0.05
 fifo empty is no event. The end of a worker is one."""
 
 
-class Verdict(enum.Enum):
+class Verdict(Enum):
     """What to do with one stream now.
 
     After STRAY it is hung up and the rest of the rule goes on: what lies in its fifo may be unread.

@@ -7,10 +7,10 @@ is here: the exit status before the drain, the drain before the delete, the dele
 
 from __future__ import annotations
 
-import enum
+from workers.values import Enum
 
 
-class State(enum.Enum):
+class State(Enum):
     """Where the supervised process is."""
 
     OPENING = "opening its stdio"
@@ -28,7 +28,7 @@ class State(enum.Enum):
     ENDED = "ended"
 
 
-class Event(enum.Enum):
+class Event(Enum):
     """What can happen. Each is posted by `shim` or by a signal."""
 
     OPENED = "every stdio path is open"
@@ -47,7 +47,7 @@ class Event(enum.Enum):
     DELETED = "the runtime has deleted the container"
 
 
-class Action(enum.Enum):
+class Action(Enum):
     """What `shim` does."""
 
     CREATE = "run the runtime's create, exec or restore"

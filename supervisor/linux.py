@@ -6,7 +6,6 @@ C library this process already has; `ctypes.util.find_library` would exec ldconf
 
 import ctypes
 import os
-import signal
 
 PR_SET_PDEATHSIG = 1
 PR_GET_PDEATHSIG = 2
@@ -50,10 +49,10 @@ def set_pdeathsig(signum: int) -> None:
     _prctl(PR_SET_PDEATHSIG, signum)
 
 
-def pdeathsig() -> signal.Signals | None:
+def pdeathsig() -> int | None:
     """Return the signal asked for with `set_pdeathsig`, or None."""
     signum = _prctl_get(PR_GET_PDEATHSIG)
-    return signal.Signals(signum) if signum else None
+    return signum or None
 
 
 def set_child_subreaper(enabled: bool) -> None:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Callable
 
-Callback = Callable[[], None]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Callback = Callable[[], None]
 
 _LONGEST_DELAY_S = 1e9
 _LONGEST_SELECT_S = 86400.0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import enum
 import errno
+
+from workers.values import Enum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ DEGRADED_AFTER = 16
 """Workers in a row that have died, or could not be forked, without a byte moved: ten seconds."""
 
 
-class Mend(enum.Enum):
+class Mend(Enum):
     """What to do when a worker reports an error."""
 
     RETRY = "it is tried again at least every 5 s, and the container waits when its pipe is full"

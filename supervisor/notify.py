@@ -14,9 +14,9 @@ import os
 import struct
 import sys
 import time
-from contextlib import suppress
 
 from supervisor import standin
+from workers.lean import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,9 +11,7 @@ the runtime works (`_equip`): 3 ms on another core than the runtime's.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 
 from supervisor import __version__, control, fds, lifecycle, linux, oci, statedir
 from supervisor.calls import HURRY_S, RuntimeCalls
@@ -39,11 +37,13 @@ from supervisor.waitstatus import (
     signal_name,
 )
 from workers import lean
+from workers.lean import signal
 from workers.values import asdict, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import ExitStack
     from typing import Any
 
     from supervisor.crew import Crew
@@ -101,9 +101,11 @@ def go_on(order: Order, log: Log, contents: Contents, orphans: Orphans | None = 
     Raises:
         ShimError: What it had cannot be used.
     """
+    from contextlib import ExitStack
+
     from supervisor.succession import Past
 
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         return _take_up(order, log, Past(contents, orphans), stack).run_on()
 
 
@@ -113,17 +115,19 @@ def rehearse(order: Order, contents: Contents) -> None:
     Raises:
         ShimError: What there is cannot be used, or what is installed does not work.
     """
+    from contextlib import ExitStack
+
     from supervisor import upgrade
     from supervisor.succession import Past
 
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         log = Log(fds.Fd(os.dup(2)))
         stack.callback(log.close)
         _take_up(order, log, Past(contents), stack)
         upgrade.try_a_worker(log, f"forkshim: {order.container_id}")
 
 
-def _take_up(order: Order, log: Log, past: Past, stack: contextlib.ExitStack) -> _Supervisor:
+def _take_up(order: Order, log: Log, past: Past, stack: ExitStack) -> _Supervisor:
     from supervisor.deposit import DepositError
 
     contents = past.contents

@@ -9,9 +9,10 @@ is what counts: a pipe filled by a flood of SIGWINCH cannot swallow a SIGTERM.
 from __future__ import annotations
 
 import os
-import signal
 
 from supervisor import fds
+from supervisor.waitstatus import signal_number
+from workers.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def parse_signal(text: str) -> int:
     if name.isascii() and name.isdecimal():
         return _in_range(int(name), text)
     try:
-        return signal.Signals["SIG" + name]
+        return signal_number("SIG" + name)
     except KeyError:
         raise ValueError(text) from None
 

@@ -22,11 +22,10 @@ them powers of 1024.
 
 from __future__ import annotations
 
-import enum
 import os
 
 from supervisor.errors import UsageError
-from workers.values import dataclass
+from workers.values import Enum, dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ DEFAULT_MAX_LINE_BYTES = 1 << 20
 DEFAULT_BUFFER_BYTES = 1 << 20
 
 
-class SinkKind(enum.Enum):
+class SinkKind(Enum):
     """How a sink is opened."""
 
     NULL = "null"

@@ -12,11 +12,10 @@ Both kinds of child end in os._exit: sys.exit would run the parent's clean-up a 
 from __future__ import annotations
 
 import os
-import signal
-from contextlib import ExitStack
 
 from supervisor import fds, linux
 from workers import isolate
+from workers.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,16 +67,17 @@ def exec_program(
     exec has worked.
     """
     supervisor_pid = os.getpid()
-    with ExitStack() as always:
-        error_rfd, error_wfd = fds.pipe(4096)
-        always.callback(error_rfd.close)
-        always.callback(error_wfd.close)
+    error_rfd, error_wfd = fds.pipe(4096)
+    try:
         pid = _fork()
         if pid == 0:
             everything = {**_environment(), **(environment or {})}
             _exec(program, argv, cwd, stdio, keep, everything, supervisor_pid, error_wfd.fileno())
         error_wfd.close()
         failure = os.read(error_rfd.fileno(), 4096)
+    finally:
+        error_rfd.close()
+        error_wfd.close()
     if failure:
         stage, errno_text = failure.decode().split(":")
         errno = int(errno_text)

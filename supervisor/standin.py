@@ -16,7 +16,8 @@ from __future__ import annotations
 import fcntl
 import os
 import select
-import signal
+
+from workers.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ Every name is opened relative to the current directory, which *is* the state dir
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 from supervisor import fds
 from supervisor.errors import ShimError, reason
 from supervisor.log import LOG_NAME, Log
+from workers.lean import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def write_file(name: str, content: bytes, mode: int = 0o644) -> None:
         _write_all(fd, content)
         _move_into_place(fd, temporary, name)
     except OSError:
-        with contextlib.suppress(FileNotFoundError):  # it has its name already
+        with suppress(FileNotFoundError):  # it has its name already
             os.unlink(temporary)
         raise
     finally:
@@ -141,7 +141,7 @@ def write_handover(socket_fds: Iterable[int]) -> None:
 
 def remove_handover() -> None:
     """Remove it: there is nothing to be found any more."""
-    with contextlib.suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
         os.unlink(HANDOVER_NAME)
 
 
@@ -173,7 +173,7 @@ class ExitStatusFile:
         self._fd = fds.Fd(-1)
         if packed is not None:
             self._temporary, flags = packed["name"], os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-            with contextlib.suppress(OSError):  # there never was any, or somebody has cleared it up
+            with suppress(OSError):  # there never was any, or somebody has cleared it up
                 self._fd = fds.Fd(os.open(self._temporary, flags))
             return
         try:
@@ -206,7 +206,7 @@ class ExitStatusFile:
         """Give the room back, if it was not needed."""
         if self._fd.is_open:
             self._fd.close()
-            with contextlib.suppress(OSError):  # the directory may be gone
+            with suppress(OSError):  # the directory may be gone
                 os.unlink(self._temporary)
 
 

@@ -7,8 +7,8 @@ Pure. The state-directory protocol has one number for both (128+n for a signal);
 from __future__ import annotations
 
 import os
-import signal
 
+from workers.lean import signal
 from workers.values import dataclass
 
 TYPE_CHECKING = False
@@ -118,11 +118,26 @@ def from_protocol_status(text: str) -> Termination | None:
     return Exited(status) if status <= _SIGNAL_BASE else Recorded(status)
 
 
+def _numbers() -> dict[str, int]:
+    """Return the numbers of signals by name; of two names the usual one is first."""
+    names = (name for name in sorted(dir(signal)) if name.startswith("SIG") and "_" not in name)
+    return {name: int(getattr(signal, name)) for name in names}
+
+
+def signal_number(name: str) -> int:
+    """Return 15 for SIGTERM.
+
+    Raises:
+        KeyError: No signal is called so.
+    """
+    return _numbers()[name]
+
+
 def signal_name(signum: int) -> str:
     """Return SIGTERM for 15, SIGRTMIN+6 for 40 (signal(7))."""
     if signal.SIGRTMIN < signum < signal.SIGRTMAX:
         return f"SIGRTMIN+{signum - signal.SIGRTMIN}"
-    try:
-        return signal.Signals(signum).name
-    except ValueError:  # 32 and 33 belong to the C library
-        return f"signal {signum}"
+    for name, number in _numbers().items():
+        if number == signum:
+            return name
+    return f"signal {signum}"  # 32 and 33 belong to the C library

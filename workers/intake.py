@@ -10,12 +10,12 @@ source itself could not be counted like that, because the container goes on writ
 
 from __future__ import annotations
 
-import enum
 import os
 import select
 
 from workers import engines
 from workers.line_buffer import INTAKE_BYTES
+from workers.values import Enum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _SMALL_BYTES = 32 << 10
 """A batch takes 0.1 ms, however few bytes are in it; a page of small writes comes meanwhile."""
 
 
-class Took(enum.Enum):
+class Took(Enum):
     """What came of a wait for bytes."""
 
     SOME = "there may be more in the buffer now"

@@ -9,9 +9,9 @@ was asked to end are the ones people need.
 from __future__ import annotations
 
 import os
-import signal
 
 from workers import lean
+from workers.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

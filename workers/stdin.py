@@ -8,7 +8,6 @@ writes gather (`workers.pace`): the container waits for each of them, and there 
 
 from __future__ import annotations
 
-import enum
 import errno
 import os
 import select
@@ -16,7 +15,7 @@ import signal
 import termios
 
 from workers import engines, report
-from workers.values import dataclass
+from workers.values import Enum, dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,10 +80,10 @@ def _copy(desk: Desk, route: engines.Route, *, ends_with_supervisor: bool) -> bo
                 poller.modify(route.sink_fd, 0)
 
 
-class _Moved(enum.Enum):
-    SOME = enum.auto()
-    SINK_IS_FULL = enum.auto()
-    TO_THE_END = enum.auto()
+class _Moved(Enum):
+    SOME = 1
+    SINK_IS_FULL = 2
+    TO_THE_END = 3
 
 
 def _move_once(desk: Desk, route: engines.Route) -> _Moved:

@@ -1,4 +1,4 @@
-"""Classes of named values: `dataclass`, `field`, `replace`, `asdict` and `NamedTuple`, in little.
+"""Classes of named values: `dataclass` and its like, `NamedTuple` and `Enum`, in little.
 
 The standard library's write source code and compile it, for which they import inspect, ast, re and
 typing: 60 million instructions (7 ms) and 2 MB in every supervisor, of which each container has
@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from dataclasses import asdict, dataclass, field, replace
+    from enum import Enum
     from typing import NamedTuple
 else:
     _MISSING = object()
@@ -107,6 +108,56 @@ else:
     def _shallow(instance):
         return {name: getattr(instance, name) for name in instance.__match_args__}
 
+    class _EnumMeta(type):
+        """Makes each public name of a class the one instance that has its value."""
+
+        def __new__(mcs, name, bases, body):
+            """Make the class, then its members in their order."""
+            values = {each: value for each, value in body.items() if not each.startswith("_")}
+            cls = super().__new__(
+                mcs, name, bases, {each: body[each] for each in body if each not in values}
+            )
+            cls._members = []
+            for each, value in values.items():
+                if callable(value) or isinstance(value, property):
+                    setattr(cls, each, value)
+                    continue
+                member = object.__new__(cls)
+                member.name, member.value = each, value
+                setattr(cls, each, member)
+                cls._members.append(member)
+            return cls
+
+        def __iter__(cls):
+            """Give the members in their order."""
+            return iter(cls._members)
+
+        def __contains__(cls, member):
+            """Say whether it is one of them."""
+            return member in cls._members
+
+        def __len__(cls):
+            """Count the members."""
+            return len(cls._members)
+
+    class Enum(metaclass=_EnumMeta):
+        """A class of which there are the members that it names, and no others."""
+
+        def __new__(cls, value):
+            """Return the member of that value."""
+            for member in cls._members:
+                if member.value == value:
+                    return member
+            raise ValueError(f"{value!r} is no {cls.__name__}")
+
+        def __repr__(self):
+            """Show name and value."""
+            return f"<{self.__class__.__name__}.{self.name}: {self.value!r}>"
+
+        def __str__(self):
+            """Show the name."""
+            return f"{self.__class__.__name__}.{self.name}"
+
     class NamedTuple(tuple):
         """A tuple whose items have names: annotate them in a class derived from this one."""
 
@@ -157,4 +208,4 @@ else:
             return f"{self.__class__.__name__}({shown})"
 
 
-__all__ = ["NamedTuple", "asdict", "dataclass", "field", "replace"]
+__all__ = ["Enum", "NamedTuple", "asdict", "dataclass", "field", "replace"]

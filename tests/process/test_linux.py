@@ -19,7 +19,7 @@ def test_the_signal_of_a_parents_death_is_read_back_and_can_be_taken_back() -> N
     def work() -> None:
         assert linux.pdeathsig() is None
         linux.set_pdeathsig(signal.SIGKILL)
-        assert linux.pdeathsig() is signal.SIGKILL
+        assert linux.pdeathsig() == signal.SIGKILL
         linux.set_pdeathsig(0)
         assert linux.pdeathsig() is None
 

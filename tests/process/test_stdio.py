@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import signal
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -224,7 +225,7 @@ def test_the_waiting_child_says_so_once_and_holds_the_fifo_until_it_is_killed(
             links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
             os._exit([os.readlink(link) for link in links if os.path.lexists(link)].count(path))
 
-        signal.pause = paused  # only in this child
+        vars(fifo)["signal"] = SimpleNamespace(pause=paused)  # only in this child
         fifo.wait_for_reader("forkshim: waiting", with_path, wfd, null)
 
     with forked(work) as child:

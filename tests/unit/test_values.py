@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -167,3 +168,40 @@ def test_wrong_items_are_refused(
 def test_what_is_named_wrongly_is_not_replaced(named: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
         named(1)._replace(third=1)
+
+
+def colours(base: Any) -> Any:
+    class Colour(base):  # type: ignore[misc] # either of two
+        """What light is."""
+
+        RED = "red"
+        BLUE = "blue"
+
+        @property
+        def is_warm(self) -> bool:
+            return self.value == "red"  # type: ignore[no-any-return]
+
+    return Colour
+
+
+@pytest.fixture(params=[enum.Enum, ours.Enum], ids=["the standard library's", "ours"])
+def colour(request: pytest.FixtureRequest) -> Any:
+    return colours(request.param)
+
+
+def test_an_enum_has_its_members(colour: Any) -> None:
+    assert [(each.name, each.value) for each in colour] == [("RED", "red"), ("BLUE", "blue")]
+    assert len(colour) == 2
+    assert colour("blue") is colour.BLUE
+    assert (colour.RED.is_warm, colour.BLUE.is_warm) == (True, False)
+    assert colour.RED != colour.BLUE
+    assert {colour.RED: 1}[colour.RED] == 1
+    assert isinstance(colour.RED, colour)
+    assert colour.__doc__ == "What light is."
+    assert str(colour.RED).endswith("Colour.RED")
+    assert repr(colour.RED) == "<Colour.RED: 'red'>"
+
+
+def test_an_enum_has_no_others(colour: Any) -> None:
+    with pytest.raises(ValueError, match=r"is not a valid|is no"):
+        colour("green")
