@@ -12,6 +12,7 @@ import os
 import resource
 
 from supervisor import fds, linux
+from supervisor.signals import FORWARDED_SIGNALS, STOP_SIGNALS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,12 +21,20 @@ if TYPE_CHECKING:
 CGROUP_ROOT = "/sys/fs/cgroup"
 
 _SAME_STATUS = (
-    *("Uid", "Gid", "Groups", "NoNewPrivs", "Seccomp", "Cpus_allowed", "Mems_allowed"),
+    *("Uid", "Gid", "Groups", "NoNewPrivs", "Seccomp", "Seccomp_filters", "THP_enabled"),
+    *("Cpus_allowed", "Mems_allowed"),
     *("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"),
 )
-"""Fields of /proc/PID/status that nobody can change for us, or should."""
+"""Fields of /proc/PID/status that nobody can change for us, or should.
 
-_SAME_FILES = ("attr/current", "coredump_filter", "loginuid", "personality", "sessionid")
+All filters of seccomp(2) come from a process that both are descended from, if there are as many:
+the zygote's own unit adds none.
+"""
+
+_SAME_FILES = (
+    *("attr/current", "coredump_filter", "loginuid", "personality", "sessionid"),
+    "timerslack_ns",
+)
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 _LIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
 _IOPRIO_GET = {"x86_64": 252, "aarch64": 31, "riscv64": 31}
@@ -66,12 +75,25 @@ class Caller:
         for name, value in ours.items():
             if its[name] != value:
                 return name
+        if self._is_deaf():
+            return "ignored signals"
         if self._controlling_terminal():
             return "controlling terminal"
         for fd in stdio:
             if _link(self.pid, f"fd/{fd}").startswith(("/dev/tty", "/dev/pts", "/dev/console")):
                 return "terminal"
         return self._strange_fd(set(own_fds))
+
+    def _is_deaf(self) -> bool:
+        """Say whether it would not hear a signal that it has to pass on.
+
+        A shell cannot trap what was ignored when it began (trap in POSIX.1-2017).
+        """
+        status = _status(self.pid)
+        ignored, blocked = int(status["SigIgn"], 16), int(status["SigBlk"], 16)
+        return blocked != 0 or any(
+            ignored >> (signum - 1) & 1 for signum in STOP_SIGNALS | FORWARDED_SIGNALS
+        )
 
     def _controlling_terminal(self) -> bool:
         # proc(5), /proc/PID/stat: state ppid pgrp session tty_nr after the name in parentheses.

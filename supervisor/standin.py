@@ -17,6 +17,7 @@ import fcntl
 import os
 import select
 
+from supervisor.errors import ShimError
 from workers.lean import signal
 
 TYPE_CHECKING = False
@@ -60,8 +61,9 @@ class StandIn:
         """Have it end with `status`; the first one counts. The last that this process does."""
         if not self._has_been_told:
             self._has_been_told = True
-            # What it is waiting for, then what it ends with: see the script.
-            os.write(self._status_wfd, b"ended\n%d\n" % status)
+            # What it is waiting for, then what it ends with; twice, as its child that reads the
+            # first word may be killed with that in its hands: see the script.
+            os.write(self._status_wfd, b"ended\n%d\n" % status * 2)
 
     def processes(self) -> list[int]:
         """Return its pid and those of its children, which belong where we belong."""
@@ -97,15 +99,17 @@ def resume() -> None:
     """Have what an earlier program of this process had; does nothing if it had none.
 
     Raises:
-        ValueError: The variable is not ours.
+        ShimError: The variable is not ours.
     """
     text = os.environ.pop(VARIABLE, None)
     if text is None:
         return
-    pid, *ends = map(int, text.split())
-    status_wfd, link_rfd = ends
-    for fd in ends:
-        os.set_inheritable(fd, False)
+    try:
+        pid, status_wfd, link_rfd = map(int, text.split())
+        for fd in (status_wfd, link_rfd):
+            os.set_inheritable(fd, False)
+    except (ValueError, OverflowError, OSError):
+        raise ShimError(f"{VARIABLE}: not ours: {text!r}") from None
     be_stood_in_for(StandIn(pid, status_wfd, link_rfd))
 
 

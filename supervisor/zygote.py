@@ -7,22 +7,29 @@ it, see `supervisor.standin`; so it is for those who ask for it, and whoever fin
 told to, starts a supervisor of its own.
 
     /run/forkshim-zygote/requests   fifo: a stand-in writes its pid, one line
-    /run/forkshim-zygote/alive      fifo: nothing is written; end of file is our death
+    /run/forkshim-zygote/alive      fifo: end of file is our death; a line wakes a guard, see below
+    /run/forkshim-zygote/pidns      link to our pid namespace: a pid of another one says nothing
 
 The conversation, over two pipes that the stand-in has made (its descriptors 3 to 6) and of which
 the supervisor takes an end each (pidfd_getfd(2)): `warm PID` or `cold` on the first; then `go` on
 the second, without which the supervisor ends before it has done anything: the stand-in may have had
-no patience, or may be dead.
+no patience, or may be dead. A child of the stand-in, its guard, waits at `alive` meanwhile, and
+answers it if we die; should the stand-in be killed, a line there has the guard look, and go.
 """
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import signal
+import stat
 import sys
 import traceback
+from contextlib import suppress
 
+import supervisor
+import workers
 from supervisor import fds, linux, signals, spawn, standin
 from supervisor.caller import Caller, own_likeness
 from supervisor.errors import ShimError, reason
@@ -39,7 +46,10 @@ if TYPE_CHECKING:
 
     from supervisor.waitstatus import Termination
 
-REQUESTS, ALIVE = "requests", "alive"
+    Pipe = tuple[int, int]
+
+REQUESTS, ALIVE, PIDNS = "requests", "alive", "pidns"
+_COLD = b"cold\n"
 _WORDS = frozenset({"run", "adopt"})
 """The other words of `forkshim` are a person's, and over soon."""
 
@@ -53,11 +63,8 @@ _TALK = range(3, 10)
 
 _LONGEST_REST = 64
 _ALIVE_TIMER = "sign of life"
-_LATER = (
-    *("supervisor.attach", "supervisor.console", "supervisor.outlets", "supervisor.relay"),
-    *("argparse", "daemon", "socket", "traceback"),
-)
-"""What a supervisor imports when it wants it: ours all have it, of the version that we are of."""
+_OTHERS = ("argparse", "contextlib", "daemon", "functools", "signal", "socket", "traceback")
+"""What our modules import when they want it."""
 
 
 def serve(directory: str, commands: Mapping[str, Callable[[], int]]) -> int:
@@ -71,8 +78,7 @@ def serve(directory: str, commands: Mapping[str, Callable[[], int]]) -> int:
     """
     _try_to_take()
     own_likeness()
-    for name in _LATER:
-        __import__(name)
+    _import_everything()
     zygote = _Zygote(directory, commands)
     lean.set_title("forkshim: zygote")
     # Those that live on are not looked at again: a collection would write to all their pages.
@@ -81,8 +87,20 @@ def serve(directory: str, commands: Mapping[str, Callable[[], int]]) -> int:
     return zygote.run()
 
 
+def _import_everything() -> None:
+    """Import what a supervisor may ever import: ours are all of the version that we are of."""
+    for package in (supervisor, workers):
+        for directory in package.__path__:
+            for name in sorted(os.listdir(directory)):
+                module, dot, ending = name.partition(".")
+                if dot and ending == "py" and not module.startswith("__"):
+                    __import__(f"{package.__name__}.{module}")
+    for name in _OTHERS:
+        __import__(name)
+
+
 class _Zygote:
-    """Owns both fifos."""
+    """Owns both fifos and the lock."""
 
     def __init__(self, directory: str, commands: Mapping[str, Callable[[], int]]) -> None:
         self._directory = directory
@@ -93,7 +111,8 @@ class _Zygote:
         self._rest = b""
         self._is_over = False
         self._notifier = Notifier(environment_of_a_main_process())
-        self._alive, self._requests = _make_fifos(directory)
+        self._lock, self._alive, self._requests = _make_fifos(directory)
+        self._status = 0
 
     def run(self) -> int:
         router = signals.SignalRouter(has_job_control=False)
@@ -114,7 +133,7 @@ class _Zygote:
         # Who comes now starts its own; who has asked already is answered.
         os.unlink(f"{self._directory}/{REQUESTS}")
         self._serve()
-        return 0
+        return self._status
 
     def _give_sign_of_life(self) -> None:
         self._notifier.alive()
@@ -133,33 +152,66 @@ class _Zygote:
 
     def _fork(self, stand_in_pid: int) -> None:
         """Fork a supervisor; if it cannot be, or dies before it has answered, we answer."""
-        pipe = _inode(stand_in_pid, _STATUS_WFD)
-        if not pipe:
-            return  # it is gone, or nothing that we know
+        pipe = _told_pipe(stand_in_pid)
+        if pipe is None:  # it is gone, or nothing that we know
+            self._have_guards_look(stand_in_pid)
+            return
 
         def on_end(_termination: Termination) -> None:
-            # It closes that end when it has its answer, and has it no more.
-            if _inode(stand_in_pid, _STATUS_WFD) == pipe:
-                _answer_cold(stand_in_pid)
+            # It closes that end when it has its answer.
+            if _told_pipe(stand_in_pid) == pipe:
+                self._answer_cold(stand_in_pid, pipe)
+            else:
+                self._have_guards_look(stand_in_pid)
 
         try:
             pid = spawn.fork_worker(lambda: _supervise_for(stand_in_pid, self._commands))
         except OSError as error:
             print(f"forkshim: zygote: fork: {reason(error)}", file=sys.stderr)  # noqa: T201
-            _answer_cold(stand_in_pid)
+            self._answer_cold(stand_in_pid, pipe)
             return
         self._reaper.expect(pid, on_end)
+
+    def _answer_cold(self, pid: int, pipe: Pipe) -> None:
+        """Tell a stand-in to start its own; one that is gone needs no answer.
+
+        If we cannot, we end: then nobody waits for us.
+        """
+        try:
+            fd = fds.Fd(os.open(f"/proc/{pid}/fd/{_STATUS_WFD}", os.O_WRONLY | os.O_NONBLOCK))
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        except OSError as error:
+            print(f"forkshim: zygote: {reason(error)}", file=sys.stderr)  # noqa: T201
+            self._is_over, self._status = True, 1
+            return
+        if _identity(os.fstat(fd.fileno())) == pipe:
+            with suppress(OSError):  # EPIPE, EAGAIN: nobody reads it
+                os.write(fd.fileno(), _COLD)
+        fd.close()
+
+    def _have_guards_look(self, stand_in_pid: int) -> None:
+        """Wake a guard, if its stand-in was killed as it asked; another's goes on waiting."""
+        if _is_alive(stand_in_pid):
+            return
+        with suppress(BlockingIOError):
+            os.read(self._alive.fileno(), 4096)  # what woke nobody
+        os.write(self._alive.fileno(), b"\n")
 
 
 def _supervise_for(stand_in_pid: int, commands: Mapping[str, Callable[[], int]]) -> NoReturn:
     """Be the supervisor that the stand-in wants, to its end."""
     signals.hold()  # until they are routed: the stand-in passes them on from its answer on
+    for signum in (signal.SIGPIPE, signal.SIGXFSZ):  # as an interpreter begins
+        signal.signal(signum, signal.SIG_IGN)
     status = 1
     stand_in = None
     try:
         stand_in = _agree(Caller(stand_in_pid), commands)
         if stand_in is not None:
             status = _run(commands[os.path.basename(sys.argv[0])])
+    except OSError:
+        pass  # it has gone in the middle of it
     except Exception:
         traceback.print_exc()
     finally:
@@ -183,7 +235,7 @@ def _agree(caller: Caller, commands: Iterable[str]) -> standin.StandIn | None:
     except OSError:
         is_ours = False
     if not is_ours:
-        os.write(status_wfd.fileno(), b"cold\n")
+        os.write(status_wfd.fileno(), _COLD)
         return None
     _take_words(caller.argv)
     stand_in = standin.StandIn(caller.pid, status_wfd.take(), link_rfd.take())
@@ -251,35 +303,33 @@ def _run(main: Callable[[], int]) -> int:
                 continue
 
 
-def _make_fifos(directory: str) -> tuple[fds.Fd, fds.Fd]:
-    """Make `alive` and `requests`, in this order, and open both; nobody but root gets there."""
-    alive, requests = f"{directory}/{ALIVE}", f"{directory}/{REQUESTS}"
+def _make_fifos(directory: str) -> tuple[fds.Fd, fds.Fd, fds.Fd]:
+    """Lock the directory, make what is in it, and open both fifos; nobody but root gets there.
+
+    `requests` comes last: who sees it may ask.
+    """
+    alive, requests, pidns = (f"{directory}/{name}" for name in (ALIVE, REQUESTS, PIDNS))
     try:
         os.makedirs(directory, 0o700, exist_ok=True)
-        status = os.stat(directory)
+        lock = fds.Fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        status = os.fstat(lock.fileno())
         if status.st_uid != os.getuid() or status.st_mode & 0o077:
             raise ShimError(f"{directory}: somebody else could ask for supervisors there")
-        if _has_server(alive):
-            raise ShimError(f"{directory}: another zygote serves it")
-        for path in (requests, alive):
+        try:
+            fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ShimError(f"{directory}: another zygote serves it") from None
+        for path in (requests, alive, pidns):
             if os.path.lexists(path):
                 os.unlink(path)
+        os.symlink(f"/proc/{os.getpid()}/ns/pid", pidns)
         os.mkfifo(alive, 0o600)
         flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
         alive_fd = fds.Fd(os.open(alive, flags))
         os.mkfifo(requests, 0o600)
-        return alive_fd, fds.Fd(os.open(requests, flags))
+        return lock, alive_fd, fds.Fd(os.open(requests, flags))
     except OSError as error:
         raise ShimError(f"{error.filename or directory}: {reason(error)}") from error
-
-
-def _has_server(alive: str) -> bool:
-    try:
-        probe = fds.Fd(os.open(alive, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-    except OSError:  # ENOENT; ENXIO: nobody has it open
-        return False
-    probe.close()
-    return True
 
 
 def _try_to_take() -> None:
@@ -308,19 +358,28 @@ def _try_to_take() -> None:
         rfd.close()
 
 
-def _inode(pid: int, fd: int) -> int:
-    """Return which file a descriptor of another process is; 0 for none."""
-    try:
-        return os.stat(f"/proc/{pid}/fd/{fd}").st_ino
-    except OSError:
-        return 0
+def _told_pipe(pid: int) -> Pipe | None:
+    """Return which pipe a stand-in is told by; None if the process does not look like one."""
+    found = []
+    for fd in (_STATUS_WFD - 1, _STATUS_WFD, _LINK_RFD, _LINK_RFD + 1):
+        try:
+            status = os.stat(f"/proc/{pid}/fd/{fd}")
+        except OSError:
+            return None
+        if not stat.S_ISFIFO(status.st_mode):
+            return None
+        found.append(_identity(status))
+    told, told_again, link, link_again = found
+    return told if told == told_again and link == link_again and told != link else None
 
 
-def _answer_cold(pid: int) -> None:
-    """Tell a stand-in to start its own; one that is gone needs no answer."""
+def _is_alive(pid: int) -> bool:
     try:
-        fd = fds.Fd(os.open(f"/proc/{pid}/fd/{_STATUS_WFD}", os.O_WRONLY | os.O_NONBLOCK))
-    except OSError:
-        return
-    os.write(fd.fileno(), b"cold\n")
-    fd.close()
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2][:1] not in b"ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _identity(status: os.stat_result) -> Pipe:
+    return status.st_dev, status.st_ino

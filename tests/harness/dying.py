@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pytest
 
 _NEVER = 0
+_WITHOUT_EFFECT = ("/isolate.py", "/lean.py", "/report.py", "/values.py")
 _ACTS = ("CALL", "STORE_SUBSCR", "STORE_SLICE")
 
 
@@ -47,7 +48,7 @@ def _traced(work: Callable[[], None], die_at: int, counted: memoryview) -> Calla
 
         def enter(frame: Any, _event: str, _arg: Any) -> Any:
             name = frame.f_code.co_filename
-            if "/workers/" not in name or name.endswith(("/isolate.py", "/report.py")):
+            if "/workers/" not in name or name.endswith(_WITHOUT_EFFECT):
                 return None
             frame.f_trace_opcodes = True
             frame.f_trace_lines = False

@@ -52,6 +52,7 @@ class Zygote:
         )
         waiting.wait_path(self.directory / "requests", Path.is_fifo)
         waiting.wait_true(lambda: waiting.title_of(self.pid) == "forkshim: zygote")
+        waiting.wait_true(lambda: waiting.catches(self.pid, signal.SIGTERM))
 
     @property
     def pid(self) -> int:

@@ -111,6 +111,15 @@ def field(pid: int, name: str) -> str:
     return next(line.partition(":")[2].strip() for line in lines if line.startswith(f"{name}:"))
 
 
+def links(pid: int) -> list[str]:
+    """Return what the descriptors of a process are, but for those that it closes meanwhile."""
+    found = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(path))
+    return found
+
+
 def test_the_zygote_forks_it_and_a_shell_stands_in(shared: Zygote, run: Callable[..., Run]) -> None:
     started = run(shared, STAYS)
     started.wait_ready()
@@ -187,7 +196,9 @@ def test_who_kills_the_stand_in_kills_the_supervisor(
     adopted = subprocess.Popen(
         [shared.forkshim, "adopt", "--root", started.root, started.id], start_new_session=True
     )
-    waiting.wait_path(home / "supervisor.pid", lambda path: path.read_text() != str(before))
+    waiting.wait_path(
+        home / "supervisor.pid", lambda path: int(path.read_text() or before) != before
+    )
     waiting.wait_true(lambda: waiting.catches(started.supervisor_pid, signal.SIGTERM))
     adopted.terminate()
     assert adopted.wait(timeout=waiting.LIMIT_S) == 5
@@ -243,8 +254,7 @@ def test_it_is_what_its_caller_is(shared: Zygote, run: Callable[..., Run], tmp_p
     assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "250\n"
     assert Path(f"/proc/{pid}/cgroup").read_text() == Path("/proc/self/cgroup").read_text()
     # Nothing of the zygote's, nothing of the conversation but the two ties.
-    zygotes = {os.readlink(path) for path in Path(f"/proc/{shared.pid}/fd").iterdir()}
-    its = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+    zygotes, its = links(shared.pid), links(pid)
     assert not [link for link in its if link in zygotes and link.startswith(("/", "anon"))
                 and not link.startswith(("/dev/null", "anon_inode:[eventpoll]"))]  # fmt: skip
 
@@ -260,6 +270,7 @@ def test_it_is_what_its_caller_is(shared: Zygote, run: Callable[..., Run], tmp_p
         ["chrt", "--batch", "0"],
         ["sh", "-c", 'exec 9</dev/null "$@"', "sh"],
         ["env", "LISTEN_FDS=0"],
+        ["sh", "-c", 'trap "" USR2; exec "$@"', "sh"],
     ],
     ids=lambda words: " ".join(words[:2]),
 )
@@ -408,6 +419,103 @@ def test_an_engine_is_served(
         assert waiting.read_to_end(stderr) == b"err\n"
         assert engine.wait_end() == 41
         assert engine.wait_shim() == 0
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL])
+def test_a_stand_in_whose_child_is_killed_goes_on(
+    shared: Zygote, run: Callable[..., Run], signum: signal.Signals
+) -> None:
+    """As timeout(1) or the OOM killer may have it."""
+    started = run(shared, STAYS)
+    started.wait_ready()
+    (reader,) = waiting.children_of(started.process.pid)
+    os.kill(reader, signum)
+    if signum == signal.SIGKILL:
+        waiting.wait_child(started.process.pid, other_than=reader)
+    os.kill(started.process.pid, signal.SIGTERM)
+    assert started.wait() == (5, "bye\n", "")
+
+
+def test_a_signal_to_the_whole_group_is_one(shared: Zygote, run: Callable[..., Run]) -> None:
+    started = run(shared, STAYS)
+    started.wait_ready()
+    os.killpg(started.process.pid, signal.SIGTERM)
+    assert started.wait() == (5, "bye\n", "")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stand_in_that_is_ended_as_it_asks_leaves_nothing(
+    zygote: Zygote, run: Callable[..., Run], signum: signal.Signals
+) -> None:
+    zygote.send(signal.SIGSTOP)
+    waiting.wait_true(lambda: waiting.state_of(zygote.pid) == "T")
+    started = run(zygote, "echo out")
+    guard = waiting.wait_child(started.process.pid)
+    guarding = os.pidfd_open(guard)
+    waiting.wait_true(lambda: "/alive" in os.readlink(f"/proc/{guard}/fd/8"))
+    os.kill(started.process.pid, signum)
+    zygote.send(signal.SIGCONT)
+    assert started.wait() == (-signum, "", "")  # and nobody has its streams open
+    waiting.wait_readable(guarding)
+    os.close(guarding)
+    waiting.wait_true(lambda: waiting.children_of(zygote.pid) == [])
+
+
+def test_a_pid_of_another_namespace_says_nothing(
+    shared: Zygote, tmp_path: Path, make_bundle: Callable[..., Path]
+) -> None:
+    done = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", shared.forkshim, "run", "--root",
+         tmp_path / "root", "--bundle", make_bundle("exit 4"), bundles.fresh_id("warm")],
+        start_new_session=True, timeout=waiting.LIMIT_S, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 4, done.stderr
+
+
+def test_nothing_is_written_into_what_is_no_stand_ins(zygote: Zygote, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("words")
+    script = f"exec 4< {tmp_path}/precious; echo ready; read go"
+    with subprocess.Popen(
+        ["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        waiting.read_until(process.stdout.fileno(), b"ready\n")
+        with open(zygote.directory / "requests", "wb", buffering=0) as requests:
+            requests.write(b"%d\n" % process.pid)
+        assert zygote.stop() == 0  # it answers whoever has asked
+        process.communicate(b"go\n")
+    assert (tmp_path / "precious").read_text() == "words"
+
+
+def test_what_an_interpreter_ignores_a_forked_supervisor_ignores(
+    shared: Zygote, run: Callable[..., Run]
+) -> None:
+    started = run(shared, STAYS)
+    started.wait_ready()
+    ignored = int(field(started.supervisor_pid, "SigIgn"), 16)
+    for signum in (signal.SIGPIPE, signal.SIGXFSZ):
+        assert ignored >> (signum - 1) & 1
+
+
+def test_a_zygote_without_descriptors_is_not_waited_for(
+    zygote: Zygote, run: Callable[..., Run]
+) -> None:
+    resource.prlimit(zygote.pid, resource.RLIMIT_NOFILE, (3, 3))
+    started = run(zygote, "echo out; exit 3")
+    assert started.wait() == (3, "out\n", "")
+
+
+def test_a_forked_supervisor_imports_nothing_that_is_not_there(tmp_path: Path) -> None:
+    """What is on the disk may be of another version by then."""
+    code = (
+        "import os, sys, supervisor.zygote as zygote, supervisor, workers\n"
+        "zygote._import_everything()\n"
+        "wanted = {f'{p.__name__}.{n[:-3]}' for p in (supervisor, workers)\n"
+        "  for n in os.listdir(p.__path__[0]) if n.endswith('.py') and n[0] != '_'}\n"
+        "print(sorted(wanted - set(sys.modules)), len(wanted) > 80)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "[] True\n"
 
 
 @pytest.mark.slow
