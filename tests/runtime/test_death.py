@@ -261,9 +261,10 @@ def test_a_client_that_never_reads_delays_the_end_boundedly(make_engine: MakeEng
     for engine, status in ((holds, 7), (leaves, 8)):
         assert engine.wait_end() == status
         assert engine.wait_shim() == 0
-        (warning,) = engine.log("warn")
+        warning, counted = engine.log("warn")
         assert warning.startswith("stdout: given up")
         assert "bytes" in warning
+        assert "dropped" in counted
         assert engine.leftovers() == []
     kept = waiting.read_to_end(holds.fd("stdout"))
     assert kept.startswith(b"1\n2\n3\n")  # what the client's own fifo held is not lost
