@@ -196,7 +196,7 @@ def test_a_kill_at_any_instruction_leaves_nothing_uncounted(
     last = dying.instructions(site.worker(FOR_EVER))
     chance = random.Random(7)
     seen = set()
-    for step in range(1, last, 7 if lines is LONG else 3):
+    for step in range(1, last, 13 if lines is LONG else 5):
         site = fed()
         dying.die_at(step, site.worker(FOR_EVER))
         if step % 2:
