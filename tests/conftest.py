@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import bundles, leaks
+from tests.harness import bundles, jobs, leaks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
 pytest_plugins = ["tests.skips", "tests.failures"]
+
+jobs.hear_the_keyboard()  # `make test` runs half of the tests in the background
 
 
 @pytest.fixture(scope="session")

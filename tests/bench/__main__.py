@@ -40,7 +40,7 @@ from tests.bench import (
 from tests.bench.case import TINY, Case, Result, Scale, Setting
 from tests.bench.installed import install
 from tests.bench.ways import ways
-from tests.harness import bundles, leaks
+from tests.harness import bundles, jobs, leaks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,6 +52,7 @@ def main() -> int:
     """Run the cases, print the table; returns 1 if a case could not be measured."""
     words = _words()
     leaks.become_subreaper()
+    jobs.hear_the_keyboard()  # else no zygote would fork for us
     signal.signal(signal.SIGTERM, _ended)  # with everything that we have started
     # Byte code is written once and used, as in an installed package.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -124,6 +124,10 @@ def test_a_killed_supervisor_is_followed_by_another_although_there_are_controlle
     assert last == "bye"
     assert lines == [f"line {number}" for number in range(1, len(lines) + 1)]
     record = guest.exit_record(vm, "adopt")
-    # Linux 6.1 tells how a process has ended to nobody but its parent, and we do not make it up.
-    assert (record["status"], record["stopRequested"]) == (None, True)
-    assert record["error"].startswith("its end is unknown")
+    # Linux 6.1 tells how a process has ended to nobody but its parent, and we do not make it up:
+    # unless its zombie was seen before the parent had reaped it.
+    assert record["stopRequested"]
+    if record["status"] is None:
+        assert record["error"].startswith("its end is unknown")
+    else:
+        assert (record["status"], record["error"]) == (37, None)
