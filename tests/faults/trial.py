@@ -407,10 +407,10 @@ class Fed(Adopted):
         return Daemon(self._directory, self._bundle, *log, stdin=self._go_fd)
 
     def status(self) -> int:
-        # The first one takes all away when it sees the end.
-        if self._daemon.state_dir.exists():
+        try:
             return super().status()
-        return self._daemon.wait_first()
+        except FileNotFoundError:  # the first one takes all away when it sees the end
+            return self._daemon.wait_first()
 
 
 def _signal(pid: int, signum: int) -> None:
