@@ -52,6 +52,7 @@ class Trial:
         self.kind = self.random.choice(KINDS)
         self.status = self.random.randrange(1, 100)
         self.faults: Counter[str] = Counter()
+        self._fds = 0
         self._rootfs = rootfs
         lines = (b"%x %x" % (seed, self.random.getrandbits(120)) for _ in range(BLOCK_LINES))
         self._block = b"".join(line + b"\n" for line in lines)
@@ -62,6 +63,7 @@ class Trial:
             directory = Path(name)
             (directory / "block").write_bytes(self._block)
             subject = self._subject(directory, stack)
+            self._fds = len(os.listdir(f"/proc/{subject.pid}/fd"))
             for _ in range(steps):
                 self._step(subject)
             subject.finish()
@@ -150,7 +152,8 @@ class Trial:
 
     def _starve(self, subject: Subject) -> None:
         """Let the supervisor open nothing while a worker of it is killed."""
-        lowest = len(os.listdir(f"/proc/{subject.pid}/fd"))
+        # A program that begins anew has few open, and could not even be read if it had to stay so.
+        lowest = max(self._fds, len(os.listdir(f"/proc/{subject.pid}/fd")))
         before = resource.prlimit(subject.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(subject.pid, resource.RLIMIT_NOFILE, (lowest, before[1]))
         try:
