@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import time
 
 from supervisor import fds, statedir
 from supervisor.errors import AlreadySupervisedError, ShimError, reason
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 PID_NAME = "supervisor.pid"
+_DEAD_LOCK_S = 2.0
+_LOOK_AGAIN_S = 0.01
 STATE_NAME = "state.json"
 _OURS = frozenset({PID_NAME, STATE_NAME, "init"})
 
@@ -108,18 +111,38 @@ def claim(root: str, container_id: str) -> Home:
     path = os.path.join(os.path.abspath(root), container_id)
     try:
         os.makedirs(root, mode=0o755, exist_ok=True)
+        deadline_s = time.monotonic() + _DEAD_LOCK_S
         while True:
             lock = _open_directory(path)
             try:
                 fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 lock.close()
+                if time.monotonic() < deadline_s and _is_of_a_dead(path):
+                    time.sleep(_LOOK_AGAIN_S)
+                    continue
                 raise AlreadySupervisedError(f"already supervised{_by_whom(path)}") from None
             if _is_still_there(path, lock):
                 return _checked(path, lock)
             lock.close()  # its owner removed it between our open and our lock
     except OSError as error:
         raise ShimError(f"{error.filename or path}: {reason(error)}") from error
+
+
+def _is_of_a_dead(path: str) -> bool:
+    """Say whether the lock's owner has died: a worker that it was forking has it a moment longer.
+
+    It is the first thing that the worker closes (`isolate.become`).
+    """
+    try:
+        with open(os.path.join(path, PID_NAME), opener=fds.open_without_waiting) as file:
+            pid = int(file.read(16))
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            return stat.read().rpartition(b") ")[2][:1] in b"ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return os.path.exists(os.path.join(path, PID_NAME))
+    except ValueError:  # not written yet
+        return False
 
 
 def _checked(path: str, lock: fds.Fd) -> Home:

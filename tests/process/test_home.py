@@ -1,0 +1,50 @@
+"""The lock of a home, on the real kernel."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from supervisor import home
+from supervisor.errors import AlreadySupervisedError
+from supervisor.waitstatus import Exited
+from tests.harness import waiting
+from tests.harness.forked import forked
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.process
+
+
+def claim(root: Path) -> None:
+    home.claim(str(root), "web").release()
+
+
+def test_a_lock_that_a_dead_supervisors_worker_still_has_is_waited_for(tmp_path: Path) -> None:
+    """It was being forked when the supervisor was killed, and closes it as soon as it can."""
+    mine = home.claim(str(tmp_path), "web")
+    with forked(lambda: None) as dead:
+        pid = dead.pid
+        dead.wait()
+    (tmp_path / "web" / "supervisor.pid").write_text(str(pid))
+
+    def work() -> None:
+        os.close(mine.lock_fd)  # which the fork has as well
+        claim(tmp_path)
+
+    with forked(work) as child:
+        waiting.wait_true(lambda: waiting.state_of(child.pid) == "S")
+        mine.release()
+        assert child.wait() == Exited(0)
+
+
+def test_a_lock_of_the_living_is_not(tmp_path: Path) -> None:
+    mine = home.claim(str(tmp_path), "web")
+    (tmp_path / "web" / "supervisor.pid").write_text(str(os.getpid()))
+    with pytest.raises(AlreadySupervisedError, match=f"by process {os.getpid()}"):
+        claim(tmp_path)
+    mine.release()
+    claim(tmp_path)
