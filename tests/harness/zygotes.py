@@ -83,5 +83,8 @@ class Zygote:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End it."""
-        self.stop(signal.SIGKILL)
+        """End it, in order if it can."""
+        try:
+            self.stop()
+        except subprocess.TimeoutExpired:
+            self.stop(signal.SIGKILL)
