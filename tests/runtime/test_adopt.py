@@ -183,7 +183,8 @@ def test_a_status_that_was_written_down_stays_the_status(
     os.mkfifo(tmp_path / "out")
     reader = os.open(tmp_path / "out", os.O_RDONLY | os.O_NONBLOCK)
     daemon = start(
-        make_bundle(f"dd if=/dev/zero bs=1k count=1500 2> /dev/null; exit {status}"),
+        # It lives until all is laid down: what ends sooner leaves nothing to adopt.
+        make_bundle(f"sleep 3; dd if=/dev/zero bs=1k count=1500 2> /dev/null; exit {status}"),
         *("--log", tmp_path / "out"),
     )
     written = daemon.state_dir / "exitStatus"
