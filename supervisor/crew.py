@@ -3,7 +3,7 @@
 A `Stream` owns both descriptors of one copy for as long as the container lives, so a worker is
 only a pair of hands: when it dies without its completion record another one is forked on the same
 descriptors and goes on where the kernel stands. A worker counts as gone when both its pipe is
-at end of file and it has been reaped.
+at end of file and it has been reaped; one that has reported lives until it is sent away.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from supervisor.loop import Loop
     from supervisor.reaper import Reaper
     from supervisor.stream import Stream
+
+
+_REOPEN = "reopen"
+_REOPEN_EVERY_S = 0.1
 
 
 class Crew:
@@ -74,6 +78,8 @@ class Crew:
         self._leaving: dict[int, Stream] = {}
         self._predecessors: list[fds.Fd] = []
         self._is_closing = False
+        self._is_to_reopen = False
+        self._reopened_at_s = -math.inf
         self._longest_pause_s = mending.LONGEST_PAUSE_S
         self.streams: list[Stream] = []
         self.raw_terminal: stdin.RawTerminal | None = None
@@ -117,7 +123,8 @@ class Crew:
     @property
     def is_settled(self) -> bool:
         """Whether this is a moment for `pack`, if the workers are to live on."""
-        return not self._predecessors and all(stream.is_settled for stream in self.streams)
+        is_all_done = not self._predecessors and not self._is_to_reopen
+        return is_all_done and all(stream.is_settled for stream in self.streams)
 
     def go_on(self, stream: Stream, report_rfd: fds.Fd, *, is_parent: bool) -> None:
         """Take a stream of an earlier supervisor, and its worker, if it has one.
@@ -215,7 +222,21 @@ class Crew:
         self._dismiss(stream)
 
     def reopen(self) -> None:
-        """Open every log file anew by its name, where that is another file's by now."""
+        """Open every log file anew by its name, where that is another file's by now.
+
+        Not again at once, but a little later: whoever asks all the time would have a new worker
+        each time, and no worker would get to its work.
+        """
+        too_soon_s = self._reopened_at_s + _REOPEN_EVERY_S - time.monotonic()
+        if too_soon_s > 0:
+            self._is_to_reopen = True
+            self._loop.call_after(_REOPEN, too_soon_s, self._reopen)
+        else:
+            self._reopen()
+
+    def _reopen(self) -> None:
+        self._is_to_reopen = False
+        self._reopened_at_s = time.monotonic()
         for stream in self.outputs:
             if stream.is_over or stream.is_hung_up:
                 continue
@@ -301,6 +322,7 @@ class Crew:
     def stop(self) -> None:
         """Kill every worker; harmless to the bytes. Wait until `has_workers` is over."""
         self._is_closing = True
+        self._loop.cancel(_REOPEN)
         for stream in self.streams:
             self._loop.cancel(self._timer(stream))
             self._kill(stream)
@@ -421,6 +443,20 @@ class Crew:
         """The loop that the watches use."""
         return self._loop
 
+    def worker_has_reported(self, stream: Stream, record: bytes) -> None:
+        """Send away a worker that has done what it could, once another one is in its place.
+
+        Until then it keeps what a successor of ours would need. Where nobody follows it is to be
+        gone first: the client's fifo, which it has open, is looked at next.
+        """
+        ended = None
+        with contextlib.suppress(report.ReportError):  # said when it is gone
+            ended = report.decode(record)
+        if ended is None or self._is_closing or not self._is_followed(stream, ended):
+            self._kill(stream)
+        else:
+            self._go_on_after(stream, ended)
+
     def worker_is_gone(
         self, stream: Stream, termination: waitstatus.Termination, record: bytes
     ) -> None:
@@ -440,15 +476,10 @@ class Crew:
             self._end(stream)
         elif ended is None:
             self._replace(stream, termination)
-        elif ended.errno == 0:
-            self._end(stream)
-        elif ended.errno == errno.EAGAIN and stream.never_waits:
-            stream.trouble = ""
-            stream.errors_in_a_row = 0
-            self._tell_drops(stream)
-            self._fork(stream)
+        elif self._is_followed(stream, ended):
+            self._go_on_after(stream, ended)
         else:
-            self._mend(stream, ended)
+            self._go_on_without(stream, ended)
 
     def _replace(self, stream: Stream, termination: waitstatus.Termination) -> None:
         has_progress = self.copied_bytes(stream) != stream.copied_bytes_at_fork
@@ -469,31 +500,49 @@ class Crew:
         else:
             self._fork(stream, hold_s=pause_s)
 
-    def _mend(self, stream: Stream, failed: report.Report) -> None:
-        stream.dies_at_rest = False
-        choice = mending.mend(stream.name, failed, has_outlet=stream.outlet is not None)
-        if stream.is_input and failed.errno == errno.EPIPE:
-            self._end(stream)  # the container has closed its stdin, or is gone: its right
+    @staticmethod
+    def _is_followed(stream: Stream, ended: report.Report) -> bool:
+        """Say whether another worker goes on with the stream."""
+        if stream.is_given_up or ended.errno == 0:
+            return False
+        return _choice(stream, ended) is not Mend.HANG_UP
+
+    def _go_on_after(self, stream: Stream, failed: report.Report) -> None:
+        """Have another worker go on, in place of the one that has failed, if that still lives."""
+        if failed.errno == errno.EAGAIN and stream.never_waits:
+            stream.trouble = ""
+            stream.errors_in_a_row = 0
+            self._tell_drops(stream)
+            self._dismiss(stream)
             return
+        stream.dies_at_rest = False
+        self._tell_failure(stream, failed)
+        if _choice(stream, failed) is Mend.DISCARD:
+            self._put_null_at(stream.sink)
+            self._on_change()
+            self._dismiss(stream)
+        else:
+            self._try_again(stream, os.strerror(failed.errno))
+
+    def _go_on_without(self, stream: Stream, ended: report.Report) -> None:
+        """End the stream. A container that has closed its stdin, or is gone, was in its right."""
+        if ended.errno and not (stream.is_input and ended.errno == errno.EPIPE):
+            self._tell_failure(stream, ended)
+        self._end(stream)
+
+    def _tell_failure(self, stream: Stream, failed: report.Report) -> None:
         stream.errors_in_a_row += 1
         if self.copied_bytes(stream) != stream.copied_bytes_at_fork:
             stream.errors_in_a_row = 1
-        if stream.errors_in_a_row == 1:
-            follows = choice.value
-            if stream.never_waits:
-                follows = "lines are dropped when the buffer is full, and it is tried again"
-            self._log.warning(
-                f"{stream.name}{_target(stream)}: {os.strerror(failed.errno)} "
-                f"({failed.errno_name}) after {self.copied_bytes(stream)} bytes; {follows}"
-            )
-        if choice is Mend.HANG_UP:
-            self._end(stream)
-        elif choice is Mend.DISCARD:
-            self._put_null_at(stream.sink)
-            self._on_change()
-            self._fork(stream)
-        else:
-            self._try_again(stream, os.strerror(failed.errno))
+        if stream.errors_in_a_row > 1:
+            return
+        follows = _choice(stream, failed).value
+        if stream.never_waits:
+            follows = "lines are dropped when the buffer is full, and it is tried again"
+        self._log.warning(
+            f"{stream.name}{_target(stream)}: {os.strerror(failed.errno)} "
+            f"({failed.errno_name}) after {self.copied_bytes(stream)} bytes; {follows}"
+        )
 
     def _try_again(self, stream: Stream, why: str) -> None:
         if stream.outlet is not None:
@@ -501,7 +550,7 @@ class Crew:
                 stream.outlet.renew()
             self._on_change()
         delay_s = min(mending.pause_after_errors_s(stream.errors_in_a_row), self._longest_pause_s)
-        self._fork(stream, hold_s=delay_s)
+        self._dismiss(stream, delay_s)
         if stream.trouble != why:
             stream.trouble = why
             self._on_trouble()
@@ -529,6 +578,10 @@ class Crew:
         stream.finish()
         self._on_change()
         self._on_stream_over()
+
+
+def _choice(stream: Stream, failed: report.Report) -> Mend:
+    return mending.mend(stream.name, failed, has_outlet=stream.outlet is not None)
 
 
 def _target(stream: Stream) -> str:
@@ -568,7 +621,10 @@ class _Watch:
         if not chunk:
             self._crew.loop.forget(self._report_rfd.fileno())
             self._report_rfd.close()
-            self._tell_if_both()
+            if self._record and self._termination is None:
+                self._crew.worker_has_reported(self._stream, self._record)
+            else:
+                self._tell_if_both()
 
     def _on_exit(self, termination: waitstatus.Termination) -> None:
         self._stream.is_reaped = True

@@ -9,7 +9,7 @@ import select
 import signal
 
 from workers import isolate, report
-from workers.values import dataclass, field
+from workers.values import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ class Desk:
         rest_s: So long nothing is to be done at all, but to be there.
         told_dropped_bytes: So much of what was dropped has been told.
         copied_bytes: By this worker; the ledger has the stream's total.
-        parent_pid: Of whoever has made this desk.
     """
 
     stream: str
@@ -52,7 +51,6 @@ class Desk:
     rest_s: float = 0.0
     told_dropped_bytes: int = 0
     copied_bytes: int = 0
-    parent_pid: int = field(default_factory=os.getpid)
 
     def sit_down(self, keep_fds: Iterable[int]) -> None:
         """Become the worker, see `isolate.become`, when those before it have gone, and rested."""
@@ -101,11 +99,12 @@ class Desk:
     def send_and_keep(self, record: report.Report) -> None:
         """Write the completion record; the last thing that the worker of an output does.
 
-        Without a parent, `held` is kept until somebody comes for it and ends this process, if
-        there is something in it: how the container has ended may be known to nobody else.
+        `held` is kept until another worker has it, or somebody comes for it, who ends this process:
+        if there is something in it, how the container ends may be known to nobody else.
         """
         self.send(record)
-        while self.held and os.getppid() != self.parent_pid and _is_readable(self.held[0]):
+        os.close(self.report_wfd)  # all has been said: our parent need not wait for our end
+        while self.held and _is_readable(self.held[0]):
             signal.pause()
 
 

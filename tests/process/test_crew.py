@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -16,6 +17,7 @@ import pytest
 
 from supervisor import fds, mending, spawn
 from supervisor.crew import Crew
+from supervisor.deposit import Deposit, Parcel
 from supervisor.drain import DrainWatch, Verdict
 from supervisor.errors import ShimError
 from supervisor.mending import Mend
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from supervisor.deposit import Parcel
     from tests.harness.yard import Yard
     from workers.desk import Desk
 
@@ -39,7 +40,7 @@ pytestmark = pytest.mark.process
 class Site:
     """A crew in a yard, with pipes for streams. Owns them all until `close`."""
 
-    def __init__(self, yard: Yard) -> None:
+    def __init__(self, yard: Yard, held: tuple[int, ...] = ()) -> None:
         self.yard = yard
         self.overs = 0
         self.troubles = 0
@@ -51,6 +52,7 @@ class Site:
             null_fd=yard.null.fileno(),
             on_stream_over=self._note_over,
             on_trouble=self._note_trouble,
+            held=held,
         )
         self._owned: list[fds.Fd] = []
 
@@ -516,6 +518,74 @@ def test_a_file_is_opened_anew_and_an_outlet_of_one_by_its_next_worker(
     assert plain.pid == 0
     assert plain.deaths == stream.deaths == 0
     assert site.yard.messages() == []
+
+
+def test_files_that_are_opened_anew_all_the_time_are_written_all_the_same(
+    site: Site, tmp_path: Path
+) -> None:
+    """A worker that is replaced at once again and again would never get to its work."""
+    opened: list[Path] = []
+
+    def reopen() -> fds.Fd:
+        opened.append(tmp_path / str(len(opened)))
+        return fds.Fd(os.open(opened[-1], os.O_WRONLY | os.O_CREAT, 0o600))
+
+    source_rfd, source_wfd = fds.pipe()
+    writer = site.own(source_wfd.take())
+    stream = Stream("stdout", source_rfd, reopen(), reopen=reopen)
+    site.crew.add(stream)
+    site.crew.start()
+    for _each in range(200):
+        site.crew.reopen()
+    assert not site.crew.is_settled  # a successor would not open it anew
+    site.run_until(lambda: site.crew.is_settled)
+    os.write(writer, b"said")
+    site.disown(writer)
+    site.run_until(lambda: stream.is_over)
+    assert opened[-1].read_bytes() == b"said"
+    assert 3 <= len(opened) < 100
+    assert site.yard.messages() == []
+
+
+def test_a_worker_that_has_failed_stays_until_another_one_holds_what_it_holds(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor that is killed in between can be followed: somebody has its deposit."""
+    with contextlib.closing(Deposit()) as deposit:
+        deposit.put({}, Parcel())
+        site = Site(yard, held=deposit.fds)
+
+        def fails(desk: Desk, _route: engines.Route) -> None:
+            desk.send_and_keep(report.Report(desk.stream, 0, errno.ENOSPC, "sink"))
+
+        monkeypatch.setattr(output, "work", fails)
+        _writer, _reader, stream = site.output()
+        site.crew.start()
+        first, watch = stream.pid, stream.watch
+        assert watch is not None
+        waiting.wait_hangup(watch.fileno())  # it has reported, and nobody has heard it
+        assert waiting.is_alive(first)
+        site.run_until(lambda: stream.pid not in (0, first))
+        assert waiting.is_alive(stream.pid)
+        waiting.wait_process(first)
+        assert stream.deaths == 0
+        site.close()
+
+
+def test_a_worker_that_has_come_to_its_end_is_gone_before_its_stream_is_over(yard: Yard) -> None:
+    """It has the client's fifo open for reading, as only clients should have then."""
+    with contextlib.closing(Deposit()) as deposit:
+        deposit.put({}, Parcel())
+        site = Site(yard, held=deposit.fds)
+        writer, reader, stream = site.output()
+        site.crew.start()
+        worker = stream.pid
+        os.write(writer, b"said")
+        site.disown(writer)
+        site.run_until(lambda: stream.is_over)
+        assert not waiting.is_alive(worker)
+        assert os.read(reader, 100) == b"said"
+        site.close()
 
 
 def test_a_file_that_cannot_be_opened_anew_is_written_on(site: Site, tmp_path: Path) -> None:

@@ -172,21 +172,18 @@ def test_a_status_that_the_kernel_does_not_tell_is_unknown(
 
 @pytest.mark.parametrize(("status", "exit_code"), [(7, 7), (137, None)])
 def test_a_status_that_was_written_down_stays_the_status(
-    tmp_path: Path,
-    make_bundle: Callable[..., Path],
-    start: Callable[..., Daemon],
-    status: int,
-    exit_code: int | None,
+    tmp_path: Path, rootfs: Path, start: Callable[..., Daemon], status: int, exit_code: int | None
 ) -> None:
     """The supervisor is killed in the drain, and nobody else may ask the kernel."""
     (tmp_path / "exits").mkdir()
     os.mkfifo(tmp_path / "out")
+    os.mkfifo(tmp_path / "go")
     reader = os.open(tmp_path / "out", os.O_RDONLY | os.O_NONBLOCK)
-    daemon = start(
-        # It lives until all is laid down: what ends sooner leaves nothing to adopt.
-        make_bundle(f"sleep 3; dd if=/dev/zero bs=1k count=1500 2> /dev/null; exit {status}"),
-        *("--log", tmp_path / "out"),
-    )
+    script = f"read go < /tmp/go; dd if=/dev/zero bs=1k count=1500 2> /dev/null; exit {status}"
+    mount = bundles.bind(tmp_path / "go", "/tmp/go")
+    document = bundles.config(rootfs, bundles.shell(script), mounts=[mount])
+    daemon = start(bundles.make_bundle(tmp_path / "bundle", document), *("--log", tmp_path / "out"))
+    (tmp_path / "go").write_text("\n")  # all is laid down: what ends sooner leaves nothing to adopt
     written = daemon.state_dir / "exitStatus"
     waiting.wait_path(written, lambda path: path.exists())
     daemon.kill()
