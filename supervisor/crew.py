@@ -446,16 +446,17 @@ class Crew:
     def worker_has_reported(self, stream: Stream, record: bytes) -> None:
         """Send away a worker that has done what it could, once another one is in its place.
 
-        Until then it keeps what a successor of ours would need. Where nobody follows it is to be
-        gone first: the client's fifo, which it has open, is looked at next.
+        Until then it keeps what a successor of ours would need; without that it goes by itself.
+        Where nobody follows it is to be gone first: the client's fifo, which it has open, is looked
+        at next.
         """
         ended = None
         with contextlib.suppress(report.ReportError):  # said when it is gone
             ended = report.decode(record)
-        if ended is None or self._is_closing or not self._is_followed(stream, ended):
-            self._kill(stream)
-        else:
+        if ended is not None and not self._is_closing and self._is_followed(stream, ended):
             self._go_on_after(stream, ended)
+        elif self._held:
+            self._kill(stream)
 
     def worker_is_gone(
         self, stream: Stream, termination: waitstatus.Termination, record: bytes
