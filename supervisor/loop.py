@@ -54,13 +54,15 @@ class Loop:
         self._deadlines_ns.pop(name, None)
 
     def run_until(self, is_over: Callable[[], bool]) -> None:
-        """Serve events until `is_over` says so; it is asked after each round."""
+        """Serve events until `is_over` says so; it is asked after each round.
+
+        Of what is ready at the same time the one comes first that has been watched longest.
+        """
         while not is_over():
-            watched = dict(self._callbacks)
-            for fd, _events in self._epoll.poll(self._next_timeout_s()):
+            ready = {fd for fd, _events in self._epoll.poll(self._next_timeout_s())}
+            for fd, callback in [*self._callbacks.items()] if ready else ():
                 # An earlier callback of this round may have ended the watch.
-                callback = self._callbacks.get(fd)
-                if callback is not None and callback is watched.get(fd):
+                if fd in ready and self._callbacks.get(fd) is callback:
                     callback()
             self._serve_deadlines()
 

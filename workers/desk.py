@@ -7,6 +7,7 @@ import math
 import os
 import select
 import signal
+import time
 
 from workers import isolate, report
 from workers.values import dataclass
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from workers.ledger import Ledger
+
+
+_LAST_S = 0.001
 
 
 @dataclass(slots=True)
@@ -99,9 +103,15 @@ class Desk:
     def send_and_keep(self, record: report.Report) -> None:
         """Write the completion record; the last thing that the worker of an output does.
 
+        An end of file is told after a pause. It is the container's end nearly always, which wakes
+        every worker before the kernel tells our parent; what keeps those who wait for `exitStatus`
+        waiting is then that all processors are busy with ends of file, for which nobody waits.
+
         `held` is kept until another worker has it, or somebody comes for it, who ends this process:
         if there is something in it, how the container ends may be known to nobody else.
         """
+        if not record.errno:
+            time.sleep(_LAST_S)
         self.send(record)
         os.close(self.report_wfd)  # all has been said: our parent need not wait for our end
         while self.held and _is_readable(self.held[0]):

@@ -41,6 +41,21 @@ def test_a_readable_descriptor_and_one_at_its_end_call_back(loop: Loop) -> None:
     assert got == [b"x", b""]
 
 
+def test_of_those_that_are_ready_the_one_comes_first_that_is_watched_longest(loop: Loop) -> None:
+    called: list[int] = []
+    pipes = [fds.pipe() for _each in range(8)]
+    readers = [rfd.fileno() for rfd, _wfd in pipes]
+    watched = readers[4:] + readers[:4]
+    for reader in watched:
+        loop.watch(reader, lambda reader=reader: called.append(reader))  # type: ignore[misc] # bound now
+    for _rfd, wfd in pipes:
+        os.write(wfd.fileno(), b"x")
+    loop.run_until(lambda: bool(called))
+    assert called == watched
+    for owner in (end for ends in pipes for end in ends):
+        owner.close()
+
+
 def test_whoever_is_forgotten_within_a_round_is_not_called_in_it(loop: Loop) -> None:
     called: list[int] = []
     pipes = [_readable(), _readable()]
