@@ -103,15 +103,17 @@ class Caller:
         """Say which descriptor an exec would have passed on, and we would not."""
         for name in os.listdir(f"/proc/{self.pid}/fd"):
             fd = int(name)
-            if fd > 2 and fd not in own and not self._is_close_on_exec(fd):
+            if fd > 2 and fd not in own and self._is_passed_on(fd):
                 return f"descriptor {fd}"
         return ""
 
-    def _is_close_on_exec(self, fd: int) -> bool:
-        for line in _read(self.pid, f"fdinfo/{fd}").decode().splitlines():
-            if line.startswith("flags:"):
-                return bool(int(line.split()[1], 8) & os.O_CLOEXEC)
-        return False
+    def _is_passed_on(self, fd: int) -> bool:
+        try:
+            lines = _read(self.pid, f"fdinfo/{fd}").decode().splitlines()
+        except FileNotFoundError:  # closed meanwhile: a shell puts its stdout back after `echo >`
+            return False
+        flags = next((line for line in lines if line.startswith("flags:")), "flags: 0")
+        return not int(flags.split()[1], 8) & os.O_CLOEXEC
 
     def become(self) -> None:
         """Make this process like it: what `difference` has not looked at.

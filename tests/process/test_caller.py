@@ -68,6 +68,23 @@ def test_what_an_exec_would_pass_on_is_found_out() -> None:
         os.close(fd)
 
 
+def test_descriptors_may_come_and_go_while_they_are_looked_at() -> None:
+    """As with a shell, which puts its stdout aside for a word to somewhere else."""
+
+    def come_and_go() -> None:
+        os.closerange(3, 1000)
+        while True:
+            for fd in [os.dup(0) for _each in range(50)]:
+                os.close(fd)
+
+    with forked(come_and_go) as child:
+        seen = Caller(child.pid)
+        waiting.wait_true(lambda: seen._strange_fd(set()) == "")  # it has closed ours
+        for _each in range(500):
+            assert seen._strange_fd(set()) == ""
+        seen.close()
+
+
 def test_who_cannot_hear_is_found_out() -> None:
     def deaf() -> None:
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
