@@ -1,4 +1,4 @@
-"""What follows the end of the supervised process here: it is told, and its output is drained.
+"""What follows the end of the supervised process: it is told, its output drained, all reaped.
 
 How long a drain waits, and for what, is the rule of `supervisor.drain`; its verdicts are carried
 out here, and said in the log.
@@ -13,18 +13,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from supervisor.calls import RuntimeCalls
     from supervisor.crew import Crew
     from supervisor.log import Log
     from supervisor.loop import Loop
     from supervisor.process import Process
     from supervisor.service import Service
+    from supervisor.stdio import StdioOpener
     from supervisor.stream import Stream
 
+REAP_LIMIT_S = 5.0
+_LATE = "late children"
 _LOOK = "drain"
 
 
 class Ending:
-    """Tells one end and drains after it. Borrows everything."""
+    """Follows one end. Borrows everything."""
 
     def __init__(
         self,
@@ -112,3 +116,16 @@ class Ending:
             self._crew.hang_up(stream)
         else:
             self._crew.give_up(stream)
+
+    def leave_nobody(self, calls: RuntimeCalls, opener: StdioOpener) -> None:
+        """Kill and reap whoever still works for us; boundedly."""
+        self._crew.stop()
+        calls.kill_running()
+        is_late: list[bool] = []
+        # A worker that sleeps uninterruptibly dies when it can: no reason for us to hang with it.
+        self._loop.call_after(_LATE, REAP_LIMIT_S, lambda: is_late.append(True))
+        self._loop.run_until(
+            lambda: (
+                bool(is_late) or (not self._crew.has_workers and calls.is_idle and opener.is_idle)
+            )
+        )

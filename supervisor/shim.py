@@ -3,7 +3,8 @@
 `supervise` is the whole story in its order: signals, subreaper, fifos, process.json, stdio, the
 runtime, the container's life, its death, and the tidying up. What happens when is decided by
 the table in `supervisor.lifecycle`; here the actions are carried out. Front ends prepare the state
-directory, choose an `Order`, and look at the `Outcome`.
+directory, choose an `Order`, and look at the `Outcome`. Who has a past begins in
+`supervisor.going_on`.
 
 The runtime is started as soon as can be. What a supervisor needs only afterwards is imported while
 the runtime works (`_equip`): 3 ms on another core than the runtime's.
@@ -18,7 +19,6 @@ from supervisor.calls import HURRY_S, RuntimeCalls
 from supervisor.creation import Creation, explain
 from supervisor.errors import RuntimeFailedError, ShimError, StoppedError
 from supervisor.lifecycle import Action, Event, State
-from supervisor.log import Log
 from supervisor.loop import Loop
 from supervisor.order import Outcome, StreamEnd
 from supervisor.order import pack as pack_order
@@ -31,26 +31,22 @@ from supervisor.stdio import go_on as go_on_with_stdio
 from supervisor.waitstatus import Termination, shell_status, signal_name
 from workers import lean
 from workers.lean import signal
-from workers.values import asdict, replace
+from workers.values import asdict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import ExitStack
     from typing import Any
 
     from supervisor.crew import Crew
-    from supervisor.deposit import Contents, Parcel
+    from supervisor.deposit import Parcel
     from supervisor.ending import Ending
+    from supervisor.log import Log
     from supervisor.order import Order
     from supervisor.process import Process
     from supervisor.service import Service
     from supervisor.stopping import Stopper
-    from supervisor.succession import Orphans, Past, Succession
-
-
-REAP_LIMIT_S = 5.0
-_LATE = "late children"
+    from supervisor.succession import Past, Succession
 
 
 def supervise(order: Order, log: Log) -> Outcome:
@@ -62,7 +58,6 @@ def supervise(order: Order, log: Log) -> Outcome:
     Raises:
         ShimError: It could not even begin: a file of the state directory is missing or wrong.
     """
-    title = f"forkshim: {order.container_id}"
     router = SignalRouter(has_job_control=order.has_job_control)
     try:
         linux.set_child_subreaper(True)
@@ -71,7 +66,7 @@ def supervise(order: Order, log: Log) -> Outcome:
             control_fifo = statedir.open_fifo("control")
             record = oci.read_process("process.json")
             checkpoint = oci.read_checkpoint(record.checkpoint) if record.checkpoint else None
-            supervisor = _Supervisor(order, log, router, exit_fifo, control_fifo, record, title)
+            supervisor = Supervisor(order, log, router, exit_fifo, control_fifo, record)
             return supervisor.run(checkpoint)
         finally:
             exit_fifo.close()
@@ -79,76 +74,7 @@ def supervise(order: Order, log: Log) -> Outcome:
         router.close()
 
 
-def go_on(order: Order, log: Log, contents: Contents, orphans: Orphans | None = None) -> Outcome:
-    """Go on with the process of an earlier supervisor, until it is gone; as `supervise`.
-
-    Args:
-        order: From `order_of`.
-        log: As for `supervise`.
-        contents: What that supervisor had; owned from now on.
-        orphans: What else is left, if that supervisor is dead; owned from now on. None: it was
-            this very process, and its children are ours.
-
-    Raises:
-        ShimError: What it had cannot be used.
-    """
-    from contextlib import ExitStack
-
-    from supervisor.succession import Past
-
-    with ExitStack() as stack:
-        return _take_up(order, log, Past(contents, orphans), stack).run_on()
-
-
-def rehearse(order: Order, contents: Contents) -> None:
-    """Do what `go_on` does before it begins to serve, then supervise something small.
-
-    Raises:
-        ShimError: What there is cannot be used, or what is installed does not work.
-    """
-    from contextlib import ExitStack
-
-    from supervisor import upgrade
-    from supervisor.succession import Past
-
-    with ExitStack() as stack:
-        log = Log(fds.Fd(os.dup(2)))
-        stack.callback(log.close)
-        _take_up(order, log, Past(contents), stack)
-        upgrade.try_a_worker(log, f"forkshim: {order.container_id}")
-
-
-def _take_up(order: Order, log: Log, past: Past, stack: ExitStack) -> _Supervisor:
-    from supervisor.deposit import DepositError
-
-    contents = past.contents
-    stack.callback(contents.close)
-    router = SignalRouter(has_job_control=order.has_job_control)
-    stack.callback(router.close)
-    linux.set_child_subreaper(True)
-    document = contents.document
-    try:
-        packed = document["supervisor"]
-        exit_fifo = contents.take(packed["exit"])
-        stack.callback(exit_fifo.close)
-        control_fifo = contents.take(packed["control"])
-        record = oci.ProcessRecord(
-            **{**packed["record"], "runtime_args": tuple(packed["record"]["runtime_args"])}
-        )
-        title = f"forkshim: {order.container_id}"
-        if packed["relay"] >= 0:
-            from supervisor.relay import Relay
-
-            relay_fd = contents.take(packed["relay"]).take()
-            relay = Relay(uid=record.root_uid, gid=record.root_gid, fd=relay_fd)
-            stack.callback(relay.close)
-            order = replace(order, relay=relay)
-        return _Supervisor(order, log, router, exit_fifo, control_fifo, record, title, past)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DepositError(f"handover: {type(error).__name__}: {error}") from error
-
-
-class _Supervisor:
+class Supervisor:
     """Owns everything that lives as long as the supervised process."""
 
     # These come by `_equip`.
@@ -166,9 +92,9 @@ class _Supervisor:
         exit_fifo: fds.Fd,
         control_fifo: fds.Fd,
         record: oci.ProcessRecord,
-        title: str,
         past: Past | None = None,
     ) -> None:
+        """`past`: what an earlier supervisor had, for this one to go on with; see `run_on`."""
         self._order = order
         self._log = log
         self._router = router
@@ -176,7 +102,8 @@ class _Supervisor:
         self._control_fifo = control_fifo
         self._control = control.ControlParser()
         self._record = record
-        self._title = title
+        self._title = f"forkshim: {order.container_id}"
+        self._has_title = False
         self._null = fds.Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
         self._loop = Loop()
         self._reaper = Reaper()
@@ -197,7 +124,7 @@ class _Supervisor:
             self._reaper,
             container_id=order.container_id,
             bundle=order.bundle,
-            title=title,
+            title=self._title,
             null_fd=null_fd,
         )
         self._stdio = Stdio()
@@ -216,7 +143,7 @@ class _Supervisor:
             Action.CREATE: self._create,
             Action.KILL_RUNTIME: self._creation.cancel,
             Action.START: self._start,
-            Action.HURRY_START: self._hurry_start,
+            Action.HURRY_START: lambda: self._calls.hurry(self._start_pid, HURRY_S),
             Action.TELL_STARTED: self._tell_started,
             Action.SEND_STOP_SIGNAL: self._send_stop_signal,
             Action.KILL: lambda: self._stopper.kill(self._then(Event.KILL_OVERDUE)),
@@ -256,7 +183,7 @@ class _Supervisor:
             self._loop,
             self._reaper,
             log,
-            title=f"forkshim: {order.container_id}",
+            title=self._title,
             null_fd=self._null.fileno(),
             on_stream_over=lambda: self._ending.look(),
             on_change=self._succession.changed,
@@ -286,6 +213,7 @@ class _Supervisor:
         )
 
     def run(self, checkpoint: oci.CheckpointRecord | None) -> Outcome:
+        """Create the process, or restore it from `checkpoint`, and supervise it to its end."""
         self._creation.checkpoint = checkpoint
         self._loop.watch(self._router.fileno(), self._serve_signals)
         self._opener.begin(self._record, self._on_stdio)
@@ -327,9 +255,9 @@ class _Supervisor:
 
         Not sooner: its import takes 5 ms, which a runtime that is started first takes as well.
         """
-        if self._title:
+        if not self._has_title:
+            self._has_title = True
             lean.set_title(self._title)
-            self._title = ""
 
     # Events: from the outside world to the table.
 
@@ -499,9 +427,6 @@ class _Supervisor:
             self._error = error
             self._post(Event.START_FAILED)
 
-    def _hurry_start(self) -> None:
-        self._calls.hurry(self._start_pid, HURRY_S)
-
     def _on_start_end(self, termination: Termination) -> None:
         if shell_status(termination) == 0:
             self._post(Event.STARTED)
@@ -631,17 +556,7 @@ class _Supervisor:
         self._plumbing.close()
         if self._process is not None:
             self._process.close()
-        self._crew.stop()
-        self._calls.kill_running()
-        is_late: list[bool] = []
-        # A worker that sleeps uninterruptibly dies when it can: no reason for us to hang with it.
-        self._loop.call_after(_LATE, REAP_LIMIT_S, lambda: is_late.append(True))
-        self._loop.run_until(
-            lambda: (
-                bool(is_late)
-                or (not self._crew.has_workers and self._calls.is_idle and self._opener.is_idle)
-            )
-        )
+        self._ending.leave_nobody(self._calls, self._opener)
         self._crew.close()
         self._stdio.close()
         self._control_fifo.close()
