@@ -2,8 +2,7 @@
 
 A `Stream` owns both descriptors of one copy for as long as the container lives, so a worker is
 only a pair of hands: when it dies without its completion record another one is forked on the same
-descriptors and goes on where the kernel stands. A worker counts as gone when both its pipe is
-at end of file and it has been reaped; one that has reported lives until it is sent away.
+descriptors and goes on where the kernel stands.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from supervisor import fds, linux, mending, spawn, waitstatus
 from supervisor.errors import ShimError
 from supervisor.listeners import Listeners
 from supervisor.mending import Mend
+from supervisor.watch import Watch
 from workers import output, report, stdin
 from workers.desk import Desk
 from workers.ledger import Ledger
@@ -133,7 +133,7 @@ class Crew:
         """
         self.streams.append(stream)
         if stream.pid and is_parent:
-            stream.watch = _Watch(self, stream, report_rfd)
+            self._watch(stream, report_rfd)
         else:
             stream.pid = 0
             report_rfd.close()
@@ -363,7 +363,7 @@ class Crew:
                 return self._fork_later(stream, error)
         stream.held_until_s = time.monotonic() + hold_s
         stream.is_reaped = False
-        stream.watch = _Watch(self, stream, report_rfd)
+        self._watch(stream, report_rfd)
         stream.failed_forks = 0
         return True
 
@@ -432,18 +432,19 @@ class Crew:
             return partial(stream.outlet.work, desk, route)
         return partial(output.work, desk, route)
 
+    def _watch(self, stream: Stream, report_rfd: fds.Fd) -> None:
+        stream.watch = Watch(
+            self._loop,
+            self._reaper,
+            stream,
+            report_rfd,
+            on_report=self._on_report,
+            on_gone=self._on_gone,
+        )
+
     # What a watch tells.
 
-    def watch(self, pid: int, on_exit: Callable[[waitstatus.Termination], None]) -> None:
-        """Have the reaper tell of one worker's end."""
-        self._reaper.expect(pid, on_exit)
-
-    @property
-    def loop(self) -> Loop:
-        """The loop that the watches use."""
-        return self._loop
-
-    def worker_has_reported(self, stream: Stream, record: bytes) -> None:
+    def _on_report(self, stream: Stream, record: bytes) -> None:
         """Send away a worker that has done what it could, once another one is in its place.
 
         Until then it keeps what a successor of ours would need; without that it goes by itself.
@@ -458,9 +459,7 @@ class Crew:
         elif self._held:
             self._kill(stream)
 
-    def worker_is_gone(
-        self, stream: Stream, termination: waitstatus.Termination, record: bytes
-    ) -> None:
+    def _on_gone(self, stream: Stream, termination: waitstatus.Termination, record: bytes) -> None:
         """Decide what follows, now that the worker is reaped and its pipe is at end of file."""
         stream.pid = 0
         stream.watch = None
@@ -587,51 +586,3 @@ def _choice(stream: Stream, failed: report.Report) -> Mend:
 
 def _target(stream: Stream) -> str:
     return f" {stream.sink_name}" if stream.sink_name else ""
-
-
-class _Watch:
-    """Joins a worker's two ends. Owns the read end of its report pipe."""
-
-    def __init__(self, crew: Crew, stream: Stream, report_rfd: fds.Fd) -> None:
-        self._crew = crew
-        self._stream = stream
-        self._report_rfd = report_rfd
-        self._record = b""
-        self._termination: waitstatus.Termination | None = None
-        crew.loop.watch(report_rfd.fileno(), self._on_readable)
-        crew.watch(stream.pid, self._on_exit)
-
-    def fileno(self) -> int:
-        """Lend the report pipe's read end."""
-        return self._report_rfd.fileno()
-
-    def abandon(self) -> None:
-        """Listen no more; somebody else expects the worker's end."""
-        if self._report_rfd.is_open:
-            self._crew.loop.forget(self._report_rfd.fileno())
-            self._report_rfd.close()
-
-    @property
-    def is_untouched(self) -> bool:
-        """Whether nothing has been heard of the worker so far."""
-        return self._termination is None and self._report_rfd.is_open and not self._record
-
-    def _on_readable(self) -> None:
-        chunk = os.read(self._report_rfd.fileno(), report.MOST_BYTES + 1)
-        self._record = (self._record + chunk)[: report.MOST_BYTES + 1]
-        if not chunk:
-            self._crew.loop.forget(self._report_rfd.fileno())
-            self._report_rfd.close()
-            if self._record and self._termination is None:
-                self._crew.worker_has_reported(self._stream, self._record)
-            else:
-                self._tell_if_both()
-
-    def _on_exit(self, termination: waitstatus.Termination) -> None:
-        self._stream.is_reaped = True
-        self._termination = termination
-        self._tell_if_both()
-
-    def _tell_if_both(self) -> None:
-        if self._termination is not None and not self._report_rfd.is_open:
-            self._crew.worker_is_gone(self._stream, self._termination, self._record)
