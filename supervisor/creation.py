@@ -15,6 +15,7 @@ from supervisor.calls import HURRY_S
 from supervisor.errors import RuntimeFailedError, ShimError, StoppedError
 from supervisor.log import rfc3339
 from supervisor.waitstatus import Exited, Killed, Termination
+from workers.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Creation:
         self._is_cancelled = False
         self._on_end: Callable[[ShimError | None], None] = lambda _error: None
         self.began_at = rfc3339(0)
-        self.was_killed = False
+        self._was_killed = False
         self.pid = 0
         self.console: fds.Fd | None = None
 
@@ -110,6 +111,27 @@ class Creation:
         if self._has_succeeded:
             self._fail(StoppedError("stopped while waiting for the console"))
 
+    def clean_up(self, log: Log, on_end: Callable[[], None]) -> None:
+        """Take away what one that has failed has left, if it is ours; `on_end` follows.
+
+        An exec'd process may have come to life although its exec failed for us. Without a pid file
+        it is told by being a child of ours that is none of our own.
+        """
+        if self._record.is_exec:
+            for pid in self._reaper.living_strangers():
+                os.kill(pid, signal.SIGKILL)
+            on_end()
+            return
+        remains = Remains(
+            self._reaper,
+            self._calls,
+            self._caller,
+            log,
+            began_at=self.began_at,
+            was_killed=self._was_killed,
+        )
+        remains.delete(on_end)
+
     def _argv(self) -> list[str]:
         socket_path = None if self._socket is None else self._socket.path
         no_pivot = self._record.no_pivot_root
@@ -153,7 +175,7 @@ class Creation:
             self._fail(error)
 
     def _on_exit(self, termination: Termination) -> None:
-        self.was_killed = isinstance(termination, Killed)
+        self._was_killed = isinstance(termination, Killed)
         if self._is_cancelled and termination != Exited(0):
             self._fail(StoppedError(f"stopped while the runtime's {self.verb} ran"))
         elif termination != Exited(0):

@@ -2,8 +2,7 @@
 
 A `Stream` owns both descriptors of one copy for as long as the container lives, so a worker is
 only a pair of hands: when it dies without its completion record another one is forked on the same
-descriptors and goes on where the kernel stands. A worker counts as gone when both its pipe is
-at end of file and it has been reaped; one that has reported lives until it is sent away.
+descriptors and goes on where the kernel stands.
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ from supervisor import fds, linux, mending, spawn, waitstatus
 from supervisor.errors import ShimError
 from supervisor.listeners import Listeners
 from supervisor.mending import Mend
+from supervisor.telling import Teller
+from supervisor.watch import Watch
 from workers import output, report, stdin
 from workers.desk import Desk
 from workers.ledger import Ledger
@@ -71,9 +72,9 @@ class Crew:
         self._null_fd = null_fd
         self._on_stream_over = on_stream_over
         self._on_change = on_change
-        self._on_trouble = on_trouble
         self._held = held
         self._ledger = Ledger(fd=-1 if ledger is None else ledger.take())
+        self._teller = Teller(log, self._ledger, on_trouble)
         self.listeners = Listeners(loop, log, self._ledger, self._listener_left)
         self._leaving: dict[int, Stream] = {}
         self._predecessors: list[fds.Fd] = []
@@ -133,7 +134,7 @@ class Crew:
         """
         self.streams.append(stream)
         if stream.pid and is_parent:
-            stream.watch = _Watch(self, stream, report_rfd)
+            self._watch(stream, report_rfd)
         else:
             stream.pid = 0
             report_rfd.close()
@@ -176,10 +177,13 @@ class Crew:
 
     def trouble(self, stream: Stream) -> str:
         """Return why nothing of the stream moves, in a few words; empty if something does."""
-        if stream.trouble and self.copied_bytes(stream) != stream.copied_bytes_at_fork:
-            self._log.info(f"{stream.name}: moves again, after: {stream.trouble}")
-            stream.trouble = ""
+        if stream.trouble and self._has_progress(stream):
+            self._teller.moves_again(stream)
         return stream.trouble
+
+    def _has_progress(self, stream: Stream) -> bool:
+        """Say whether something was moved since the last fork."""
+        return self.copied_bytes(stream) != stream.copied_bytes_at_fork
 
     def unread_bytes(self, stream: Stream) -> int:
         """Return what of `copied_bytes` would be gone with us: it lies in a fifo without a client.
@@ -363,7 +367,7 @@ class Crew:
                 return self._fork_later(stream, error)
         stream.held_until_s = time.monotonic() + hold_s
         stream.is_reaped = False
-        stream.watch = _Watch(self, stream, report_rfd)
+        self._watch(stream, report_rfd)
         stream.failed_forks = 0
         return True
 
@@ -397,25 +401,11 @@ class Crew:
 
     def _fork_later(self, stream: Stream, error: OSError) -> bool:
         stream.failed_forks += 1
-        if stream.failed_forks & (stream.failed_forks - 1) == 0:  # a log that cannot fill a disk
-            self._log.warning(
-                f"{stream.name}: fork: {error.strerror}; trying again; "
-                f"{stream.failed_forks} times so far"
-            )
-        if stream.failed_forks == mending.DEGRADED_AFTER:
-            self._is_degraded(stream, f"no worker can be forked: {error.strerror}")
+        self._teller.fork_failed(stream, error)
         self._loop.call_after(
             self._timer(stream), mending.FORK_AGAIN_S, lambda: self._fork_if_wanted(stream)
         )
         return False
-
-    def _is_degraded(self, stream: Stream, why: str) -> None:
-        stream.trouble = f"degraded: {why}"
-        self._log.warning(
-            f"{stream.name}: {stream.trouble}; the container waits when its pipe is full, "
-            f"and it is tried again at least every {mending.LONGEST_PAUSE_S:.0f} s"
-        )
-        self._on_trouble()
 
     def _fork_if_wanted(self, stream: Stream) -> None:
         if not stream.pid and not stream.is_over:
@@ -432,18 +422,19 @@ class Crew:
             return partial(stream.outlet.work, desk, route)
         return partial(output.work, desk, route)
 
+    def _watch(self, stream: Stream, report_rfd: fds.Fd) -> None:
+        stream.watch = Watch(
+            self._loop,
+            self._reaper,
+            stream,
+            report_rfd,
+            on_report=self._on_report,
+            on_gone=self._on_gone,
+        )
+
     # What a watch tells.
 
-    def watch(self, pid: int, on_exit: Callable[[waitstatus.Termination], None]) -> None:
-        """Have the reaper tell of one worker's end."""
-        self._reaper.expect(pid, on_exit)
-
-    @property
-    def loop(self) -> Loop:
-        """The loop that the watches use."""
-        return self._loop
-
-    def worker_has_reported(self, stream: Stream, record: bytes) -> None:
+    def _on_report(self, stream: Stream, record: bytes) -> None:
         """Send away a worker that has done what it could, once another one is in its place.
 
         Until then it keeps what a successor of ours would need; without that it goes by itself.
@@ -458,9 +449,7 @@ class Crew:
         elif self._held:
             self._kill(stream)
 
-    def worker_is_gone(
-        self, stream: Stream, termination: waitstatus.Termination, record: bytes
-    ) -> None:
+    def _on_gone(self, stream: Stream, termination: waitstatus.Termination, record: bytes) -> None:
         """Decide what follows, now that the worker is reaped and its pipe is at end of file."""
         stream.pid = 0
         stream.watch = None
@@ -483,16 +472,11 @@ class Crew:
             self._go_on_without(stream, ended)
 
     def _replace(self, stream: Stream, termination: waitstatus.Termination) -> None:
-        has_progress = self.copied_bytes(stream) != stream.copied_bytes_at_fork
+        has_progress = self._has_progress(stream)
         stream.deaths += 1
         stream.deaths_without_progress = 0 if has_progress else stream.deaths_without_progress + 1
         stream.dies_at_rest = not has_progress and (stream.dies_at_rest or self._is_held(stream))
-        if stream.deaths & (stream.deaths - 1) == 0:  # 1, 2, 4, 8: a log that cannot fill a disk
-            self._log.warning(
-                f"{stream.name}: worker {termination}, replaced; {stream.deaths} so far"
-            )
-        if stream.deaths_without_progress == mending.DEGRADED_AFTER:
-            self._is_degraded(stream, f"its workers do not live: {termination}")
+        self._teller.died(stream, termination)
         pause_s = min(mending.pause_s(stream.deaths_without_progress), self._longest_pause_s)
         if pause_s and stream.dies_at_rest:  # a worker that waits would be one more to die
             self._loop.call_after(
@@ -513,11 +497,11 @@ class Crew:
         if failed.errno == errno.EAGAIN and stream.never_waits:
             stream.trouble = ""
             stream.errors_in_a_row = 0
-            self._tell_drops(stream)
+            self._teller.dropped(stream)
             self._dismiss(stream)
             return
         stream.dies_at_rest = False
-        self._tell_failure(stream, failed)
+        self._note_failure(stream, failed)
         if _choice(stream, failed) is Mend.DISCARD:
             self._put_null_at(stream.sink)
             self._on_change()
@@ -528,22 +512,14 @@ class Crew:
     def _go_on_without(self, stream: Stream, ended: report.Report) -> None:
         """End the stream. A container that has closed its stdin, or is gone, was in its right."""
         if ended.errno and not (stream.is_input and ended.errno == errno.EPIPE):
-            self._tell_failure(stream, ended)
+            self._note_failure(stream, ended)
         self._end(stream)
 
-    def _tell_failure(self, stream: Stream, failed: report.Report) -> None:
-        stream.errors_in_a_row += 1
-        if self.copied_bytes(stream) != stream.copied_bytes_at_fork:
-            stream.errors_in_a_row = 1
-        if stream.errors_in_a_row > 1:
-            return
-        follows = _choice(stream, failed).value
-        if stream.never_waits:
-            follows = "lines are dropped when the buffer is full, and it is tried again"
-        self._log.warning(
-            f"{stream.name}{_target(stream)}: {os.strerror(failed.errno)} "
-            f"({failed.errno_name}) after {self.copied_bytes(stream)} bytes; {follows}"
-        )
+    def _note_failure(self, stream: Stream, failed: report.Report) -> None:
+        is_first = stream.errors_in_a_row == 0 or self._has_progress(stream)
+        stream.errors_in_a_row = 1 if is_first else stream.errors_in_a_row + 1
+        if is_first:
+            self._teller.failed(stream, failed, _choice(stream, failed))
 
     def _try_again(self, stream: Stream, why: str) -> None:
         if stream.outlet is not None:
@@ -552,21 +528,7 @@ class Crew:
             self._on_change()
         delay_s = min(mending.pause_after_errors_s(stream.errors_in_a_row), self._longest_pause_s)
         self._dismiss(stream, delay_s)
-        if stream.trouble != why:
-            stream.trouble = why
-            self._on_trouble()
-
-    def _tell_drops(self, stream: Stream) -> None:
-        """Say what was dropped since the last time."""
-        dropped, lines = stream.drops
-        if dropped == stream.told_dropped_bytes:
-            return
-        self._log.warning(
-            f"{stream.name}{_target(stream)}: dropped {dropped - stream.told_dropped_bytes} bytes, "
-            f"{lines - stream.told_dropped_lines} lines"
-        )
-        stream.told_dropped_bytes, stream.told_dropped_lines = dropped, lines
-        self._on_trouble()
+        self._teller.in_trouble(stream, why)
 
     def _put_null_at(self, place: fds.Fd) -> None:
         """Close what is there and put /dev/null in its place, which no EMFILE can prevent."""
@@ -574,7 +536,7 @@ class Crew:
 
     def _end(self, stream: Stream) -> None:
         stream.trouble = ""
-        self._tell_drops(stream)
+        self._teller.dropped(stream)
         self.listeners.end(stream)
         stream.finish()
         self._on_change()
@@ -583,55 +545,3 @@ class Crew:
 
 def _choice(stream: Stream, failed: report.Report) -> Mend:
     return mending.mend(stream.name, failed, has_outlet=stream.outlet is not None)
-
-
-def _target(stream: Stream) -> str:
-    return f" {stream.sink_name}" if stream.sink_name else ""
-
-
-class _Watch:
-    """Joins a worker's two ends. Owns the read end of its report pipe."""
-
-    def __init__(self, crew: Crew, stream: Stream, report_rfd: fds.Fd) -> None:
-        self._crew = crew
-        self._stream = stream
-        self._report_rfd = report_rfd
-        self._record = b""
-        self._termination: waitstatus.Termination | None = None
-        crew.loop.watch(report_rfd.fileno(), self._on_readable)
-        crew.watch(stream.pid, self._on_exit)
-
-    def fileno(self) -> int:
-        """Lend the report pipe's read end."""
-        return self._report_rfd.fileno()
-
-    def abandon(self) -> None:
-        """Listen no more; somebody else expects the worker's end."""
-        if self._report_rfd.is_open:
-            self._crew.loop.forget(self._report_rfd.fileno())
-            self._report_rfd.close()
-
-    @property
-    def is_untouched(self) -> bool:
-        """Whether nothing has been heard of the worker so far."""
-        return self._termination is None and self._report_rfd.is_open and not self._record
-
-    def _on_readable(self) -> None:
-        chunk = os.read(self._report_rfd.fileno(), report.MOST_BYTES + 1)
-        self._record = (self._record + chunk)[: report.MOST_BYTES + 1]
-        if not chunk:
-            self._crew.loop.forget(self._report_rfd.fileno())
-            self._report_rfd.close()
-            if self._record and self._termination is None:
-                self._crew.worker_has_reported(self._stream, self._record)
-            else:
-                self._tell_if_both()
-
-    def _on_exit(self, termination: waitstatus.Termination) -> None:
-        self._stream.is_reaped = True
-        self._termination = termination
-        self._tell_if_both()
-
-    def _tell_if_both(self) -> None:
-        if self._termination is not None and not self._report_rfd.is_open:
-            self._crew.worker_is_gone(self._stream, self._termination, self._record)

@@ -89,6 +89,11 @@ class Service:
             "is_watched_inside": self._is_watched_inside,
         }
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether there is a service manager."""
+        return self._notifier.is_heard
+
     def reloading(self) -> None:
         """Another version is about to take over."""
         if self._is_ready:

@@ -3,7 +3,8 @@
 `supervise` is the whole story in its order: signals, subreaper, fifos, process.json, stdio, the
 runtime, the container's life, its death, and the tidying up. What happens when is decided by
 the table in `supervisor.lifecycle`; here the actions are carried out. Front ends prepare the state
-directory, choose an `Order`, and look at the `Outcome`.
+directory, choose an `Order`, and look at the `Outcome`. Who has a past begins in
+`supervisor.going_on`.
 
 The runtime is started as soon as can be. What a supervisor needs only afterwards is imported while
 the runtime works (`_equip`): 3 ms on another core than the runtime's.
@@ -15,10 +16,9 @@ import os
 
 from supervisor import __version__, control, fds, lifecycle, linux, oci, statedir
 from supervisor.calls import HURRY_S, RuntimeCalls
-from supervisor.creation import Creation, Remains, explain
+from supervisor.creation import Creation, explain
 from supervisor.errors import RuntimeFailedError, ShimError, StoppedError
 from supervisor.lifecycle import Action, Event, State
-from supervisor.log import Log
 from supervisor.loop import Loop
 from supervisor.order import Outcome, StreamEnd
 from supervisor.order import pack as pack_order
@@ -28,38 +28,25 @@ from supervisor.runtime import RuntimeCaller
 from supervisor.signals import FORWARDED_SIGNALS, STOP_SIGNALS, SignalRouter
 from supervisor.stdio import Stdio, StdioOpener
 from supervisor.stdio import go_on as go_on_with_stdio
-from supervisor.waitstatus import (
-    Termination,
-    Unknown,
-    from_protocol_status,
-    protocol_status,
-    shell_status,
-    signal_name,
-)
+from supervisor.waitstatus import Termination, shell_status, signal_name
 from workers import lean
 from workers.lean import signal
-from workers.values import asdict, replace
+from workers.values import asdict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import ExitStack
     from typing import Any
 
     from supervisor.crew import Crew
-    from supervisor.deposit import Contents, Parcel
-    from supervisor.drain import DrainWatch
-    from supervisor.oom import OomWatch
+    from supervisor.deposit import Parcel
+    from supervisor.ending import Ending
+    from supervisor.log import Log
     from supervisor.order import Order
-    from supervisor.payload import Payload
+    from supervisor.process import Process
     from supervisor.service import Service
     from supervisor.stopping import Stopper
-    from supervisor.succession import Orphans, Past, Succession
-
-
-REAP_LIMIT_S = 5.0
-_LATE = "late children"
-_DRAIN = "drain"
+    from supervisor.succession import Past, Succession
 
 
 def supervise(order: Order, log: Log) -> Outcome:
@@ -71,7 +58,6 @@ def supervise(order: Order, log: Log) -> Outcome:
     Raises:
         ShimError: It could not even begin: a file of the state directory is missing or wrong.
     """
-    title = f"forkshim: {order.container_id}"
     router = SignalRouter(has_job_control=order.has_job_control)
     try:
         linux.set_child_subreaper(True)
@@ -80,7 +66,7 @@ def supervise(order: Order, log: Log) -> Outcome:
             control_fifo = statedir.open_fifo("control")
             record = oci.read_process("process.json")
             checkpoint = oci.read_checkpoint(record.checkpoint) if record.checkpoint else None
-            supervisor = _Supervisor(order, log, router, exit_fifo, control_fifo, record, title)
+            supervisor = Supervisor(order, log, router, exit_fifo, control_fifo, record)
             return supervisor.run(checkpoint)
         finally:
             exit_fifo.close()
@@ -88,76 +74,7 @@ def supervise(order: Order, log: Log) -> Outcome:
         router.close()
 
 
-def go_on(order: Order, log: Log, contents: Contents, orphans: Orphans | None = None) -> Outcome:
-    """Go on with the process of an earlier supervisor, until it is gone; as `supervise`.
-
-    Args:
-        order: From `order_of`.
-        log: As for `supervise`.
-        contents: What that supervisor had; owned from now on.
-        orphans: What else is left, if that supervisor is dead; owned from now on. None: it was
-            this very process, and its children are ours.
-
-    Raises:
-        ShimError: What it had cannot be used.
-    """
-    from contextlib import ExitStack
-
-    from supervisor.succession import Past
-
-    with ExitStack() as stack:
-        return _take_up(order, log, Past(contents, orphans), stack).run_on()
-
-
-def rehearse(order: Order, contents: Contents) -> None:
-    """Do what `go_on` does before it begins to serve, then supervise something small.
-
-    Raises:
-        ShimError: What there is cannot be used, or what is installed does not work.
-    """
-    from contextlib import ExitStack
-
-    from supervisor import upgrade
-    from supervisor.succession import Past
-
-    with ExitStack() as stack:
-        log = Log(fds.Fd(os.dup(2)))
-        stack.callback(log.close)
-        _take_up(order, log, Past(contents), stack)
-        upgrade.try_a_worker(log, f"forkshim: {order.container_id}")
-
-
-def _take_up(order: Order, log: Log, past: Past, stack: ExitStack) -> _Supervisor:
-    from supervisor.deposit import DepositError
-
-    contents = past.contents
-    stack.callback(contents.close)
-    router = SignalRouter(has_job_control=order.has_job_control)
-    stack.callback(router.close)
-    linux.set_child_subreaper(True)
-    document = contents.document
-    try:
-        packed = document["supervisor"]
-        exit_fifo = contents.take(packed["exit"])
-        stack.callback(exit_fifo.close)
-        control_fifo = contents.take(packed["control"])
-        record = oci.ProcessRecord(
-            **{**packed["record"], "runtime_args": tuple(packed["record"]["runtime_args"])}
-        )
-        title = f"forkshim: {order.container_id}"
-        if packed["relay"] >= 0:
-            from supervisor.relay import Relay
-
-            relay_fd = contents.take(packed["relay"]).take()
-            relay = Relay(uid=record.root_uid, gid=record.root_gid, fd=relay_fd)
-            stack.callback(relay.close)
-            order = replace(order, relay=relay)
-        return _Supervisor(order, log, router, exit_fifo, control_fifo, record, title, past)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DepositError(f"handover: {type(error).__name__}: {error}") from error
-
-
-class _Supervisor:
+class Supervisor:
     """Owns everything that lives as long as the supervised process."""
 
     # These come by `_equip`.
@@ -165,6 +82,7 @@ class _Supervisor:
     _crew: Crew
     _stopper: Stopper
     _service: Service
+    _ending: Ending
 
     def __init__(
         self,
@@ -174,9 +92,9 @@ class _Supervisor:
         exit_fifo: fds.Fd,
         control_fifo: fds.Fd,
         record: oci.ProcessRecord,
-        title: str,
         past: Past | None = None,
     ) -> None:
+        """`past`: what an earlier supervisor had, for this one to go on with; see `run_on`."""
         self._order = order
         self._log = log
         self._router = router
@@ -184,7 +102,8 @@ class _Supervisor:
         self._control_fifo = control_fifo
         self._control = control.ControlParser()
         self._record = record
-        self._title = title
+        self._title = f"forkshim: {order.container_id}"
+        self._has_title = False
         self._null = fds.Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
         self._loop = Loop()
         self._reaper = Reaper()
@@ -205,41 +124,35 @@ class _Supervisor:
             self._reaper,
             container_id=order.container_id,
             bundle=order.bundle,
-            title=title,
+            title=self._title,
             null_fd=null_fd,
         )
         self._stdio = Stdio()
         self._creation = Creation(self._loop, self._reaper, self._calls, self._caller, record)
         self._plumbing = Plumbing(record, order.terminal, null_fd)
-        self._drain: DrainWatch | None = None
         self._state = State.OPENING
         self._is_taking_steps = False
         self._events: list[Event] = []
-        self._termination: Termination | None = None
         self._error: ShimError | None = None
-        self._exit_status: statedir.ExitStatusFile | None = None
-        self._payload: Payload | None = None
-        self._exists = False
+        self._process: Process | None = None
         self._start_pid = 0
         self._is_started = False
         self._is_stopping = False
         self._early_signals: set[int] = set()
-        self._oom: OomWatch | None = None
-        self._oom_kills = 0
         self._actions: dict[Action, Callable[[], None]] = {
             Action.CREATE: self._create,
             Action.KILL_RUNTIME: self._creation.cancel,
             Action.START: self._start,
-            Action.HURRY_START: self._hurry_start,
+            Action.HURRY_START: lambda: self._calls.hurry(self._start_pid, HURRY_S),
             Action.TELL_STARTED: self._tell_started,
             Action.SEND_STOP_SIGNAL: self._send_stop_signal,
-            Action.KILL: self._kill,
-            Action.KILL_INIT: self._kill_init,
-            Action.NOTE_STOP_AGAIN: self._note_stop_again,
+            Action.KILL: lambda: self._stopper.kill(self._then(Event.KILL_OVERDUE)),
+            Action.KILL_INIT: lambda: self._stopper.kill_again(self._then(Event.KILL_OVERDUE)),
+            Action.NOTE_STOP_AGAIN: lambda: self._log.info("a stop is under way already"),
             Action.RECORD_EXIT: self._record_exit,
-            Action.EMPTY: self._empty,
-            Action.CLEAN_UP: self._clean_up,
-            Action.DRAIN: self._begin_drain,
+            Action.EMPTY: lambda: self._stopper.empty(self._then(Event.EMPTIED)),
+            Action.CLEAN_UP: lambda: self._creation.clean_up(self._log, self._then(Event.CLEANED)),
+            Action.DRAIN: lambda: self._ending.drain(self._then(Event.DRAINED)),
             Action.DELETE: self._delete,
         }
 
@@ -255,9 +168,10 @@ class _Supervisor:
         if self._is_equipped:
             return
         self._is_equipped = True
-        # These three are used later still, when an upgrade may have taken the files away.
-        from supervisor import drain, oom, payload  # noqa: F401
+        # This one is used later still, when an upgrade may have taken the file away.
+        from supervisor import process  # noqa: F401
         from supervisor.crew import Crew
+        from supervisor.ending import Ending
         from supervisor.service import Service
         from supervisor.stopping import Stopper
         from supervisor.succession import Succession
@@ -269,9 +183,9 @@ class _Supervisor:
             self._loop,
             self._reaper,
             log,
-            title=f"forkshim: {order.container_id}",
+            title=self._title,
             null_fd=self._null.fileno(),
-            on_stream_over=self._look_at_drain,
+            on_stream_over=lambda: self._ending.look(),
             on_change=self._succession.changed,
             on_trouble=lambda: self._service.look(),
             held=self._succession.held,
@@ -294,8 +208,12 @@ class _Supervisor:
             is_relayed=order.relay is not None,
             packed=packed["service"] if packed else None,
         )
+        self._ending = Ending(
+            self._loop, self._crew, self._service, log, is_stopping=lambda: self._is_stopping
+        )
 
     def run(self, checkpoint: oci.CheckpointRecord | None) -> Outcome:
+        """Create the process, or restore it from `checkpoint`, and supervise it to its end."""
         self._creation.checkpoint = checkpoint
         self._loop.watch(self._router.fileno(), self._serve_signals)
         self._opener.begin(self._record, self._on_stdio)
@@ -322,12 +240,13 @@ class _Supervisor:
             for stream in self._crew.streams
         )
         self._tidy_up()
+        process = self._process
         return Outcome(
-            self._termination,
+            process.termination if process else None,
             self._error,
             self._is_stopping,
             self._pid,
-            self._oom_kills,
+            process.oom_kills if process else 0,
             streams,
         )
 
@@ -336,9 +255,9 @@ class _Supervisor:
 
         Not sooner: its import takes 5 ms, which a runtime that is started first takes as well.
         """
-        if self._title:
+        if not self._has_title:
+            self._has_title = True
             lean.set_title(self._title)
-            self._title = ""
 
     # Events: from the outside world to the table.
 
@@ -358,18 +277,14 @@ class _Supervisor:
         finally:
             self._is_taking_steps = False
 
+    def _then(self, event: Event) -> Callable[[], None]:
+        """Return what posts `event`, for those who carry an action out."""
+        return lambda: self._post(event)
+
     def _description(self) -> str:
         pid = f", pid {self._pid}" if self._pid else ""
-        ended = f" ({self._end_in_words()})" if self._termination is not None else ""
-        return f"{self._state.value}{pid}{ended}"
-
-    def _end_in_words(self) -> str:
-        if not self._oom_kills:
-            return str(self._termination)
-        return (
-            f"{self._termination}; out of memory: "
-            f"the kernel killed {self._oom_kills} of its processes"
-        )
+        end = self._process.end_in_words() if self._process else ""
+        return f"{self._state.value}{pid}{f' ({end})' if end else ''}"
 
     def _serve_signals(self) -> None:
         self._router.dispatch(self._on_signal)
@@ -421,13 +336,9 @@ class _Supervisor:
         is_too_late = self._state is State.ABORTING
         if is_too_late and self._is_ours_to_start:
             self._error = StoppedError("stopped while it was being created")
-        from supervisor.oom import OomWatch
-        from supervisor.payload import Payload
+        from supervisor.process import Process
 
-        self._exists = True
-        self._payload = Payload.of_child(self._loop, self._reaper, self._creation.pid)
-        self._oom = OomWatch(self._creation.pid)
-        self._exit_status = statedir.ExitStatusFile()
+        self._process = Process.of_child(self._loop, self._reaper, self._creation.pid)
         if self._creation.console is not None:
             self._plumbing.join_console(self._creation.console, self._stdio, self._crew)
             self._crew.start()
@@ -436,7 +347,7 @@ class _Supervisor:
 
     def _expect_the_end(self) -> None:
         """Serve the process that is there now, up to its end, which may have been."""
-        if self._payload is None:
+        if self._process is None:
             raise AssertionError("nothing to expect")
         if self._order.relay is not None:
             self._order.relay.belongs_to(self._pid)
@@ -444,23 +355,16 @@ class _Supervisor:
         # Only now: what an engine sent to `control` earlier has waited in the fifo.
         self._loop.watch(self._control_fifo.fileno(), self._serve_control)
         # May be called at once: the process may be dead already, and remembered.
-        self._payload.expect(self._on_init_exit)
+        self._process.expect(self._on_init_exit)
         self._reaper.forget_strangers()
 
     @property
     def _pid(self) -> int:
         """The supervised process's; 0 before there is one."""
-        return self._payload.pid if self._payload else self._creation.pid
+        return self._process.pid if self._process else self._creation.pid
 
-    def _on_init_exit(self, termination: Termination) -> None:
+    def _on_init_exit(self) -> None:
         self._serve_relay()  # its last words, before the phases of its end
-        if isinstance(termination, Unknown):
-            # A supervisor that was killed after it had seen the end may have written it down.
-            recorded = from_protocol_status(statedir.read_exit_status())
-            termination = recorded or termination
-        self._termination = termination
-        if self._oom is not None:
-            self._oom_kills = self._oom.kills()
         self._post(Event.INIT_EXITED)
 
     def _serve_relay(self) -> None:
@@ -523,15 +427,12 @@ class _Supervisor:
             self._error = error
             self._post(Event.START_FAILED)
 
-    def _hurry_start(self) -> None:
-        self._calls.hurry(self._start_pid, HURRY_S)
-
     def _on_start_end(self, termination: Termination) -> None:
         if shell_status(termination) == 0:
             self._post(Event.STARTED)
             return
         detail = explain(self._caller.log_path)
-        if self._termination is not None:
+        if self._process is not None and not self._process.is_alive:
             self._log.info(f"start failed, the process had ended: {detail}")
             self._post(Event.STARTED)
             return
@@ -553,136 +454,30 @@ class _Supervisor:
 
     def _send_stop_signal(self) -> None:
         order = self._order
-        self._stopper.ask(
-            order.stop_signal, order.stop_timeout_s, lambda: self._post(Event.GRACE_OVER)
-        )
-
-    def _kill(self) -> None:
-        self._stopper.kill(lambda: self._post(Event.KILL_OVERDUE))
-
-    def _kill_init(self) -> None:
-        self._stopper.kill_again(lambda: self._post(Event.KILL_OVERDUE))
-
-    def _note_stop_again(self) -> None:
-        self._log.info("a stop is under way already")
+        self._stopper.ask(order.stop_signal, order.stop_timeout_s, self._then(Event.GRACE_OVER))
 
     def _record_exit(self) -> None:
         self._stopper.over()
-        if self._termination is None or self._exit_status is None:
+        if self._process is None:
             raise AssertionError("an exit to record, and none seen")
-        # First of all: somebody waits for it.
-        try:
-            self._exit_status.write(protocol_status(self._termination))
-        except OSError as error:
-            # The engine will find no status, which is the truth; our caller gets it all the same.
-            self._log.error(f"write exitStatus: {error.strerror}")
-        self._drain = _new_drain(self._crew)
-        self._tell_end(f"process {self._pid} ended: {self._end_in_words()}")
-
-    def _tell_end(self, message: str) -> None:
-        is_failure = self._termination is not None and shell_status(self._termination) != 0
-        if self._oom_kills or isinstance(self._termination, Unknown):
-            self._log.warning(message)
-        elif is_failure and not self._is_stopping and self._order.notifier.is_heard:
-            # systemd only sees our own status, in which a signal and a 137 are the same.
-            self._log.notice(message)
-        else:
-            self._log.info(message)
-
-    def _empty(self) -> None:
-        if self._record.is_exec:
-            self._post(Event.EMPTIED)
-            return
-        self._run_or(
-            self._caller.kill_all(), lambda _termination: self._post(Event.EMPTIED), Event.EMPTIED
-        )
-
-    def _clean_up(self) -> None:
-        if self._record.is_exec:
-            self._kill_exec_remains()
-            return
-        remains = Remains(
-            self._reaper,
-            self._calls,
-            self._caller,
-            self._log,
-            began_at=self._creation.began_at,
-            was_killed=self._creation.was_killed,
-        )
-        remains.delete(lambda: self._post(Event.CLEANED))
-
-    def _kill_exec_remains(self) -> None:
-        """Kill an exec'd process that came to life although its exec failed for us.
-
-        Without a pid file it is told by being a child of ours that is none of our own.
-        """
-        for pid in self._reaper.living_strangers():
-            os.kill(pid, signal.SIGKILL)
-        self._post(Event.CLEANED)
-
-    def _begin_drain(self) -> None:
-        if self._drain is None:
-            self._drain = _new_drain(self._crew)
-        self._drain.begin()
-        self._crew.hurry()
-        self._look_at_drain()
-
-    def _look_at_drain(self) -> None:
-        if self._state is not State.DRAINING or self._drain is None:
-            return
-        from supervisor.drain import Verdict
-
-        judged = self._drain.judge(is_read=self._exists, is_stopping=self._is_stopping)
-        for stream, verdict in judged:
-            if verdict is Verdict.STUCK:
-                self._log.warning(f"{stream.name}: worker {stream.pid} does not move; killing it")
-                self._crew.kill_worker(stream)
-                continue
-            copied = self._crew.copied_bytes(stream)
-            lost = self._crew.unread_bytes(stream)
-            self._log.warning(
-                f"{stream.name}: given up after {copied} bytes"
-                f"{f', of which {lost} were never read' if lost else ''}: {verdict.value}"
-            )
-            if verdict is Verdict.STRAY:
-                self._crew.hang_up(stream)
-            else:
-                self._crew.give_up(stream)
-        if self._drain.is_over:
-            self._loop.cancel(_DRAIN)
-            self._post(Event.DRAINED)
-        else:
-            self._service.going_on()
-            self._loop.call_after(_DRAIN, self._drain.next_look_s(), self._look_at_drain)
+        self._ending.record(self._process)
 
     def _delete(self) -> None:
-        if self._record.is_exec or not self._exists:
+        if self._process is None:
             self._post(Event.DELETED)
-            return
-        self._run_or(
-            self._caller.delete(), lambda _termination: self._post(Event.DELETED), Event.DELETED
-        )
-
-    def _run_or(
-        self, argv: list[str], on_end: Callable[[Termination], None], otherwise: Event
-    ) -> None:
-        """Run the runtime; if it cannot even be started, say why and post `otherwise`."""
-        try:
-            self._calls.run(argv, on_end)
-        except ShimError as error:
-            self._log.warning(str(error))
-            self._post(otherwise)
+        else:
+            self._stopper.delete(self._then(Event.DELETED))
 
     def _signal_init(self, signum: int) -> None:
-        if self._termination is None and self._payload is not None:
-            self._payload.signal(signum)
+        if self._process is not None:
+            self._process.signal(signum)
 
     # What a successor needs; asked by `Succession`.
 
     @property
     def is_alive(self) -> bool:
         """Whether the container has started and not ended."""
-        return self._is_started and self._termination is None
+        return self._is_started and self._process is not None and self._process.is_alive
 
     @property
     def is_running(self) -> bool:
@@ -705,7 +500,7 @@ class _Supervisor:
 
     def pack(self, parcel: Parcel) -> dict[str, Any]:
         """Return all that this supervisor knows and holds, for `_remember` of its successor."""
-        if self._payload is None or self._exit_status is None or self._oom is None:
+        if self._process is None:
             raise AssertionError("nothing to hand over")
         order, relay = self._order, self._order.relay
         return {
@@ -718,33 +513,28 @@ class _Supervisor:
                 "control": parcel.add(self._control_fifo.fileno()),
                 "control_rest": self._control.rest,
                 "relay": -1 if relay is None else parcel.add(relay.fileno()),
-                "payload": self._payload.pack(parcel),
+                **self._process.pack(parcel),
                 "began_at": self._creation.began_at,
                 "stdio": self._stdio.pack(parcel),
                 "plumbing": self._plumbing.pack(parcel),
                 "crew": self._crew.pack(parcel),
-                "exit_status": self._exit_status.pack(),
-                "oom": self._oom.pack(),
                 "service": self._service.pack(),
             },
         }
 
     def _remember(self, past: Past) -> None:
         """Be what `pack` says."""
-        from supervisor.oom import OomWatch
-        from supervisor.payload import Payload
+        from supervisor.process import Process
 
         contents, is_parent = past.contents, past.is_parent
         packed = contents.document["supervisor"]
         self._state = State.RUNNING
-        self._exists = self._is_started = True
+        self._is_started = True
         self._control.feed(packed["control_rest"].encode("latin-1"))
-        self._payload = Payload.go_on(
-            self._loop, self._reaper, packed["payload"], contents, is_parent=is_parent
+        self._process = Process.go_on(
+            self._loop, self._reaper, packed, contents, is_parent=is_parent
         )
         self._creation.began_at = packed["began_at"]
-        self._exit_status = statedir.ExitStatusFile(packed["exit_status"])
-        self._oom = OomWatch(self._pid, packed["oom"])
         self._stdio = go_on_with_stdio(
             packed["stdio"], contents, self._record, self._order.container_id, self._order.bundle
         )
@@ -760,33 +550,15 @@ class _Supervisor:
 
     def _tidy_up(self) -> None:
         """Leave no process and no descriptor behind."""
-        if self._order.relay is not None and self._exists:
+        if self._order.relay is not None and self._process is not None:
             self._loop.forget(self._order.relay.fileno())
         self._succession.close()
         self._plumbing.close()
-        if self._payload is not None:
-            self._payload.close()
-        if self._exit_status is not None:
-            self._exit_status.close()
-        self._crew.stop()
-        self._calls.kill_running()
-        is_late: list[bool] = []
-        # A worker that sleeps uninterruptibly dies when it can: no reason for us to hang with it.
-        self._loop.call_after(_LATE, REAP_LIMIT_S, lambda: is_late.append(True))
-        self._loop.run_until(
-            lambda: (
-                bool(is_late)
-                or (not self._crew.has_workers and self._calls.is_idle and self._opener.is_idle)
-            )
-        )
+        if self._process is not None:
+            self._process.close()
+        self._ending.leave_nobody(self._calls, self._opener)
         self._crew.close()
         self._stdio.close()
         self._control_fifo.close()
         self._null.close()
         self._loop.close()
-
-
-def _new_drain(crew: Crew) -> DrainWatch:
-    from supervisor.drain import DrainWatch
-
-    return DrainWatch(crew)

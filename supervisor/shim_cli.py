@@ -18,13 +18,14 @@ from supervisor.ids import check_id
 from supervisor.notify import SILENT
 from supervisor.order import Order, Outcome, order_of
 from supervisor.runtime import absolute
-from supervisor.shim import go_on, rehearse, supervise
+from supervisor.shim import supervise
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
     from supervisor import upgrade
+    from supervisor.log import Log
 
 _USAGE = "usage: forkshim-shim ID BUNDLE RUNTIME  (in the state directory)"
 
@@ -45,16 +46,14 @@ def _run_command() -> int:
         standin.resume()
         arrival = _arrive()
         if arrival is not None and arrival.is_rehearsal:
-            rehearse(_resumed_order(arrival, command), arrival.contents)
-            _end_rehearsal()
+            _rehearse(arrival, command)
         log = statedir.open_log()
     except ShimError as error:
         print(f"forkshim-shim: {error}", file=sys.stderr)  # noqa: T201 -- as above
         return 1
     try:
         if arrival is not None:
-            order = _resumed_order(arrival, command)
-            _raise_error_of(go_on(order, log, arrival.contents))
+            _raise_error_of(_go_on(arrival, command, log))
         else:
             _raise_error_of(supervise(_order(*arguments, command=command), log))
     except RuntimeFailedError as error:
@@ -79,10 +78,17 @@ def _arrive() -> upgrade.Arrival | None:
     return upgrade.arrive()
 
 
-def _end_rehearsal() -> NoReturn:
-    from supervisor import upgrade
+def _rehearse(arrival: upgrade.Arrival, command: tuple[str, ...]) -> NoReturn:
+    from supervisor import going_on, upgrade
 
+    going_on.rehearse(_resumed_order(arrival, command), arrival.contents)
     upgrade.end_rehearsal()
+
+
+def _go_on(arrival: upgrade.Arrival, command: tuple[str, ...], log: Log) -> Outcome:
+    from supervisor import going_on
+
+    return going_on.go_on(_resumed_order(arrival, command), log, arrival.contents)
 
 
 def _raise_error_of(outcome: Outcome) -> None:

@@ -1,4 +1,5 @@
-"""Ending the supervised process: the stop signal, then SIGKILL, by the runtime and past it.
+"""Ending the supervised process: the stop signal, then SIGKILL, by the runtime and past it; and
+then its container.
 
 The runtime does it first, because it knows what the container is made of; where it cannot (its
 program is gone, it hangs, it says no), the process is signalled directly: it is our child.
@@ -28,7 +29,7 @@ _OVERDUE = "kill overdue"
 
 
 class Stopper:
-    """Sends what ends one process, and keeps the two deadlines. Borrows everything."""
+    """Ends one process and its container, and keeps the two deadlines. Borrows everything."""
 
     def __init__(
         self,
@@ -85,6 +86,27 @@ class Stopper:
         """Forget the deadlines: it is dead."""
         self._loop.cancel(_GRACE)
         self._loop.cancel(_OVERDUE)
+
+    def empty(self, on_end: Callable[[], None]) -> None:
+        """Kill every other process of its container; `on_end` follows, whatever came of it."""
+        if self._is_exec:
+            on_end()
+        else:
+            self._run_or_go_on(self._caller.kill_all(), on_end)
+
+    def delete(self, on_end: Callable[[], None]) -> None:
+        """Delete its container; `on_end` follows, whatever came of it."""
+        if self._is_exec:
+            on_end()
+        else:
+            self._run_or_go_on(self._caller.delete(), on_end)
+
+    def _run_or_go_on(self, argv: list[str], on_end: Callable[[], None]) -> None:
+        try:
+            self._calls.run(argv, lambda _termination: on_end())
+        except ShimError as error:
+            self._log.warning(str(error))
+            on_end()
 
     def _run_or_signal(
         self, argv: list[str], on_end: Callable[[Termination], None], signum: int

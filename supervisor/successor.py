@@ -15,8 +15,6 @@ from supervisor.errors import ShimError
 from supervisor.ids import check_id
 from supervisor.notify import SILENT, SOCKET_VARIABLE, Notifier
 from supervisor.order import Order, Outcome, order_of
-from supervisor.shim import go_on as shim_go_on
-from supervisor.shim import rehearse
 from supervisor.succession import Orphans
 from workers.values import replace
 
@@ -88,7 +86,7 @@ def take_over(claimed: home.Home, past: Deposit, *, detach: bool, command: tuple
     """Go on with the container that `past` is of, to its end or as a daemon; as `run`.
 
     Raises:
-        ShimError: As `shim.go_on`.
+        ShimError: As `going_on.go_on`.
     """
     os.chdir(claimed.state_dir)
     if detach and SOCKET_VARIABLE not in os.environ:
@@ -135,6 +133,8 @@ def _adopter(
 
     With `on_started` this one is a daemon.
     """
+    from supervisor import going_on  # `run` is spared it: it has no past
+
     is_daemon = on_started is not None
     contents = adoption.look(past, claimed.state_dir)
     order = order_of(contents.document, notifier=notifier, command=command)
@@ -150,7 +150,7 @@ def _adopter(
         claimed.write_pid()
         log.notice(f"adopting, after supervisor {contents.document['pid']}")
         left = adoption.workers(claimed.state_dir)
-        return shim_go_on(order, log, contents, Orphans(past, left))
+        return going_on.go_on(order, log, contents, Orphans(past, left))
 
     return order, supervise_it
 
@@ -159,8 +159,10 @@ def go_on() -> int:
     """Go on as the program that this process was before, to the container's end; as `run`.
 
     Raises:
-        ShimError: As `shim.go_on`; or what there is cannot be used.
+        ShimError: As `going_on.go_on`; or what there is cannot be used.
     """
+    from supervisor import going_on
+
     arrival = upgrade.arrive()
     if arrival is None:
         raise AssertionError("nothing was handed over")
@@ -171,13 +173,13 @@ def go_on() -> int:
     command = own_command()
     if arrival.is_rehearsal:
         order = order_of(document, notifier=SILENT, command=command)
-        rehearse(order, arrival.contents)
+        going_on.rehearse(order, arrival.contents)
         upgrade.end_rehearsal()
     order = order_of(document, notifier=Notifier(environment), command=command)
     order = replace(order, lock_fd=claimed.lock_fd, has_job_control=not is_daemon)
 
     def supervise_on(log: Log) -> Outcome:
-        return shim_go_on(order, log, arrival.contents)
+        return going_on.go_on(order, log, arrival.contents)
 
     if is_daemon:
         front.end_detached(claimed, order, supervise_on, is_successor=True)

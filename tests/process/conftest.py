@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.harness.crew_site import Site
 from tests.harness.yard import Yard
 
 if TYPE_CHECKING:
@@ -33,6 +34,14 @@ def signal_state(no_leaks: None) -> Iterator[None]:
 def yard(signal_state: None, tmp_path: Path) -> Iterator[Yard]:
     """Return a loop, a reaper, a log and /dev/null, wired as in a shim."""
     made = Yard(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def site(yard: Yard) -> Iterator[Site]:
+    """Return a crew that has no streams yet."""
+    made = Site(yard)
     yield made
     made.close()
 

@@ -1,0 +1,101 @@
+"""What is said of a crew's streams: in the log, and as the trouble one is in.
+
+A worker may die, and a sink fail, again and again: what recurs is said less and less often, so that
+no log fills a disk.
+"""
+
+from __future__ import annotations
+
+import os
+
+from supervisor import mending
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from supervisor.log import Log
+    from supervisor.mending import Mend
+    from supervisor.stream import Stream
+    from supervisor.waitstatus import Termination
+    from workers.ledger import Ledger
+    from workers.report import Report
+
+
+class Teller:
+    """Tells of one crew's streams. Borrows everything."""
+
+    def __init__(self, log: Log, ledger: Ledger, on_trouble: Callable[[], None]) -> None:
+        """`on_trouble` follows when a stream is worse or better off."""
+        self._log = log
+        self._ledger = ledger
+        self._on_trouble = on_trouble
+
+    def died(self, stream: Stream, termination: Termination) -> None:
+        """Another of its workers has died, which is counted already."""
+        if _is_said(stream.deaths):
+            self._log.warning(
+                f"{stream.name}: worker {termination}, replaced; {stream.deaths} so far"
+            )
+        if stream.deaths_without_progress == mending.DEGRADED_AFTER:
+            self._degraded(stream, f"its workers do not live: {termination}")
+
+    def fork_failed(self, stream: Stream, error: OSError) -> None:
+        """Another fork of a worker has failed, which is counted already."""
+        if _is_said(stream.failed_forks):
+            self._log.warning(
+                f"{stream.name}: fork: {error.strerror}; trying again; "
+                f"{stream.failed_forks} times so far"
+            )
+        if stream.failed_forks == mending.DEGRADED_AFTER:
+            self._degraded(stream, f"no worker can be forked: {error.strerror}")
+
+    def _degraded(self, stream: Stream, why: str) -> None:
+        stream.trouble = f"degraded: {why}"
+        self._log.warning(
+            f"{stream.name}: {stream.trouble}; the container waits when its pipe is full, "
+            f"and it is tried again at least every {mending.LONGEST_PAUSE_S:.0f} s"
+        )
+        self._on_trouble()
+
+    def failed(self, stream: Stream, failed: Report, choice: Mend) -> None:
+        """A worker has failed, the first of a row; `choice` follows."""
+        follows = choice.value
+        if stream.never_waits:
+            follows = "lines are dropped when the buffer is full, and it is tried again"
+        self._log.warning(
+            f"{stream.name}{_target(stream)}: {os.strerror(failed.errno)} "
+            f"({failed.errno_name}) after {self._ledger.copied_bytes(stream.slot)} bytes; {follows}"
+        )
+
+    def in_trouble(self, stream: Stream, why: str) -> None:
+        """Nothing of it moves, until `moves_again`; the log knows."""
+        if stream.trouble != why:
+            stream.trouble = why
+            self._on_trouble()
+
+    def moves_again(self, stream: Stream) -> None:
+        """It is out of its trouble."""
+        self._log.info(f"{stream.name}: moves again, after: {stream.trouble}")
+        stream.trouble = ""
+
+    def dropped(self, stream: Stream) -> None:
+        """Say what was dropped since the last time."""
+        dropped, lines = stream.drops
+        if dropped == stream.told_dropped_bytes:
+            return
+        self._log.warning(
+            f"{stream.name}{_target(stream)}: dropped {dropped - stream.told_dropped_bytes} bytes, "
+            f"{lines - stream.told_dropped_lines} lines"
+        )
+        stream.told_dropped_bytes, stream.told_dropped_lines = dropped, lines
+        self._on_trouble()
+
+
+def _is_said(count: int) -> bool:
+    """Say whether this one, of those that recur, is said: 1, 2, 4, 8, ..."""
+    return count & (count - 1) == 0
+
+
+def _target(stream: Stream) -> str:
+    return f" {stream.sink_name}" if stream.sink_name else ""

@@ -1,0 +1,118 @@
+"""A crew by itself, with pipes where a shim has a container and its clients."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import tty
+from typing import TYPE_CHECKING
+
+from supervisor import fds
+from supervisor.crew import Crew
+from supervisor.stream import Stream
+from tests.harness import waiting
+from tests.harness.forked import has_no_children
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.harness.yard import Yard
+
+
+class Site:
+    """A crew in a yard, with pipes for streams. Owns them all until `close`.
+
+    Attributes:
+        on_over: Called at each stream's end, which `overs` counts.
+        troubles: How often the crew has said that a stream is worse or better off.
+    """
+
+    def __init__(self, yard: Yard, held: tuple[int, ...] = ()) -> None:
+        self.yard = yard
+        self.on_over: Callable[[], None] = lambda: None
+        self.overs = 0
+        self.troubles = 0
+        self.crew = Crew(
+            yard.loop,
+            yard.reaper,
+            yard.log,
+            title="forkshim: site",
+            null_fd=yard.null.fileno(),
+            on_stream_over=self._note_over,
+            on_trouble=self._note_trouble,
+            held=held,
+        )
+        self._owned: list[fds.Fd] = []
+
+    def _note_over(self) -> None:
+        self.overs += 1
+        self.on_over()
+
+    def _note_trouble(self) -> None:
+        self.troubles += 1
+
+    def own(self, fd: int) -> int:
+        self._owned.append(fds.Fd(fd))
+        return fd
+
+    def disown(self, fd: int) -> None:
+        next(owner for owner in self._owned if owner.fileno() == fd).close()
+
+    def output(self, name: str = "stdout", sink: fds.Fd | None = None) -> tuple[int, int, Stream]:
+        """Add an output stream; returns the container's end, the client's end, and the stream."""
+        source_rfd, source_wfd = fds.pipe()
+        reader = -1
+        if sink is None:
+            sink_rfd, sink = fds.pipe()
+            reader = self.own(sink_rfd.take())
+        stream = Stream(name, source_rfd, sink, sink_name="the sink")
+        self.crew.add(stream)
+        return self.own(source_wfd.take()), reader, stream
+
+    def console(self, sink: fds.Fd) -> tuple[int, Stream]:
+        """Add a console; returns the container's end and the stream."""
+        master, slave = pty.openpty()
+        tty.setraw(slave)
+        stream = Stream("console", fds.Fd(master), sink, sink_name="the sink")
+        self.crew.add(stream)
+        return self.own(slave), stream
+
+    def stdin(self) -> tuple[int, int, Stream]:
+        """Add stdin; returns the client's end, the container's end, and the stream."""
+        source_rfd, source_wfd = fds.pipe()
+        sink_rfd, sink_wfd = fds.pipe()
+        stream = Stream("stdin", source_rfd, sink_wfd)
+        self.crew.add(stream)
+        return self.own(source_wfd.take()), self.own(sink_rfd.take()), stream
+
+    def fifo_sink(self, path: Path) -> tuple[int, fds.Fd]:
+        """Make a fifo; returns a client's reading end, and our sink as the stdio opener has it."""
+        os.mkfifo(path)
+        reader = self.own(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        return reader, fds.Fd(os.open(path, os.O_RDWR))
+
+    def run_until(self, is_over: Callable[[], bool]) -> None:
+        self.yard.run_until(is_over)
+
+    def kill_worker_of(self, stream: Stream) -> None:
+        """Kill the worker and serve until another one has its place."""
+        killed = stream.pid
+        if not stream.is_reaped:  # it may have come to its end just now
+            os.kill(killed, signal.SIGKILL)
+        self.run_until(lambda: stream.is_over or stream.pid not in (0, killed))
+
+    def close(self) -> None:
+        self.crew.stop()
+        self.run_until(lambda: not self.crew.has_workers)
+        self.crew.close()
+        for owner in self._owned:
+            owner.close()
+        assert has_no_children()
+
+
+def stop_worker(stream: Stream) -> None:
+    """Stop its worker, by SIGSTOP."""
+    os.kill(stream.pid, signal.SIGSTOP)
+    waiting.wait_true(lambda: waiting.state_of(stream.pid) == "T")

@@ -1,0 +1,121 @@
+"""What the drain sees of the streams, and whom it waits for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from supervisor.drain import DrainWatch, Verdict
+from tests.harness import waiting
+from tests.harness.crew_site import Site, stop_worker
+from workers import output
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+pytestmark = pytest.mark.process
+
+
+def test_a_drain_is_over_when_every_stream_has_been_reported_and_read(
+    site: Site, tmp_path: Path
+) -> None:
+    reader, sink = site.fifo_sink(tmp_path / "fifo")
+    writer, _none, stream = site.output(sink=sink)
+    site.crew.start()
+    os.write(writer, b"abc")
+    watch = DrainWatch(site.crew)
+    watch.begin()
+    assert not watch.is_over
+    assert watch.judge(is_read=True, is_stopping=False) == []
+    site.disown(writer)
+    site.run_until(lambda: stream.is_over)
+    site.disown(reader)
+    assert watch.judge(is_read=True, is_stopping=False) == []  # nobody has it yet
+    assert not watch.is_over
+    assert watch.judge(is_read=False, is_stopping=False) == []
+    assert watch.is_over
+    assert watch.judge(is_read=True, is_stopping=False) == []  # not asked again
+
+
+def test_a_stray_and_a_client_that_does_not_read_are_given_up_with_the_reason(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    _stray, _reader, _held = site.output("stdout")
+    writer, _clogged_reader, clogged = site.output("stderr")
+    os.write(writer, b"x")  # no worker has been started: it stays pending
+    watch = DrainWatch(site.crew)
+    assert watch.judge(is_read=True, is_stopping=False) == []
+    now[0] += 0.31
+    held = site.crew.streams[0]
+    assert watch.judge(is_read=True, is_stopping=False) == [(held, Verdict.STRAY)]
+    site.crew.hang_up(held)
+    assert watch.judge(is_read=True, is_stopping=False) == []
+    now[0] += 5.0
+    assert not watch.is_over
+    assert watch.judge(is_read=True, is_stopping=False) == [(clogged, Verdict.STALLED)]
+    assert not watch.is_over
+    site.crew.give_up(clogged)
+    site.run_until(lambda: clogged.is_over)
+    assert watch.is_over
+    assert clogged.drops == (1, 0)
+
+
+def test_a_stopped_worker_is_replaced_once_before_its_stream_is_given_up(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    writer, reader, stream = site.output()
+    site.crew.start()
+    stop_worker(stream)
+    os.write(writer, b"one\ntwo\nhalf")
+    watch = DrainWatch(site.crew)
+    assert watch.judge(is_read=True, is_stopping=False) == []
+    now[0] += 5.0
+    assert watch.judge(is_read=True, is_stopping=False) == [(stream, Verdict.STUCK)]
+    stopped = stream.pid
+    monkeypatch.setattr(output, "work", lambda _desk, _route: signal.pause())
+    site.crew.kill_worker(stream)
+    site.run_until(lambda: stream.pid not in (0, stopped))
+    assert watch.judge(is_read=True, is_stopping=False) == []
+    now[0] += 4.9
+    assert watch.judge(is_read=True, is_stopping=False) == []
+    now[0] += 0.2
+    assert watch.judge(is_read=True, is_stopping=False) == [(stream, Verdict.STALLED)]
+    monkeypatch.undo()
+    site.crew.give_up(stream)
+    site.run_until(lambda: stream.is_over)
+    assert stream.drops == (12, 2)
+    assert not waiting.is_readable(reader)
+    assert site.yard.messages("warn")[-1] == "stdout the sink: dropped 12 bytes, 2 lines"
+
+
+def test_our_own_callers_pipe_is_waited_for_until_a_stop(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    writer, _reader, stream = site.output()
+    stream.is_passthrough = True
+    os.write(writer, b"x")
+    watch = DrainWatch(site.crew)
+    now[0] += 1000.0
+    assert watch.judge(is_read=True, is_stopping=False) == []
+    now[0] += 1000.0
+    assert watch.judge(is_read=True, is_stopping=False) == []
+    assert watch.judge(is_read=True, is_stopping=True) == [(stream, Verdict.STALLED)]
+
+
+def test_the_rule_is_asked_after_2_ms_and_then_ever_less_often(site: Site) -> None:
+    watch = DrainWatch(site.crew)
+    assert watch.is_over  # no stream at all
+    assert [watch.next_look_s() for _each in range(7)] == [
+        0.002, 0.004, 0.008, 0.016, 0.032, 0.05, 0.05,
+    ]  # fmt: skip

@@ -1,0 +1,43 @@
+"""After the end of a process: the drain, by a crew that may be in trouble itself."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from supervisor import spawn
+from supervisor.ending import Ending
+from supervisor.notify import SILENT
+from supervisor.service import Service
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.harness.crew_site import Site
+
+pytestmark = pytest.mark.process
+
+
+def test_a_drain_is_over_once_though_the_last_stream_ends_while_it_is_looked_at(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that no worker can be forked for is over as soon as it is hung up on."""
+
+    def fails(_work: Callable[[], None]) -> int:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(spawn, "fork_worker", fails)
+    yard = site.yard
+    service = Service(SILENT, yard.loop, site.crew, yard.log, stop_timeout_s=1, is_relayed=False)
+    ending = Ending(yard.loop, site.crew, service, yard.log, is_stopping=lambda: False)
+    site.on_over = ending.look
+    drained: list[str] = []
+    _stray, _reader, stream = site.output()
+    site.crew.start()
+    ending.drain(lambda: drained.append(stream.name))
+    site.run_until(lambda: stream.is_over)
+    assert drained == ["stdout"]
+    assert site.overs == 1
