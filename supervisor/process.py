@@ -28,7 +28,8 @@ class Process:
     Attributes:
         pid: In our pid namespace; somebody else's once it has been reaped.
         termination: None while it lives.
-        oom_kills: How many of its container the kernel had killed for want of memory at its end.
+        oom_kills: How many of its container the kernel had killed for want of memory when its end
+            was recorded.
     """
 
     def __init__(
@@ -89,7 +90,6 @@ class Process:
             recorded = from_protocol_status(statedir.read_exit_status())
             termination = recorded or termination
         self.termination = termination
-        self.oom_kills = self._oom.kills()
         self._on_end()
 
     def signal(self, signum: int) -> None:
@@ -98,14 +98,17 @@ class Process:
             self._payload.signal(signum)
 
     def record_end(self) -> None:
-        """Write `exitStatus`.
+        """Write `exitStatus`, and only then look for what else there is to know.
 
         Raises:
             OSError: There is none.
         """
         if self.termination is None:
             raise AssertionError("an exit to record, and none seen")
-        self._exit_status.write(protocol_status(self.termination))
+        try:
+            self._exit_status.write(protocol_status(self.termination))
+        finally:
+            self.oom_kills = self._oom.kills()
 
     def end_in_words(self) -> str:
         """Say how it ended; empty while it lives."""

@@ -74,6 +74,11 @@ def supervise(order: Order, log: Log) -> Outcome:
         router.close()
 
 
+_CREW = "crew"
+_LATEST_CREW_S = 0.1
+"""So long a runtime's hooks may wait that have more to say than a pipe takes."""
+
+
 class Supervisor:
     """Owns everything that lives as long as the supervised process."""
 
@@ -104,8 +109,10 @@ class Supervisor:
         self._record = record
         self._title = f"forkshim: {order.container_id}"
         self._has_title = False
+        self._has_crew = False
         self._null = fds.Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
         self._loop = Loop()
+        self._loop.watch(router.fileno(), self._serve_signals)  # first: an end is told before all
         self._reaper = Reaper()
         state_dir = os.getcwd()
         null_fd = self._null.fileno()
@@ -215,13 +222,12 @@ class Supervisor:
     def run(self, checkpoint: oci.CheckpointRecord | None) -> Outcome:
         """Create the process, or restore it from `checkpoint`, and supervise it to its end."""
         self._creation.checkpoint = checkpoint
-        self._loop.watch(self._router.fileno(), self._serve_signals)
         self._opener.begin(self._record, self._on_stdio)
         return self._serve()
 
     def run_on(self) -> Outcome:
         """Go on where an earlier supervisor stopped."""
-        self._loop.watch(self._router.fileno(), self._serve_signals)
+        self._take_title()
         self._log.info(f"{__version__} goes on, process {self._pid}")
         self._crew.renew(self._succession.orphans)
         self._order.on_started()
@@ -232,7 +238,8 @@ class Supervisor:
         return self._serve()
 
     def _serve(self) -> Outcome:
-        self._take_title()
+        if self._state is State.OPENING:  # a client lets us wait
+            self._take_title()
         self._loop.run_until(lambda: self._state is State.ENDED)
         self._equip()  # to be tidied up, if it has not come to that
         streams = tuple(
@@ -329,6 +336,7 @@ class Supervisor:
             self._post(Event.OPENED)
 
     def _on_creation_end(self, error: ShimError | None) -> None:
+        self._gather()
         if error is not None:
             self._error = error
             self._post(Event.CREATE_FAILED)
@@ -393,7 +401,12 @@ class Supervisor:
     @property
     def _is_ours_to_start(self) -> bool:
         """False where an engine starts it, and for exec and restore, which have."""
-        return self._order.starts_container and self._creation.verb == "create"
+        return self._order.starts_container and not self._is_of_one_step
+
+    @property
+    def _is_of_one_step(self) -> bool:
+        """Whether the runtime starts what it makes: an exec'd process, or a restored one."""
+        return self._creation.verb != "create"
 
     # Actions: from the table to the outside world.
 
@@ -402,13 +415,25 @@ class Supervisor:
         try:
             stdio = self._plumbing.make_pipes(self._stdio, container_side)
             self._creation.begin(stdio, self._on_creation_end)
-            self._take_title()
         except ShimError as error:
             self._error = error
             self._post(Event.CREATE_FAILED)
         finally:
             for owner in container_side:
                 owner.close()
+        if self._error is None and not self._order.starts_container and not self._is_of_one_step:
+            # The engine waits for the pid file, and needs some time from there to its `start`.
+            self._loop.call_after(_CREW, _LATEST_CREW_S, self._gather)
+        else:
+            self._gather()
+
+    def _gather(self) -> None:
+        """Have the crew at its work; once. A terminal's has to wait for the console."""
+        if self._has_crew:
+            return
+        self._has_crew = True
+        self._loop.cancel(_CREW)
+        self._take_title()
         self._equip()
         self._plumbing.join_pipes(self._stdio, self._crew)
         if not self._record.terminal:

@@ -18,13 +18,18 @@ from tests.bench import peers
 from tests.bench.case import Case, Sample, Setting, Variant, at_most
 from tests.bench.sites import MEMORY, WAIT, arrival_s, let_go, make_site
 from tests.bench.ways import NEW_SESSION
-from tests.harness import bundles
+from tests.harness import bundles, waiting
 from tests.harness.engine import Engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.bench.ways import Way
+
+
+_BEGUN = b"begun"
+_SCRIPT = f"echo begun; echo begun >&2; {WAIT}"
+"""A container that ends while its workers are still beginning would measure the beginning."""
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -53,10 +58,12 @@ def _forkshim(rootfs: Path, way: Way) -> Sample:
     """`exitStatus` of forkshim-shim."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as name:
         directory = Path(name)
-        bundle = make_site(directory, rootfs, b"", WAIT)
+        bundle = make_site(directory, rootfs, b"", _SCRIPT)
         with Engine(directory / "state", bundles.fresh_id("end"), bundle) as engine:
             engine.attach("stdout", "stderr")
             engine.run(shim=way.shim, **NEW_SESSION)
+            for name in ("stdout", "stderr"):
+                waiting.read_until(engine.fd(name), _BEGUN)
             took = _measure(directory, directory / "state/exitStatus", Path.exists)
             engine.wait_end()
             way.check(engine.shim_pid)
@@ -68,8 +75,9 @@ def _conmon(rootfs: Path) -> Sample:
     """The file in conmon's --exit-dir."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as name:
         directory = Path(name)
-        bundle = make_site(directory, rootfs, b"", WAIT)
-        with peers.conmon(directory, bundle, f"k8s-file:{directory / 'log'}"):
+        bundle, log = make_site(directory, rootfs, b"", _SCRIPT), directory / "log"
+        with peers.conmon(directory, bundle, f"k8s-file:{log}"):
+            waiting.wait_path(log, lambda log: log.exists() and log.read_bytes().count(_BEGUN) == 2)
             return _measure(directory, directory / "exits" / "any", _has_sibling)
 
 

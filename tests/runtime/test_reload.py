@@ -89,6 +89,14 @@ def _kinds(pid: int) -> list[str]:
     return sorted(found)
 
 
+def _kinds_once_all_is_there(engine: Engine, *workers: str) -> list[str]:
+    for name in workers:
+        waiting.wait_worker(engine.shim_pid, name)
+    # The last descriptor that it opens: room for the status.
+    waiting.wait_path(engine.dir / f".exitStatus.{engine.shim_pid}", Path.exists)
+    return _kinds(engine.shim_pid)
+
+
 def _start_time(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
 
@@ -101,9 +109,7 @@ def test_a_stream_goes_on_through_many_reloads(make_engine: MakeEngine, tmp_path
     engine.run()
     shim_pid, payload_pid = engine.shim_pid, int((engine.dir / "pid").read_text())
     started_at, done = _start_time(payload_pid), 0
-    for name in ("stdout", "stderr"):
-        waiting.wait_worker(shim_pid, name)
-    kinds = _kinds(shim_pid)
+    kinds = _kinds_once_all_is_there(engine, "stdout", "stderr")
     while True:
         waiting.wait_readable(stdout)
         chunk = os.read(stdout, 1 << 20)
@@ -302,9 +308,7 @@ def test_a_version_that_cannot_take_over_is_refused(
     stdout, _stderr = engine.attach("stdout", "stderr")
     engine.run(env=version.environment)
     stdin = engine.open("stdin", os.O_WRONLY)
-    for name in ("stdin", "stdout", "stderr"):
-        waiting.wait_worker(engine.shim_pid, name)
-    before = _kinds(engine.shim_pid)
+    before = _kinds_once_all_is_there(engine, "stdin", "stdout", "stderr")
     version.change(file, old, new)
     os.kill(engine.shim_pid, signal.SIGHUP)
     waiting.wait_path(
