@@ -11,10 +11,10 @@ Source: https://systemd.io/CGROUP_DELEGATION; systemd.exec(5), SYSTEMD_EXEC_PID 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 
 from supervisor import standin
 from supervisor.errors import ShimError, reason
+from workers.lean import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from supervisor.errors import ShimError
 from supervisor.run import DEFAULT_ROOT, RunRequest, run
 from supervisor.runtime import absolute
 from supervisor.signals import parse_signal
-from supervisor.successor import adopt, go_on
 from workers.values import dataclass
 
 TYPE_CHECKING = False
@@ -38,8 +37,12 @@ def _run_command() -> int:
     try:
         standin.resume()
         if is_handed_over():
+            from supervisor.successor import go_on
+
             return go_on()
         if isinstance(request, AdoptRequest):
+            from supervisor.successor import adopt
+
             return adopt(request.container_id, request.root, detach=request.detach)
         if isinstance(request, AttachRequest):
             from supervisor.attach import attach

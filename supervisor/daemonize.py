@@ -8,13 +8,11 @@ the container runs, or until the daemon has said why not. End of file without a 
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 
 from supervisor import fds, signals, spawn
 from supervisor.errors import ShimError
-from workers.lean import orjson
+from workers.lean import orjson, signal, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +41,7 @@ class Herald:
 
     def _say(self, message: bytes) -> None:
         if self._wfd.is_open:
-            with contextlib.suppress(BrokenPipeError):  # the caller was killed while it waited
+            with suppress(BrokenPipeError):  # the caller was killed while it waited
                 os.write(self._wfd.fileno(), message)
             self._wfd.close()
 

@@ -11,14 +11,12 @@ of what is in the shared memory that it leads to, and no other number is read.
 
 from __future__ import annotations
 
-import array
-import contextlib
 import fcntl
 import os
 
 from supervisor import fds
 from supervisor.errors import ShimError, reason
-from workers.lean import orjson
+from workers.lean import orjson, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -117,11 +115,12 @@ class Deposit:
         Raises:
             DepositError: They cannot be put; what was there still is.
         """
+        import array
         import socket
 
         try:
-            content = orjson.dumps({**document, "fds": len(parcel.fds)})
-            with contextlib.closing(_memfd(content)) as memfd:
+            memfd = _memfd(orjson.dumps({**document, "fds": len(parcel.fds)}))
+            try:
                 rights = array.array("i", [memfd.fileno(), *parcel.fds])
                 if len(rights) > _MOST_FDS:
                     raise DepositError(f"handover: {len(rights)} descriptors")
@@ -130,6 +129,8 @@ class Deposit:
                     [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)],
                     socket.MSG_DONTWAIT,
                 )
+            finally:
+                memfd.close()
         except OSError as error:
             raise DepositError(f"handover: {reason(error)}") from error
         except (TypeError, ValueError) as error:  # a name that is no UTF-8
@@ -222,7 +223,7 @@ def _sockets(ends: tuple[int, int]) -> tuple[socket.socket, socket.socket]:
             for each in taken:
                 each.detach()
             for end in ends:
-                with contextlib.suppress(OSError):  # EBADF
+                with suppress(OSError):  # EBADF
                     os.close(end)
     if not is_such_a_pair:
         raise DepositError("handover: not a supervisor's")
@@ -248,6 +249,7 @@ def _memfd(content: bytes) -> fds.Fd:
 
 
 def _receive(front: socket.socket, flags: int) -> tuple[bytes, list[fds.Fd]]:
+    import array
     import socket
 
     message, ancillary, _flags, _address = front.recvmsg(

@@ -6,14 +6,13 @@ apart what a shell's one number joins: an exit with 137, a SIGKILL, and one from
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 from supervisor import fds, statedir
 from supervisor.errors import ShimError, reason
 from supervisor.log import rfc3339
 from supervisor.waitstatus import Exited, Killed, Unknown, shell_status, signal_name
-from workers.lean import orjson
+from workers.lean import orjson, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -100,6 +99,6 @@ def write(directory: str, record: dict[str, Any]) -> None:
     for left in os.listdir("."):
         head, _dot, pid = left.rpartition(".")
         if head == f".{name}" and pid.isdecimal():  # of a supervisor that was killed here
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 os.unlink(left)
     statedir.write_file(name, orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))

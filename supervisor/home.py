@@ -11,15 +11,13 @@ it taken and touches nothing. A directory without a lock is what a killed superv
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
-import shutil
 import time
 
 from supervisor import fds, statedir
 from supervisor.errors import AlreadySupervisedError, ShimError, reason
-from workers.lean import orjson
+from workers.lean import orjson, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,9 +67,11 @@ class Home:
         """Remove what an earlier supervisor has left; the claim stays."""
         temporary = {name for name in os.listdir(self.path) if name.startswith(".")}
         for name in (STATE_NAME, PID_NAME, *temporary):
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 os.unlink(os.path.join(self.path, name))
         if self.is_stale:
+            import shutil  # 3 ms, for those who find something
+
             shutil.rmtree(self.state_dir)
 
     def make_state_dir(self, state: dict[str, Any]) -> None:
@@ -164,9 +164,9 @@ def _checked(path: str, lock: fds.Fd) -> Home:
 def _open_directory(path: str) -> fds.Fd:
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
-        with contextlib.suppress(FileExistsError):  # whose it is, the lock will say
+        with suppress(FileExistsError):  # whose it is, the lock will say
             os.mkdir(path, 0o700)
-        with contextlib.suppress(FileNotFoundError):  # its owner removed it in between
+        with suppress(FileNotFoundError):  # its owner removed it in between
             return fds.Fd(os.open(path, flags))
 
 

@@ -20,7 +20,6 @@ from supervisor import (
     oci,
     signals,
     statedir,
-    successor,
 )
 from supervisor.calls import ask_runtime
 from supervisor.command import own_command
@@ -39,7 +38,6 @@ from supervisor.order import Order, Outcome
 from supervisor.runtime import RuntimeCaller, parse_state
 from supervisor.shim import supervise
 from supervisor.sinks import parse_sink, with_absolute_path
-from supervisor.terminal import find_terminal
 from supervisor.waitstatus import signal_name
 from workers.values import dataclass, replace
 
@@ -92,15 +90,18 @@ def run(request: RunRequest) -> int:
     claimed = home.claim(request.root, request.container_id)
     try:
         past, why_not = None, None
-        if request.adopt:
-            try:
-                past = successor.find_past(claimed, kept)
-            except DepositError as error:  # which matters only if there still is a container
-                why_not = error
-        else:
-            successor.let_go(kept)
-        if past is not None:
-            return successor.take_over(claimed, past, detach=request.detach, command=command)
+        if request.adopt or kept is not None:
+            from supervisor import successor  # which imports a crew: 8 ms of a start
+
+            if request.adopt:
+                try:
+                    past = successor.find_past(claimed, kept)
+                except DepositError as error:  # which matters only if there still is a container
+                    why_not = error
+            else:
+                successor.let_go(kept)
+            if past is not None:
+                return successor.take_over(claimed, past, detach=request.detach, command=command)
         _recover(claimed, request, why_not)
         try:
             if request.exit_dir is not None:
@@ -143,7 +144,11 @@ def run(request: RunRequest) -> int:
             preserve_fds=[claimed.lock_fd],
         )
         return 0
-    user_terminal = find_terminal(is_input=request.interactive) if terminal else None
+    user_terminal = None
+    if terminal:
+        from supervisor.terminal import find_terminal
+
+        user_terminal = find_terminal(is_input=request.interactive)
     if front.has_controlling_terminal():
         # Then a hang-up is the terminal's, and the worker of a raw one has to see us go.
         order = replace(order, command=(), is_adoptable=False)

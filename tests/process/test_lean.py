@@ -23,10 +23,20 @@ def run(code: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("module", ["supervisor.shim_cli", "supervisor.shim", "workers.output"])
+@pytest.mark.parametrize(
+    "module", ["supervisor.shim_cli", "supervisor.cli", "supervisor.shim", "workers.output"]
+)
 def test_nothing_is_imported_that_a_supervisor_does_not_use(module: str) -> None:
     names = run(f"import {module}; print(*sys.modules)").split()
     assert not HEAVY & set(names)
+
+
+@pytest.mark.parametrize("module", ["supervisor.shim_cli", "supervisor.cli"])
+def test_before_the_runtime_runs_only_what_it_takes_to_start_it_is_imported(module: str) -> None:
+    """To the millisecond that is what an engine and an operator wait longer than for runc alone."""
+    names = set(run(f"import {module}; print(*sys.modules)").split())
+    later = {"argparse", "collections", "contextlib", "enum", "shutil", "signal", "setproctitle"}
+    assert not (HEAVY | later | {"supervisor.crew", "supervisor.upgrade"}) & names
 
 
 def test_orjson_does_all_we_ask_of_it_without_its_friends() -> None:
