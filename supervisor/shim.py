@@ -7,7 +7,8 @@ directory, choose an `Order`, and look at the `Outcome`. Who has a past begins i
 `supervisor.going_on`.
 
 The runtime is started as soon as can be. What a supervisor needs only afterwards is imported while
-the runtime works (`_equip`): 3 ms on another core than the runtime's.
+the runtime works (`_equip`), or, where an engine waits for the pid file, when it has done so: it
+keeps two cores busy by itself (`_gather`).
 """
 
 from __future__ import annotations
