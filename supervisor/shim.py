@@ -422,8 +422,10 @@ class Supervisor:
         finally:
             for owner in container_side:
                 owner.close()
-        if self._error is None and not self._order.starts_container and not self._is_of_one_step:
-            # The engine waits for the pid file, and needs some time from there to its `start`.
+        is_engines = not self._order.starts_container and not self._is_of_one_step
+        if is_engines and not self._record.terminal and self._error is None:
+            # It waits for the pid file, and needs some time from there to its `start`. A terminal
+            # has a size to be set in that time.
             self._loop.call_after(_CREW, _LATEST_CREW_S, self._gather)
         else:
             self._gather()

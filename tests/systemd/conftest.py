@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.beds.nspawn import Bed
-from tests.harness import bundles
+from tests.harness import bundles, waiting
 from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
@@ -60,6 +60,15 @@ class Services:
         """
         unit = self.add(name, script, drop_in, **options)
         self.bed.ctl("systemctl", "start", unit, check=check)
+        return unit
+
+    def start_ready(self, name: str, script: str, drop_in: str = "") -> str:
+        """As `start`, and wait until it has said "ready": it obeys from then on.
+
+        A TERM that comes sooner finds a shell without a trap, or a runtime before its exec.
+        """
+        unit = self.start(name, script, drop_in)
+        waiting.wait_true(lambda: "ready" in self.lines(unit))
         return unit
 
     def lines(self, unit: str) -> list[str]:

@@ -28,7 +28,7 @@ OBEYS = "trap 'echo bye; exit 143' TERM; echo ready; while :; do sleep 0.1; done
 def test_it_is_active_when_its_container_runs_and_its_lines_are_under_its_name(
     services: Services,
 ) -> None:
-    unit = services.start("web", OBEYS)
+    unit = services.start_ready("web", OBEYS)
     shown = services.bed.show(unit, "ActiveState", "SubState", "StatusText", "MainPID", "Type")
     assert (shown["ActiveState"], shown["SubState"], shown["Type"]) == (
         "active",
@@ -44,7 +44,7 @@ def test_it_is_active_when_its_container_runs_and_its_lines_are_under_its_name(
 
 @pytest.mark.parametrize("how", ["systemctl stop", "systemctl kill", "kill -TERM MAINPID"])
 def test_a_stop_is_told_once_and_the_last_words_are_kept(services: Services, how: str) -> None:
-    unit = services.start("words", LAST_WORDS)
+    unit = services.start_ready("words", LAST_WORDS)
     match how:
         case "systemctl stop":
             services.bed.ctl("systemctl", "stop", unit, check=True)
@@ -75,14 +75,14 @@ def test_a_stop_is_told_once_and_the_last_words_are_kept(services: Services, how
 def test_a_stop_that_was_asked_for_is_no_failure(
     services: Services, script: str, settings: str
 ) -> None:
-    unit = services.start("stops", script, settings)
+    unit = services.start_ready("stops", script, settings)
     services.bed.ctl("systemctl", "stop", unit, check=True)
     assert services.bed.wait_until_inactive(unit) == "inactive"
 
 
 def test_a_grace_period_beyond_the_units_own_limit_is_asked_for(services: Services) -> None:
     script = "trap 'sleep 4; echo done; exit 0' TERM; echo ready; while :; do sleep 0.1; done"
-    unit = services.start("slow", script, "TimeoutStopSec=2")
+    unit = services.start_ready("slow", script, "TimeoutStopSec=2")
     services.bed.ctl("systemctl", "stop", unit, check=True)
     assert services.bed.wait_until_inactive(unit) == "inactive"
     assert services.lines(unit) == ["ready", "done"]

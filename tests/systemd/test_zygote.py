@@ -52,7 +52,7 @@ def main_pid(services: Services, unit: str) -> int:
 
 
 def test_it_lives_and_ends_as_any_unit(services: Services) -> None:
-    unit = services.start("warm", OBEYS)
+    unit = services.start_ready("warm", OBEYS)
     shown = services.bed.show(unit, "ActiveState", "SubState", "StatusText")
     assert (shown["ActiveState"], shown["SubState"]) == ("active", "running")
     assert shown["StatusText"].startswith("running, pid ")
@@ -78,7 +78,7 @@ def test_the_containers_failure_is_the_units(services: Services, status: int) ->
 
 
 def test_a_killed_supervisor_is_a_killed_main_process(services: Services) -> None:
-    unit = services.start("killed", OBEYS, "Restart=no")
+    unit = services.start_ready("killed", OBEYS, "Restart=no")
     services.bed.ctl("kill", "-KILL", str(supervisor_of(services, unit)), check=True)
     assert services.bed.wait_until_inactive(unit) == "failed"
     shown = services.bed.show(unit, "Result", "ExecMainStatus")
@@ -86,14 +86,14 @@ def test_a_killed_supervisor_is_a_killed_main_process(services: Services) -> Non
 
 
 def test_a_supervisor_that_hangs_is_noticed_by_the_watchdog(services: Services) -> None:
-    unit = services.start("hangs", OBEYS, "Restart=no\nWatchdogSec=2")
+    unit = services.start_ready("hangs", OBEYS, "Restart=no\nWatchdogSec=2")
     services.bed.ctl("kill", "-STOP", str(supervisor_of(services, unit)), check=True)
     assert services.bed.wait_until_inactive(unit) == "failed"
     assert services.bed.show(unit, "Result") == {"Result": "watchdog"}
 
 
 def test_it_is_reloaded_and_outlives_its_zygote(services: Services) -> None:
-    unit = services.start("lives", OBEYS)
+    unit = services.start_ready("lives", OBEYS)
     before = (main_pid(services, unit), supervisor_of(services, unit))
     waiting.wait_true(lambda: services.lines(unit) == ["ready"])
     services.bed.ctl("systemctl", "reload", unit, check=True)
@@ -109,7 +109,7 @@ def test_it_is_reloaded_and_outlives_its_zygote(services: Services) -> None:
 def test_without_a_zygote_it_is_started_as_always(services: Services) -> None:
     services.bed.ctl("systemctl", "stop", ZYGOTE, check=True)
     try:
-        unit = services.start("cold", OBEYS)
+        unit = services.start_ready("cold", OBEYS)
         assert supervisor_of(services, unit) == main_pid(services, unit)
         services.bed.ctl("systemctl", "stop", unit, check=True)
         assert services.lines(unit) == ["ready", "bye"]
@@ -118,7 +118,7 @@ def test_without_a_zygote_it_is_started_as_always(services: Services) -> None:
 
 
 def test_a_unit_with_a_sandbox_has_a_supervisor_of_its_own(services: Services) -> None:
-    unit = services.start("boxed", OBEYS, "NoNewPrivileges=yes")
+    unit = services.start_ready("boxed", OBEYS, "NoNewPrivileges=yes")
     assert supervisor_of(services, unit) == main_pid(services, unit)
     services.bed.ctl("systemctl", "stop", unit, check=True)
     assert services.lines(unit) == ["ready", "bye"]
