@@ -7,8 +7,8 @@ directory, choose an `Order`, and look at the `Outcome`. Who has a past begins i
 `supervisor.going_on`.
 
 The runtime is started as soon as can be. What a supervisor needs only afterwards is imported while
-the runtime works (`_equip`), or, where an engine waits for the pid file, when it has done so: it
-keeps two cores busy by itself (`_gather`).
+the runtime works (`_equip`), and the crew gets to its work (`_gather`); where an engine waits for
+the pid file, when that is there: a runtime keeps two cores busy by itself.
 """
 
 from __future__ import annotations
@@ -265,7 +265,8 @@ class Supervisor:
         """
         if not self._has_title:
             self._has_title = True
-            lean.set_title(self._title)
+            with lean.suppress(ImportError, OSError):  # EMFILE: a container may be there already
+                lean.set_title(self._title)
 
     # Events: from the outside world to the table.
 
@@ -422,6 +423,8 @@ class Supervisor:
         finally:
             for owner in container_side:
                 owner.close()
+        self._equip()
+        self._plumbing.join_pipes(self._stdio, self._crew)
         is_engines = not self._order.starts_container and not self._is_of_one_step
         if is_engines and not self._record.terminal and self._error is None:
             # It waits for the pid file, and needs some time from there to its `start`. A terminal
@@ -437,8 +440,6 @@ class Supervisor:
         self._has_crew = True
         self._loop.cancel(_CREW)
         self._take_title()
-        self._equip()
-        self._plumbing.join_pipes(self._stdio, self._crew)
         if not self._record.terminal:
             self._crew.start()
 

@@ -277,6 +277,8 @@ class Supervised(Subject):
             self._reader = _Reader(engine.attach("stdout")[0])
         engine.run()
         self.pid = engine.shim_pid
+        # Without a descriptor a creation fails, in order: the faults are for what has been created.
+        waiting.wait_worker(self.pid, "console" if self._kind == "console" else "stdout")
         self._stdin = engine.open("stdin", os.O_WRONLY)
         if self._reader is not None:
             self._reader.take_until(self._wanted)
