@@ -17,10 +17,11 @@ from functools import partial
 
 from supervisor import fds, linux, mending, spawn, waitstatus
 from supervisor.errors import ShimError
+from supervisor.keeper import Keeper
 from supervisor.listeners import Listeners
 from supervisor.mending import Mend
 from supervisor.telling import Teller
-from supervisor.watch import Watch
+from supervisor.watch import WorkerWatch
 from workers import output, report, stdin
 from workers.desk import Desk
 from workers.ledger import Ledger
@@ -28,7 +29,7 @@ from workers.values import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from supervisor.deposit import Parcel
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from supervisor.stream import Stream
 
 
+_RELIEF = "relief"
 _REOPEN = "reopen"
 _REOPEN_EVERY_S = 0.1
 
@@ -79,6 +81,8 @@ class Crew:
         self._leaving: dict[int, Stream] = {}
         self._predecessors: list[fds.Fd] = []
         self._is_closing = False
+        self._keeper = Keeper(loop, reaper, title=title, null_fd=null_fd, held=held)
+        self._is_to_hold = False
         self._is_to_reopen = False
         self._reopened_at_s = -math.inf
         self._longest_pause_s = mending.LONGEST_PAUSE_S
@@ -98,7 +102,7 @@ class Crew:
     @property
     def has_workers(self) -> bool:
         """Whether a worker has still to be reaped."""
-        return bool(self._leaving) or any(stream.pid for stream in self.streams)
+        return bool(self._leaving or self._keeper.pid) or any(stream.pid for stream in self.streams)
 
     def copied_bytes(self, stream: Stream) -> int:
         """Return what the stream has moved so far."""
@@ -119,13 +123,14 @@ class Crew:
             "ledger": parcel.add(self._ledger.fd),
             "streams": [stream.pack(parcel) for stream in self.streams],
             "listeners": self.listeners.pack(parcel),
+            "keeper": self._keeper.pid,
+            "is_to_reopen": self._is_to_reopen,
         }
 
     @property
     def is_settled(self) -> bool:
         """Whether this is a moment for `pack`, if the workers are to live on."""
-        is_all_done = not self._predecessors and not self._is_to_reopen
-        return is_all_done and all(stream.is_settled for stream in self.streams)
+        return not self._predecessors and all(stream.is_settled for stream in self.streams)
 
     def go_on(self, stream: Stream, report_rfd: fds.Fd, *, is_parent: bool) -> None:
         """Take a stream of an earlier supervisor, and its worker, if it has one.
@@ -139,12 +144,22 @@ class Crew:
             stream.pid = 0
             report_rfd.close()
 
+    def go_on_with(self, packed: Mapping[str, Any], *, is_parent: bool) -> None:
+        """Take the rest of what `pack` has said, behind the streams."""
+        self._is_to_hold = bool(self._held)
+        self._is_to_reopen = packed["is_to_reopen"]
+        self._keeper.go_on(packed["keeper"] if is_parent else 0)
+
     def renew(self, predecessors: Sequence[fds.Fd] = ()) -> None:
         """Have a worker of this supervisor's own code for each stream.
 
         `predecessors`: pidfds of workers that are not our children, which are ended.
         """
+        if self._is_to_reopen:
+            self._reopen()
         self._predecessors = list(predecessors)
+        for each in predecessors:
+            self._loop.watch(each.fileno(), partial(self._predecessor_is_gone, each))
         for stream in self.streams:
             if stream.is_over:
                 continue
@@ -152,9 +167,32 @@ class Crew:
                 self._fork(stream)
             elif stream.is_interruptible:
                 self._dismiss(stream)
-        # Now that others hold what they have held: see `held`.
-        for each in predecessors:
-            self._loop.watch(each.fileno(), partial(self._predecessor_is_gone, each))
+        self._relieve()
+
+    def hold(self) -> None:
+        """See from now on that somebody else has what is held: there is something in it."""
+        self._is_to_hold = bool(self._held)
+        self._keep_it()
+
+    def let_go(self) -> None:
+        """See to that no more: the container is dead, and its end written down."""
+        self._is_to_hold = False
+
+    def _keep_it(self) -> None:
+        """Have a keeper where no worker will come any more."""
+        if self._is_to_hold and all(stream.is_over for stream in self.streams):
+            self._keeper.come()
+
+    def _relieve(self) -> None:
+        """End the predecessors, as soon as others hold what they hold."""
+        if not self._predecessors:
+            return
+        living = [stream for stream in self.streams if not stream.is_over]
+        is_held = any(stream.pid for stream in living) if living else self._keeper.come()
+        if not is_held:
+            self._loop.call_after(_RELIEF, mending.FORK_AGAIN_S, self._relieve)
+            return
+        for each in self._predecessors:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(each.fileno(), signal.SIGKILL)
 
@@ -233,7 +271,9 @@ class Crew:
         """
         too_soon_s = self._reopened_at_s + _REOPEN_EVERY_S - time.monotonic()
         if too_soon_s > 0:
-            self._is_to_reopen = True
+            if not self._is_to_reopen:
+                self._is_to_reopen = True
+                self._on_change()  # a successor does it
             self._loop.call_after(_REOPEN, too_soon_s, self._reopen)
         else:
             self._reopen()
@@ -288,6 +328,8 @@ class Crew:
         The other is there first, and waits: what both hold is held at every instant.
         """
         self._loop.cancel(self._timer(stream))
+        if stream.is_over:
+            return
         if stream.watch is None or stream.is_reaped:
             if not stream.pid:
                 self._fork(stream, hold_s=hold_s)
@@ -297,7 +339,7 @@ class Crew:
         if not self._fork(stream, hold_s=hold_s):
             del self._leaving[old_pid]
             stream.pid, stream.watch = old_pid, old_watch
-            again = partial(self._dismiss, stream, hold_s)
+            again = partial(self._dismiss, stream, hold_s if math.isinf(hold_s) else 0.0)
             self._loop.call_after(self._timer(stream), mending.FORK_AGAIN_S, again)
         else:
             old_watch.abandon()
@@ -326,7 +368,9 @@ class Crew:
     def stop(self) -> None:
         """Kill every worker; harmless to the bytes. Wait until `has_workers` is over."""
         self._is_closing = True
+        self._keeper.leave()
         self._loop.cancel(_REOPEN)
+        self._loop.cancel(_RELIEF)
         for stream in self.streams:
             self._loop.cancel(self._timer(stream))
             self._kill(stream)
@@ -423,7 +467,7 @@ class Crew:
         return partial(output.work, desk, route)
 
     def _watch(self, stream: Stream, report_rfd: fds.Fd) -> None:
-        stream.watch = Watch(
+        stream.watch = WorkerWatch(
             self._loop,
             self._reaper,
             stream,
@@ -447,10 +491,22 @@ class Crew:
         if ended is not None and not self._is_closing and self._is_followed(stream, ended):
             self._go_on_after(stream, ended)
         elif self._held:
+            self._send_away(stream)
+
+    def _send_away(self, stream: Stream) -> None:
+        """End a worker that nobody follows, once somebody else holds what it holds."""
+        others = (each for each in self.streams if each is not stream and not each.is_over)
+        # Of those that come to their end together each is the last one but for the others.
+        is_last = not any(each.watch and not each.watch.has_reported for each in others)
+        if self._is_to_hold and is_last and not self._keeper.come():
+            again = partial(self._send_away, stream)
+            self._loop.call_after(self._timer(stream), mending.FORK_AGAIN_S, again)
+        else:
             self._kill(stream)
 
     def _on_gone(self, stream: Stream, termination: waitstatus.Termination, record: bytes) -> None:
         """Decide what follows, now that the worker is reaped and its pipe is at end of file."""
+        is_decided = stream.watch is not None and stream.watch.has_reported
         stream.pid = 0
         stream.watch = None
         if self._is_closing:
@@ -466,10 +522,12 @@ class Crew:
             self._end(stream)
         elif ended is None:
             self._replace(stream, termination)
-        elif self._is_followed(stream, ended):
-            self._go_on_after(stream, ended)
-        else:
+        elif not self._is_followed(stream, ended):
             self._go_on_without(stream, ended)
+        elif is_decided:
+            self._fork(stream)  # it waited for a fork that was refused
+        else:
+            self._go_on_after(stream, ended)
 
     def _replace(self, stream: Stream, termination: waitstatus.Termination) -> None:
         has_progress = self._has_progress(stream)
@@ -535,10 +593,12 @@ class Crew:
         os.dup2(self._null_fd, place.fileno(), inheritable=False)
 
     def _end(self, stream: Stream) -> None:
+        self._loop.cancel(self._timer(stream))
         stream.trouble = ""
         self._teller.dropped(stream)
         self.listeners.end(stream)
         stream.finish()
+        self._keep_it()  # if it was sent away before there was something to keep
         self._on_change()
         self._on_stream_over()
 

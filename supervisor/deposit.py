@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import socket
     from typing import Any
 
-VERSION = 3
+VERSION = 4
 _WORD = b"forkshim-handover"
 _MESSAGE_BYTES = 32
 _MOST_FDS = 253  # SCM_MAX_FD
@@ -115,10 +115,10 @@ class Deposit:
         Raises:
             DepositError: They cannot be put; what was there still is.
         """
-        import array
-        import socket
-
         try:
+            import array
+            import socket
+
             memfd = _memfd(orjson.dumps({**document, "fds": len(parcel.fds)}))
             try:
                 rights = array.array("i", [memfd.fileno(), *parcel.fds])
@@ -133,7 +133,7 @@ class Deposit:
                 memfd.close()
         except OSError as error:
             raise DepositError(f"handover: {reason(error)}") from error
-        except (TypeError, ValueError) as error:  # a name that is no UTF-8
+        except (ImportError, TypeError, ValueError) as error:  # EMFILE; a name that is no UTF-8
             raise DepositError(f"handover: {error}") from error
         self._drop_all_but_the_last()
 

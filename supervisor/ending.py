@@ -57,6 +57,7 @@ class Ending:
         except OSError as error:
             # The engine will find no status, which is the truth; our caller gets it all the same.
             self._log.error(f"write exitStatus: {error.strerror}")
+        self._crew.let_go()
         self._is_read = True
         self._watch = DrainWatch(self._crew)
         self._tell(process)

@@ -18,7 +18,7 @@ import os
 from supervisor import __version__, control, fds, lifecycle, linux, oci, statedir
 from supervisor.calls import HURRY_S, RuntimeCalls
 from supervisor.creation import Creation, explain
-from supervisor.errors import RuntimeFailedError, ShimError, StoppedError
+from supervisor.errors import RuntimeFailedError, ShimError, StoppedError, reason
 from supervisor.lifecycle import Action, Event, State
 from supervisor.loop import Loop
 from supervisor.order import Outcome, StreamEnd
@@ -346,14 +346,27 @@ class Supervisor:
         is_too_late = self._state is State.ABORTING
         if is_too_late and self._is_ours_to_start:
             self._error = StoppedError("stopped while it was being created")
-        from supervisor.process import Process
-
-        self._process = Process.of_child(self._loop, self._reaper, self._creation.pid)
-        if self._creation.console is not None:
-            self._plumbing.join_console(self._creation.console, self._stdio, self._crew)
-            self._crew.start()
+        try:
+            self._take_process()
+        except OSError as failed:  # EMFILE
+            self._error = ShimError(f"{self._creation.verb}: {reason(failed)}")
+            self._post(Event.CREATE_FAILED)
+            return
         self._post(Event.STARTED if is_too_late and not self._is_ours_to_start else Event.CREATED)
         self._expect_the_end()
+
+    def _take_process(self) -> None:
+        from supervisor.process import Process
+
+        process = Process.of_child(self._loop, self._reaper, self._creation.pid)
+        try:
+            if self._creation.console is not None:
+                self._plumbing.join_console(self._creation.console, self._stdio, self._crew)
+                self._crew.start()
+        except OSError:
+            process.close()
+            raise
+        self._process = process
 
     def _expect_the_end(self) -> None:
         """Serve the process that is there now, up to its end, which may have been."""
@@ -527,6 +540,10 @@ class Supervisor:
         if self._state is State.RUNNING:
             self._service.go_on(self._state, self._description())
 
+    def laid_down(self) -> None:
+        """Have somebody who keeps what has been laid down."""
+        self._crew.hold()
+
     def pack(self, parcel: Parcel) -> dict[str, Any]:
         """Return all that this supervisor knows and holds, for `_remember` of its successor."""
         if self._process is None:
@@ -576,6 +593,7 @@ class Supervisor:
             is_parent=is_parent,
         )
         self._crew.listeners.go_on(packed["crew"]["listeners"], contents, self._crew.streams)
+        self._crew.go_on_with(packed["crew"], is_parent=is_parent)
 
     def _tidy_up(self) -> None:
         """Leave no process and no descriptor behind."""

@@ -88,9 +88,13 @@ def exec_program(
 def _fork() -> int:
     everything = signal.valid_signals()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, everything)
-    pid = os.fork()
+    pid = -1
+    try:
+        pid = os.fork()
+    finally:  # EAGAIN as well: who is refused a child has still to hear
+        if pid != 0:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if pid != 0:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return pid
     isolate.drop_signal_handlers()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from supervisor.outlets import Outlet
 
     class Watch(Protocol):
-        """What follows one worker."""
+        """What follows one worker: `supervisor.watch.WorkerWatch`."""
 
         @property
         def is_untouched(self) -> bool:
             """Whether nothing has been heard of the worker so far."""
+
+        @property
+        def has_reported(self) -> bool:
+            """Whether its report was acted upon while it lived."""
 
         def fileno(self) -> int:
             """Lend the report pipe's read end."""

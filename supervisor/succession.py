@@ -7,6 +7,8 @@ if asked to, systemd keep open.
 
 from __future__ import annotations
 
+import time
+
 from supervisor import fds, signals, statedir, upgrade
 from supervisor.adoption import KEPT_NAMES
 from supervisor.deposit import Contents, Deposit, Parcel
@@ -15,7 +17,7 @@ from workers.values import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any, Protocol
 
     from supervisor.calls import RuntimeCalls
@@ -47,11 +49,18 @@ if TYPE_CHECKING:
         def reload_is_over(self) -> None:
             """It was not done."""
 
+        def laid_down(self) -> None:
+            """Who has the deposit can follow from now on."""
+
 
 _DEPOSIT = "deposit"
 _HAND_OVER = "hand over"
 _NEXT_MOMENT_S = 0.002
+_LAST_MOMENT_S = 0.25
 """Half-gone workers and noted signals have events of their own, which come first."""
+
+_PATIENCE_S = 10.0
+"""So long something may be halfway: a worker that can be neither forked nor let go, say."""
 
 
 class Orphans(NamedTuple):
@@ -92,6 +101,7 @@ class Succession:
         self._order = order
         self._incumbent = incumbent
         self._is_reloading = False
+        self._asked_at_s, self._moment_s = 0.0, _NEXT_MOMENT_S
         self._is_laid_down = past is not None and past.is_parent
         self._deposit = _open_deposit(order, past)
         self.orphans: Sequence[fds.Fd] = past.orphans.workers if past and past.orphans else ()
@@ -116,6 +126,7 @@ class Succession:
             self._log.info("SIGHUP: not reloaded, the container is on its way out")
         else:
             self._is_reloading = True
+            self._asked_at_s, self._moment_s = time.monotonic(), _NEXT_MOMENT_S
             self._incumbent.reloading()
             self._rehearse()
 
@@ -128,7 +139,7 @@ class Succession:
 
     def _rehearse(self) -> None:
         if not self._incumbent.is_settled:
-            self._loop.call_after(_HAND_OVER, _NEXT_MOMENT_S, self._rehearse)
+            self._wait_and(self._rehearse)
             return
         parcel = Parcel()
         try:
@@ -158,7 +169,15 @@ class Succession:
         if why_not is not None:
             self._refuse(why_not)
         else:
-            self._loop.call_after(_HAND_OVER, _NEXT_MOMENT_S, self._hand_over)
+            self._wait_and(self._hand_over)
+
+    def _wait_and(self, look_again: Callable[[], None]) -> None:
+        """Look again in a moment, in longer and longer ones; or let it be."""
+        if time.monotonic() - self._asked_at_s > _PATIENCE_S:
+            self._refuse("its workers do not come to rest")
+            return
+        moment_s, self._moment_s = self._moment_s, min(2 * self._moment_s, _LAST_MOMENT_S)
+        self._loop.call_after(_HAND_OVER, moment_s, look_again)
 
     def _become(self) -> str:
         """Become the other version; returns only if that failed, with the reason."""
@@ -203,9 +222,12 @@ class Succession:
             if not self._is_laid_down and self._order.is_kept:
                 self._order.notifier.keep_no_more(KEPT_NAMES)  # of an earlier run of the unit
                 self._order.notifier.keep(dict(zip(KEPT_NAMES, self._deposit.fds, strict=True)))
-            self._is_laid_down = True
         except (ShimError, OSError) as error:
             self._log.warning(f"nobody could go on if this supervisor were killed: {error}")
+            return
+        if not self._is_laid_down:
+            self._is_laid_down = True
+            self._incumbent.laid_down()
 
     def close(self) -> None:
         """Leave nothing for a successor."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from supervisor.waitstatus import Termination
 
 
-class Watch:
+class WorkerWatch:
     """Joins a worker's two ends. Owns the read end of its report pipe."""
 
     def __init__(
@@ -44,6 +44,7 @@ class Watch:
         self._report_rfd = report_rfd
         self._record = b""
         self._termination: Termination | None = None
+        self._has_reported = False
         self._on_report = on_report
         self._on_gone = on_gone
         loop.watch(report_rfd.fileno(), self._on_readable)
@@ -64,6 +65,11 @@ class Watch:
         """Whether nothing has been heard of the worker so far."""
         return self._termination is None and self._report_rfd.is_open and not self._record
 
+    @property
+    def has_reported(self) -> bool:
+        """Whether `on_report` has been called."""
+        return self._has_reported
+
     def _on_readable(self) -> None:
         chunk = os.read(self._report_rfd.fileno(), report.MOST_BYTES + 1)
         self._record = (self._record + chunk)[: report.MOST_BYTES + 1]
@@ -71,6 +77,7 @@ class Watch:
             self._loop.forget(self._report_rfd.fileno())
             self._report_rfd.close()
             if self._record and self._termination is None:
+                self._has_reported = True
                 self._on_report(self._stream, self._record)
             else:
                 self._tell_if_both()

@@ -26,11 +26,13 @@ class Site:
 
     Attributes:
         on_over: Called at each stream's end, which `overs` counts.
+        held: What the workers keep for a successor.
         troubles: How often the crew has said that a stream is worse or better off.
     """
 
     def __init__(self, yard: Yard, held: tuple[int, ...] = ()) -> None:
         self.yard = yard
+        self.held = held
         self.on_over: Callable[[], None] = lambda: None
         self.overs = 0
         self.troubles = 0

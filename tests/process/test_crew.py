@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -13,17 +12,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from supervisor import fds, mending, spawn
-from supervisor.deposit import Deposit, Parcel
 from supervisor.mending import Mend
 from tests.harness import waiting
-from tests.harness.crew_site import Site
 from tests.harness.forked import has_no_children
 from workers import engines, output, report, stdin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.harness.yard import Yard
+    from tests.harness.crew_site import Site
     from workers.desk import Desk
 
 pytestmark = pytest.mark.process
@@ -280,6 +277,29 @@ def test_a_fork_that_fails_is_tried_again(site: Site, monkeypatch: pytest.Monkey
     assert site.yard.messages("warn") == [f"{message}; {n} times so far" for n in (1, 2)]
 
 
+def _refused(_work: Callable[[], None]) -> int:
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+def test_a_stream_that_ends_while_a_fork_is_refused_is_over(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, _reader, stream = site.output()
+    site.crew.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(spawn, "fork_worker", _refused)
+        site.crew.attach("stdout", "attach.nobody")  # whatever replaces a worker
+        site.crew._dismiss(stream)
+    assert stream.failed_forks
+    site.disown(writer)
+    site.run_until(lambda: stream.is_over)
+    is_later: list[bool] = []
+    site.yard.loop.call_after("later", 2 * mending.FORK_AGAIN_S, lambda: is_later.append(True))
+    site.run_until(lambda: bool(is_later))
+    assert (stream.pid, stream.deaths) == (0, 0)
+    assert not site.crew.has_workers
+
+
 def test_a_stream_that_was_given_up_is_not_given_another_worker(site: Site) -> None:
     _writer, _reader, stream = site.output()
     site.crew.start()
@@ -288,47 +308,6 @@ def test_a_stream_that_was_given_up_is_not_given_another_worker(site: Site) -> N
     assert stream.is_over
     assert site.overs == 1
     assert has_no_children()
-
-
-def test_a_worker_that_has_failed_stays_until_another_one_holds_what_it_holds(
-    yard: Yard, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A supervisor that is killed in between can be followed: somebody has its deposit."""
-    with contextlib.closing(Deposit()) as deposit:
-        deposit.put({}, Parcel())
-        site = Site(yard, held=deposit.fds)
-
-        def fails(desk: Desk, _route: engines.Route) -> None:
-            desk.send_and_keep(report.Report(desk.stream, 0, errno.ENOSPC, "sink"))
-
-        monkeypatch.setattr(output, "work", fails)
-        _writer, _reader, stream = site.output()
-        site.crew.start()
-        first, watch = stream.pid, stream.watch
-        assert watch is not None
-        waiting.wait_hangup(watch.fileno())  # it has reported, and nobody has heard it
-        assert waiting.is_alive(first)
-        site.run_until(lambda: stream.pid not in (0, first))
-        assert waiting.is_alive(stream.pid)
-        waiting.wait_process(first)
-        assert stream.deaths == 0
-        site.close()
-
-
-def test_a_worker_that_has_come_to_its_end_is_gone_before_its_stream_is_over(yard: Yard) -> None:
-    """It has the client's fifo open for reading, as only clients should have then."""
-    with contextlib.closing(Deposit()) as deposit:
-        deposit.put({}, Parcel())
-        site = Site(yard, held=deposit.fds)
-        writer, reader, stream = site.output()
-        site.crew.start()
-        worker = stream.pid
-        os.write(writer, b"said")
-        site.disown(writer)
-        site.run_until(lambda: stream.is_over)
-        assert not waiting.is_alive(worker)
-        assert os.read(reader, 100) == b"said"
-        site.close()
 
 
 @pytest.mark.parametrize("how", ["give up", "stop"])

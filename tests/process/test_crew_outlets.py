@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from supervisor import fds, mending
+from supervisor.deposit import Parcel
 from supervisor.errors import ShimError
 from supervisor.mending import Mend
 from supervisor.outlets import Drops
@@ -22,7 +23,6 @@ from workers import engines, report
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from supervisor.deposit import Parcel
     from workers.desk import Desk
 
 pytestmark = pytest.mark.process
@@ -182,8 +182,8 @@ def test_files_that_are_opened_anew_all_the_time_are_written_all_the_same(
     site.crew.start()
     for _each in range(200):
         site.crew.reopen()
-    assert not site.crew.is_settled  # a successor would not open it anew
-    site.run_until(lambda: site.crew.is_settled)
+    assert site.crew.pack(Parcel())["is_to_reopen"]  # a successor does it
+    site.run_until(lambda: not site.crew.pack(Parcel())["is_to_reopen"])
     os.write(writer, b"said")
     site.disown(writer)
     site.run_until(lambda: stream.is_over)

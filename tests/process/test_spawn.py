@@ -44,6 +44,18 @@ def _run(argv: Sequence[str], null: int, cwd: str = "/") -> tuple[Termination, b
         return child.wait(), output
 
 
+def test_who_is_refused_a_child_goes_on_hearing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fork", refused)
+        with pytest.raises(BlockingIOError):
+            spawn.fork_worker(lambda: None)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
 def test_a_program_gets_its_arguments_directory_and_streams(null: int, tmp_path: Path) -> None:
     ended, output = _run(
         ["/bin/sh", "-c", 'pwd; echo "$0 $1"; exit 7', "a", "b c"], null, str(tmp_path)

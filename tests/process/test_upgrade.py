@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor import fds, upgrade
+from supervisor import fds, succession, upgrade
 from supervisor.calls import RuntimeCalls
 from supervisor.deposit import Parcel
 from supervisor.order import Order
@@ -107,10 +107,14 @@ def test_become_that_fails_leaves_everything_as_it_was(
 class Incumbent:
     """A supervisor that runs, with nothing to hand over."""
 
-    is_alive = is_running = is_settled = True
+    is_alive = is_running = True
 
     def __init__(self) -> None:
         self.is_over = False
+
+    @property
+    def is_settled(self) -> bool:
+        return True
 
     def pack(self, parcel: Parcel) -> dict[str, Any]:
         parcel.add(0)
@@ -121,6 +125,9 @@ class Incumbent:
 
     def reload_is_over(self) -> None:
         self.is_over = True
+
+    def laid_down(self) -> None:
+        """Nobody keeps it."""
 
 
 class PoorIncumbent(Incumbent):
@@ -158,3 +165,30 @@ def test_after_a_hand_over_that_fails_every_signal_is_heard(
         assert child.wait() == Exited(0)
     (message,) = (each for each in yard.messages() if "not reloaded" in each)
     assert message.endswith("too many open files")
+
+
+class RestlessIncumbent(Incumbent):
+    """One that always has something halfway."""
+
+    looks = 0
+
+    @property
+    def is_settled(self) -> bool:
+        self.looks += 1
+        return False
+
+
+def test_a_reload_does_not_wait_for_ever_for_a_moment(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(succession, "_PATIENCE_S", 0.3)
+    incumbent = RestlessIncumbent()
+    order = Order("web", "/", "runc", command=("/bin/true",))
+    calls = RuntimeCalls(yard.loop, yard.reaper, name="runc", cwd="/", null_fd=yard.null.fileno())
+    asked = Succession(yard.loop, calls, yard.log, order, incumbent, None)
+    asked.reload(is_yet_to_come=False)
+    yard.run_until(lambda: incumbent.is_over)
+    assert 5 <= incumbent.looks <= 12
+    (message,) = yard.messages("warn")
+    assert message.endswith("goes on: its workers do not come to rest")
+    asked.close()

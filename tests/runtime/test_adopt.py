@@ -123,6 +123,67 @@ def test_the_status_is_the_true_one(
     assert daemon.workers() == []
 
 
+@pytest.mark.parametrize("log", ["null", "file"])
+def test_a_container_without_outputs_can_be_followed_as_well(
+    tmp_path: Path, rootfs: Path, start: Callable[..., Daemon], log: str
+) -> None:
+    """It has none to begin with, or has closed them: then there is no worker."""
+    os.mkfifo(tmp_path / "go")
+    script = "echo said; exec > /dev/null 2>&1 < /dev/null; read word < /tmp/go; exit 37"
+    mounts = [bundles.bind(tmp_path / "go", "/tmp/go")]
+    document = bundles.config(rootfs, bundles.shell(script), mounts=mounts)
+    sink = "null" if log == "null" else f"file:{tmp_path}/log"
+    daemon = start(bundles.make_bundle(tmp_path / "b", document), "--log", sink)
+    keeper = f"forkshim: {daemon.id} [keeper]"
+
+    def is_alone() -> bool:
+        titles = {*map(waiting.title_of, waiting.children_of(daemon.pid))}
+        return {title for title in titles if title.startswith("forkshim")} == {keeper}
+
+    for _each in range(2):
+        waiting.wait_true(is_alone)
+        daemon.kill()
+        daemon.adopt()
+    os.kill(daemon.pid, signal.SIGHUP)
+    waiting.wait_true(lambda: any("reloading" in message for message in daemon.log()))
+    (tmp_path / "go").write_text("word\n")
+    reap(daemon.payload_pid)
+    assert daemon.wait_end() == "37"
+    assert daemon.workers() == []
+    if log != "null":
+        assert (tmp_path / "log").read_text() == "said\n"
+
+
+def test_a_log_that_was_to_be_opened_anew_is_by_who_follows(
+    tmp_path: Path, rootfs: Path, start: Callable[..., Daemon]
+) -> None:
+    """The supervisor is killed while a second order, right after the first, waits."""
+    os.mkfifo(tmp_path / "go")
+    mounts = [bundles.bind(tmp_path / "go", "/tmp/go")]
+    script = "while read line; do echo $line; done < /tmp/go; exit 5"
+    document = bundles.config(rootfs, bundles.shell(script), mounts=mounts)
+    daemon = start(bundles.make_bundle(tmp_path / "b", document))
+    go = os.open(tmp_path / "go", os.O_WRONLY)
+    os.write(go, b"one\n")
+    log = tmp_path / "log"
+    waiting.wait_path(log, lambda log: log.read_text() == "one\n")
+    control = os.open(daemon.state_dir / "control", os.O_RDWR)
+    os.write(control, b"reopen\n")
+    waiting.wait_true(lambda: not waiting.is_readable(control))
+    log.rename(tmp_path / "log.1")
+    os.write(control, b"reopen\n")
+    waiting.wait_true(lambda: not waiting.is_readable(control))
+    os.close(control)
+    daemon.kill()
+    daemon.adopt()
+    os.write(go, b"two\n")
+    os.close(go)
+    waiting.wait_path(log, lambda log: log.exists() and log.read_text() == "two\n")
+    reap(daemon.payload_pid)
+    assert daemon.wait_end() == "5"
+    assert (tmp_path / "log.1").read_text() == "one\n"
+
+
 def test_out_of_memory_after_an_adoption_is_said(
     tmp_path: Path, rootfs: Path, start: Callable[..., Daemon]
 ) -> None:

@@ -116,6 +116,29 @@ fi
     assert engine.leftovers() == []
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_hooks_say_beyond_what_a_pipe_holds_keeps_no_runtime_waiting(
+    make_engine: MakeEngine, tmp_path: Path, *, fails: bool
+) -> None:
+    """The workers of an engine's container are forked when its create has ended, or soon enough."""
+    text = "[ $verb != create ] || { dd if=/dev/zero bs=64k count=40; %s; } 2> /dev/null"
+    script = text % ("exit 3" if fails else ":")
+    engine = make_engine("exit 9", runtime=runtimes.script(tmp_path / "talks", script))
+    stdout, _stderr = engine.attach("stdout", "stderr")
+    engine.launch()
+    said = b""
+    while len(said) < 40 << 16:
+        waiting.wait_readable(stdout)
+        said += os.read(stdout, 1 << 20)
+    if not fails:
+        engine.created()
+        engine.start()
+    assert said + waiting.read_to_end(stdout) == bytes(40 << 16)
+    assert engine.wait_shim() == 0
+    assert (engine.dir / "exitStatus").exists() is not fails
+    assert engine.leftovers() == []
+
+
 def test_the_runtime_is_found_in_path(make_engine: MakeEngine, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     recorder = runtimes.recorder(tmp_path / "bin", tmp_path)

@@ -1,0 +1,77 @@
+"""A process that does nothing but keep what a successor of ours would need.
+
+Workers do that as long as there are any. A container that has closed its outputs, or whose outputs
+all go nowhere, has none; it can be followed all the same.
+"""
+
+from __future__ import annotations
+
+import os
+
+from supervisor import mending, spawn
+from workers import isolate
+from workers.lean import signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from supervisor.loop import Loop
+    from supervisor.reaper import Reaper
+    from supervisor.waitstatus import Termination
+
+_AGAIN = "keeper"
+
+
+class Keeper:
+    """At most one such process, a child of ours. Owned until `leave` and its end."""
+
+    def __init__(
+        self, loop: Loop, reaper: Reaper, *, title: str, null_fd: int, held: tuple[int, ...]
+    ) -> None:
+        """Borrow everything; `held` is what is kept."""
+        self._loop = loop
+        self._reaper = reaper
+        self._title = title
+        self._null_fd = null_fd
+        self._held = held
+        self._is_to_leave = False
+        self.pid = 0
+
+    def go_on(self, pid: int) -> None:
+        """Take over the one that this process had before it became another program; 0: none."""
+        self.pid = pid
+        if pid:
+            self._reaper.expect(pid, self._on_exit)
+
+    def come(self) -> bool:
+        """Have one; False if that has to be tried again later, which is seen to."""
+        if not self.pid and not self._is_to_leave:
+            try:
+                self.pid = spawn.fork_worker(self._keep)
+            except OSError:  # EAGAIN, ENOMEM: the limits of our cgroup
+                self._come_later()
+                return False
+            self._reaper.expect(self.pid, self._on_exit)
+        return True
+
+    def leave(self) -> None:
+        """Have none any more; it is gone when there is no `pid`."""
+        self._is_to_leave = True
+        self._loop.cancel(_AGAIN)
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)  # unreaped, so the pid is its own
+
+    def _keep(self) -> None:
+        isolate.become(f"{self._title} [keeper]", self._held, self._null_fd)
+        while True:
+            signal.pause()
+
+    def _on_exit(self, _termination: Termination) -> None:
+        self.pid = 0
+        if not self._is_to_leave:  # not at once: it may be somebody who kills each of them
+            self._come_later()
+
+    def _come_later(self) -> None:
+        def come() -> None:
+            self.come()
+
+        self._loop.call_after(_AGAIN, mending.FORK_AGAIN_S, come)

@@ -1,0 +1,227 @@
+"""What a successor would need is held by somebody else than the supervisor, at every instant."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from supervisor import fds, mending, spawn
+from supervisor.deposit import Deposit, Parcel
+from tests.harness import waiting
+from tests.harness.crew_site import Site
+from workers import engines, output, report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from supervisor.stream import Stream
+    from tests.harness.yard import Yard
+    from workers.desk import Desk
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture
+def site(yard: Yard) -> Iterator[Site]:
+    """A crew that holds a deposit with something in it."""
+    with contextlib.closing(Deposit()) as deposit:
+        deposit.put({}, Parcel())
+        made = Site(yard, held=deposit.fds)
+        yield made
+        made.close()
+
+
+def _fails(desk: Desk, route: engines.Route) -> None:
+    desk.sit_down(route.fds)
+    desk.send_and_keep(report.Report(desk.stream, 0, errno.ENOSPC, "sink"))
+
+
+def _refused(_work: Callable[[], None]) -> int:
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+def _keeper_of(site: Site) -> int:
+    pid: int = site.crew.pack(Parcel())["keeper"]
+    return pid
+
+
+def _wait_title(pid: int, ending: str) -> None:
+    waiting.wait_true(lambda: waiting.title_of(pid).endswith(ending))
+
+
+def _orphan(site: Site, stream: Stream) -> fds.Fd:
+    """Let the stream's worker be that of a supervisor that was killed; returns its pidfd."""
+    assert stream.watch is not None
+    pidfd = fds.Fd(os.pidfd_open(stream.pid))
+    stream.watch.abandon()
+    site.yard.reaper.expect(stream.pid, lambda _termination: None)  # as its new parent does
+    stream.watch, stream.pid = None, 0
+    return pidfd
+
+
+def test_a_worker_that_has_failed_stays_until_another_one_is_there(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "work", _fails)
+    _writer, _reader, stream = site.output()
+    site.crew.start()
+    first, watch = stream.pid, stream.watch
+    assert watch is not None
+    waiting.wait_hangup(watch.fileno())  # it has reported, and nobody has heard it
+    assert waiting.is_alive(first)
+    site.run_until(lambda: stream.pid not in (0, first))
+    assert waiting.is_alive(stream.pid)
+    waiting.wait_process(first)
+    assert stream.deaths == 0
+
+
+def test_and_while_no_fork_succeeds(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its report counts once, whatever becomes of it."""
+    monkeypatch.setattr(output, "work", _fails)
+    _writer, _reader, stream = site.output()
+    site.crew.start()
+    first = stream.pid
+    with monkeypatch.context() as patch:
+        patch.setattr(spawn, "fork_worker", _refused)
+        site.run_until(lambda: stream.failed_forks == 2)
+        assert waiting.is_alive(first)
+        os.kill(first, signal.SIGKILL)
+        site.run_until(lambda: stream.pid == 0)
+        assert (stream.errors_in_a_row, stream.deaths) == (1, 0)
+    site.run_until(lambda: stream.pid not in (0, first))
+
+
+def test_a_fork_that_was_refused_leaves_no_pause_for_a_dead_container(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "work", _fails)
+    _writer, _reader, stream = site.output()
+    stream.errors_in_a_row = 20  # the next pause is the longest one
+    site.crew.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(spawn, "fork_worker", _refused)
+        site.run_until(lambda: bool(stream.failed_forks))
+        site.crew.hurry()
+    site.run_until(lambda: not stream.failed_forks)
+    assert stream.held_until_s - time.monotonic() <= mending.LONGEST_PAUSE_IN_DRAIN_S
+
+
+def test_the_workers_of_a_killed_supervisor_go_on_until_there_are_others(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, reader, stream = site.output()
+    site.crew.start()
+    orphan = stream.pid
+    with monkeypatch.context() as patch:
+        patch.setattr(spawn, "fork_worker", _refused)
+        site.crew.renew([_orphan(site, stream)])
+        os.write(writer, b"said")
+        waiting.wait_readable(reader)
+        assert waiting.is_alive(orphan)
+        assert not site.crew.is_settled
+    site.run_until(lambda: site.crew.is_settled)
+    assert stream.pid not in (0, orphan)
+    assert not waiting.is_alive(orphan)
+
+
+def test_a_worker_that_has_come_to_its_end_is_gone_before_its_stream_is_over(site: Site) -> None:
+    """It has the client's fifo open for reading, as only clients should have then."""
+    writer, reader, stream = site.output()
+    site.crew.start()
+    worker = stream.pid
+    os.write(writer, b"said")
+    site.disown(writer)
+    site.run_until(lambda: stream.is_over)
+    assert not waiting.is_alive(worker)
+    assert os.read(reader, 100) == b"said"
+    assert not _keeper_of(site)  # nothing has been laid down
+
+
+def test_the_last_worker_is_followed_by_a_keeper(site: Site) -> None:
+    ends = [site.output("stdout"), site.output("stderr")]
+    site.crew.start()
+    site.crew.hold()
+    assert not _keeper_of(site)
+    for writer, _reader, stream in ends:
+        assert not _keeper_of(site)
+        site.disown(writer)
+        site.run_until(lambda stream=stream: stream.is_over)  # type: ignore[misc] # called now
+    keeper = _keeper_of(site)
+    _wait_title(keeper, " [keeper]")
+    open_fds = {int(name) for name in os.listdir(f"/proc/{keeper}/fd")}
+    assert open_fds == {0, 1, 2, *site.held}
+
+
+def test_and_of_two_that_come_to_their_end_together_there_is_a_last_one(site: Site) -> None:
+    ends = [site.output("stdout"), site.output("stderr")]
+    site.crew.start()
+    site.crew.hold()
+    for writer, _reader, stream in ends:
+        site.disown(writer)
+        assert stream.watch is not None
+        waiting.wait_hangup(stream.watch.fileno())  # nobody has heard it
+    site.run_until(lambda: all(stream.is_over for _writer, _reader, stream in ends))
+    assert waiting.is_alive(_keeper_of(site))
+
+
+def test_there_is_a_keeper_although_the_last_worker_was_sent_away_before(site: Site) -> None:
+    writer, _reader, stream = site.output()
+    site.crew.start()
+    site.disown(writer)
+    site.run_until(lambda: stream.watch is not None and stream.watch.has_reported)
+    site.crew.hold()
+    site.run_until(lambda: stream.is_over)
+    assert waiting.is_alive(_keeper_of(site))
+
+
+def test_a_dead_containers_last_worker_is_not(site: Site) -> None:
+    writer, _reader, stream = site.output()
+    site.crew.start()
+    site.crew.hold()
+    site.crew.let_go()
+    site.disown(writer)
+    site.run_until(lambda: stream.is_over)
+    assert not _keeper_of(site)
+
+
+def test_without_a_stream_there_is_a_keeper_and_another_one_if_it_is_killed(site: Site) -> None:
+    site.crew.start()
+    site.crew.hold()
+    first = _keeper_of(site)
+    os.kill(first, signal.SIGKILL)
+    site.run_until(lambda: _keeper_of(site) not in (0, first))
+    assert waiting.is_alive(_keeper_of(site))
+
+
+def test_the_last_worker_stays_until_a_keeper_can_be_forked(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, _reader, stream = site.output()
+    site.crew.start()
+    site.crew.hold()
+    worker = stream.pid
+    with monkeypatch.context() as patch:
+        patch.setattr(spawn, "fork_worker", _refused)
+        site.disown(writer)
+        site.run_until(lambda: stream.watch is not None and stream.watch.has_reported)
+        assert waiting.is_alive(worker)
+    site.run_until(lambda: stream.is_over)
+    assert waiting.is_alive(_keeper_of(site))
+
+
+def test_a_successor_has_a_keeper_before_the_last_one_goes(site: Site) -> None:
+    """As an adopter of a container that has closed its outputs."""
+    _writer, _reader, stream = site.output()
+    site.crew.start()
+    pidfd = _orphan(site, stream)
+    stream.is_over = True
+    site.crew.go_on_with({"is_to_reopen": False, "keeper": 0}, is_parent=False)
+    site.crew.renew([pidfd])
+    assert waiting.is_alive(_keeper_of(site))
+    site.run_until(lambda: site.crew.is_settled)
