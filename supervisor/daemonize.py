@@ -46,6 +46,12 @@ class Herald:
             self._wfd.close()
 
 
+class DetachError(ShimError):
+    """There is no daemon: the machine refuses what it takes to become one."""
+
+    exit_status = 71  # OSERR of systemd-analyze exit-status
+
+
 class DetachedError(ShimError):
     """The daemon's error, in its caller; with the daemon's exit status."""
 
@@ -96,6 +102,7 @@ def _be_daemon(
 ) -> None:
     # Imported here: only who detaches pays for it.
     from daemon import DaemonContext
+    from daemon.daemon import DaemonError
 
     context = DaemonContext(
         chroot_directory=None,
@@ -113,5 +120,10 @@ def _be_daemon(
         stderr=None,
         signal_map={},  # `supervisor.signals` routes them
     )
-    context.open()
-    supervise(Herald(wfd))
+    herald = Herald(wfd)
+    try:
+        context.open()
+    except DaemonError as error:  # its fork(2) was refused, say
+        herald.failed(DetachError(f"detach: {error}"))
+        return
+    supervise(herald)

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class Teller:
-    """Tells of one crew's streams. Borrows everything."""
+    """Tells of one crew's streams, and notes in them what was told. Borrows everything."""
 
     def __init__(self, log: Log, ledger: Ledger, on_trouble: Callable[[], None]) -> None:
-        """`on_trouble` follows when a stream is worse or better off."""
+        """`on_trouble` follows when a stream is worse off, or has dropped something."""
         self._log = log
         self._ledger = ledger
         self._on_trouble = on_trouble

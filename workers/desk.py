@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from workers.ledger import Ledger
 
 
-_LAST_S = 0.001
+_EXIT_FIRST_S = 0.001
+"""So long an end of file waits to be told: see `Desk.send_and_keep`."""
 
 
 @dataclass(slots=True)
@@ -111,7 +112,7 @@ class Desk:
         if there is something in it, how the container ends may be known to nobody else.
         """
         if not record.errno:
-            time.sleep(_LAST_S)
+            time.sleep(_EXIT_FIRST_S)
         self.send(record)
         os.close(self.report_wfd)  # all has been said: our parent need not wait for our end
         while self.held and _is_readable(self.held[0]):

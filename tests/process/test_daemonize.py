@@ -31,6 +31,7 @@ def _detach(behaviour: str, directory: Path) -> Any:
         env={**os.environ, "PYTHONPATH": str(PROGRAM.parent.parent.parent)},
     )
     assert done.returncode == 0, done.stderr
+    assert done.stderr == b""
     for pid in waiting.children_of(os.getpid()):  # the daemon, whose subreaper we are
         waiting.wait_process(pid)
     return json.loads(done.stdout)
@@ -62,7 +63,16 @@ def test_a_daemon_that_dies_silently_is_an_error(tmp_path: Path, behaviour: str)
 
 
 def test_a_directory_that_is_not_there_is_an_error_too(tmp_path: Path) -> None:
-    assert _detach("runs", tmp_path / "nowhere")[0] == 70
+    exit_status, message = _detach("runs", tmp_path / "nowhere")
+    assert exit_status == 71
+    assert message.startswith("detach: ")
+
+
+def test_a_machine_that_refuses_a_daemon_is_said(tmp_path: Path) -> None:
+    exit_status, message = _detach("cannot fork", tmp_path)
+    assert exit_status == 71
+    assert message.startswith("detach: Failed first fork: ")
+    assert "Resource temporarily unavailable" in message
 
 
 @pytest.mark.usefixtures("signal_state")

@@ -5,14 +5,19 @@ Its result goes to stdout as JSON: null, or the exit status and the message of t
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from supervisor import daemonize
 from supervisor.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def _facts() -> dict[str, object]:
@@ -54,8 +59,22 @@ def _daemon(herald: daemonize.Herald) -> None:
         raise ZeroDivisionError
 
 
+def _refuse_the_second(fork: Callable[[], int]) -> Callable[[], int]:
+    forks: list[int] = []
+
+    def refuse() -> int:
+        forks.append(1)
+        if len(forks) == 2:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return fork()
+
+    return refuse
+
+
 def main() -> None:
     """Run."""
+    if sys.argv[1] == "cannot fork":
+        os.fork = _refuse_the_second(os.fork)
     preserved = os.open(os.devnull, os.O_RDONLY)
     os.open(os.devnull, os.O_RDONLY)  # not preserved
     try:
