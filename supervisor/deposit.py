@@ -179,6 +179,8 @@ class Deposit:
             message = self._front.recv(_MESSAGE_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             if not _is_ours(message):
                 self._front.setsockopt(*option, offset)
+        except BlockingIOError as error:
+            raise DepositError("handover: nothing has been laid down there yet") from error
         except OSError as error:
             raise DepositError(f"handover: {reason(error)}") from error
         if not _is_ours(message):

@@ -8,7 +8,7 @@ import signal
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-from tests.harness import bundles, runtime_calls, shim_log, waiting
+from tests.harness import bundles, deposits, runtime_calls, shim_log, waiting
 from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
@@ -24,9 +24,10 @@ class Daemon:
     def __init__(
         self, directory: Path, bundle: Path, *options: str | Path, stdin: int | None = None
     ) -> None:
-        """Run it; `directory` is for all of its own, `options` are those of `forkshim run`.
+        """Run it until it could be adopted, and so it has to live for a moment.
 
-        With `stdin` it is no daemon at first, but has a session of its own.
+        `directory` is for all of its own, `options` are those of `forkshim run`. With `stdin` it is
+        no daemon at first, but has a session of its own.
         """
         self.id = bundles.fresh_id("daemon")
         self.root = directory / "root"
@@ -36,13 +37,14 @@ class Daemon:
         words = ("--bundle", bundle, "--exit-dir", self._exits, *options)
         if stdin is None:
             self.succeed_in("run", *words, "--detach")
-            return
-        self._first = subprocess.Popen(
-            [FORKSHIM, "run", "-i", "--root", self.root, *words, self.id],
-            stdin=stdin,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        else:
+            self._first = subprocess.Popen(
+                [FORKSHIM, "run", "-i", "--root", self.root, *words, self.id],
+                stdin=stdin,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        deposits.wait_laid_down(self.state_dir)
 
     def command(self, verb: str, *options: str | Path) -> subprocess.CompletedProcess[str]:
         """Run `forkshim VERB` on it, to the end of the command."""

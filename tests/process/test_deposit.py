@@ -44,7 +44,7 @@ def look(place: Deposit) -> dict[str, Any]:
 
 
 def test_what_was_put_last_is_there_for_everybody(place: Deposit) -> None:
-    with pytest.raises(DepositError, match="temporarily unavailable"):
+    with pytest.raises(DepositError, match="nothing has been laid down there yet"):
         place.look()
     put(place, word="first")
     put(place, word="second")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from supervisor import adoption, deposit
-from tests.harness import bundles, deposits, waiting
+from tests.harness import bundles, waiting
 from tests.harness.big_stream import BigStream
 from tests.harness.daemon import Daemon
 from tests.harness.engine import FORKSHIM
@@ -43,7 +43,6 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
             options = options or ("--log", f"file:{tmp_path}/log")
             daemon = Daemon(tmp_path, bundle, *options, stdin=stdin)
             stack.callback(daemon.close)
-            deposits.wait_laid_down(daemon.state_dir)
             return daemon
 
         yield start

@@ -16,7 +16,7 @@ import pytest
 from supervisor import attach
 from supervisor.errors import ShimError
 from supervisor.waitstatus import Exited
-from tests.harness import bundles, deposits, waiting
+from tests.harness import bundles, waiting
 from tests.harness.daemon import Daemon
 from tests.harness.engine import FORKSHIM
 from tests.harness.forked import forked
@@ -309,7 +309,6 @@ def test_who_finds_no_descriptor_free_is_told(
     daemon = start(f"cri:{tmp_path}/log")
     for name in ("stdout", "stderr"):
         waiting.wait_worker(daemon.pid, name)
-    deposits.wait_laid_down(daemon.state_dir)
     wait_idle(daemon.pid)
     limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
     taken = {int(name) for name in os.listdir(f"/proc/{daemon.pid}/fd")}
