@@ -57,6 +57,7 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     leaks.become_subreaper()
     before = leaks.Snapshot.take(with_runtime="runc" in marks)
     yield
+    leaks.wait_for_ends(before)
     after = leaks.Snapshot.take(with_runtime="runc" in marks)
     assert after.descriptors <= before.descriptors
     assert after.children <= before.children

@@ -10,11 +10,13 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 
 from tests.harness import runtime_calls, waiting
 
 _PR_SET_CHILD_SUBREAPER = 36
+_ENDS_S = 10.0
 
 
 def become_subreaper() -> None:
@@ -41,6 +43,12 @@ class Snapshot:
             temporary=frozenset(os.listdir(tempfile.gettempdir())),
             containers=frozenset(_containers()) if with_runtime else frozenset(),
         )
+
+
+def wait_for_ends(before: Snapshot) -> None:
+    """Wait for those who have said their last word and are about to end; not for who stays."""
+    with suppress(TimeoutError):
+        waiting.wait_true(lambda: before.children.issuperset(_children()), limit_s=_ENDS_S)
 
 
 def reap() -> None:
