@@ -114,12 +114,14 @@ def _copy(sources: dict[str, fds.Fd]) -> None:
     while sinks:
         came = {fd for fd, _events in poller.poll(_LOOK_MS if asking else None)}
         for fd in came | asking:
+            # Looked at first: who is let in in between has not come to an end.
+            was_asking = _mode(fd) == ASKING
             chunk = _read(fd)
-            mode = os.fstat(fd).st_mode & 0o777
-            if chunk == b"" and mode == ASKING and fd not in came:
+            if chunk == b"" and was_asking and fd not in came:
                 continue
             asking.discard(fd)
             if chunk == b"":
+                mode = _mode(fd)
                 if mode == TURNED_AWAY:
                     raise ShimError(f"its {streams[fd]} cannot be heard: the log says why")
                 if mode == NOTHING_TO_HEAR:
@@ -132,6 +134,10 @@ def _copy(sources: dict[str, fds.Fd]) -> None:
             _check_for_an_answer(deadline_s)
     if len(empty) == len(streams):
         raise ShimError("nothing to attach to: its outputs go nowhere, or have ended")
+
+
+def _mode(fd: int) -> int:
+    return os.fstat(fd).st_mode & 0o777
 
 
 def _read(fd: int) -> bytes | None:

@@ -345,6 +345,7 @@ class Crew:
             old_watch.abandon()
             self._reaper.expect(old_pid, partial(self._has_left, old_pid))
             os.kill(old_pid, signal.SIGKILL)  # unreaped, so the pid is its own
+            self.listeners.let_in(stream)  # the other one took what came so far, unheard
 
     def _has_left(self, pid: int, _termination: waitstatus.Termination) -> None:
         del self._leaving[pid]
@@ -413,6 +414,8 @@ class Crew:
         stream.is_reaped = False
         self._watch(stream, report_rfd)
         stream.failed_forks = 0
+        if stream not in self._leaving.values():
+            self.listeners.let_in(stream)
         return True
 
     def _fork_behind(self, predecessors: Sequence[fds.Fd], stream: Stream, hold_s: float) -> fds.Fd:

@@ -63,7 +63,7 @@ class Listeners:
         """Let whoever reads `fifo` hear the stream; the next worker does it.
 
         Its name is removed. Who cannot be let, because there is no such stream or there are too
-        many, is at end of file at once. Returns whether he hears.
+        many, is at end of file at once. Returns whether he will hear: `let_in` tells him.
         """
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
@@ -89,11 +89,15 @@ class Listeners:
             os.fchmod(pipe.fileno(), mode)
             pipe.close()
             return False
-        os.fchmod(pipe.fileno(), LET_IN)
         fds.grow_pipe(pipe.fileno())
         self._ledger.forget_missed(number)
         self._take(_Listener(stream, number, fifo, pipe))
         return True
+
+    def let_in(self, stream: Stream) -> None:
+        """Tell those who ask that what the stream takes from now on is heard."""
+        for each in self._of(stream):
+            os.fchmod(each.pipe.fileno(), LET_IN)
 
     def turn_away(self, fifo: str, error: OSError) -> None:
         """Tell whoever reads `fifo`, which cannot be opened or not be used, and the log.

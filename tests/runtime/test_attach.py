@@ -6,8 +6,9 @@ import itertools
 import os
 import resource
 import signal
+import stat
 import subprocess
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import pytest
 
 from supervisor import attach
 from supervisor.errors import ShimError
+from supervisor.listeners import LET_IN
 from supervisor.waitstatus import Exited
 from tests.harness import bundles, waiting
 from tests.harness.daemon import Daemon
@@ -55,7 +57,7 @@ class Speaker(Daemon):
         os.write(self._go, b"go\n")
 
     def attach(self) -> Listener:
-        """Start `forkshim attach`, and wait until it hears and both its fifos have been served."""
+        """Start `forkshim attach`, and wait until it has been told that it hears."""
         process = subprocess.Popen(
             [FORKSHIM, "attach", "--root", self.root, self.id],
             stdout=subprocess.PIPE,
@@ -64,30 +66,21 @@ class Speaker(Daemon):
         )
         self.owns(process)
         listener = Listener(process)
-        waiting.wait_true(
-            lambda: (
-                self._hearers(process.pid) == self.streams
-                and not list(self.state_dir.glob(f"attach.{process.pid}.*"))
-            )
-        )
+        waiting.wait_true(lambda: self._let_in(process.pid) == self.streams)
         return listener
 
     def owns(self, process: subprocess.Popen[bytes]) -> None:
         """Have a process ended with this."""
         self._listeners.append(process)
 
-    def _hearers(self, pid: int) -> int:
-        """Return how many fifos of a listener are open with a worker that writes to them."""
-        count = 0
-        for worker in waiting.children_of(self.pid):
-            if not waiting.title_of(worker).endswith("]"):
-                continue
-            for fd in (f"/proc/{worker}/fd/{name}" for name in os.listdir(f"/proc/{worker}/fd")):
-                try:
-                    count += f"/attach.{pid}." in os.readlink(fd)
-                except FileNotFoundError:
-                    continue
-        return count
+    @staticmethod
+    def _let_in(pid: int) -> int:
+        """Return to how many of its fifos a listener has been let in, by their modes."""
+        modes = []
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(FileNotFoundError):
+                modes.append(os.stat(f"/proc/{pid}/fd/{name}").st_mode)
+        return modes.count(stat.S_IFIFO | LET_IN)
 
     def end(self) -> str:
         os.write(self._go, b"end\n")
