@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import signal
 import subprocess
 import tempfile
@@ -33,9 +34,11 @@ def copier() -> str:
     received = kills = next_kill = 0
     process = subprocess.Popen(["cat"], stdin=source_rfd, stdout=sink_wfd)
     while True:
-        if not waiting.is_readable(sink_rfd) and process.poll() == 0:
-            break
-        waiting.wait_readable(sink_rfd)
+        _wait_for_either(sink_rfd, process)
+        if not waiting.is_readable(sink_rfd):
+            if process.poll() == 0:
+                break
+            continue  # the one that was killed is seen to have ended
         received += len(os.read(sink_rfd, 1 << 16))
         if kills < KILLS and received >= next_kill:
             process.kill()
@@ -47,6 +50,18 @@ def copier() -> str:
     for fd in (source_rfd, sink_rfd, sink_wfd):
         os.close(fd)
     return f"cat, killed {kills} times in 1 GiB: {TOTAL_BYTES - received} bytes lost"
+
+
+def _wait_for_either(rfd: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait for something to read, or for its end: as we have the pipe, too, that tells nothing."""
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        poller = select.poll()
+        for fd in (rfd, pidfd):
+            poller.register(fd, select.POLLIN)
+        assert poller.poll(waiting.LIMIT_S * 1000)
+    finally:
+        os.close(pidfd)
 
 
 def _write_all(fd: int) -> None:
