@@ -77,14 +77,14 @@ def _own_and_unit(environment: Mapping[str, str]) -> tuple[str, str]:
 
 
 def membership(pid: int | str) -> dict[str, str]:
-    """Return a process's cgroups by controller; "" is cgroup v2. Empty if they cannot be read.
+    """Return a process's cgroups by controller; "" is cgroup v2. Empty if it is gone.
 
     Source: cgroups(7), /proc/PID/cgroup: `4:cpu,cpuacct:/path`, `0::/path`.
     """
     try:
         with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
             lines = file.read().splitlines()
-    except OSError:  # it is gone; or EMFILE
+    except (FileNotFoundError, ProcessLookupError):
         return {}
     fields = (line.split(":", 2) for line in lines)
     return {name: path for _id, names, path in fields for name in names.split(",")}

@@ -81,7 +81,7 @@ class Crew:
         self._leaving: dict[int, Stream] = {}
         self._predecessors: list[fds.Fd] = []
         self._is_closing = False
-        self._keeper = Keeper(loop, reaper, title=title, null_fd=null_fd, held=held)
+        self._keeper = Keeper(loop, reaper, log, title=title, null_fd=null_fd, held=held)
         self._is_to_hold = False
         self._is_to_reopen = False
         self._reopened_at_s = -math.inf
@@ -155,11 +155,12 @@ class Crew:
 
         `predecessors`: pidfds of workers that are not our children, which are ended.
         """
-        if self._is_to_reopen:
-            self._reopen()
+        # First: whoever is forked from here on waits for their end.
         self._predecessors = list(predecessors)
         for each in predecessors:
             self._loop.watch(each.fileno(), partial(self._predecessor_is_gone, each))
+        if self._is_to_reopen:
+            self._reopen()
         for stream in self.streams:
             if stream.is_over:
                 continue

@@ -14,6 +14,7 @@ from workers.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from supervisor.log import Log
     from supervisor.loop import Loop
     from supervisor.reaper import Reaper
     from supervisor.waitstatus import Termination
@@ -25,15 +26,24 @@ class Keeper:
     """At most one such process, a child of ours. Owned until `leave` and its end."""
 
     def __init__(
-        self, loop: Loop, reaper: Reaper, *, title: str, null_fd: int, held: tuple[int, ...]
+        self,
+        loop: Loop,
+        reaper: Reaper,
+        log: Log,
+        *,
+        title: str,
+        null_fd: int,
+        held: tuple[int, ...],
     ) -> None:
         """Borrow everything; `held` is what is kept."""
         self._loop = loop
         self._reaper = reaper
+        self._log = log
         self._title = title
         self._null_fd = null_fd
         self._held = held
         self._is_to_leave = False
+        self._is_refused = False
         self.pid = 0
 
     def go_on(self, pid: int) -> None:
@@ -47,9 +57,13 @@ class Keeper:
         if not self.pid and not self._is_to_leave:
             try:
                 self.pid = spawn.fork_worker(self._keep)
-            except OSError:  # EAGAIN, ENOMEM: the limits of our cgroup
+            except OSError as error:  # EAGAIN, ENOMEM: the limits of our cgroup
+                if not self._is_refused:
+                    self._log.warning(f"keeper: fork: {error.strerror}; trying again")
+                self._is_refused = True
                 self._come_later()
                 return False
+            self._is_refused = False
             self._reaper.expect(self.pid, self._on_exit)
         return True
 

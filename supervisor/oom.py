@@ -28,7 +28,10 @@ class OomWatch:
         if packed is not None:
             self._path, self._before = str(packed["path"]), int(packed["before"])
             return
-        self._path = _counter_path(cgroups.membership(pid))
+        try:
+            self._path = _counter_path(cgroups.membership(pid))
+        except OSError:  # EMFILE: no reason to leave a container that is there
+            self._path = ""
         self._before = _read(self._path)
 
     def pack(self) -> dict[str, Any]:

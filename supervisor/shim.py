@@ -229,6 +229,8 @@ class Supervisor:
     def run_on(self) -> Outcome:
         """Go on where an earlier supervisor stopped."""
         self._take_title()
+        if self._order.relay is not None:
+            self._order.relay.belongs_to(self._pid)
         self._log.info(f"{__version__} goes on, process {self._pid}")
         self._crew.renew(self._succession.orphans)
         self._order.on_started()
@@ -360,6 +362,8 @@ class Supervisor:
 
         process = Process.of_child(self._loop, self._reaper, self._creation.pid)
         try:
+            if self._order.relay is not None:  # whoever cannot be told from others is not heard
+                self._order.relay.belongs_to(process.pid)
             if self._creation.console is not None:
                 self._plumbing.join_console(self._creation.console, self._stdio, self._crew)
                 self._crew.start()
@@ -373,7 +377,6 @@ class Supervisor:
         if self._process is None:
             raise AssertionError("nothing to expect")
         if self._order.relay is not None:
-            self._order.relay.belongs_to(self._pid)
             self._loop.watch(self._order.relay.fileno(), self._serve_relay)
         # Only now: what an engine sent to `control` earlier has waited in the fifo.
         self._loop.watch(self._control_fifo.fileno(), self._serve_control)

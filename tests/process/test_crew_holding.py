@@ -13,14 +13,15 @@ import pytest
 
 from supervisor import fds, mending, spawn
 from supervisor.deposit import Deposit, Parcel
+from supervisor.stream import Stream
 from tests.harness import waiting
 from tests.harness.crew_site import Site
 from workers import engines, output, report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
-    from supervisor.stream import Stream
     from tests.harness.yard import Yard
     from workers.desk import Desk
 
@@ -130,6 +131,36 @@ def test_the_workers_of_a_killed_supervisor_go_on_until_there_are_others(
     assert not waiting.is_alive(orphan)
 
 
+def test_a_log_that_was_to_be_opened_anew_is_not_while_an_orphan_writes_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two workers of one stream would mix what they have."""
+
+    def reopen() -> fds.Fd:
+        return fds.Fd(os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT, 0o600))
+
+    source_rfd, source_wfd = fds.pipe()
+    site.own(source_wfd.take())
+    stream = Stream("stdout", source_rfd, reopen(), reopen=reopen)
+    site.crew.add(stream)
+    site.crew.start()
+    orphan = _orphan(site, stream)
+    (tmp_path / "log").rename(tmp_path / "log.1")
+    waited_for: list[int] = []
+    fork_behind = site.crew._fork_behind
+
+    def count(predecessors: Sequence[fds.Fd], stream: Stream, hold_s: float) -> fds.Fd:
+        waited_for.append(len(predecessors))
+        return fork_behind(predecessors, stream, hold_s)
+
+    monkeypatch.setattr(site.crew, "_fork_behind", count)
+    site.crew.go_on_with({"is_to_reopen": True, "keeper": 0}, is_parent=False)
+    site.crew.renew([orphan])
+    assert waited_for
+    assert 0 not in waited_for
+    site.run_until(lambda: site.crew.is_settled)
+
+
 def test_a_worker_that_has_come_to_its_end_is_gone_before_its_stream_is_over(site: Site) -> None:
     """It has the client's fifo open for reading, as only clients should have then."""
     writer, reader, stream = site.output()
@@ -213,6 +244,8 @@ def test_the_last_worker_stays_until_a_keeper_can_be_forked(
         assert waiting.is_alive(worker)
     site.run_until(lambda: stream.is_over)
     assert waiting.is_alive(_keeper_of(site))
+    message = "keeper: fork: Resource temporarily unavailable; trying again"
+    assert site.yard.messages("warn") == [message]
 
 
 def test_a_successor_has_a_keeper_before_the_last_one_goes(site: Site) -> None:

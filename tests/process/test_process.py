@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 
+from supervisor import cgroups
 from supervisor.oom import OomWatch
 from supervisor.payload import Payload
 from supervisor.process import Process
@@ -18,6 +21,16 @@ if TYPE_CHECKING:
     from tests.harness.yard import Yard
 
 pytestmark = pytest.mark.process
+
+
+def test_a_cgroup_that_cannot_be_read_is_no_reason_to_leave_a_container(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(_pid: int) -> dict[str, str]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(cgroups, "membership", refused)
+    assert OomWatch(os.getpid()).kills() == 0
 
 
 def test_the_status_is_written_before_anything_else_is_looked_for(
