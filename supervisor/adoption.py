@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import select
+import signal
+from contextlib import suppress
 
 from supervisor import fds, linux, statedir
 from supervisor.deposit import Contents, Deposit, DepositError
 from supervisor.errors import reason
-from workers.lean import signal, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 
 from supervisor import fds, spawn
 from supervisor.errors import RuntimeMissingError, ShimError, reason
 from supervisor.reaper import wait_for
 from supervisor.runtime import find_program
-from workers.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import os
 
-from supervisor import standin
 from supervisor.errors import ShimError, reason
-from workers.lean import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,8 +104,5 @@ def _move_to(directory: str) -> None:
         os.makedirs(directory, exist_ok=True)  # an earlier start of the unit may have left it
         with open(f"{directory}/cgroup.procs", "wb", buffering=0) as file:
             file.write(b"0")  # the writer itself
-            for pid in standin.companions():
-                with suppress(ProcessLookupError):
-                    file.write(b"%d" % pid)
     except OSError as error:
         raise ShimError(f"move to cgroup {directory}: {reason(error)}") from error

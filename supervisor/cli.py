@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from supervisor import __version__, fds, quick, standin
+from supervisor import __version__, fds, quick
 from supervisor.command import is_handed_over
 from supervisor.errors import ShimError
 from supervisor.run import DEFAULT_ROOT, RunRequest, run
@@ -22,20 +22,14 @@ exit status: the container's own; 128+n if signal n ended it. Without a containe
   75 the id is in use    143 stopped before the container existed
 """
 
-DEFAULT_ZYGOTE = "/run/forkshim-zygote"
 _MACHINE_STATUS = 71  # OSERR of systemd-analyze exit-status
 
 
 def main() -> int:
     """Run the command with `sys.argv`; returns its exit status."""
-    return standin.tell(_run_command())
-
-
-def _run_command() -> int:
     fds.ensure_stdio()
     request = quick.read(sys.argv[1:]) or parse(sys.argv[1:])
     try:
-        standin.resume()
         if is_handed_over():
             from supervisor.successor import go_on
 
@@ -48,11 +42,6 @@ def _run_command() -> int:
             from supervisor.attach import attach
 
             return attach(request.container_id, request.root)
-        if isinstance(request, ZygoteRequest):
-            from supervisor import shim_cli, zygote
-
-            mains = {"forkshim": main, "forkshim-shim": shim_cli.main}
-            return zygote.serve(request.directory, mains)
         return run(request)
     except ShimError as error:
         message = f"forkshim: {request.container_id}: {error}"
@@ -83,15 +72,7 @@ class AttachRequest:
     root: str
 
 
-@dataclass(frozen=True, slots=True)
-class ZygoteRequest:
-    """The command line of `forkshim zygote`, parsed."""
-
-    directory: str
-    container_id: str = "zygote"
-
-
-Request = RunRequest | AdoptRequest | AttachRequest | ZygoteRequest
+Request = RunRequest | AdoptRequest | AttachRequest
 
 
 def parse(arguments: list[str]) -> Request:
@@ -128,25 +109,12 @@ def parse(arguments: list[str]) -> Request:
         allow_abbrev=False,
     )
     _add_place(listening)
-    template = commands.add_parser(
-        "zygote",
-        help="serve a host: fork supervisors that are ready at once (forkshim-zygote.service)",
-        allow_abbrev=False,
-    )
-    template.add_argument(
-        "--directory",
-        default=DEFAULT_ZYGOTE,
-        metavar="DIR",
-        help=f"where it is asked (default: {DEFAULT_ZYGOTE})",
-    )
     for word in arguments:
         if not word.isprintable() and "\udc80" <= max(word) <= "\udcff":
             parser.error(f"not UTF-8: {word!r}")
     words = parser.parse_args(arguments)
     if words.command == "adopt":
         return AdoptRequest(words.id, words.root, words.detach)
-    if words.command == "zygote":
-        return ZygoteRequest(words.directory)
     if words.command == "attach":
         return AttachRequest(words.id, words.root)
     return RunRequest(

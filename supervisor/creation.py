@@ -8,6 +8,7 @@ we have read the pid; the reaper remembers that status.
 from __future__ import annotations
 
 import os
+import signal
 import time
 
 from supervisor import fds, runtime, statedir
@@ -15,7 +16,6 @@ from supervisor.calls import HURRY_S
 from supervisor.errors import RuntimeFailedError, ShimError, StoppedError
 from supervisor.log import rfc3339
 from supervisor.waitstatus import Exited, Killed, Termination
-from workers.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

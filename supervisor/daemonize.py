@@ -9,10 +9,13 @@ the container runs, or until the daemon has said why not. End of file without a 
 from __future__ import annotations
 
 import os
+import signal
+from contextlib import suppress
+
+import orjson
 
 from supervisor import fds, signals, spawn
 from supervisor.errors import ShimError
-from workers.lean import orjson, signal, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
+
+import orjson
 
 from supervisor import fds
 from supervisor.errors import ShimError, reason
-from workers.lean import orjson, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,12 +7,14 @@ apart what a shell's one number joins: an exit with 137, a SIGKILL, and one from
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+
+import orjson
 
 from supervisor import fds, statedir
 from supervisor.errors import ShimError, reason
 from supervisor.log import rfc3339
 from supervisor.waitstatus import Exited, Killed, Unknown, shell_status, signal_name
-from workers.lean import orjson, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

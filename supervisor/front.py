@@ -7,13 +7,13 @@ leave the record that --exit-dir asked for.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 
 from supervisor import exit_record, statedir
 from supervisor.errors import ShimError, StoppedError, reason
 from supervisor.waitstatus import shell_status
-from workers.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,10 +14,12 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from contextlib import suppress
+
+import orjson
 
 from supervisor import fds, statedir
 from supervisor.errors import AlreadySupervisedError, ShimError, reason
-from workers.lean import orjson, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ all go nowhere, has none; it can be followed all the same.
 from __future__ import annotations
 
 import os
+import signal
 
 from supervisor import mending, spawn
 from workers import isolate
-from workers.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ import os
 import select
 import time
 
+import orjson
+
 from supervisor import fds
-from workers.lean import orjson
 
 LOG_NAME = "shim-log.json"
 _LONGEST_MESSAGE = 4096

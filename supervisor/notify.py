@@ -11,12 +11,9 @@ Source: sd_notify(3); unix(7) for abstract names.
 from __future__ import annotations
 
 import os
-import struct
 import sys
 import time
-
-from supervisor import standin
-from workers.lean import suppress
+from contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -118,12 +115,6 @@ class Notifier:
     def _send_bytes(self, message: bytes, *ancillary: tuple[int, int, bytes]) -> None:
         if self._socket is None:
             return
-        stand_in = standin.ours()
-        if stand_in is not None:
-            # It is the unit's main process, and the only one that NotifyAccess=main hears. Who has
-            # CAP_SYS_ADMIN may send in another's name (unix(7), SCM_CREDENTIALS).
-            sender = struct.pack("=iII", stand_in.pid, os.getuid(), os.getgid())
-            ancillary = (*ancillary, (_SOL_SOCKET, _SCM_CREDENTIALS, sender))
         with suppress(OSError):  # EAGAIN, ECONNREFUSED: systemd is busy or being replaced
             self._socket.sendmsg([message], ancillary, 0, self._address)
 

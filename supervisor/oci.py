@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import stat
 
+import orjson
+
 from supervisor import fds
 from supervisor.errors import BundleError, RecordError, ShimError, reason
-from workers.lean import orjson
 from workers.values import dataclass
 
 TYPE_CHECKING = False

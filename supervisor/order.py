@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+
 from supervisor.notify import SILENT
-from workers.lean import signal
 from workers.values import NamedTuple, dataclass, field
 
 TYPE_CHECKING = False

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 
-from workers.lean import orjson
+import orjson
+
 from workers.values import dataclass
 
 TYPE_CHECKING = False

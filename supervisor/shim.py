@@ -14,6 +14,9 @@ the pid file, when that is there: a runtime keeps two cores busy by itself.
 from __future__ import annotations
 
 import os
+import signal
+
+from setproctitle import setproctitle
 
 from supervisor import __version__, control, fds, lifecycle, linux, oci, statedir
 from supervisor.calls import HURRY_S, RuntimeCalls
@@ -30,8 +33,6 @@ from supervisor.signals import FORWARDED_SIGNALS, STOP_SIGNALS, SignalRouter
 from supervisor.stdio import Stdio, StdioOpener
 from supervisor.stdio import go_on as go_on_with_stdio
 from supervisor.waitstatus import Termination, shell_status, signal_name
-from workers import lean
-from workers.lean import signal
 from workers.values import asdict
 
 TYPE_CHECKING = False
@@ -261,14 +262,10 @@ class Supervisor:
         )
 
     def _take_title(self) -> None:
-        """Be called by our title, before the first worker, and while we wait for a client.
-
-        Not sooner: its import takes 5 ms, which a runtime that is started first takes as well.
-        """
+        """Set the process title. Called before the first worker is forked, and for a wait."""
         if not self._has_title:
             self._has_title = True
-            with lean.suppress(ImportError, OSError):  # EMFILE: a container may be there already
-                lean.set_title(self._title)
+            setproctitle(self._title)
 
     # Events: from the outside world to the table.
 

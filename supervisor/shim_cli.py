@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-from supervisor import fds, standin, statedir
+from supervisor import fds, statedir
 from supervisor.command import is_handed_over, own_command
 from supervisor.errors import RuntimeFailedError, ShimError, UsageError
 from supervisor.ids import check_id
@@ -32,10 +32,6 @@ _USAGE = "usage: forkshim-shim ID BUNDLE RUNTIME  (in the state directory)"
 
 def main() -> int:
     """Run the command with `sys.argv`; returns its exit status."""
-    return standin.tell(_run_command())
-
-
-def _run_command() -> int:
     fds.ensure_stdio()
     arguments = sys.argv[1:]
     command = own_command()
@@ -43,7 +39,6 @@ def _run_command() -> int:
         print(_USAGE, file=sys.stderr)  # noqa: T201 -- nothing else is open yet
         return 1
     try:
-        standin.resume()
         arrival = _arrive()
         if arrival is not None and arrival.is_rehearsal:
             _rehearse(arrival, command)

@@ -9,10 +9,10 @@ is what counts: a pipe filled by a flood of SIGWINCH cannot swallow a SIGTERM.
 from __future__ import annotations
 
 import os
+import signal
 
 from supervisor import fds
 from supervisor.waitstatus import signal_number
-from workers.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

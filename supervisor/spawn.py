@@ -12,10 +12,10 @@ Both kinds of child end in os._exit: sys.exit would run the parent's clean-up a 
 from __future__ import annotations
 
 import os
+import signal
 
 from supervisor import fds, linux
 from workers import isolate
-from workers.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ Every name is opened relative to the current directory, which *is* the state dir
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from supervisor import fds
 from supervisor.errors import ShimError, reason
 from supervisor.log import LOG_NAME, Log
-from workers.lean import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

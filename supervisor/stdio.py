@@ -10,13 +10,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
 import stat
+from functools import partial
 
 from supervisor import fds, spawn
 from supervisor.errors import ShimError, UsageError, reason
 from supervisor.sinks import Sink, SinkKind, parse_sink
 from workers import fifo
-from workers.lean import partial, signal
 from workers.values import dataclass, field
 
 TYPE_CHECKING = False

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from supervisor import fds, signals, standin
+from supervisor import fds, signals
 from supervisor.command import HANDOVER_VARIABLE
 from supervisor.crew import Crew
 from supervisor.deposit import Contents, Deposit, DepositError, Parcel
@@ -175,10 +175,6 @@ def become(
     try:
         deposit.put(document, parcel)
         environment = {**os.environ, HANDOVER_VARIABLE: _text(_BECOME, deposit, lock_fd)}
-        stand_in = standin.ours()
-        if stand_in is not None:
-            kept += stand_in.fds
-            environment[standin.VARIABLE] = stand_in.setting
         for fd in kept:
             os.set_inheritable(fd, True)
         os.execve(command[0], [*command], environment)

@@ -7,8 +7,8 @@ Pure. The state-directory protocol has one number for both (128+n for a signal);
 from __future__ import annotations
 
 import os
+import signal
 
-from workers.lean import signal
 from workers.values import dataclass
 
 TYPE_CHECKING = False

@@ -14,9 +14,9 @@ a reader always there nobody gets EPIPE, and bytes wait.
 from __future__ import annotations
 
 import os
+import signal
 
 from workers import isolate
-from workers.lean import signal
 
 
 def wait_for_reader(title: str, path_fd: int, said_wfd: int, null_fd: int) -> None:

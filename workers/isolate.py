@@ -9,9 +9,9 @@ was asked to end are the ones people need.
 from __future__ import annotations
 
 import os
+import signal
 
-from workers import lean
-from workers.lean import signal
+from setproctitle import setproctitle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,4 +62,4 @@ def become(title: str, keep_fds: Iterable[int], null_fd: int) -> None:
         os.closerange(lowest, fd)
         lowest = fd + 1
     os.closerange(lowest, os.sysconf("SC_OPEN_MAX"))
-    lean.set_title(title)
+    setproctitle(title)

@@ -8,8 +8,9 @@ it. Where something has no place, the line itself is kept, too.
 
 from __future__ import annotations
 
+import orjson
+
 from workers.journal_fields import LOWEST_PRIORITY, field, field_name
-from workers.lean import orjson
 from workers.values import NamedTuple
 
 MOST_FIELDS = 64

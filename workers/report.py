@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno as errno_names
 import select
 
-from workers.lean import orjson
+import orjson
+
 from workers.values import asdict, dataclass
 
 MOST_BYTES = select.PIPE_BUF

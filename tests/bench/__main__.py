@@ -39,8 +39,7 @@ from tests.bench import (
 )
 from tests.bench.case import TINY, Case, Result, Scale, Setting
 from tests.bench.installed import install
-from tests.bench.ways import ways
-from tests.harness import bundles, jobs, leaks
+from tests.harness import bundles, leaks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +51,6 @@ def main() -> int:
     """Run the cases, print the table; returns 1 if a case could not be measured."""
     words = _words()
     leaks.become_subreaper()
-    jobs.hear_the_keyboard()  # else no zygote would fork for us
     signal.signal(signal.SIGTERM, _ended)  # with everything that we have started
     # Byte code is written once and used, as in an installed package.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -60,8 +58,7 @@ def main() -> int:
         rootfs = bundles.make_rootfs(Path(directory))
         scale = TINY if words.tiny else Scale()
         programs = install(Path(directory) / "forkshim")
-        both = ways(programs.bin, Path(directory) / "warm")
-        cases = _all_cases(Setting(rootfs, scale, both))
+        cases = _all_cases(Setting(rootfs, scale, programs))
         if words.list:
             print("\n".join(f"{case.name:<20}{case.what}" for case in cases))
             return 0

@@ -12,13 +12,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tests.bench.pairs import Spread, difference, in_turn, ratio
+from tests.bench.pairs import Spread, in_turn, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from tests.bench.ways import Way
+    from tests.bench.installed import Programs
 
 Sample = dict[str, float]
 """One measurement: a figure for each quantity, whose name ends in its unit ("CPU s/GB")."""
@@ -63,17 +63,12 @@ class Setting:
     Attributes:
         rootfs: Of every container.
         scale: How much of everything.
-        ways: Of starting forkshim, the plain one first.
+        programs: forkshim's commands.
     """
 
     rootfs: Path
     scale: Scale
-    ways: Sequence[Way]
-
-    @property
-    def plain(self) -> Way:
-        """The plain one."""
-        return self.ways[0]
+    programs: Programs
 
 
 @dataclass(frozen=True)
@@ -104,23 +99,18 @@ class Wanted:
         how: "at least" or "at most".
         number: So much.
         beside: Whose figure ours is divided by; empty for ours as it is.
-        of: Which way of ours promises it; empty for every one.
-        is_more: The other's figure is taken away from ours, instead of a division.
     """
 
     quantity: str
     how: str
     number: float
     beside: str = ""
-    of: str = ""
-    is_more: bool = False
 
     def found(self, ours: Spread, others: Mapping[str, Spread]) -> float | None:
         """Return the number that was promised; None if there is none to be had."""
         if not self.beside:
             return ours.median
-        other = others[self.beside]
-        return difference(ours, other) if self.is_more else ratio(ours, other)
+        return ratio(ours, others[self.beside])
 
     def verdict(self, ours: Spread, others: Mapping[str, Spread]) -> str:
         """Return what the table says."""
@@ -128,15 +118,12 @@ class Wanted:
         if found is None:
             return f"{self}: **no**"
         is_kept = found >= self.number if self.how == "at least" else found <= self.number
-        said = f"{self}: {'yes' if is_kept else '**no**'}"
-        return f"{said} ({found:+.3g})" if self.is_more else said
+        return f"{self}: {'yes' if is_kept else '**no**'}"
 
     def __str__(self) -> str:
         """What is promised, in words."""
         if not self.beside:
             return f"{self.how} {self.number:g}"
-        if self.is_more:
-            return f"{self.how} {self.number:+g} over {self.beside}"
         return f"{self.how} {self.number:g}x of {self.beside}"
 
 
@@ -145,14 +132,9 @@ def at_least(number: float, quantity: str, *, beside: str = "") -> Wanted:
     return Wanted(quantity, "at least", number, beside)
 
 
-def at_most(number: float, quantity: str, *, beside: str = "", of: str = "") -> Wanted:
+def at_most(number: float, quantity: str, *, beside: str = "") -> Wanted:
     """Make a promise of a figure that should be small."""
-    return Wanted(quantity, "at most", number, beside, of)
-
-
-def at_most_over(number: float, quantity: str, *, beside: str, of: str = "") -> Wanted:
-    """Make a promise of a figure that should not be much more than another's."""
-    return Wanted(quantity, "at most", number, beside, of, is_more=True)
+    return Wanted(quantity, "at most", number, beside)
 
 
 Figures = dict[str, dict[str, Spread]]

@@ -22,7 +22,7 @@ from tests.harness import bundles
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from tests.bench.ways import Way
+    from tests.bench.installed import Programs
 
 LEAST_HEAD_BYTES = len("2016-10-06T00:17:09.669794202Z stdout F ")
 _SCRIPT = f"{WAIT}; for i in $(seq {{blocks}}); do cat /tmp/c/block; done; echo; {WAIT}"
@@ -52,7 +52,9 @@ def cases(setting: Setting) -> Iterator[Case]:
 def _forkshim(setting: Setting, block: bytes) -> Sample:
     with (
         _site(setting, block) as (directory, bundle),
-        running(run_command(setting.plain, directory, bundle, f"cri:{directory / 'log'}")) as run,
+        running(
+            run_command(setting.programs, directory, bundle, f"cri:{directory / 'log'}")
+        ) as run,
     ):
         return _measure(setting, block, directory, run.pid)
 
@@ -103,10 +105,12 @@ def until_logged(
     return {"MB/s": content / 1e6 / took_s, "CPU s/GB": cpu_s / (content / 1e9)}
 
 
-def run_command(way: Way, directory: Path, bundle: Path, sink: str) -> Sequence[str | Path]:
+def run_command(
+    programs: Programs, directory: Path, bundle: Path, sink: str
+) -> Sequence[str | Path]:
     """Return the command by which forkshim runs the bundle."""
     options: list[str | Path] = ["--root", directory / "root", "--bundle", bundle, "--log", sink]
-    return [*way.run, *options, bundles.fresh_id("bench")]
+    return [*programs.run, *options, bundles.fresh_id("bench")]
 
 
 def _size(path: Path) -> int:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
-    from tests.bench.ways import Way
+    from tests.bench.installed import Programs
 
 _NULL = subprocess.DEVNULL
 _SCRIPT = f"echo ready; {WAIT}"
@@ -103,54 +103,29 @@ class Crowd(ABC):
     def pids(self) -> Sequence[int]:
         """Return all processes that supervise, without the containers' own."""
 
-    def zygote_pids(self) -> Sequence[int]:
-        """Return who is there once for all, and only for them."""
-        return []
-
 
 class Forkshims(Crowd):
     """`forkshim run`, with both outputs in pipes."""
 
-    def __init__(self, rootfs: Path, way: Way) -> None:
-        """Start with nobody; each will be started in that way."""
+    def __init__(self, rootfs: Path, programs: Programs) -> None:
+        """Start with nobody; these commands will start each."""
         super().__init__(rootfs)
-        self._way = way
-        self._started: list[tuple[int, Path]] = []
-
-    def __enter__(self) -> Crowd:
-        """Have a zygote, if the way wants one."""
-        self._stack.enter_context(self._way.around())
-        return super().__enter__()
+        self._programs = programs
+        self._started: list[int] = []
 
     def _start(self, directory: Path, bundle: Path) -> Callable[[], object]:
         root, container_id = directory / "root", bundles.fresh_id("crowd")
         process = subprocess.Popen(
-            [*self._way.run, "--root", root, "--bundle", bundle, container_id],
-            stdin=_NULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            [*self._programs.run, "--root", root, "--bundle", bundle, container_id],
+            stdin=_NULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         self._own(process)
-        self._started.append((process.pid, root / container_id / "supervisor.pid"))
-        word = _word(process)
-
-        def hear() -> None:
-            word()
-            self._way.check(process.pid)
-
-        return hear
+        self._started.append(process.pid)
+        return _word(process)
 
     def pids(self) -> Sequence[int]:
-        """Supervisors and workers; and who stands in for a supervisor, with its child."""
-        found: list[int] = []
-        for started, pid_file in self._started:
-            supervisor = int(pid_file.read_text())
-            found += processes.forkshim_pids(supervisor)
-            if supervisor != started:
-                found += [started, *waiting.children_of(started)]
-        return found
-
-    def zygote_pids(self) -> Sequence[int]:
-        """Return the zygote's, if there is one."""
-        return [self._way.zygote.pid] if self._way.zygote is not None else []
+        """Return supervisors and workers."""
+        return [pid for started in self._started for pid in processes.forkshim_pids(started)]
 
 
 class Runcs(Crowd):

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING
 from tests.bench import peers
 from tests.bench.case import Case, Sample, Setting, Variant, at_most
 from tests.bench.sites import MEMORY, WAIT, arrival_s, let_go, make_site
-from tests.bench.ways import NEW_SESSION
 from tests.harness import bundles, waiting
 from tests.harness.engine import Engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.bench.ways import Way
+    from tests.bench.installed import Programs
 
 
 _BEGUN = b"begun"
@@ -38,15 +37,7 @@ def cases(setting: Setting) -> Iterator[Case]:
         "end",
         "exit to exitStatus, on tmpfs",
         [
-            *(
-                Variant(
-                    way.who,
-                    partial(_forkshim, setting.rootfs, way),
-                    is_ours=True,
-                    around=way.around,
-                )
-                for way in setting.ways
-            ),
+            Variant("forkshim", partial(_forkshim, setting.rootfs, setting.programs), is_ours=True),
             Variant("conmon", partial(_conmon, setting.rootfs), peers.need(peers.CONMON)),
         ],
         [at_most(1, "ms", beside="conmon")],
@@ -54,19 +45,18 @@ def cases(setting: Setting) -> Iterator[Case]:
     )
 
 
-def _forkshim(rootfs: Path, way: Way) -> Sample:
+def _forkshim(rootfs: Path, programs: Programs) -> Sample:
     """`exitStatus` of forkshim-shim."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as name:
         directory = Path(name)
         bundle = make_site(directory, rootfs, b"", _SCRIPT)
         with Engine(directory / "state", bundles.fresh_id("end"), bundle) as engine:
             engine.attach("stdout", "stderr")
-            engine.run(shim=way.shim, **NEW_SESSION)
+            engine.run(shim=programs.shim)
             for name in ("stdout", "stderr"):
                 waiting.read_until(engine.fd(name), _BEGUN)
             took = _measure(directory, directory / "state/exitStatus", Path.exists)
             engine.wait_end()
-            way.check(engine.shim_pid)
             engine.wait_shim()
         return took
 

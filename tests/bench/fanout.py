@@ -63,7 +63,7 @@ def _measure(setting: Setting, listeners: int) -> Sample:
             stack.callback(os.close, rfd)
             run = stack.enter_context(
                 running(
-                    [*setting.plain.run, "--root", root, "--bundle", bundle, container_id],
+                    [*setting.programs.run, "--root", root, "--bundle", bundle, container_id],
                     stdin=subprocess.DEVNULL, stdout=wfd, stderr=subprocess.PIPE,
                 )
             )  # fmt: skip
@@ -72,7 +72,7 @@ def _measure(setting: Setting, listeners: int) -> Sample:
             hearing = [
                 stack.enter_context(
                     running(
-                        [setting.plain.forkshim, "attach", "--root", root, container_id],
+                        [setting.programs.forkshim, "attach", "--root", root, container_id],
                         stdout=subprocess.DEVNULL,
                     )
                 )

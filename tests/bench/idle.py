@@ -2,9 +2,7 @@
 
 Only who supervises counts: supervisor and workers, conmon, containerd-shim-runc-v2; not the
 containers, and not containerd or whatever else there is once on a machine. Wake-ups are voluntary
-context switches of all their threads. With a zygote, a container has a supervisor, workers, and the
-shell with its child that stands in for the supervisor; the zygote, which is there once, has a line
-of its own.
+context switches of all their threads.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ from typing import TYPE_CHECKING
 from tests.bench import peers, processes
 from tests.bench.case import Case, Sample, Setting, Variant, at_most
 from tests.bench.crowd import Conmons, Containerds, Crowd, Forkshims
-from tests.bench.ways import PLAIN, WARM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,9 +32,10 @@ def cases(setting: Setting) -> Iterator[Case]:
         "idle",
         f"idle, for each container; wake-ups in {setting.scale.watched_s:g} s",
         [
-            *(
-                Variant(way.who, side(partial(Forkshims, setting.rootfs, way)), is_ours=True)
-                for way in setting.ways
+            Variant(
+                "forkshim",
+                side(lambda: Forkshims(setting.rootfs, setting.programs)),
+                is_ours=True,
             ),
             Variant("conmon", side(lambda: Conmons(setting.rootfs)), peers.need(peers.CONMON)),
             Variant(
@@ -48,8 +46,7 @@ def cases(setting: Setting) -> Iterator[Case]:
         ],
         [
             *(at_most(0, f"wake-ups of {count}") for count in setting.scale.idle),
-            at_most(3, "PSS of 50, MB", beside=shim, of=PLAIN),
-            at_most(1, "PSS of 50, MB", beside=shim, of=WARM),
+            at_most(3, "PSS of 50, MB", beside=shim),
         ],
         is_once=True,
     )
@@ -68,7 +65,4 @@ def _measure(make: Callable[[], Crowd], setting: Setting) -> Sample:
             sample[f"wake-ups of {count}"] = processes.wake_ups(pids) - before
             for what, much in processes.memory_mb(pids).items():
                 sample[f"{what} of {count}, MB"] = much / count
-            if zygote := crowd.zygote_pids():
-                pss_mb = processes.memory_mb(zygote)["PSS"]
-                sample[f"zygote, once, PSS with {count}, MB"] = pss_mb
     return sample

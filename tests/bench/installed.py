@@ -15,8 +15,12 @@ import subprocess
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.harness.engine import BIN
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _ROOT = Path(__file__).parents[2]
 _PYTHON = "/usr/bin/python3"
@@ -30,7 +34,7 @@ _PACKAGES = ("lockfile", "orjson", "python-daemon", "setproctitle")
 
 @dataclass(frozen=True)
 class Programs:
-    """Both commands, without what may stand in for them.
+    """Both commands.
 
     Attributes:
         bin: The directory that they are in.
@@ -39,6 +43,21 @@ class Programs:
 
     bin: Path
     what: str
+
+    @property
+    def forkshim(self) -> Path:
+        """The operator's command."""
+        return self.bin / "forkshim"
+
+    @property
+    def shim(self) -> Path:
+        """The engine's command."""
+        return self.bin / "forkshim-shim"
+
+    @property
+    def run(self) -> Sequence[str]:
+        """The words before the options of `forkshim run`."""
+        return (str(self.forkshim), "run")
 
 
 def install(directory: Path) -> Programs:

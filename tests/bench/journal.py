@@ -21,9 +21,9 @@ from tests.beds.nspawn import Bed
 from tests.bench import peers
 from tests.bench.case import Case, Figures, Sample, Setting, Variant, at_least
 from tests.bench.cri import run_command
+from tests.bench.installed import Programs
 from tests.bench.pairs import Spread
 from tests.bench.sites import MEMORY, WAIT, let_go, make_site, running
-from tests.bench.ways import PLAIN, Way
 from tests.harness import bundles
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ def cases(setting: Setting) -> Iterator[Case]:
         yield _InBed(
             sink,
             f"{lines:,} lines of 100 bytes to `{sink}`",
-            _variants(setting.rootfs, setting.plain, sink, lines),
+            _variants(setting.rootfs, setting.programs, sink, lines),
             [at_least(2, "lines/s", beside="conmon")],
             lines=lines,
-            programs=setting.plain.bin,
+            programs=setting.programs.bin,
         )
 
 
@@ -68,19 +68,19 @@ class _InBed(Case):
         }
 
 
-def _variants(rootfs: Path, way: Way, sink: str, lines: int) -> list[Variant]:
+def _variants(rootfs: Path, programs: Programs, sink: str, lines: int) -> list[Variant]:
     return [
-        Variant("forkshim", partial(_forkshim, rootfs, way, sink, lines), is_ours=True),
+        Variant("forkshim", partial(_forkshim, rootfs, programs, sink, lines), is_ours=True),
         Variant("conmon", partial(_conmon, rootfs, lines), peers.need(peers.CONMON)),
     ]
 
 
-def _forkshim(rootfs: Path, way: Way, sink: str, lines: int) -> Sample:
+def _forkshim(rootfs: Path, programs: Programs, sink: str, lines: int) -> Sample:
     with tempfile.TemporaryDirectory(dir=MEMORY) as name:
         directory = Path(name)
         bundle = make_site(directory, rootfs, _block(lines), _SCRIPT)
         before_s = _cpu_of_children_s()
-        with running(run_command(way, directory, bundle, sink)) as supervisor:
+        with running(run_command(programs, directory, bundle, sink)) as supervisor:
             took_s = _until_end(directory, supervisor)
         return _sample(lines, took_s, _cpu_of_children_s() - before_s)
 
@@ -122,7 +122,7 @@ def main() -> None:
     programs, sink, lines, rounds = sys.argv[1:]
     with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
         variants = _variants(
-            bundles.make_rootfs(Path(directory)), Way(PLAIN, Path(programs)), sink, int(lines)
+            bundles.make_rootfs(Path(directory)), Programs(Path(programs), ""), sink, int(lines)
         )
         found = Case(sink, "", variants).figures(int(rounds))
     print(json.dumps({who: {quantity: list(spread.figures) for quantity, spread in each.items()}

@@ -57,9 +57,9 @@ def _flatness(figures: Sequence[float]) -> float:
 def _variants(
     setting: Setting, side: Callable[[str, Callable[[], Crowd]], Variant]
 ) -> Sequence[Variant]:
-    ours = [side(way.who, partial(Forkshims, setting.rootfs, way)) for way in setting.ways]
+    ours = side("forkshim", partial(Forkshims, setting.rootfs, setting.programs))
     return [
-        *(replace(variant, is_ours=True) for variant in ours),
+        replace(ours, is_ours=True),
         side("runc run --detach", partial(Runcs, setting.rootfs)),
     ]
 

@@ -53,11 +53,6 @@ def ratio(first: Spread, second: Spread) -> float | None:
     return statistics.median(a / b for a, b in pairs)
 
 
-def difference(first: Spread, second: Spread) -> float:
-    """Return the median of first - second, pair by pair."""
-    return statistics.median(a - b for a, b in zip(first.figures, second.figures, strict=True))
-
-
 def _short(number: float) -> str:
     """Three digits, and no exponent."""
     return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"

@@ -26,7 +26,7 @@ from tests.harness import bundles, waiting
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.bench.ways import Way
+    from tests.bench.installed import Programs
 
 _WORD = b"ready\n"
 _Command = Callable[[Path, str], Sequence["str | Path"]]
@@ -34,16 +34,12 @@ _Command = Callable[[Path, str], Sequence["str | Path"]]
 
 def cases(setting: Setting) -> Iterator[Case]:
     """The one case."""
-    ours = [
-        Variant(way.who, partial(_ours, setting.rootfs, way), is_ours=True, around=way.around)
-        for way in setting.ways
-    ]
     ctr = Ctr()
     yield Case(
         "run",
         "exec to the first word and to the end",
         [
-            *ours,
+            Variant("forkshim", partial(_ours, setting.rootfs, setting.programs), is_ours=True),
             Variant("runc run", partial(_measure, setting.rootfs, _runc)),
             Variant(
                 "ctr run",
@@ -77,20 +73,20 @@ class Ctr:
         return self._daemon.run_command(bundle, container_id, "--rm")
 
 
-def _ours(rootfs: Path, way: Way) -> Sample:
+def _ours(rootfs: Path, programs: Programs) -> Sample:
     with tempfile.TemporaryDirectory() as root:
 
         def command(bundle: Path, container_id: str) -> Sequence[str | Path]:
-            return [*way.run, "--root", root, "--bundle", bundle, container_id]
+            return [*programs.run, "--root", root, "--bundle", bundle, container_id]
 
-        return _measure(rootfs, command, way.check)
+        return _measure(rootfs, command)
 
 
 def _runc(bundle: Path, container_id: str) -> Sequence[str | Path]:
     return ["runc", "run", "--bundle", bundle, container_id]
 
 
-def _measure(rootfs: Path, command: _Command, check: Callable[[int], None] | None = None) -> Sample:
+def _measure(rootfs: Path, command: _Command) -> Sample:
     with tempfile.TemporaryDirectory() as name:
         document = bundles.config(rootfs, ["echo", _WORD.decode().strip()])
         bundle = bundles.make_bundle(Path(name) / "bundle", document)
@@ -100,15 +96,12 @@ def _measure(rootfs: Path, command: _Command, check: Callable[[int], None] | Non
             words,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            start_new_session=True,
         ) as process:
             assert process.stdout is not None
             word = waiting.read_until(process.stdout.fileno(), b"\n")
             spoke = time.perf_counter()
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
             ended = time.perf_counter()
-            if check is not None:
-                check(process.pid)
             status = process.wait()
         assert (word, status) == (_WORD, 0), (word, status)
     return {"ms to the first word": (spoke - began) * 1e3, "ms to the end": (ended - began) * 1e3}

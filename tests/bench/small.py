@@ -74,7 +74,7 @@ def cases(setting: Setting) -> Iterator[Case]:
 
 def _forkshim(setting: Setting, kind: str) -> Sample:
     with _site(setting) as (directory, bundle):
-        command = run_command(setting.plain, directory, bundle, f"{kind}:{directory / 'log'}")
+        command = run_command(setting.programs, directory, bundle, f"{kind}:{directory / 'log'}")
         with running(command) as run:
             pids = partial(processes.forkshim_pids, run.pid)
             return _until_logged(setting, directory, pids, has_heads=kind == "cri")

@@ -16,16 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.bench import peers
-from tests.bench.case import Case, Sample, Setting, Variant, Wanted, at_most_over
+from tests.bench.case import Case, Sample, Setting, Variant, Wanted, at_most
 from tests.bench.sites import arrival_s, has_content
-from tests.bench.ways import NEW_SESSION, PLAIN, WARM
 from tests.harness import bundles
 from tests.harness.engine import Engine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from tests.bench.ways import Way
+    from tests.bench.installed import Programs
 
 _NULL = subprocess.DEVNULL
 
@@ -47,41 +46,31 @@ def cases(setting: Setting) -> Iterator[Case]:
 
 
 def _wanted(runtime: str) -> Sequence[Wanted]:
-    return [
-        at_most_over(20, "ms", beside=f"{runtime} alone", of=PLAIN),
-        at_most_over(5, "ms", beside=f"{runtime} alone", of=WARM),
-    ]
+    return [at_most(2, "ms", beside=f"{runtime} alone")]
 
 
 def _sides(setting: Setting, runtime: str) -> Sequence[Variant]:
     rootfs = setting.rootfs
     lack = peers.need_crun(rootfs) if runtime == peers.CRUN else peers.need(runtime)
-    ours = [
-        Variant(
-            way.who,
-            partial(_forkshim, rootfs, way, runtime),
-            lack,
-            is_ours=True,
-            around=way.around,
-        )
-        for way in setting.ways
+    ours = partial(_forkshim, rootfs, setting.programs, runtime)
+    return [
+        Variant("forkshim", ours, lack, is_ours=True),
+        Variant(f"{runtime} alone", partial(_alone, rootfs, runtime), lack),
     ]
-    return [*ours, Variant(f"{runtime} alone", partial(_alone, rootfs, runtime), lack)]
 
 
-def _forkshim(rootfs: Path, way: Way, runtime: str) -> Sample:
+def _forkshim(rootfs: Path, programs: Programs, runtime: str) -> Sample:
     with tempfile.TemporaryDirectory() as name:
         bundle = _bundle(Path(name), rootfs)
         state_dir, container_id = Path(name) / "state", bundles.fresh_id("bench")
         with Engine(state_dir, container_id, bundle, runtime=runtime) as engine:
             engine.attach("stdout", "stderr")
             began = time.perf_counter()
-            engine.launch(shim=way.shim, **NEW_SESSION)
+            engine.launch(shim=programs.shim)
             took = _until(state_dir / "pid", began)
             engine.created()
             subprocess.run([runtime, "start", container_id], check=True, capture_output=True)
             engine.wait_end()
-            way.check(engine.shim_pid)
             engine.wait_shim()
             return took
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.bench.case import Sample, Setting
-    from tests.bench.ways import Way
+    from tests.bench.installed import Programs
 
 PIPE_BYTES = 1 << 20
 _PACKET_BYTES = 32 << 10
@@ -63,7 +63,9 @@ Plumbing = Callable[[Path, Path], AbstractContextManager[Plumbed]]
 
 
 @contextlib.contextmanager
-def forkshim(way: Way, terminal: bool, directory: Path, bundle: Path) -> Iterator[Plumbed]:
+def forkshim(
+    programs: Programs, terminal: bool, directory: Path, bundle: Path
+) -> Iterator[Plumbed]:
     """An engine's fifos behind forkshim-shim."""
     state_dir, name = directory / "state", bundles.fresh_id("bench")
     fields: dict[str, Any] = {"terminal": True} if terminal else {}
@@ -73,7 +75,7 @@ def forkshim(way: Way, terminal: bool, directory: Path, bundle: Path) -> Iterato
         (stdout,) = engine.attach("stdout")
         os.set_blocking(stdout, True)
         fcntl.fcntl(stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        engine.run(shim=way.shim)
+        engine.run(shim=programs.shim)
         stdin = engine.open("stdin", os.O_WRONLY)
         fcntl.fcntl(stdin, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         pids = processes.forkshim_pids(engine.shim_pid)
@@ -192,7 +194,7 @@ def variants(
         return Variant(who, measure, **more)  # type: ignore[arg-type] # `lack` and `is_ours`
 
     return [
-        side("forkshim", partial(forkshim, setting.plain, terminal), much, is_ours=True),
+        side("forkshim", partial(forkshim, setting.programs, terminal), much, is_ours=True),
         side("bare terminal" if terminal else "bare pipe", partial(bare, terminal), much),
         side("copier", partial(copier, terminal), much),
         side(

@@ -17,7 +17,7 @@ COMPARED_HEAD = "| case | | who | old | new | new/old |\n|---|---|---|---|---|--
 
 
 def rows(result: Result) -> Iterator[str]:
-    """Yield a line for each quantity, and for each way of ours."""
+    """Yield a line for each quantity that forkshim was measured by."""
     case = result.case
     what = f"{case.what} (`{case.name}`)"
     for ours in (variant for variant in case.present if variant.is_ours):
@@ -34,9 +34,7 @@ def _row(what: str, quantity: str, ours: Variant, spread: Spread, result: Result
         if not variant.is_ours and quantity in result.figures[variant.who]
     }
     ratios = {who: ratio(spread, beside) for who, beside in besides.items()}
-    promises = [
-        wanted.verdict(spread, besides) for wanted in _of(case, quantity, ours.who, besides)
-    ]
+    promises = [wanted.verdict(spread, besides) for wanted in _of(case, quantity, besides)]
     who = "" if ours.who == "forkshim" else f"{ours.who.removeprefix('forkshim, ')}: "
     cells = (
         what,
@@ -49,13 +47,11 @@ def _row(what: str, quantity: str, ours: Variant, spread: Spread, result: Result
     return f"| {' | '.join(cells)} |"
 
 
-def _of(case: Case, quantity: str, who: str, besides: Mapping[str, Spread]) -> list[Wanted]:
+def _of(case: Case, quantity: str, besides: Mapping[str, Spread]) -> list[Wanted]:
     return [
         wanted
         for wanted in case.wanted
-        if wanted.quantity == quantity
-        and wanted.of in ("", who)
-        and (not wanted.beside or wanted.beside in besides)
+        if wanted.quantity == quantity and (not wanted.beside or wanted.beside in besides)
     ]
 
 

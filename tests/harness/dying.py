@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pytest
 
 _NEVER = 0
-_WITHOUT_EFFECT = ("/isolate.py", "/lean.py", "/report.py", "/values.py")
+_WITHOUT_EFFECT = ("/isolate.py", "/report.py", "/values.py")
 _ACTS = ("CALL", "STORE_SUBSCR", "STORE_SLICE")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import cgroups, standin
+from supervisor import cgroups
 from supervisor.errors import ShimError
 
 if TYPE_CHECKING:
@@ -34,12 +34,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return unit
 
 
-def test_the_supervisor_leaves_the_unit_for_a_part_of_it(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(standin, "companions", lambda: [4711])
+def test_the_supervisor_leaves_the_unit_for_a_part_of_it(root: Path) -> None:
     assert cgroups.enter_unit(OURS) == f"{UNIT}/payload"
-    assert (root / "supervisor" / "cgroup.procs").read_text() == "04711"
+    assert (root / "supervisor" / "cgroup.procs").read_text() == "0"
 
 
 def test_who_is_there_already_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.case import TINY, Setting
-from tests.bench.run import cases as cases_of_run
-from tests.bench.ways import PLAIN, WARM, ways
-from tests.harness import bundles
-from tests.harness.engine import BIN
-
 ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.runc, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -42,16 +36,6 @@ def test_every_case_is_measured_and_can_be_compared(tmp_path: Path) -> None:
         assert f"(`{name}`)" in said or not case["figures"]
     compared = [line for line in run("end", "--compare", old) if line.startswith("| end | ms |")]
     assert compared[0].split("|")[3].strip() == "forkshim"
-
-
-def test_a_supervisor_that_no_zygote_has_forked_is_not_measured_as_one(tmp_path: Path) -> None:
-    both = ways(BIN, tmp_path / "warm")
-    (case,) = cases_of_run(Setting(bundles.make_rootfs(tmp_path), TINY, both))
-    variants = {variant.who: variant for variant in case.variants}
-    with pytest.raises(AssertionError, match="was not forked by the zygote"):
-        variants[WARM].measure()  # nobody has started it
-    with variants[WARM].around():
-        assert variants[WARM].measure().keys() == variants[PLAIN].measure().keys()
 
 
 def test_a_case_that_is_none_is_named() -> None:

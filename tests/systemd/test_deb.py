@@ -364,45 +364,6 @@ def test_a_running_supervisor_needs_none_of_its_files(
 
 
 @pytest.mark.booted
-def test_a_zygote_is_of_the_version_that_is_installed_and_leaves_with_it(
-    bed: Bed, package: Path, newer: Path, demo: Demo
-) -> None:
-    def zygote() -> int:
-        return int(bed.show("forkshim-zygote.service", "MainPID")["MainPID"])
-
-    def supervisor() -> int:
-        return int(bed.read("/run/forkshim/demo/supervisor.pid"))
-
-    def is_newest(pid: int) -> bool:
-        """Whether what it has mapped of the package is what is installed."""
-        maps = bed.read(f"/proc/{pid}/maps").splitlines()
-        return not [line for line in maps if LIBRARY in line and "(deleted)" in line]
-
-    _dpkg(bed, "--install", package)
-    assert zygote() == 0  # whoever wants one says so
-    demo.systemctl("enable", "--now", "forkshim-zygote.service")
-    demo.start()
-    demo.await_more()
-    assert supervisor() != demo.pid()
-    before, first = zygote(), supervisor()
-
-    _dpkg(bed, "--install", newer)
-    assert zygote() not in (0, before)
-    assert (supervisor(), is_newest(first), is_newest(zygote())) == (first, False, True)
-    demo.await_more()
-    demo.systemctl("restart", UNIT)
-    demo.await_more()
-    assert supervisor() not in (first, demo.pid())
-    assert is_newest(supervisor())
-
-    _dpkg(bed, "--remove", "forkshim")
-    assert demo.lines()[-1] == "bye"
-    assert bed.ctl("pgrep", "--full", "^forkshim: ").stdout == ""
-    _dpkg(bed, "--purge", "forkshim")
-    assert bed.ctl("find", "/etc/systemd", "/run", "-name", "forkshim*").stdout == ""
-
-
-@pytest.mark.booted
 def test_removal_stops_what_runs_and_keeps_what_the_administrator_has_made(
     bed: Bed, package: Path, demo: Demo
 ) -> None:

@@ -1,0 +1,26 @@
+"""What a supervisor imports before the runtime runs, as a fresh interpreter sees it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.process
+
+ROOT = Path(__file__).parents[2]
+LATER = {"argparse", "asyncio", "shutil", "socket", "subprocess", "supervisor.crew"}
+"""Each costs milliseconds, and is needed only once the runtime works, or for an error."""
+
+
+@pytest.mark.parametrize("module", ["supervisor.shim_cli", "supervisor.cli"])
+def test_what_only_a_running_container_needs_is_imported_later(module: str) -> None:
+    path = [str(ROOT), *sys.path]
+    code = f"import sys; sys.path[:] = {path!r}; import {module}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-IS", "-c", code], check=True, capture_output=True, text=True
+    )
+    assert module in done.stdout.split()
+    assert not LATER & set(done.stdout.split())
