@@ -18,6 +18,7 @@ from workers.journal import Journal
 from workers.journal_fields import PRIORITIES, Origin, field_name
 from workers.journal_socket import JOURNAL_SOCKET
 from workers.journal_stream import STREAM_SOCKET, JournalStream, header, unit_of
+from workers.ledger import MOST_BYTES
 from workers.line_buffer import BLOCK
 from workers.logfile import LogFile
 from workers.pipe_output import Buffered
@@ -249,7 +250,7 @@ def _buffer_bytes(sink: Sink) -> int:
 
 def _drops(buffer: LineBuffer) -> Drops:
     state = buffer.read()
-    return Drops(state.dropped_bytes, state.dropped_lines)
+    return Drops(min(state.dropped_bytes, MOST_BYTES), min(state.dropped_lines, MOST_BYTES))
 
 
 def _priority(stream: str, sink: Sink) -> int:

@@ -16,6 +16,9 @@ _MISSED = 64
 
 MOST_LISTENERS = 16
 
+MOST_BYTES = 1 << 62
+"""A count above that is a worker's invention: sums of two still fit into JSON's 64 bits."""
+
 
 class Ledger:
     """Unsigned 64-bit numbers.
@@ -37,11 +40,11 @@ class Ledger:
 
     def copied_bytes(self, slot: int) -> int:
         """Return how many bytes the stream has moved since it began."""
-        return self._numbers[_WORDS * slot + _COPIED]
+        return min(self._numbers[_WORDS * slot + _COPIED], MOST_BYTES)
 
     def transit_bytes(self, slot: int) -> int:
         """Return how many bytes have left the source and not reached the sink yet."""
-        return self._numbers[_WORDS * slot + _TRANSIT]
+        return min(self._numbers[_WORDS * slot + _TRANSIT], MOST_BYTES)
 
     def add(self, slot: int, copied_bytes: int) -> None:
         """Count bytes. Only the one living worker of the slot calls it."""
@@ -61,7 +64,7 @@ class Ledger:
 
     def missed_bytes(self, listener: int) -> int:
         """Return how many bytes came too fast for a listener."""
-        return self._numbers[_MISSED + listener]
+        return min(self._numbers[_MISSED + listener], MOST_BYTES)
 
     def add_missed(self, listener: int, missed_bytes: int) -> None:
         """Count bytes. Only the one living worker of the listener's stream calls it."""

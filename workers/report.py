@@ -13,6 +13,10 @@ import orjson
 
 from workers.values import asdict, dataclass
 
+_MOST_COUNT = 1 << 62
+_MOST_ERRNO = 4095
+"""Source: MAX_ERRNO of linux/err.h. No other number comes from a system call."""
+
 MOST_BYTES = select.PIPE_BUF
 """Up to here a write(2) to a pipe is not torn, pipe(7)."""
 
@@ -77,6 +81,10 @@ def decode(line: bytes) -> Report | None:
             "side": str(side),
         }:
             left = (fields.get("left_bytes", 0), fields.get("left_lines", 0))  # new, for a reload
-            if all(isinstance(count, int) for count in left):
+            if (
+                all(isinstance(count, int) and 0 <= count <= _MOST_COUNT for count in left)
+                and 0 <= copied_bytes <= _MOST_COUNT
+                and 0 <= errno <= _MOST_ERRNO
+            ):
                 return Report(stream, copied_bytes, errno, side, *left)
     raise ReportError(f"not a report: {line[:80]!r}")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import mmap
 import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 from supervisor import fds
+from supervisor.waitstatus import Exited
 from tests.harness import dying
+from tests.harness.forked import forked
 from workers import engines
 from workers.intake import Intake, Took
+from workers.ledger import MOST_BYTES, Ledger
 from workers.line_buffer import LineBuffer
-from workers.shared import Memory, Record
+from workers.shared import PAGE_BYTES, Memory, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,6 +60,95 @@ def test_a_record_shows_the_old_numbers_or_the_new_ones_at_any_instruction(
         seen.add(numbers[0])
     assert seen == {0, 1, 2}
     record.release()
+
+
+def test_a_worker_cannot_change_the_size_under_its_parent(memory: Memory) -> None:
+    """A page that is gone is SIGBUS for whoever reads it next, and that is the supervisor."""
+
+    def attack() -> None:
+        paths = [f"/proc/self/fd/{memory.fd}", *map_files(b"memfd:test")]
+        assert len(paths) == 2
+        for path in paths:
+            fd = os.open(path, os.O_RDWR)
+            for size in (0, 1, PAGE_BYTES, 1 << 20):
+                with pytest.raises(PermissionError):
+                    os.ftruncate(fd, size)
+            with pytest.raises(PermissionError):
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+
+    with forked(attack) as worker:
+        assert worker.wait() == Exited(0)
+    assert Record(memory.words, 3).read() == [0, 0, 0]
+
+
+def map_files(name: bytes) -> list[str]:
+    """Return what this process has mapped of that name, to be opened again without a descriptor."""
+    with open("/proc/self/maps", "rb") as maps:
+        return [f"/proc/self/map_files/{line.split()[0].decode()}" for line in maps if name in line]
+
+
+def unsealed(size: int, *, seals: int = 0) -> int:
+    fd = os.memfd_create("forkshim:test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    if seals:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd
+
+
+@pytest.mark.parametrize("missing", [fcntl.F_SEAL_SHRINK, fcntl.F_SEAL_GROW, fcntl.F_SEAL_SEAL])
+def test_memory_that_could_be_resized_is_not_taken_over(missing: int) -> None:
+    every = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+    fd = unsealed(mmap.PAGESIZE, seals=every & ~missing)
+    with pytest.raises(ValueError, match="not sealed"):
+        Ledger(fd=fd)
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        os.fstat(fd)  # it was given away, and is closed
+
+
+@pytest.mark.parametrize("size", [0, 1, mmap.PAGESIZE, mmap.PAGESIZE + 101, 1 << 30])
+def test_memory_of_another_size_is_not_taken_over(size: int) -> None:
+    every = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+    with pytest.raises(ValueError, match="bytes"):
+        Memory("test", 100, fd=unsealed(size, seals=every))
+
+
+def test_what_is_no_memory_is_not_taken_over() -> None:
+    for path in ("/dev/zero", "/etc/passwd"):
+        with pytest.raises(ValueError, match="not sealed"):
+            Memory("test", 100, fd=os.open(path, os.O_RDONLY))
+
+
+def test_sealed_memory_is_taken_over_with_what_is_in_it(memory: Memory) -> None:
+    memory.words[7] = 9
+    again = Memory("test", 100, fd=os.dup(memory.fd))
+    assert again.words[7] == 9
+    again.close()
+
+
+@pytest.mark.parametrize("wild", [2, 3, 2**63, 2**64 - 2, 2**64 - 1])
+def test_numbers_that_a_worker_has_made_up_are_numbers_all_the_same(
+    memory: Memory, wild: int
+) -> None:
+    """The parent counts with them, and writes them down as JSON, whose integers end."""
+    record = Record(memory.words, 3)
+    record.commit([1, 2, 3])
+    for word in range(Record.words_needed(3)):
+        before = memory.words[word]
+        memory.words[word] = wild
+        numbers = record.read()
+        assert len(numbers) == 3
+        assert all(0 <= number <= 2**64 - 1 for number in numbers)
+        record.commit([4, 5, 6])
+        assert record.read() == [4, 5, 6]
+        memory.words[word] = before
+    record.release()
+    ledger = Ledger()
+    for word in range(PAGE_BYTES // 8):
+        ledger._numbers[word] = wild
+    assert 0 <= ledger.copied_bytes(0) <= MOST_BYTES
+    assert 0 <= ledger.transit_bytes(0) <= MOST_BYTES
+    assert 0 <= ledger.missed_bytes(0) <= MOST_BYTES
+    ledger.close()
 
 
 class Untold:

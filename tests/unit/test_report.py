@@ -15,7 +15,7 @@ from workers.report import Report, ReportError
     "record",
     [
         Report("stdout", 0),
-        Report("stderr", 2**63),
+        Report("stderr", 2**62),
         Report("stdin", 7, errno.EPIPE, "sink"),
         Report("console", 1, errno.EIO),
         Report('a "name" \n with \0 anything', 1),
@@ -76,6 +76,13 @@ GOOD = {"stream": "stdout", "copied_bytes": 1, "errno": 0, "side": ""}
         orjson.dumps({**GOOD, "copied_bytes": "1"}) + b"\n",
         orjson.dumps({**GOOD, "errno": None}) + b"\n",
         orjson.dumps({**GOOD, "side": []}) + b"\n",
+        # The supervisor asks strerror(3) for the number, and adds the counts up.
+        *(orjson.dumps({**GOOD, "errno": wild}) + b"\n" for wild in (-1, 4096, 2**31, 2**63)),
+        *(
+            orjson.dumps({**GOOD, name: wild}) + b"\n"
+            for name in ("copied_bytes", "left_bytes", "left_lines")
+            for wild in (-1, 2**62 + 1, 2**64 - 1)
+        ),
     ],
 )
 def test_anything_but_one_whole_record_is_an_error(line: bytes) -> None:
