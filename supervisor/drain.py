@@ -16,8 +16,9 @@ client's fault: it is replaced once, and its successor has the same time.
 from __future__ import annotations
 
 import time
+from enum import Enum
 
-from workers.values import Enum, dataclass
+from workers.values import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

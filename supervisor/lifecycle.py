@@ -7,7 +7,7 @@ is here: the exit status before the drain, the drain before the delete, the dele
 
 from __future__ import annotations
 
-from workers.values import Enum
+from enum import Enum
 
 
 class State(Enum):

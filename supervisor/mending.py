@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import errno
-
-from workers.values import Enum
+from enum import Enum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
+from typing import NamedTuple
 
 from supervisor.notify import SILENT
-from workers.values import NamedTuple, dataclass, field
+from workers.values import dataclass, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+from typing import NamedTuple
 
 from supervisor import fds
 from supervisor.errors import ShimError, UsageError, reason
@@ -22,7 +23,7 @@ from workers.ledger import MOST_BYTES
 from workers.line_buffer import BLOCK
 from workers.logfile import LogFile
 from workers.pipe_output import Buffered
-from workers.values import NamedTuple, asdict, replace
+from workers.values import asdict, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ import array
 import os
 import socket
 import struct
+from typing import NamedTuple
 
 from supervisor import cgroups
-from workers.values import NamedTuple
 
 DIRECTORY = "notify"
 _NAME = "notify.sock"

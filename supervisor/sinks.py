@@ -23,9 +23,10 @@ them powers of 1024.
 from __future__ import annotations
 
 import os
+from enum import Enum
 
 from supervisor.errors import UsageError
-from workers.values import Enum, dataclass
+from workers.values import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ if asked to, systemd keep open.
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 from supervisor import fds, signals, statedir, upgrade
 from supervisor.adoption import KEPT_NAMES
 from supervisor.deposit import Contents, Deposit, Parcel
 from supervisor.errors import ShimError, reason
-from workers.values import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ supervising of its own. Only a child that ends well is followed.
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 from supervisor import fds, signals
 from supervisor.command import HANDOVER_VARIABLE
@@ -19,7 +20,6 @@ from supervisor.loop import Loop
 from supervisor.reaper import Reaper
 from supervisor.stream import Stream
 from supervisor.waitstatus import Exited
-from workers.values import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import os
 import select
+from enum import Enum
 
 from workers import engines
 from workers.line_buffer import INTAKE_BYTES
-from workers.values import Enum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

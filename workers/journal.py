@@ -9,13 +9,13 @@ does a last line that has no newline.
 from __future__ import annotations
 
 import socket
+from typing import NamedTuple
 
 from workers import joining, records
 from workers.journal_fields import RecordMaker, split_priority
 from workers.journal_socket import JOURNAL_SOCKET, Sender, connect
 from workers.line_buffer import BLOCK, LineBuffer
 from workers.shared import Record
-from workers.values import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,10 +8,11 @@ it. Where something has no place, the line itself is kept, too.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import orjson
 
 from workers.journal_fields import LOWEST_PRIORITY, field, field_name
-from workers.values import NamedTuple
 
 MOST_FIELDS = 64
 

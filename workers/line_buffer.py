@@ -7,8 +7,9 @@ writer keeps, see `workers.logfile` and `workers.journal`) are in the sink, from
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from workers.shared import PAGE_BYTES, Memory, Record
-from workers.values import NamedTuple
 
 INTAKE_BYTES = 256 << 10
 """What is taken at once. A quarter of the source pipe, so that reading, rewriting and writing stay

@@ -23,12 +23,12 @@ import os
 import stat
 import time
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from workers import records, rotation
 from workers.line_buffer import BLOCK, LineBuffer
 from workers.locker import Locker, same_file
 from workers.shared import Memory, Record
-from workers.values import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

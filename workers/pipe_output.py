@@ -12,12 +12,12 @@ from __future__ import annotations
 import errno
 import os
 import select
+from typing import NamedTuple
 
 from workers import engines, record_output
 from workers.journal_socket import wait_until_read
 from workers.line_buffer import LineBuffer
 from workers.shared import Record
-from workers.values import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ successor that cuts the same bytes again makes the same records.
 
 from __future__ import annotations
 
-from workers.values import NamedTuple
+from typing import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ import os
 import select
 import signal
 import termios
+from enum import Enum
 
 from workers import engines, report
-from workers.values import Enum, dataclass
+from workers.values import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -111,97 +110,3 @@ def test_the_fields_are_what_a_pattern_matches(point: Any) -> None:
             assert (x, y) == (3, 4)
         case _:
             pytest.fail("no match")
-
-
-def pair(base: Any) -> Any:
-    class Pair(base):  # type: ignore[misc] # either of two
-        first: int
-        second: str = "b"
-
-        @property
-        def both(self) -> str:
-            return f"{self.first}{self.second}"
-
-    return Pair
-
-
-@pytest.fixture
-def named(module: ModuleType) -> Any:
-    if module is ours:
-        return pair(ours.NamedTuple)
-
-    class Pair(NamedTuple):
-        first: int
-        second: str = "b"
-
-        @property
-        def both(self) -> str:
-            return f"{self.first}{self.second}"
-
-    return Pair
-
-
-def test_a_named_tuple_is_a_tuple_with_names(named: Any) -> None:
-    made = named(1)
-    first, second = made
-    assert (made.first, made.second, made.both) == (first, second, "1b") == (1, "b", "1b")
-    assert made == (1, "b")
-    assert named(first=1, second="c") == (1, "c")
-    assert made._replace(second="x") == (1, "x")
-    assert named._make(iter([1, "x"])) == (1, "x")
-    assert named._fields == ("first", "second")
-    assert repr(made) == "Pair(first=1, second='b')"
-    assert isinstance(made._replace(first=2), named)
-
-
-@pytest.mark.parametrize(
-    ("values", "named_values"),
-    [((), {}), ((1, 2, 3), {}), ((1,), {"first": 2}), ((1,), {"third": 2})],
-)
-def test_wrong_items_are_refused(
-    named: Any, values: tuple[Any, ...], named_values: dict[str, Any]
-) -> None:
-    with pytest.raises(TypeError):
-        named(*values, **named_values)
-
-
-def test_what_is_named_wrongly_is_not_replaced(named: Any) -> None:
-    with pytest.raises((TypeError, ValueError)):
-        named(1)._replace(third=1)
-
-
-def colours(base: Any) -> Any:
-    class Colour(base):  # type: ignore[misc] # either of two
-        """What light is."""
-
-        RED = "red"
-        BLUE = "blue"
-
-        @property
-        def is_warm(self) -> bool:
-            return self.value == "red"  # type: ignore[no-any-return]
-
-    return Colour
-
-
-@pytest.fixture(params=[enum.Enum, ours.Enum], ids=["the standard library's", "ours"])
-def colour(request: pytest.FixtureRequest) -> Any:
-    return colours(request.param)
-
-
-def test_an_enum_has_its_members(colour: Any) -> None:
-    assert [(each.name, each.value) for each in colour] == [("RED", "red"), ("BLUE", "blue")]
-    assert len(colour) == 2
-    assert colour("blue") is colour.BLUE
-    assert (colour.RED.is_warm, colour.BLUE.is_warm) == (True, False)
-    assert colour.RED != colour.BLUE
-    assert {colour.RED: 1}[colour.RED] == 1
-    assert isinstance(colour.RED, colour)
-    assert colour.__doc__ == "What light is."
-    assert str(colour.RED).endswith("Colour.RED")
-    assert repr(colour.RED) == "<Colour.RED: 'red'>"
-
-
-def test_an_enum_has_no_others(colour: Any) -> None:
-    with pytest.raises(ValueError, match=r"is not a valid|is no"):
-        colour("green")
