@@ -14,7 +14,7 @@ import signal
 import time
 
 from supervisor import fds
-from supervisor.errors import ShimError, reason
+from supervisor.errors import ShimError, reason_of_access
 from supervisor.home import PID_NAME
 from supervisor.ids import check_id
 from supervisor.listeners import ASKING, NOTHING_TO_HEAR, TURNED_AWAY
@@ -46,7 +46,7 @@ def attach(container_id: str, root: str) -> int:
     try:
         os.chdir(state_dir)
     except OSError as error:
-        raise ShimError(f"nothing to attach to: {state_dir}: {reason(error)}") from error
+        raise ShimError(f"nothing to attach to: {state_dir}: {reason_of_access(error)}") from error
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, _interrupted)
     with contextlib.suppress(KeyboardInterrupt), _fifos() as sources:
@@ -87,7 +87,7 @@ def _tell(streams: dict[str, fds.Fd]) -> None:
         control = fds.Fd(os.open("control", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:
         gone = error.errno in (errno.ENXIO, errno.ENOENT)
-        why = _why_nobody_is_there() if gone else f"control: {reason(error)}"
+        why = _why_nobody_is_there() if gone else f"control: {reason_of_access(error)}"
         raise ShimError(f"nothing to attach to: {why}") from error
     try:
         os.write(control.fileno(), lines.encode())  # one write(2), which is not torn: pipe(7)

@@ -5,6 +5,11 @@ the classes here say what that failure means to the person who gave the command.
 `forkshim-shim` ends with 1 for each of them: the 2016 protocol knows no other number.
 """
 
+from __future__ import annotations
+
+import errno
+import os
+
 
 class ShimError(Exception):
     """The command cannot go on; the message is one line for the person who gave it."""
@@ -56,3 +61,10 @@ def reason(error: OSError) -> str:
     """Say an errno as the protocol says it: strerror(3), first letter small."""
     text = error.strerror or str(error)
     return text[:1].lower() + text[1:]
+
+
+def reason_of_access(error: OSError) -> str:
+    """Say an errno of the bundle or of ROOT/ID as `reason`, and what an ordinary user lacks."""
+    is_denied = error.errno in (errno.EACCES, errno.EPERM) and os.geteuid() != 0
+    hint = ", forkshim needs root or rootless runc" if is_denied else ""
+    return reason(error) + hint

@@ -6,13 +6,14 @@ apart what a shell's one number joins: an exit with 137, a SIGKILL, and one from
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 
 import orjson
 
 from supervisor import fds, statedir
-from supervisor.errors import ShimError, reason
+from supervisor.errors import ShimError, reason_of_access
 from supervisor.log import rfc3339
 from supervisor.waitstatus import Exited, Killed, Unknown, shell_status, signal_name
 
@@ -34,9 +35,10 @@ def make_directory(path: str) -> str:
     try:
         os.makedirs(absolute, mode=0o755, exist_ok=True)
     except OSError as error:
-        raise ShimError(f"--exit-dir {absolute}: {reason(error)}") from error
+        raise ShimError(f"--exit-dir {absolute}: {reason_of_access(error)}") from error
     if not os.access(absolute, os.W_OK | os.X_OK):
-        raise ShimError(f"--exit-dir {absolute}: permission denied")
+        denied = OSError(errno.EACCES, os.strerror(errno.EACCES))
+        raise ShimError(f"--exit-dir {absolute}: {reason_of_access(denied)}")
     return absolute
 
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 import orjson
 
 from supervisor import fds, statedir
-from supervisor.errors import AlreadySupervisedError, ShimError, reason
+from supervisor.errors import AlreadySupervisedError, ShimError, reason_of_access
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def claim(root: str, container_id: str) -> Home:
                 return _checked(path, lock)
             lock.close()  # its owner removed it between our open and our lock
     except OSError as error:
-        raise ShimError(f"{error.filename or path}: {reason(error)}") from error
+        raise ShimError(f"{error.filename or path}: {reason_of_access(error)}") from error
 
 
 def _is_of_a_dead(path: str) -> bool:

@@ -14,7 +14,7 @@ import stat
 import orjson
 
 from supervisor import fds
-from supervisor.errors import BundleError, RecordError, ShimError, reason
+from supervisor.errors import BundleError, RecordError, ShimError, reason_of_access
 from workers.values import dataclass
 
 TYPE_CHECKING = False
@@ -284,7 +284,7 @@ def _read_object(path: str, error_class: type[ShimError]) -> dict[str, Any]:
                 raise error_class(f"open {path}: not a regular file")
             content = file.read(MOST_JSON_BYTES + 1)
     except OSError as error:
-        raise error_class(f"open {path}: {reason(error)}") from error
+        raise error_class(f"open {path}: {reason_of_access(error)}") from error
     if len(content) > MOST_JSON_BYTES:
         raise error_class(f"{path}: larger than {MOST_JSON_BYTES} bytes")
     try:

@@ -8,6 +8,7 @@ own descriptors, or with --detach to the sink that --log names.
 from __future__ import annotations
 
 import os
+import stat
 import time
 
 from supervisor import (
@@ -30,14 +31,14 @@ from supervisor.errors import (
     ShimError,
     StoppedError,
     UsageError,
-    reason,
+    reason_of_access,
 )
 from supervisor.ids import check_id
 from supervisor.notify import SOCKET_VARIABLE, Notifier
 from supervisor.order import Order, Outcome
 from supervisor.runtime import RuntimeCaller, parse_state
 from supervisor.shim import supervise
-from supervisor.sinks import parse_sink, with_absolute_path
+from supervisor.sinks import check_typed, with_absolute_path
 from supervisor.waitstatus import signal_name
 from workers.values import dataclass, replace
 
@@ -79,7 +80,7 @@ def run(request: RunRequest) -> int:
     """
     command = own_command()
     check_id(request.container_id)
-    parse_sink(request.log or "")
+    check_typed(request.log or "")
     request = _settle_detach(request)
     bundle = oci.read_bundle(_bundle_path(request.bundle))
     terminal = bundle.terminal or request.terminal
@@ -113,7 +114,7 @@ def run(request: RunRequest) -> int:
             claimed.remove()
             raise
     except OSError as error:
-        raise ShimError(f"{error.filename or claimed.path}: {reason(error)}") from error
+        raise ShimError(f"{error.filename or claimed.path}: {reason_of_access(error)}") from error
     order = Order(
         container_id=request.container_id,
         bundle=runtime_bundle,
@@ -172,7 +173,14 @@ def _settle_detach(request: RunRequest) -> RunRequest:
 
 def _bundle_path(path: str) -> str:
     absolute = os.path.abspath(path)
-    if not os.path.isdir(absolute):
+    try:
+        is_directory = stat.S_ISDIR(os.stat(absolute).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        is_directory = False
+    except (OSError, ValueError) as error:  # ValueError: a NUL
+        why = reason_of_access(error) if isinstance(error, OSError) else str(error)
+        raise BundleError(f"bundle {absolute}: {why}") from error
+    if not is_directory:
         raise BundleError(f"bundle {absolute}: no such directory")
     return absolute
 

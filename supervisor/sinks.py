@@ -16,8 +16,13 @@
 Each but `null` takes `policy=block`, `drop-new` or `drop-old`, for when it takes nothing, and with
 the last two `buffer=1M`, how much waits before something is dropped.
 
-A path is taken as it is, whatever characters are in it. Sizes are bytes, or with k, M or G behind
-them powers of 1024.
+A path is taken as it is, whatever characters are in it, unless an option stands at its end: options
+come before the colon. What a person types as a bare path has a slash in it (`check_typed`); an
+engine's setting may be any path.
+
+Sizes are whole numbers of bytes, or of k, m, g or t with `i`, `b` or `ib` behind it: all of them
+powers of 1024, in capitals or not. systemd (SystemMaxFileSize=10M) and Docker (max-size=10m) read
+the same words as the same numbers.
 """
 
 from __future__ import annotations
@@ -109,11 +114,58 @@ def parse_sink(text: str) -> Sink:
     kind = _KINDS.get(word)
     if kind is None:
         return Sink(SinkKind.PATH, text)
+    _refuse_options_at_the_end(text, head, path)
     if kind in _WITH_PATH and not path:
         raise UsageError(f"sink {text}: {word} needs a path, as in {word}:/var/log/web")
     if kind not in _WITH_PATH and colon:
         raise UsageError(f"sink {text}: {word} takes no path")
     return _with_options(text, Sink(kind, path), settings)
+
+
+def check_typed(text: str) -> Sink:
+    """Read a setting that a person has typed: a bare path has to look like one.
+
+    Raises:
+        UsageError: As `parse_sink`; or the kind is unknown; or options stand behind a bare path.
+    """
+    sink = parse_sink(text)
+    if not text or _KINDS.get(_word(text)) is not None:
+        return sink
+    word = _word(text)
+    if "/" not in word:
+        import difflib  # for a person who has mistyped
+
+        close = difflib.get_close_matches(word.lower(), _KINDS, n=1)
+        meant = f" (did you mean {close[0]}?)" if close else ""
+        raise UsageError(
+            f"sink {text}: no kind is called {word}{meant}; there are {', '.join(_KINDS)}; "
+            f"a path has a slash in it, as in ./{text}"
+        )
+    _refuse_options_at_the_end(text, "path", text)
+    return sink
+
+
+def _word(text: str) -> str:
+    return text.partition(":")[0].partition(",")[0]
+
+
+def _refuse_options_at_the_end(text: str, head: str, path: str) -> None:
+    options: list[str] = []
+    place, comma, last = path.rpartition(",")
+    while comma and _is_option(last):
+        options.insert(0, last)
+        path = place
+        place, comma, last = path.rpartition(",")
+    if options:
+        raise UsageError(
+            f"sink {text}: {','.join(options)} stands behind the path; "
+            f"options come before the colon: {','.join([head, *options])}:{path}"
+        )
+
+
+def _is_option(word: str) -> bool:
+    name, equals, value = word.partition("=")
+    return name in _OPTION_NAMES and bool(equals) and not set("/:").intersection(value)
 
 
 def with_absolute_path(text: str, directory: str) -> str:
@@ -158,17 +210,19 @@ class _Option:
     values: str
 
 
-_UNITS = {"k": 1 << 10, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_LETTERS = "bBgGiIkKmMtT"
 _LONGEST_WORD = 128
 
 
 def _size(least: int, most: int) -> Callable[[str], int | None]:
     def read(text: str) -> int | None:
-        unit = _UNITS.get(text[-1:], 0)
-        number = _decimal(text[:-1] if unit else text)
-        if number is None:
+        digits = text.rstrip(_LETTERS)
+        number, unit = _decimal(digits), text[len(digits) :].lower()
+        letter = unit.removesuffix("b").removesuffix("i")
+        if number is None or letter not in _UNITS or unit in ("i", "ib"):
             return None
-        size = number * (unit or 1)
+        size = number * _UNITS[letter]
         return size if least <= size <= most else None
 
     return read
@@ -212,10 +266,12 @@ def _policy(text: str) -> str | None:
 
 _POLICY = {
     "policy": _Option("policy", _policy, "block, drop-new or drop-old"),
-    "buffer": _Option("buffer_bytes", _size(512 << 10, 64 << 20), "a size from 512k to 64M"),
+    "buffer": _Option(
+        "buffer_bytes", _size(512 << 10, 64 << 20), "a size from 512K to 64M, as in 4M"
+    ),
 }
 _ROTATION = {
-    "max-size": _Option("max_bytes", _size(64 << 10, 1 << 40), "a size from 64k to 1024G"),
+    "max-size": _Option("max_bytes", _size(64 << 10, 1 << 40), "a size from 64K to 1T, as in 10M"),
     "keep": _Option("keep", _number(1, 1000), "a number from 1 to 1000"),
 }
 _PRIORITY = _Option("priority", _number(0, 7), "a number from 0 (emerg) to 7 (debug)")
@@ -226,7 +282,9 @@ _OPTIONS: dict[SinkKind, dict[str, _Option]] = {
     SinkKind.JOURNAL: {
         "priority": _PRIORITY,
         "tag": _TAG,
-        "max-line": _Option("max_line_bytes", _size(1 << 10, 16 << 20), "a size from 1k to 16M"),
+        "max-line": _Option(
+            "max_line_bytes", _size(1 << 10, 16 << 20), "a size from 1K to 16M, as in 64K"
+        ),
         "annotation": _Option("annotations", _pattern, "a pattern of names"),
         "json": _Option("is_json", _only("yes"), "yes"),
         "join": _Option("is_joined", _only("indented"), "indented"),
@@ -236,6 +294,7 @@ _OPTIONS: dict[SinkKind, dict[str, _Option]] = {
     SinkKind.PASSTHROUGH: _POLICY,
     SinkKind.PATH: _POLICY,
 }
+_OPTION_NAMES = frozenset(name for options in _OPTIONS.values() for name in options)
 _KINDS = {kind.value: kind for kind in SinkKind}
 _WITH_PATH = frozenset({SinkKind.FILE, SinkKind.CRI, SinkKind.PATH})
 _WITH_OUTLET = frozenset({SinkKind.CRI, SinkKind.JOURNAL, SinkKind.JOURNAL_STREAM})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from supervisor.errors import UsageError
-from supervisor.sinks import Sink, SinkKind, parse_sink, with_absolute_path
+from supervisor.sinks import Sink, SinkKind, check_typed, parse_sink, with_absolute_path
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_only_a_path_is_made_absolute(text: str, absolute: str) -> None:
         ("file,policy=block,buffer=1M:/p",
          "option buffer: says nothing without drop-new or drop-old"),
         ("journal,policy=drop-new,buffer=511k",
-         "option buffer: '511k' is not a size from 512k to 64M"),
+         "option buffer: '511k' is not a size from 512K to 64M, as in 4M"),
         ("journal,keep=1", "option keep: journal takes priority, tag, max-line, annotation, "
          "json, join, policy, buffer"),
         ("journal-stream,keep=1",
@@ -126,8 +126,9 @@ def test_only_a_path_is_made_absolute(text: str, absolute: str) -> None:
         ("file,max-size=1M,max-size=2M:/p", "option max-size: given twice"),
         *(
             (f"file,max-size={size}:/p",
-             f"option max-size: '{size}' is not a size from 64k to 1024G")
-            for size in ["", "0", "63k", "65535", "1.5M", "-1M", "10MB", "10m", "1T", "1025G", "²M"]
+             f"option max-size: '{size}' is not a size from 64K to 1T, as in 10M")
+            for size in ["", "0", "63k", "65535", "1.5M", "-1M", "1025G", "²M", "10mm", "10bM",
+                         "10 M", "10ib", "10i", "M", "10P", "2T"]
         ),
         *(
             (f"cri,max-size=1M,keep={keep}:/p",
@@ -140,7 +141,10 @@ def test_only_a_path_is_made_absolute(text: str, absolute: str) -> None:
             for number in ["", "8", "-1", "err"]
         ),
         *(
-            (f"journal,max-line={size}", f"option max-line: '{size}' is not a size from 1k to 16M")
+            (
+                f"journal,max-line={size}",
+                f"option max-line: '{size}' is not a size from 1K to 16M, as in 64K",
+            )
             for size in ["1023", "17M"]
         ),
         ("journal,json=no", "option json: 'no' is not yes"),
@@ -156,3 +160,77 @@ def test_a_mistake_is_named_with_what_is_allowed(text: str, message: str) -> Non
     with pytest.raises(UsageError) as caught:
         parse_sink(text)
     assert str(caught.value) == f"sink {text}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("size", "max_bytes"),
+    [
+        *((f"10{unit}", 10 << 20) for unit in ("m", "M", "mb", "MB", "Mb", "mib", "MiB", "MIB")),
+        *((f"100{unit}", 100 << 10) for unit in ("k", "K", "kB", "KB", "KiB")),
+        *((f"1{unit}", 1 << 30) for unit in ("g", "G", "GB", "GiB")),
+        *((f"1{unit}", 1 << 40) for unit in ("t", "T", "TiB")),
+        *((f"65536{unit}", 65536) for unit in ("", "b", "B")),
+    ],
+)
+def test_sizes_have_the_units_of_systemd_and_docker(size: str, max_bytes: int) -> None:
+    assert parse_sink(f"cri,max-size={size}:/p") == Sink(SinkKind.CRI, "/p", max_bytes=max_bytes)
+
+
+def test_every_option_that_is_a_size_takes_them() -> None:
+    sink = parse_sink("journal,max-line=64kb,policy=drop-old,buffer=4mb")
+    assert (sink.max_line_bytes, sink.buffer_bytes) == (64 << 10, 4 << 20)
+
+
+_KINDS = "there are null, path, file, cri, journal, journal-stream, passthrough"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("jornal", f"no kind is called jornal (did you mean journal?); {_KINDS}; "
+         "a path has a slash in it, as in ./jornal"),
+        ("fil:/var/log/web", f"no kind is called fil (did you mean file?); {_KINDS}; "
+         "a path has a slash in it, as in ./fil:/var/log/web"),
+        ("JOURNAL,tag=web", f"no kind is called JOURNAL (did you mean journal?); {_KINDS}; "
+         "a path has a slash in it, as in ./JOURNAL,tag=web"),
+        ("stdout", f"no kind is called stdout; {_KINDS}; a path has a slash in it, as in ./stdout"),
+        ("/run/x.fifo,policy=drop-new", "policy=drop-new stands behind the path; "
+         "options come before the colon: path,policy=drop-new:/run/x.fifo"),
+        ("./x,keep=1", "keep=1 stands behind the path; "
+         "options come before the colon: path,keep=1:./x"),
+    ],
+)  # fmt: skip
+def test_what_a_person_has_mistyped_is_no_path(text: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_typed(text)
+    assert str(caught.value) == f"sink {text}: {message}"
+
+
+@pytest.mark.parametrize("text", ["jornal", "fil:/x", "./x,keep=1", "no/such,keep=1"])
+def test_an_engines_setting_may_be_any_path(text: str) -> None:
+    assert parse_sink(text) == Sink(SinkKind.PATH, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "null", "/dev/null", "journal,tag=a", "file:log", "path:log", "./jornal", "a/b", "/run/x",
+     "/run/x,y", "/run/x,size=1", "./file:x", "cri:/x,keep/y", "/a,keep=1/b"],
+)  # fmt: skip
+def test_what_a_person_has_typed_well_means_the_same_everywhere(text: str) -> None:
+    assert check_typed(text) == parse_sink(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("cri:/x,max-size=1", "cri,max-size=1:/x"),
+        ("cri,keep=2:/x,max-size=1M", "cri,keep=2,max-size=1M:/x"),
+        ("file:/x,max-size=1M,keep=3", "file,max-size=1M,keep=3:/x"),
+        ("path:/x,policy=drop-old", "path,policy=drop-old:/x"),
+        ("file:/x,y,tag=web", "file,tag=web:/x,y"),
+    ],
+)
+def test_options_behind_the_path_get_a_hint(text: str, hint: str) -> None:
+    with pytest.raises(UsageError, match="stands behind the path; ") as caught:
+        parse_sink(text)
+    assert str(caught.value).endswith(f"options come before the colon: {hint}")
