@@ -188,7 +188,7 @@ def test_it_holds_the_locked_versions_and_nothing_else_of_others(files: Path) ->
     locked = dict(re.findall(r"^([a-z-]+)==([^ ]+)", lock, re.MULTILINE))
     names = ("lockfile", "orjson", "python-daemon", "setproctitle")
     wanted = {f"{name.replace('-', '_')}-{locked[name]}.dist-info" for name in names}
-    wanted |= {f"forkshim-{debs.current_version()}.dist-info", "supervisor", "workers", "bin"}
+    wanted |= {f"forkshim-{debs.current_version()}.dist-info", "supervisor", "workers"}
     wanted |= {"daemon", "lockfile", "orjson", "setproctitle"}
     assert {path.name for path in (files / LIBRARY.lstrip("/")).iterdir()} == wanted
 
