@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -65,3 +66,29 @@ def ensure(packages: Iterable[str]) -> None:
             output_of(*silent, "apt-get", *patient, *install)
     if absent := missing(absent):
         raise BedError(f"apt-get install left these out: {' '.join(absent)}")
+
+
+def mirror() -> str:
+    """The address from which this machine's own apt takes its release's main archive.
+
+    Raises:
+        BedError: apt has no such source.
+    """
+    if (address := _known_mirror()) is None:
+        with cache.locked(cache.directory() / "apt.lock"):
+            output_of("apt-get", "-q", "update")  # it tells of nothing that it has never fetched
+        address = _known_mirror()
+    if address is None:
+        raise BedError("apt has no source for this machine's release")
+    return address
+
+
+def _known_mirror() -> str | None:
+    release = platform.freedesktop_os_release()["VERSION_CODENAME"]
+    columns = "$(RELEASE) $(COMPONENT) $(REPO_URI)"
+    listed = output_of("apt-get", "indextargets", "--format", columns, "Created-By: Packages")
+    for line in listed.splitlines():
+        suite, component, address = line.split(maxsplit=2)
+        if (suite, component) == (release, "main"):
+            return address
+    return None

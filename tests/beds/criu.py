@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 from typing import TYPE_CHECKING
 
 from tests.beds import apt, cache
-from tests.beds.apt import BedError, output_of
+from tests.beds.apt import output_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,30 +28,12 @@ exec "$root/{loader}" --library-path "$root/{libraries}" --argv0 criu "$root/usr
 """
 
 
-def _mirror() -> str:
-    """The address from which this machine's own apt takes its release's main archive.
-
-    Raises:
-        BedError: apt has no such source.
-    """
-    release = platform.freedesktop_os_release()["VERSION_CODENAME"]
-    wanted = "Created-By: Packages"
-    targets = output_of(
-        *("apt-get", "indextargets", "--format", "$(RELEASE) $(COMPONENT) $(REPO_URI)", wanted)
-    )
-    for line in targets.splitlines():
-        suite, component, address = line.split(maxsplit=2)
-        if (suite, component) == (release, "main"):
-            return address
-    raise BedError(f"apt has no source for {release} main")
-
-
 def _private_apt(folder: Path) -> list[str]:
     """Options that let apt know the newer suite alone, and keep its state in a folder."""
     for name in ("state/lists/partial", "cache/archives/partial"):
         (folder / name).mkdir(parents=True)
     sources = folder / "sources.list"
-    sources.write_text(f"deb [signed-by={_KEYRING}] {_mirror()} {_SUITE} main\n")
+    sources.write_text(f"deb [signed-by={_KEYRING}] {apt.mirror()} {_SUITE} main\n")
     status = folder / "status"
     status.touch()
     settings = {

@@ -1,4 +1,4 @@
-"""Real systemd and journald in systemd-nspawn, over the machine's own root file system.
+"""Real systemd and journald in systemd-nspawn, over the machine's root file system or a release's.
 
 It boots in half a second, so a test may have one of its own. What it cannot offer, because it has
 the machine's kernel and control groups, is in README.md; `vm.VM` is the bed for that.
@@ -13,10 +13,11 @@ import signal
 import subprocess
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from tests.beds import apt, transient
+from tests.beds import apt, debian, transient
 from tests.beds.apt import BedError
 from tests.beds.nspawn_boot import Container
 
@@ -36,8 +37,9 @@ _LOOK_S = 0.05  # between two looks at a unit: each is a process
 class Bed:
     """A running systemd, for the length of a `with` block.
 
-    Everything it writes is kept in memory and lost with it. It sees the files of the machine as
-    they are on its root file system; /tmp and /run are new, and so is the journal.
+    Everything it writes is kept in memory and lost with it. It sees the files of the machine (or
+    of the release `suite`) as they are on its root file system; /tmp and /run are new, and so is
+    the journal.
 
     At the end of the block, or of this process in whatever way, everything in it is killed.
     """
@@ -45,25 +47,31 @@ class Bed:
     def __init__(
         self,
         *,
+        suite: str | None = None,
         bind_ro: Sequence[Path] = (),
         bind: Mapping[Path, str] | None = None,
         files: Mapping[str, str] | None = None,
+        debs: Sequence[Path] = (),
         env: Mapping[str, str] | None = None,
         boot_timeout_s: float = 120.0,
     ) -> None:
         """Describe a bed; it is made and booted on entry.
 
         Args:
+            suite: the Debian release that it runs, if that is not the machine's own.
             bind_ro: what is seen at the same path, read-only. Whatever may change meanwhile, and
                 whatever lies in /tmp, must be bound to be seen.
             bind: folders of the machine, and where they are seen, writable.
             files: files that are there before the boot, by path.
+            debs: packages that are installed when it has booted, as on a user's machine.
             env: environment of every service.
             boot_timeout_s: how long the boot may take.
         """
-        self._bind_ro = list(bind_ro)
+        self._suite = suite or debian.own()
+        self._bind_ro = [*bind_ro, *debs]
         self._bind = dict(bind or {})
         self._files = dict(files or {})
+        self._debs = list(debs)
         self._env = dict(env or {})
         self._boot_timeout_s = boot_timeout_s
         self._units = itertools.count(1)
@@ -75,13 +83,20 @@ class Bed:
             BedError: it does not come up.
         """
         apt.ensure(PACKAGES)
-        self._container = Container(
-            bind_ro=self._bind_ro,
-            bind=self._bind,
-            files=self._files,
-            env=self._env,
-            timeout_s=self._boot_timeout_s,
-        )
+        with ExitStack() as stack:
+            self._container = stack.enter_context(
+                Container(
+                    lower=stack.enter_context(debian.tree(self._suite)),
+                    bind_ro=self._bind_ro,
+                    bind=self._bind,
+                    files=self._files,
+                    env=self._env,
+                    timeout_s=self._boot_timeout_s,
+                )
+            )
+            if self._debs:
+                self.run("dpkg", "--install", *map(str, self._debs), check=True)
+            self._resources = stack.pop_all()
         return self
 
     def __exit__(
@@ -91,7 +106,7 @@ class Bed:
         trace: TracebackType | None,
     ) -> None:
         """Kill everything in it at once; `poweroff` before that for an orderly end."""
-        self._container.__exit__(kind, error, trace)
+        self._resources.close()
 
     @property
     def leader_pid(self) -> int:

@@ -1,4 +1,4 @@
-"""Boots systemd in systemd-nspawn on the machine's own packages, and waits until it is up."""
+"""Boots the systemd of a root file system in systemd-nspawn, and waits until it is up."""
 
 from __future__ import annotations
 
@@ -86,13 +86,14 @@ class Container:
     def __init__(
         self,
         *,
+        lower: Path,
         bind_ro: Sequence[Path],
         bind: Mapping[Path, str],
         files: Mapping[str, str],
         env: Mapping[str, str],
         timeout_s: float,
     ) -> None:
-        """Boot; arguments as those of `nspawn.Bed`.
+        """Boot over the root file system `lower`; other arguments as those of `nspawn.Bed`.
 
         Raises:
             BedError: it did not come up in time.
@@ -114,7 +115,7 @@ class Container:
                 self._process = subprocess.Popen(
                     [
                         *("unshare", "--mount", "--propagation", "private"),
-                        *(str(_START), str(folder), str(group)),
+                        *(str(_START), str(folder), str(group), str(lower)),
                         *(*_NSPAWN, f"--directory={folder / 'ram/root'}", *binds),
                         "systemd.unit=multi-user.target",
                     ],

@@ -1,22 +1,24 @@
 #!/bin/sh
 # Makes the root file system of an nspawn bed and becomes the systemd-nspawn that boots it.
 #
-# Usage: nspawn_start.sh FOLDER CGROUP NSPAWN [ARGUMENT...]
+# Usage: nspawn_start.sh FOLDER CGROUP LOWER NSPAWN [ARGUMENT...]
 #   FOLDER  the bed's own: files/ goes over the root file system, which is made at ram/root
 #   CGROUP  the bed's own, which this process enters first, so as to be killed with it
+#   LOWER   the root file system that the bed's is laid over: / or a tree of another release
 #
 # Runs in a mount namespace of its own with no way out, so that every mount made here ends with it.
 set -eu
 folder=$1
 echo $$ >"$2/cgroup.procs"
-shift 2
+lower=$3
+shift 3
 
-# The machine's own / with all that is installed; what the bed writes is kept in memory. An upper
-# layer on / itself would lie within the lower one, which the kernel refuses.
+# What the bed writes is kept in memory. An upper layer on / itself would lie within the lower one,
+# which the kernel refuses.
 ram=$folder/ram
 mount -t tmpfs -o mode=0755 forkshim-bed "$ram"
 mkdir "$ram/upper" "$ram/work" "$ram/root" "$ram/nspawn"
-mount -t overlay -o "lowerdir=/,upperdir=$ram/upper,workdir=$ram/work" forkshim-bed "$ram/root"
+mount -t overlay -o "lowerdir=$lower,upperdir=$ram/upper,workdir=$ram/work" forkshim-bed "$ram/root"
 
 # nspawn's locks and propagation folders: with those of the machine, two beds would share them.
 mkdir -p /run/systemd/nspawn

@@ -1,26 +1,27 @@
-"""forkshim installed in a booted systemd, and services made of test containers."""
+"""forkshim's package, installed in a booted systemd of each release, and services made of test
+containers.
+
+The tests here run what a user has: the installed package, by Debian's Python. What only a checkout
+can do is the exception: a module that needs it says so and why.
+"""
 
 from __future__ import annotations
 
 import itertools
 import shutil
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.beds.nspawn import Bed
 from tests.harness import bundles, waiting
-from tests.harness.engine import FORKSHIM
+from tests.systemd import debs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
 _numbers = itertools.count()
-LAUNCHER = '#!/bin/sh\nPYTHONPATH={root} exec "{program}" "$@"\n'
-"""It runs this checkout, whichever one its environment was made for."""
 
 
 class Services:
@@ -87,31 +88,32 @@ class Services:
         self.bed.ctl("systemctl", "daemon-reload", check=True)
 
 
-@pytest.fixture(scope="session")
-def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a bed sees as /var/lib/forkshim."""
-    return tmp_path_factory.mktemp("bundles")
-
-
-def make_bed(bundle_dir: Path, rootfs: Path) -> Bed:
-    """Return a bed with this checkout's forkshim and units, not yet booted."""
-    files = {
-        f"/etc/systemd/system/{path.name}": path.read_text()
-        for path in (ROOT / "systemd").glob("*.service")
-    }
-    files["/usr/bin/forkshim"] = LAUNCHER.format(root=ROOT, program=FORKSHIM)
+def make_bed(bundle_dir: Path, rootfs: Path, suite: str = debs.SUITES[0]) -> Bed:
+    """Return a bed that has forkshim's package once it is booted."""
     return Bed(
-        bind_ro=[ROOT, Path(sys.prefix), rootfs],
+        suite=suite,
+        bind_ro=[rootfs],
         bind={bundle_dir: "/var/lib/forkshim"},
-        files=files,
+        debs=[debs.package(suite)],
     )
 
 
+@pytest.fixture(scope="module", params=debs.SUITES)
+def suite(request: pytest.FixtureRequest) -> str:
+    """The Debian release that a bed runs: each test that has a bed is run on all of them."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def bed(bundle_dir: Path, rootfs: Path) -> Iterator[Bed]:
-    """A booted systemd with forkshim; one for the tests of a module."""
-    with make_bed(bundle_dir, rootfs) as booted:
-        booted.path("/usr/bin/forkshim").chmod(0o755)
+def bundle_dir(suite: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the beds of a module see as /var/lib/forkshim; each release has one of its own."""
+    return tmp_path_factory.mktemp(f"bundles-{suite}-")
+
+
+@pytest.fixture(scope="module")
+def bed(suite: str, bundle_dir: Path, rootfs: Path) -> Iterator[Bed]:
+    """A booted systemd with forkshim's package; one for the tests of a module."""
+    with make_bed(bundle_dir, rootfs, suite) as booted:
         yield booted
 
 

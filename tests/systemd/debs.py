@@ -1,7 +1,8 @@
-"""Debian packages built from copies of this checkout, as on a fresh machine."""
+"""Debian packages built from copies of this checkout, as on a fresh machine of a release."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.beds import cache, debian
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -18,7 +21,12 @@ ROOT = Path(__file__).parents[2]
 DEBIAN_PYTHON = "/usr/bin/python3"
 COMMITTED_AT = 1_700_000_000
 
+SUITES = ("bookworm", "trixie")
+"""The releases that forkshim's package is for."""
+
 _NOBODY = 65534
+_AS_NOBODY = ("setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--")
+_KEPT = 12  # packages in the cache: of a few versions of the code
 _MADE_HERE = {str(ROOT / name) for name in (".git", ".venv", ".cache", "build", "dist")}
 _LIMIT_S = 600.0
 
@@ -73,10 +81,10 @@ def make_deb(checkout: Path) -> Path:
     """Run `make deb` as an ordinary user who has Debian's programs alone; returns the package."""
     private = checkout / ".cache"
     private.mkdir()
-    nobody: list[str] = []
+    nobody: tuple[str, ...] = ()
     if os.geteuid() == 0:
         os.chown(private, _NOBODY, _NOBODY)
-        nobody = ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--"]
+        nobody = _AS_NOBODY
     env = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
     env |= {"PATH": "/usr/bin:/bin", "HOME": str(private), "TMPDIR": str(private)}
     done = subprocess.run(
@@ -115,6 +123,79 @@ def build(checkout: Path, out: Path, env: Mapping[str, str] | None = None) -> Pa
     done = run_build(checkout, out, env)
     assert (done.returncode, done.stderr) == (0, "")
     return Path(done.stdout.rstrip("\n"))
+
+
+def package(suite: str, version: str | None = None) -> Path:
+    """Return the package of this checkout for a release, built there unless the cache has it."""
+    with tempfile.TemporaryDirectory(prefix="forkshim-deb-", dir="/var/tmp") as name:
+        work = Path(name)
+        copy = copy_checkout(work / "checkout", version)
+        folder = cache.directory() / "packages"
+        folder.mkdir(exist_ok=True)
+        with debian.tree(suite) as tree, cache.locked(folder / "lock"):
+            final = folder / f"{_key(copy, tree)}.deb"
+            if not final.exists():
+                made = build(copy, work) if tree == Path("/") else _build_in(tree, copy, work)
+                # Beside the final name first: a reader has all of it, or nothing.
+                Path(shutil.copy(made, folder / "unfinished")).rename(final)
+            os.utime(final)
+            for old in sorted(folder.glob("*.deb"), key=_used_at)[:-_KEPT]:
+                old.unlink()
+    return final
+
+
+def _used_at(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _key(checkout: Path, tree: Path) -> str:
+    """Changes with whatever a package consists of: the code, and the release it is for."""
+    digest = hashlib.sha256(os.fsencode(tree))
+    for file in sorted(path for path in checkout.rglob("*") if path.is_file()):
+        name = file.relative_to(checkout)
+        if name.parts[0] != "tests" or name.parts[1] == "setup":
+            digest.update(f"{name} {file.stat().st_mode}\n".encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:24]
+
+
+def _build_in(tree: Path, checkout: Path, work: Path) -> Path:
+    """Run `make deb` in a release, as an ordinary user there; its wheels are fetched here."""
+    ask = ["python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+    python = debian.run_in(tree, ask, job=work, env={}).stdout.strip()
+    _fetch_wheels(python, work / "wheels")
+    subprocess.run(["chown", "-R", f"{_NOBODY}:{_NOBODY}", checkout], check=True)
+    work.chmod(0o755)
+    done = debian.run_in(
+        tree,
+        [*_AS_NOBODY, "make", "-C", "checkout", "deb"],
+        job=work,
+        env={
+            "HOME": "/job/checkout",
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": "/job/wheels",
+            "SOURCE_DATE_EPOCH": str(COMMITTED_AT),
+        },
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (made,) = (checkout / "dist").glob("*.deb")
+    return made
+
+
+def _fetch_wheels(python: str, folder: Path) -> None:
+    """Fetch the locked wheels for a version of Python: a release's tree has no network."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "download"),
+            *("--python-version", python, "--only-binary", ":all:", "--require-hashes"),
+            *("-r", ROOT / "tests/setup/requirements.lock", "-d", folder),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=_LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def field(package: Path, name: str) -> str:

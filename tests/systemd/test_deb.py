@@ -1,8 +1,10 @@
-"""The Debian package: built, looked into, installed, upgraded under a running container, purged."""
+"""The Debian package: built, looked into, installed, upgraded under a running container, purged.
+
+Built and looked into on the machine's own release, the rest on each.
+"""
 
 from __future__ import annotations
 
-import glob
 import json
 import re
 import subprocess
@@ -58,10 +60,22 @@ def files(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return debs.unpack(package, tmp_path_factory.mktemp("files") / "deb")
 
 
+@pytest.fixture(scope="module")
+def deb(suite: str) -> Path:
+    """The package for the bed's release."""
+    return debs.package(suite)
+
+
+@pytest.fixture(scope="module")
+def newer_deb(suite: str) -> Path:
+    """The next version for the bed's release."""
+    return debs.package(suite, NEWER)
+
+
 @pytest.fixture
-def bed(package: Path, newer: Path, rootfs: Path) -> Iterator[Bed]:
+def bed(suite: str, deb: Path, newer_deb: Path, rootfs: Path) -> Iterator[Bed]:
     """A booted systemd that has never seen forkshim."""
-    with Bed(bind_ro=[package, newer, rootfs]) as booted:
+    with Bed(suite=suite, bind_ro=[deb, newer_deb, rootfs]) as booted:
         yield booted
 
 
@@ -268,12 +282,13 @@ def test_a_wheel_with_another_hash_is_refused(tmp_path: Path) -> None:
 @pytest.mark.booted
 @pytest.mark.timeout(600)  # it lists all of /usr twice
 def test_from_installation_to_purge_it_works_and_leaves_nothing(
-    bed: Bed, package: Path, rootfs: Path
+    bed: Bed, deb: Path, rootfs: Path
 ) -> None:
     everywhere = ("/usr/", "/etc/", "/var/", "/lib/", "/run/forkshim")
     before = _listing(bed, *everywhere)
-    _dpkg(bed, "--install", package)
-    programs = _listing(bed, LIBRARY, *glob.glob("/usr/lib/python3*"))
+    _dpkg(bed, "--install", deb)
+    python = [f"/usr/lib/{path.name}" for path in bed.path("/usr/lib").glob("python3*")]
+    programs = _listing(bed, LIBRARY, *python)
     demo = Demo(bed, rootfs)
     demo.start()
     demo.await_more()
@@ -286,7 +301,7 @@ def test_from_installation_to_purge_it_works_and_leaves_nothing(
     demo.systemctl("restart", UNIT)
     demo.await_more()
     demo.systemctl("stop", UNIT)
-    assert _listing(bed, LIBRARY, *glob.glob("/usr/lib/python3*")) == programs
+    assert _listing(bed, LIBRARY, *python) == programs
     bed.path(f"{BUNDLE}/config.json").unlink()
     bed.path(BUNDLE).rmdir()
 
@@ -303,15 +318,15 @@ def test_from_installation_to_purge_it_works_and_leaves_nothing(
 
 @pytest.mark.booted
 def test_an_upgrade_leaves_the_container_alone_and_a_restart_runs_the_new_version(
-    bed: Bed, package: Path, newer: Path, demo: Demo
+    bed: Bed, deb: Path, newer_deb: Path, demo: Demo
 ) -> None:
-    _dpkg(bed, "--install", package)
+    _dpkg(bed, "--install", deb)
     demo.start()
     demo.await_more()
     pid = demo.pid()
     assert not [line for line in demo.maps() if "(deleted)" in line]
 
-    _dpkg(bed, "--install", newer)
+    _dpkg(bed, "--install", newer_deb)
     assert bed.run("/usr/bin/forkshim", "--version").stdout == f"forkshim {NEWER}\n"
     assert demo.pid() == pid
     assert demo.maps()
@@ -334,10 +349,10 @@ def test_an_upgrade_leaves_the_container_alone_and_a_restart_runs_the_new_versio
 @pytest.mark.booted
 @pytest.mark.parametrize("detached", [False, True], ids=["unit", "detached"])
 def test_a_running_supervisor_needs_none_of_its_files(
-    bed: Bed, package: Path, demo: Demo, *, detached: bool
+    bed: Bed, deb: Path, demo: Demo, *, detached: bool
 ) -> None:
     """What makes an upgrade safe: whatever it has to import it has imported."""
-    _dpkg(bed, "--install", package)
+    _dpkg(bed, "--install", deb)
     log = "/root/demo.log"
     if detached:
         bed.ctl(
@@ -365,9 +380,9 @@ def test_a_running_supervisor_needs_none_of_its_files(
 
 @pytest.mark.booted
 def test_removal_stops_what_runs_and_keeps_what_the_administrator_has_made(
-    bed: Bed, package: Path, demo: Demo
+    bed: Bed, deb: Path, demo: Demo
 ) -> None:
-    _dpkg(bed, "--install", package)
+    _dpkg(bed, "--install", deb)
     bed.write("/etc/forkshim/demo.conf", "FORKSHIM_OPTIONS=--stop-timeout 9\n")
     demo.systemctl("enable", UNIT)
     demo.start()
@@ -383,9 +398,9 @@ def test_removal_stops_what_runs_and_keeps_what_the_administrator_has_made(
 
 
 @pytest.mark.booted
-def test_it_starts_without_a_look_at_the_users_environment(bed: Bed, package: Path) -> None:
+def test_it_starts_without_a_look_at_the_users_environment(bed: Bed, deb: Path) -> None:
     """A module that would end the start lies everywhere where Python may look for one."""
-    _dpkg(bed, "--install", package)
+    _dpkg(bed, "--install", deb)
     trap = "raise SystemExit('trapped')\n"
     for name in ("supervisor", "orjson", "argparse", "sitecustomize", "usercustomize"):
         bed.write(f"/root/trap/{name}.py", trap)

@@ -115,7 +115,8 @@ def test_a_137_and_a_kill_are_two_reports(services: Services, script: str, endin
 
 
 def test_a_container_that_fails_is_started_again(services: Services) -> None:
-    script = "[ -e /tmp/c/1 ] && { echo again; sleep 1000; }; touch /tmp/c/1; echo first; exit 9"
+    script = "[ -e /tmp/c/1 ] && { trap exit TERM; echo again; sleep 9 & wait; }; "
+    script += "touch /tmp/c/1; echo first; exit 9"
     services.bed.ctl("mkdir", "-p", "/run/count", check=True)
     mount = bundles.bind("/run/count", "/tmp/c")
     unit = services.start("again", script, "RestartSec=10ms", check=False, mounts=[mount])
@@ -142,7 +143,7 @@ def test_a_unit_without_a_bundle_is_skipped(services: Services) -> None:
 
 
 def test_what_needs_a_container_starts_when_it_runs(services: Services) -> None:
-    first = services.add("first", "sleep 0.5; echo up; sleep 1000")
+    first = services.add("first", "trap exit TERM; sleep 0.5; echo up; sleep 9 & wait")
     services.bed.write(
         "/etc/systemd/system/after.service",
         f"[Unit]\nRequires={first}\nAfter={first}\n[Service]\nType=oneshot\n"
@@ -153,9 +154,10 @@ def test_what_needs_a_container_starts_when_it_runs(services: Services) -> None:
     assert services.lines("after.service") == ["ActiveState=active"]
 
 
-def test_ten_containers_keep_their_last_words_at_a_shutdown(bundle_dir: Path, rootfs: Path) -> None:
-    with make_bed(bundle_dir, rootfs) as bed:
-        bed.path("/usr/bin/forkshim").chmod(0o755)
+def test_ten_containers_keep_their_last_words_at_a_shutdown(
+    suite: str, bundle_dir: Path, rootfs: Path
+) -> None:
+    with make_bed(bundle_dir, rootfs, suite) as bed:
         services = Services(bed, bundle_dir, rootfs)
         units = [services.add(f"many{n}", LAST_WORDS) for n in range(10)]
         bed.ctl("systemctl", "start", *units, check=True)
@@ -169,6 +171,7 @@ import os, socket, signal
 out = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 out.connect(os.environ["NOTIFY_SOCKET"])
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
+out.send(b"STATUS=waits")
 signal.sigwait({signal.SIGUSR1})
 out.send(b"STATUS=warm\\nREADY=1")
 out.send(b"WATCHDOG=1")
@@ -193,9 +196,9 @@ def test_a_container_that_speaks_sd_notify_is_ready_when_it_says_so(
     def shown() -> dict[str, str]:
         return services.bed.show(unit, "ActiveState", "StatusText")
 
-    waiting.wait_true(lambda: shown()["StatusText"].startswith("running, pid "))
+    waiting.wait_true(lambda: ": waits, stdout " in shown()["StatusText"])
     assert shown()["ActiveState"] == "activating"
-    pid = shown()["StatusText"].removeprefix("running, pid ").split(",")[0]
+    pid = shown()["StatusText"].removeprefix("running, pid ").split(":")[0]
     services.bed.ctl("kill", "-USR1", pid, check=True)
     services.bed.wait_until_active(unit)
     waiting.wait_true(lambda: f"running, pid {pid}: warm, stdout " in shown()["StatusText"])
