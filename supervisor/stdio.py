@@ -103,7 +103,7 @@ def go_on(
     for name, sink in sinks.items():
         stdio.names[name] = str(sink)
         if sink.kind is SinkKind.FILE and not sink.has_outlet:
-            stdio.reopeners[name] = partial(_open_file_at_end, sink.path)
+            stdio.reopeners[name] = partial(_open_log_file, sink.path)
     if packed["outlets"]:
         from supervisor.outlets import Came, open_outlets
 
@@ -204,7 +204,7 @@ class StdioOpener:
         for name, sink in wanted.items():
             self._stdio.names[name] = str(sink)
             if not sink.is_descriptor and sink.path:
-                _open_file_at_end(sink.path).close()  # the workers open it: a typo is told now
+                _open_log_file(sink.path).close()  # the workers open it: a typo is told now
         if wanted.get("stdout") == wanted.get("stderr") and wanted["stdout"].kind is SinkKind.FILE:
             self._stdio.stderr_joins_stdout = True
             del wanted["stderr"]
@@ -241,8 +241,8 @@ class StdioOpener:
             self._stdio.sinks[name] = _duplicate({"stdout": 1, "stderr": 2}[name])
             return True
         if sink.kind is SinkKind.FILE:
-            self._stdio.sinks[name] = _open_file_at_end(sink.path)
-            self._stdio.reopeners[name] = partial(_open_file_at_end, sink.path)
+            self._stdio.sinks[name] = _open_log_file(sink.path)
+            self._stdio.reopeners[name] = partial(_open_log_file, sink.path)
             return True
         with_path = _open_path(sink.path)
         if not fds.is_fifo(with_path.fileno()):
@@ -410,13 +410,13 @@ def _reopen(with_path: fds.Fd, path: str, flags: int) -> fds.Fd:
         raise ShimError(f"open {path}: {reason(error)}") from error
 
 
-def _open_file_at_end(path: str) -> fds.Fd:
-    """Open or create a regular file and stand at its end; a link in its place is not followed.
+def _open_log_file(path: str) -> fds.Fd:
+    """Open or create a regular file; a link in its place is not followed.
 
     Whoever may write to the directory must not lead us, who are root, to another file.
 
-    Not O_APPEND: splice(2) refuses such files. The offset is shared with each worker that
-    inherits the descriptor, so a successor goes on where its predecessor stopped.
+    Not O_APPEND: splice(2) refuses such files. The workers write at its end, see
+    `workers.position`.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK | os.O_NOFOLLOW
     try:
@@ -427,7 +427,6 @@ def _open_file_at_end(path: str) -> fds.Fd:
         file.close()
         raise ShimError(f"open {path}: not a regular file")
     os.set_blocking(file.fileno(), True)
-    os.lseek(file.fileno(), 0, os.SEEK_END)
     return file
 
 

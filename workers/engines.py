@@ -29,6 +29,7 @@ import select
 import stat
 import termios
 
+from workers import position
 from workers.pace import SMALL_BYTES, Pace
 from workers.values import dataclass
 
@@ -150,10 +151,11 @@ def _copy_by_scratch(route: Route, scratch: tuple[int, int], tally: Tally) -> No
     readable = select.poll()
     readable.register(route.source_fd, select.POLLIN)
     pace = pace_of(route)
+    to_position = position.keeper_of(route.sink_fd, is_log=route.sink_is_log)
     show(route, scratch, tally)
     while True:
         # First what is in there: on the first round a killed predecessor may have left it.
-        empty_scratch(route, scratch, tally)
+        empty_scratch(route, scratch, tally, to_position)
         pace.rest()
         readable.poll()
         try:
@@ -246,14 +248,22 @@ def _fill_up(route: Route, scratch: tuple[int, int], moved: int) -> int:
     return moved
 
 
-def empty_scratch(route: Route, scratch: tuple[int, int], tally: Tally) -> None:
+def empty_scratch(
+    route: Route,
+    scratch: tuple[int, int],
+    tally: Tally,
+    to_position: Callable[[], None] = lambda: None,
+) -> None:
     """Move what the scratch pipe holds to the sink, waiting for room.
+
+    `to_position` is called before each move, see `workers.position`.
 
     Raises:
         CopyError: The sink failed; the rest is still in the scratch pipe.
     """
     while pending := pending_bytes(scratch[0]):
         tally.in_transit(pending)
+        to_position()
         try:
             tally.moved(os.splice(scratch[0], route.sink_fd, pending))
         except BlockingIOError:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from workers import engines, remainder, report
 
 TYPE_CHECKING = False
@@ -17,9 +15,6 @@ def work(desk: Desk, route: engines.Route) -> None:
     if desk.is_to_count:
         desk.send_and_keep(remainder.count(desk, route))
         return
-    if route.sink_is_log:
-        # Only now: whoever was told to go has gone, and may have written by another descriptor.
-        os.lseek(route.sink_fd, 0, os.SEEK_END)
     try:
         engines.copy(route, desk)
     except engines.CopyError as error:

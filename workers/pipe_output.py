@@ -14,7 +14,7 @@ import os
 import select
 from typing import NamedTuple
 
-from workers import engines, record_output
+from workers import engines, position, record_output
 from workers.journal_socket import wait_until_read
 from workers.line_buffer import LineBuffer
 from workers.shared import Record
@@ -105,6 +105,7 @@ class PipeWriter:
         self._buffered = buffered
         self._outlet_rfd, self._outlet_wfd = buffered.outlet
         self.stall_fd = sink_fd
+        self._to_position = position.keeper_of(sink_fd, is_log=False)
         self._lingers = lingers
         consumed, sending = buffered.read()
         if sending:
@@ -153,6 +154,7 @@ class PipeWriter:
             if not writable.poll(0):
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             most = rest if engines.never_waits(self.stall_fd) else min(rest, _SLOW_BYTES)
+            self._to_position()
             try:
                 os.splice(self._outlet_rfd, self.stall_fd, most, flags=os.SPLICE_F_NONBLOCK)
             except OSError as error:

@@ -162,6 +162,62 @@ def test_file_to_file_takes_the_detour_through_the_scratch_pipe(
     assert bench.ledger.copied_bytes(0) == size
 
 
+@pytest.mark.parametrize("is_log", [True, False])
+def test_a_file_that_a_stranger_truncates_is_written_on_at_its_end(
+    bench: Bench, tmp_path: Path, *, is_log: bool
+) -> None:
+    """As logrotate's `copytruncate` does; at the old position there would be NUL bytes before."""
+    path = tmp_path / "sink"
+    source_rfd, source_wfd = bench.pipe()
+    sink = bench.file(path, os.O_WRONLY)
+    route = engines.Route(source_rfd, sink, bench.pipe(1 << 20), sink_is_log=is_log)
+    with forked(bench.worker(route)) as worker:
+        for size in (70_000, 10, 3):
+            os.write(source_wfd, b"x" * min(size, 60_000))
+            os.write(source_wfd, b"x" * max(0, size - 60_000))
+            waiting.wait_true(lambda size=size: path.stat().st_size == size)
+            os.truncate(path, 0)
+        os.write(source_wfd, b"what comes after\n")
+        bench.close_fd(source_wfd)
+        assert bench.reported(worker) == report.Report("stdout", 70_013 + 17)
+    assert path.read_bytes() == b"what comes after\n"
+
+
+def test_a_log_is_written_at_its_end_behind_what_a_stranger_has_added(
+    bench: Bench, tmp_path: Path
+) -> None:
+    path = tmp_path / "sink"
+    source_rfd, source_wfd = bench.pipe()
+    sink = bench.file(path, os.O_WRONLY)
+    route = engines.Route(source_rfd, sink, bench.pipe(1 << 20), sink_is_log=True)
+    with forked(bench.worker(route)) as worker:
+        os.write(source_wfd, b"one\n")
+        waiting.wait_true(lambda: path.stat().st_size == 4)
+        with open(path, "ab") as stranger:
+            stranger.write(b"strange\n")
+        os.write(source_wfd, b"two\n")
+        bench.close_fd(source_wfd)
+        assert bench.reported(worker) == report.Report("stdout", 8)
+    assert path.read_bytes() == b"one\nstrange\ntwo\n"
+
+
+def test_an_existing_file_is_overwritten_from_where_the_descriptor_stands(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """Only what is behind the end is moved: a `path:` is opened as it is, as in 2016."""
+    path = tmp_path / "sink"
+    path.write_bytes(b"0123456789")
+    source_rfd, source_wfd = bench.pipe()
+    sink = bench.file(path, os.O_WRONLY)
+    with forked(
+        bench.worker(engines.Route(source_rfd, sink, bench.pipe(1 << 20)))
+    ) as worker:
+        os.write(source_wfd, b"ab")
+        bench.close_fd(source_wfd)
+        assert bench.reported(worker) == report.Report("stdout", 2)
+    assert path.read_bytes() == b"ab23456789"
+
+
 def test_what_a_killed_worker_left_in_the_scratch_pipe_is_moved_first_by_its_successor(
     bench: Bench, tmp_path: Path
 ) -> None:
