@@ -209,9 +209,7 @@ def test_an_existing_file_is_overwritten_from_where_the_descriptor_stands(
     path.write_bytes(b"0123456789")
     source_rfd, source_wfd = bench.pipe()
     sink = bench.file(path, os.O_WRONLY)
-    with forked(
-        bench.worker(engines.Route(source_rfd, sink, bench.pipe(1 << 20)))
-    ) as worker:
+    with forked(bench.worker(engines.Route(source_rfd, sink, bench.pipe(1 << 20)))) as worker:
         os.write(source_wfd, b"ab")
         bench.close_fd(source_wfd)
         assert bench.reported(worker) == report.Report("stdout", 2)
