@@ -10,6 +10,7 @@ import pty
 import signal
 import socket
 import tty
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -103,6 +104,10 @@ def bench() -> Iterator[Bench]:
     made.close()
 
 
+def _has_size(path: Path, size: int) -> bool:
+    return path.stat().st_size == size
+
+
 def _write_in_background(fd: int, content: bytes) -> Callable[[], None]:
     def work() -> None:
         rest = memoryview(content)
@@ -175,7 +180,7 @@ def test_a_file_that_a_stranger_truncates_is_written_on_at_its_end(
         for size in (70_000, 10, 3):
             os.write(source_wfd, b"x" * min(size, 60_000))
             os.write(source_wfd, b"x" * max(0, size - 60_000))
-            waiting.wait_true(lambda size=size: path.stat().st_size == size)
+            waiting.wait_true(partial(_has_size, path, size))
             os.truncate(path, 0)
         os.write(source_wfd, b"what comes after\n")
         bench.close_fd(source_wfd)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -60,7 +61,7 @@ def test_after_copytruncate_a_log_has_what_came_after_and_nothing_else(
             line = word.encode() * 100
             process.stdin.write(line + b"\n")
             process.stdin.flush()
-            waiting.wait_true(lambda line=line: line in log.read_bytes())
+            waiting.wait_true(partial(_has, log, line))
             subprocess.run(
                 ["logrotate", "--state", tmp_path / "state", rules],
                 check=True,
@@ -74,8 +75,12 @@ def test_after_copytruncate_a_log_has_what_came_after_and_nothing_else(
     assert b"\0" not in text
     assert text.endswith(b"four\n")
     assert text.count(b"\n") == 1
-    for number, word in enumerate((b"three", b"two", b"one"), 1):
+    for number, was in enumerate((b"three", b"two", b"one"), 1):
         old = (tmp_path / f"log.{number}").read_bytes()
         assert b"\0" not in old
         assert old.count(b"\n") == 1
-        assert word in old
+        assert was in old
+
+
+def _has(log: Path, line: bytes) -> bool:
+    return line in log.read_bytes()
