@@ -252,7 +252,7 @@ def empty_scratch(
     route: Route,
     scratch: tuple[int, int],
     tally: Tally,
-    to_position: Callable[[], None] = lambda: None,
+    to_position: Callable[[], object] = lambda: None,
 ) -> None:
     """Move what the scratch pipe holds to the sink, waiting for room.
 
