@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +16,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.booted
 
-ROOT = Path(__file__).parents[2]
+EXAMPLES = "/usr/share/doc/forkshim/examples/forkshim@.service.d"
+ADOPT = f"{EXAMPLES}/adopt.conf"
+NEWER = f"{EXAMPLES}/newer-systemd.conf"
 CRASHES = int(os.environ.get("FORKSHIM_ADOPTIONS", "4"))
 COUNTS = """
 trap 'echo bye; exit 37' TERM
@@ -25,9 +26,9 @@ n=0; while :; do n=$((n+1)); echo line $n; sleep 0.02; done
 """
 
 
-def _adoptable() -> str:
-    text = (ROOT / "systemd" / "forkshim@.service.d" / "adopt.conf").read_text()
-    settings = text.split("[Service]\n")[1]
+def _adoptable(services: Services) -> str:
+    """Return the shipped settings, with quicker and more restarts."""
+    settings = services.bed.read(ADOPT).split("[Service]\n")[1]
     return f"{settings}RestartSec=100ms\n[Unit]\nStartLimitIntervalSec=0\n[Service]\n"
 
 
@@ -78,9 +79,39 @@ def test_a_reload_keeps_the_processes_and_every_line(services: Services, sink: s
     assert services.bed.show(unit, "NRestarts")["NRestarts"] == "0"
 
 
+@pytest.mark.parametrize("drop_ins", [[ADOPT], [ADOPT, NEWER]], ids=["adopt", "adopt and newer"])
+def test_the_shipped_drop_in_is_all_that_adoption_needs(
+    services: Services, drop_ins: list[str]
+) -> None:
+    """As README has it: copy adopt.conf, start, and whoever kills the supervisor ends nothing."""
+    unit = services.add("shipped", COUNTS)
+    name = unit.removeprefix("forkshim@").removesuffix(".service")
+    directory = f"/etc/systemd/system/{unit}.d"
+    services.bed.ctl("install", "-D", "-m644", "-t", directory, *drop_ins, check=True)
+    services.bed.ctl("systemctl", "daemon-reload", check=True)
+    services.bed.ctl("systemctl", "start", unit, check=True)
+    _wait_for_more(services, unit)
+    main, payload = _pids(services, unit)
+    services.bed.ctl("kill", "-KILL", main, check=True)
+    waiting.wait_true(lambda: services.bed.show(unit, "NRestarts")["NRestarts"] == "1")
+    services.bed.wait_until_active(unit)
+    after = _pids(services, unit)
+    assert after[0] != main
+    assert after[1] == payload
+    _wait_for_more(services, unit)
+    failed = services.bed.ctl("systemctl", "list-units", "--failed", "--plain", "--no-legend")
+    assert failed.stdout == ""
+    services.bed.ctl("systemctl", "stop", unit, check=True)
+    assert services.bed.show(unit, "ExecMainStatus") == {"ExecMainStatus": "37"}
+    numbers = _numbers(services, unit)
+    assert numbers == list(range(1, numbers[-1] + 1))
+    record = json.loads(services.bed.read(f"/run/forkshim-exits/{name}.json"))
+    assert (record["exitCode"], record["signal"], record["error"]) == (37, None, None)
+
+
 @pytest.mark.parametrize("sink", ["passthrough", "journal"])
 def test_a_killed_supervisor_is_followed_by_another(services: Services, sink: str) -> None:
-    drop_in = f"{_adoptable()}Environment=FORKSHIM_OPTIONS=--log={sink}"
+    drop_in = f"{_adoptable(services)}Environment=FORKSHIM_OPTIONS=--log={sink}"
     unit = services.start("crash", COUNTS, drop_in)
     name = unit.removeprefix("forkshim@").removesuffix(".service")
     _main, payload = _pids(services, unit)
@@ -102,7 +133,7 @@ def test_a_killed_supervisor_is_followed_by_another(services: Services, sink: st
 
 def test_an_end_that_nobody_saw_is_the_true_one(services: Services) -> None:
     """Supervisor, workers and container are killed at once: only systemd has anything left."""
-    unit = services.start("all", COUNTS, _adoptable() + "Restart=on-abnormal")
+    unit = services.start("all", COUNTS, _adoptable(services) + "Restart=on-abnormal")
     name = unit.removeprefix("forkshim@").removesuffix(".service")
     _wait_for_more(services, unit)
     services.bed.ctl("systemctl", "kill", "-s", "KILL", "--kill-who=all", unit, check=True)
@@ -116,7 +147,9 @@ def test_an_end_that_nobody_saw_is_the_true_one(services: Services) -> None:
 
 
 def test_what_was_kept_of_an_earlier_run_is_not_adopted_by_the_next(services: Services) -> None:
-    unit = services.start("twice", "echo ready; sleep 0.3; exit 3", _adoptable(), check=False)
+    unit = services.start(
+        "twice", "echo ready; sleep 0.3; exit 3", _adoptable(services), check=False
+    )
     waiting.wait_true(
         lambda: int(services.bed.show(unit, "NRestarts")["NRestarts"]) >= 2, limit_s=30
     )
