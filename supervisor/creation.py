@@ -11,7 +11,7 @@ import os
 import signal
 import time
 
-from supervisor import fds, runtime, statedir
+from supervisor import fds, reach, runtime, statedir
 from supervisor.calls import HURRY_S
 from supervisor.errors import RuntimeFailedError, ShimError, StoppedError
 from supervisor.log import rfc3339
@@ -279,7 +279,7 @@ class Remains:
             self._on_end()  # the runtime knows no such container: nothing is left
             return
         if state is None:  # half of one may be left, which only `delete --force` takes away
-            self._force_delete()
+            self._force_delete(0)
             return
         is_child = state.pid > 0 and self._reaper.is_ours(state.pid)
         if not runtime.is_ours(
@@ -292,9 +292,14 @@ class Remains:
             self._log.info(f"{self._caller.container_id}: another's container, left alone")
             self._on_end()
             return
-        self._force_delete()
+        self._force_delete(state.pid if is_child else 0)
 
-    def _force_delete(self) -> None:
+    def _force_delete(self, pid: int) -> None:
+        danger = reach.of(self._caller.bundle, pid).danger()
+        if danger:
+            self._log.warning(reach.not_deleted(self._caller.name, danger))
+            self._on_end()
+            return
         try:
             self._calls.run(self._caller.delete(force=True), lambda _termination: self._on_end())
         except ShimError as error:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import socket
     from typing import Any
 
-VERSION = 5
+VERSION = 6
 _WORD = b"forkshim-handover"
 _MESSAGE_BYTES = 32
 _MOST_FDS = 253  # SCM_MAX_FD

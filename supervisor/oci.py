@@ -137,13 +137,13 @@ def read_checkpoint(directory: str) -> CheckpointRecord:
     )
 
 
-def read_bundle(path: str) -> Bundle:
-    """Read the bundle's config.json.
+def read_bundle(path: str, config_path: str | None = None) -> Bundle:
+    """Read the bundle's config.json, or `config_path` in its place.
 
     Raises:
         BundleError: Missing, too large, not JSON, or a field of the wrong shape; names both.
     """
-    config_path = os.path.join(path, "config.json")
+    config_path = config_path or os.path.join(path, "config.json")
     document = _read_object(config_path, BundleError)
     process = _Fields(config_path, _object(config_path, document, "process"), BundleError)
     linux = _object(config_path, document, "linux")

@@ -19,6 +19,7 @@ from supervisor import (
     front,
     home,
     oci,
+    reach,
     signals,
     statedir,
 )
@@ -211,7 +212,11 @@ def _recover(claimed: home.Home, request: RunRequest, why_not: DepositError | No
             )
         adoption.end_workers(claimed.state_dir)
         if state is not None and state.bundle == caller.bundle:
-            ask_runtime(caller.name, caller.delete())
+            danger = reach.of(caller.bundle, 0).danger()
+            if danger:
+                front.say(f"{request.container_id}: {reach.not_deleted(caller.name, danger)}")
+            else:
+                ask_runtime(caller.name, caller.delete())
         if why_not is not None:
             anew = "its container is gone, so it is run anew"
             front.say(f"{request.container_id}: {why_not}; {anew}")

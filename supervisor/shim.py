@@ -18,7 +18,7 @@ import signal
 
 from setproctitle import setproctitle
 
-from supervisor import __version__, control, fds, lifecycle, linux, oci, statedir
+from supervisor import __version__, control, fds, lifecycle, linux, oci, reach, statedir
 from supervisor.calls import HURRY_S, RuntimeCalls
 from supervisor.creation import Creation, explain
 from supervisor.errors import RuntimeFailedError, ShimError, StoppedError, reason
@@ -368,6 +368,8 @@ class Supervisor:
             process.close()
             raise
         self._process = process
+        if not self._record.is_exec:
+            self._stopper.reach = reach.of(self._order.bundle, process.pid)
 
     def _expect_the_end(self) -> None:
         """Serve the process that is there now, up to its end, which may have been."""
@@ -561,6 +563,7 @@ class Supervisor:
                 "relay": -1 if relay is None else parcel.add(relay.fileno()),
                 **self._process.pack(parcel),
                 "began_at": self._creation.began_at,
+                "reach": self._stopper.reach.pack() if self._stopper.reach else None,
                 "stdio": self._stdio.pack(parcel),
                 "plumbing": self._plumbing.pack(parcel),
                 "crew": self._crew.pack(parcel),
@@ -581,6 +584,8 @@ class Supervisor:
             self._loop, self._reaper, packed, contents, is_parent=is_parent
         )
         self._creation.began_at = packed["began_at"]
+        if packed["reach"] is not None:
+            self._stopper.reach = reach.unpack(packed["reach"])
         self._stdio = go_on_with_stdio(
             packed["stdio"], contents, self._record, self._order.container_id, self._order.bundle
         )

@@ -4,12 +4,15 @@ then its container.
 The runtime does it first, because it knows what the container is made of; where it cannot (its
 program is gone, it hangs, it says no), the process is signalled directly: it is our child.
 An exec'd process is never the runtime's business: `runtime kill` would mean the container's init.
+
+`kill --all` goes by cgroup, so it is only for a container that needs it: see `supervisor.reach`.
 """
 
 from __future__ import annotations
 
 import signal
 
+from supervisor import reach
 from supervisor.errors import ShimError
 from supervisor.waitstatus import shell_status
 
@@ -41,13 +44,17 @@ class Stopper:
         is_exec: bool,
         signal_init: Callable[[int], None],
     ) -> None:
-        """`signal_init` sends a signal to the process itself, if it has not been reaped."""
+        """`signal_init` sends a signal to the process itself, if it has not been reaped.
+
+        `reach` is set once the process is there. Without it nothing is killed by cgroup.
+        """
         self._loop = loop
         self._calls = calls
         self._caller = caller
         self._log = log
         self._is_exec = is_exec
         self._signal_init = signal_init
+        self.reach: reach.Reach | None = None
 
     def ask(self, signum: int, timeout_s: float, on_grace_over: Callable[[], None]) -> None:
         """Send the stop signal; `on_grace_over` follows after `timeout_s`, unless `over` comes."""
@@ -74,7 +81,8 @@ class Stopper:
         def on_end(_termination: Termination) -> None:
             self._signal_init(signal.SIGKILL)  # whatever the runtime did; harmless if it is dead
 
-        self._run_or_signal(self._caller.kill_all(), on_end, signal.SIGKILL)
+        argv = self._caller.kill_all() if self._may_kill_all else self._caller.kill(signal.SIGKILL)
+        self._run_or_signal(argv, on_end, signal.SIGKILL)
 
     def kill_again(self, on_overdue: Callable[[], None]) -> None:
         """Kill it once more, past the runtime."""
@@ -88,18 +96,28 @@ class Stopper:
         self._loop.cancel(_OVERDUE)
 
     def empty(self, on_end: Callable[[], None]) -> None:
-        """Kill every other process of its container; `on_end` follows, whatever came of it."""
-        if self._is_exec:
+        """Kill every other process of its container; `on_end` follows, whatever came of it.
+
+        Those of its own pid namespace have died with its init.
+        """
+        if self._is_exec or not self._may_kill_all:
             on_end()
         else:
             self._run_or_go_on(self._caller.kill_all(), on_end)
 
     def delete(self, on_end: Callable[[], None]) -> None:
         """Delete its container; `on_end` follows, whatever came of it."""
-        if self._is_exec:
+        danger = self.reach.danger() if self.reach else ""
+        if danger:
+            self._log.warning(reach.not_deleted(self._caller.name, danger))
+        if self._is_exec or danger:
             on_end()
         else:
             self._run_or_go_on(self._caller.delete(), on_end)
+
+    @property
+    def _may_kill_all(self) -> bool:
+        return self.reach is not None and self.reach.shares_pids and not self.reach.danger()
 
     def _run_or_go_on(self, argv: list[str], on_end: Callable[[], None]) -> None:
         try:

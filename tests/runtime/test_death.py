@@ -96,7 +96,7 @@ def test_status_then_kill_then_drain_then_delete_then_hang_up(
 ) -> None:
     recorder = runtimes.recorder(tmp_path, tmp_path / "state-1" / "init")
     count = 200_000  # lines; 1.3 MiB: too much for a fifo alone, not for a fifo and a pipe
-    engine = make_engine(f"seq 1 {count}; exit 7", runtime=recorder.path)
+    engine = make_engine(f"seq 1 {count}; exit 7", runtime=recorder.path, host_pid=True)
     stdout, _stderr = engine.run_attached()
     waiting.wait_path(recorder.log, lambda _path: recorder.verbs() == ["create", "kill"])
     create, kill = recorder.calls()
@@ -125,7 +125,7 @@ def test_the_hang_up_waits_for_the_delete(make_engine: MakeEngine, tmp_path: Pat
 
 def test_the_drain_waits_for_the_kill(make_engine: MakeEngine, tmp_path: Path) -> None:
     runtime, fifo = runtimes.gate(tmp_path, "kill")
-    engine = make_engine("echo out; exit 7", runtime=runtime)
+    engine = make_engine("echo out; exit 7", runtime=runtime, host_pid=True)
     engine.run_attached()
     with fifo.open("wb"):
         assert engine.exit_status() == 7

@@ -198,7 +198,7 @@ def test_a_runtime_gone_after_create_does_not_keep_the_end_from_coming(
 ) -> None:
     path = tmp_path / "vanishes"
     runtimes.script(path, f'if [ $verb = create ]; then rm {path}; exec runc "$@"; fi')
-    engine = make_engine("echo out; exit 7", runtime=path)
+    engine = make_engine("echo out; exit 7", runtime=path, host_pid=True)
     engine.run_attached()
     assert engine.read_end("stdout", "stderr") == [b"out\n", b""]
     assert engine.wait_end() == 7

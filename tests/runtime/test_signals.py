@@ -59,7 +59,7 @@ def test_a_container_that_ignores_the_stop_is_killed_after_the_grace_period(
     assert engine.wait_shim() == 0
     stop, kill = [call["argv"] for call in recorder.calls()[1:3]]
     assert stop == ["kill", engine.id, "15"]
-    assert kill == ["kill", "--all", engine.id, "SIGKILL"]
+    assert kill == ["kill", engine.id, "9"]
     assert "killing it" in engine.log("info")
     assert engine.leftovers() == []
 

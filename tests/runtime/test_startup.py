@@ -148,7 +148,7 @@ def test_the_runtime_is_found_in_path(make_engine: MakeEngine, tmp_path: Path) -
     engine.created()
     engine.start()
     assert engine.wait_end() == 7
-    assert recorder.verbs() == ["create", "kill", "delete"]
+    assert recorder.verbs() == ["create", "delete"]
 
 
 # What the runtime is given.
@@ -165,7 +165,6 @@ def test_the_runtimes_command_lines_are_the_protocols(
     pid_file = ["--pid-file", f"{engine.dir}/pid"]
     assert [call["argv"] for call in recorder.calls()] == [
         [*log, "create", "--bundle", str(engine.bundle), *pid_file, engine.id],
-        ["kill", "--all", engine.id, "SIGKILL"],
         ["delete", engine.id],
     ]
 
@@ -175,7 +174,7 @@ def test_runtime_arguments_come_before_every_verb_and_no_pivot_is_passed_on(
 ) -> None:
     recorder = runtimes.recorder(tmp_path, tmp_path)
     extra = ["--root", "/run/runc", "--debug"]
-    engine = make_engine(runtime=recorder.path, runtimeArgs=extra, noPivotRoot=True)
+    engine = make_engine(runtime=recorder.path, host_pid=True, runtimeArgs=extra, noPivotRoot=True)
     engine.run_attached()
     assert engine.wait_end() == 7
     log = ["--log", f"{engine.dir}/log.json", "--log-format", "json"]
@@ -246,7 +245,9 @@ def test_every_runtime_call_dies_with_the_shim_and_inherits_only_its_stdio(
     make_engine: MakeEngine, tmp_path: Path, *, terminal: bool
 ) -> None:
     recorder = runtimes.recorder(tmp_path, tmp_path)
-    engine = make_engine(runtime=recorder.path, terminal=terminal, containerdStdin="stdin")
+    engine = make_engine(
+        runtime=recorder.path, host_pid=True, terminal=terminal, containerdStdin="stdin"
+    )
     engine.run_attached()
     assert engine.wait_end() == 7
     create, kill, delete = recorder.calls()

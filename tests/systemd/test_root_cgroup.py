@@ -1,0 +1,39 @@
+"""A container in the root of all cgroups: only in the VM, where a mistake ends no real machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.systemd import guest
+from tests.systemd.guest import shell
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.beds.vm import VM
+
+pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def run(vm: VM, runtime: str, name: str, *, host_pid: bool) -> tuple[int, str]:
+    bundle = guest.make_bundle(vm, name, "exit 3", host_pid=host_pid, linux={"cgroupsPath": "/"})
+    done = vm.run(
+        *("/usr/bin/env", *guest.ENVIRONMENT, guest.FORKSHIM, "run", "--runtime", runtime),
+        *("--bundle", bundle, name),
+        timeout_s=120,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("runtime", ["runc", "crun"])
+def test_the_machine_outlives_a_container_in_the_root_cgroup(tmp_path: Path, runtime: str) -> None:
+    with guest.booted(tmp_path / "job") as vm:
+        sleeper = shell(vm, "sleep 1000 </dev/null >/dev/null 2>&1 & echo $!")
+        status, err = run(vm, runtime, f"own-{runtime}", host_pid=False)
+        assert (status, err) == (3, "")
+        status, err = run(vm, runtime, f"shared-{runtime}", host_pid=True)
+        assert status == 3
+        assert f"{runtime} delete is left out" in err
+        shell(vm, f"kill -0 {sleeper}")

@@ -1,0 +1,73 @@
+"""Whether a kill by cgroup may be used, as a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from supervisor import cgroups, reach
+from supervisor.reach import Reach
+
+OWN_V1 = {"systemd": "/", "pids": "/", "devices": "/unit/own", "memory": "/unit/own", "": "/"}
+OWN_V2 = {"": "/system.slice/web.service/supervisor"}
+
+
+@pytest.mark.parametrize(
+    ("linux", "is_shared"),
+    [
+        (None, True),
+        ({}, True),
+        ({"namespaces": None}, True),
+        ({"namespaces": "pid"}, True),
+        ({"namespaces": [{"type": "mount"}, "pid"]}, True),
+        ({"namespaces": [{"type": "pid"}]}, False),
+        ({"namespaces": [{"type": "pid", "path": ""}]}, False),
+        ({"namespaces": [{"type": "pid", "path": "/proc/1/ns/pid"}]}, True),
+    ],
+)
+def test_pids_are_shared_without_a_pid_namespace_or_with_one_that_has_a_path(
+    linux: Any, is_shared: bool
+) -> None:
+    assert reach.shares({} if linux is None else {"linux": linux}) is is_shared
+
+
+@pytest.mark.parametrize(
+    ("own", "places", "wanted", "danger"),
+    [
+        (OWN_V2, {"": "/system.slice/web.service/payload"}, "", ""),
+        (OWN_V2, {"": "/system.slice/web.service/supervisor/below"}, "", ""),
+        (OWN_V2, {"": "/system.slice/web.service/super"}, "", ""),
+        (OWN_V2, {"": "/elsewhere"}, "/", ""),  # what is known counts
+        (OWN_V2, {"": "/"}, "", "/"),
+        (OWN_V2, {"": "/system.slice/web.service/supervisor"}, "",
+         "/system.slice/web.service/supervisor"),
+        (OWN_V2, {"": "/system.slice"}, "", "/system.slice"),
+        (OWN_V2, {}, "", ""),
+        (OWN_V2, {}, "/", "/"),
+        (OWN_V2, {}, "//", "/"),
+        (OWN_V2, {}, "a/..", "/"),
+        (OWN_V2, {}, "system.slice/../system.slice", "/system.slice"),
+        (OWN_V2, {}, "system.slice:runc:web", ""),
+        # The unified hierarchy of a hybrid machine, and systemd's, are nobody's to kill by.
+        (OWN_V1, {**OWN_V1, "pids": "/c", "devices": "/c", "memory": "/c"}, "", ""),
+        (OWN_V1, {**OWN_V1, "pids": "/c", "devices": "/unit", "memory": "/c"}, "", "/unit"),
+        (OWN_V1, {**OWN_V1, "pids": "/", "devices": "/c", "memory": "/c"}, "", "/"),
+        (OWN_V1, {}, "/unit", "/unit"),
+    ],
+)  # fmt: skip
+def test_the_root_our_own_cgroup_and_those_above_it_are_dangerous(
+    monkeypatch: pytest.MonkeyPatch,
+    own: dict[str, str],
+    places: dict[str, str],
+    wanted: str,
+    danger: str,
+) -> None:
+    monkeypatch.setattr(cgroups, "membership", lambda _pid: own)
+    assert Reach(True, places, wanted).danger() == danger
+    assert Reach(False, places, wanted).danger() == ""
+
+
+def test_a_name_that_is_no_utf_8_comes_back() -> None:
+    packed = Reach(True, {"pids": "/a\udcff"}, "").pack()
+    assert reach.unpack(packed) == Reach(True, {"pids": "/a\udcff"}, "")
