@@ -231,10 +231,10 @@ class Creation:
 
 
 def explain(log_path: str) -> str:
-    """Return the first error in a runtime's log; empty if it wrote none."""
+    """Return all errors in a runtime's log; empty if it wrote none."""
     try:
         with open(log_path, "rb", opener=fds.open_without_waiting) as file:
-            return runtime.first_error(file.read(_MOST_LOG)) or ""
+            return runtime.errors(file.read(_MOST_LOG) or b"")
     except OSError:
         return ""  # ENOENT: it wrote none; EISDIR, EAGAIN: somebody has put something in its place
 

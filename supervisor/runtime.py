@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from supervisor.oci import CheckpointRecord
 
 
+_MOST_CHARACTERS = 4096
+
+
 @dataclass(frozen=True, slots=True)
 class RuntimeCaller:
     """Builds the argv of each operation on one container.
@@ -152,16 +155,33 @@ def find_program(name: str, search_path: str) -> str | None:
     return None
 
 
-def first_error(log: bytes) -> str | None:
-    """Return the first message of level `error` or worse in a runtime's log, or None.
+def errors(log: bytes) -> str:
+    """Return all messages of level `error` or worse in a runtime's log: in order, each once.
 
-    Lines that are not JSON objects are passed over: the runtime may have been killed in one.
+    The first may be a consequence and the last the reason: runc tells first what it could not
+    clean up. logrus has a detail in the field `error`. Lines that are not JSON objects are passed
+    over: the runtime may have been killed in one.
     """
-    for line in log.splitlines():
+    found: dict[str, None] = {}
+    for line in log.split(b"\n"):
         entry = _json_object(line)
-        if entry.get("level") in ("error", "fatal", "panic") and isinstance(entry.get("msg"), str):
-            return str(entry["msg"])
-    return None
+        message, detail = entry.get("msg"), entry.get("error")
+        if entry.get("level") in ("error", "fatal", "panic") and isinstance(message, str):
+            found[f"{message}: {detail}" if isinstance(detail, str) else message] = None
+    return _bounded([message for message in found if message])
+
+
+def words(stderr: bytes) -> str:
+    """Return the lines that a runtime has written to stderr as one: in order, each once."""
+    lines = (line.strip() for line in stderr.decode(errors="replace").split("\n"))
+    return _bounded([line for line in dict.fromkeys(lines) if line])
+
+
+def _bounded(messages: list[str]) -> str:
+    """Join them; of too many the last ones stay, where the reason is."""
+    while len(messages) > 1 and sum(map(len, messages)) > _MOST_CHARACTERS:
+        del messages[0]
+    return "; ".join(messages)[-_MOST_CHARACTERS:]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import signal
 
 from supervisor import reach
 from supervisor.errors import ShimError
+from supervisor.runtime import words
 from supervisor.waitstatus import shell_status
 
 TYPE_CHECKING = False
@@ -103,7 +104,7 @@ class Stopper:
         if self._is_exec or not self._may_kill_all:
             on_end()
         else:
-            self._run_or_go_on(self._caller.kill_all(), on_end)
+            self._run_or_go_on("kill --all", self._caller.kill_all(), on_end)
 
     def delete(self, on_end: Callable[[], None]) -> None:
         """Delete its container; `on_end` follows, whatever came of it."""
@@ -113,15 +114,22 @@ class Stopper:
         if self._is_exec or danger:
             on_end()
         else:
-            self._run_or_go_on(self._caller.delete(), on_end)
+            self._run_or_go_on("delete", self._caller.delete(), on_end)
 
     @property
     def _may_kill_all(self) -> bool:
         return self.reach is not None and self.reach.shares_pids and not self.reach.danger()
 
-    def _run_or_go_on(self, argv: list[str], on_end: Callable[[], None]) -> None:
+    def _run_or_go_on(self, verb: str, argv: list[str], on_end: Callable[[], None]) -> None:
+        def on_exit(termination: Termination, output: bytes) -> None:
+            if shell_status(termination) != 0:
+                said = words(output)
+                self._log.warning(f"{shown}: {termination}{f': {said}' if said else ''}")
+            on_end()
+
+        shown = f"{self._caller.name} {verb}"
         try:
-            self._calls.run(argv, lambda _termination: on_end())
+            self._calls.capture(argv, on_exit, with_stderr=True)
         except ShimError as error:
             self._log.warning(str(error))
             on_end()

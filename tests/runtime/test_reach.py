@@ -1,6 +1,6 @@
 """Who is killed at the end of a container that shares its cgroup, by real runc.
 
-`cgroupsPath: "/"` is tried in the VM alone: see tests/systemd/test_vm.py.
+`cgroupsPath: "/"` is tried in the VM alone: see tests/systemd/test_root_cgroup.py.
 """
 
 from __future__ import annotations

@@ -119,26 +119,40 @@ def test_the_other_verbs(caller: RuntimeCaller) -> None:
 @pytest.mark.parametrize(
     ("log", "message"),
     [
-        (b"", None),
-        (b"not json\n", None),
-        (b"[]\n3\nnull\n", None),
-        (b'{"level": "info", "msg": "fine"}\n', None),
-        (b'{"level": "warning", "msg": "hm"}\n', None),
+        (b"", ""),
+        (b"not json\n", ""),
+        (b"[]\n3\nnull\n", ""),
+        (b'{"level": "info", "msg": "fine"}\n', ""),
+        (b'{"level": "warning", "msg": "hm"}\n', ""),
         (b'{"level": "error", "msg": "bad"}\n', "bad"),
         (b'{"level": "fatal", "msg": "worse"}', "worse"),
         (b'{"level": "panic", "msg": "worst"}\n', "worst"),
         (b'{"level": "error", "msg": 7}\n{"level": "error", "msg": "two"}\n', "two"),
-        (b'{"level": "error"}\n', None),
-        (b'{"level": ["error"], "msg": "x"}\n', None),
+        (b'{"level": "error"}\n', ""),
+        (b'{"level": ["error"], "msg": "x"}\n', ""),
         (b'{"level":"info","msg":"a"}\r\n\n{"level":"error","msg":"1"}\n{"level":"error"', "1"),
         (b'{"level": "error", "msg": "\xff"}\n{"level": "error", "msg": "b"}\n', "b"),
         (b'{"level": "error", "msg": ""}\n', ""),
+        (b'{"level": "error", "msg": "a", "error": "why"}\n', "a: why"),
+        (b'{"level": "error", "msg": "a", "error": 7}\n', "a"),
+        (b'{"level":"error","msg":"a"}\n' * 3 + b'{"level":"error","msg":"b"}\n', "a; b"),
+        (b"".join(b'{"level":"error","msg":"%04d"}\n' % n for n in range(2000)),
+         "; ".join(f"{n:04d}" for n in range(976, 2000))[-4096:]),
+        (b'{"level":"error","msg":"%s"}' % (b"x" * 5000), "x" * 4096),
     ],
-)
-def test_the_first_error_of_a_log_is_found_between_anything(
-    log: bytes, message: str | None
+)  # fmt: skip
+def test_all_errors_of_a_log_are_found_between_anything_in_order_and_once(
+    log: bytes, message: str
 ) -> None:
-    assert runtime.first_error(log) == message
+    assert runtime.errors(log) == message
+
+
+@pytest.mark.parametrize(
+    ("stderr", "line"),
+    [(b"", ""), (b"a\n", "a"), (b" a \n\nb\na\n", "a; b"), (b"\xff\x0b\n", "\ufffd")],
+)
+def test_what_a_runtime_writes_to_stderr_is_one_line(stderr: bytes, line: str) -> None:
+    assert runtime.words(stderr) == line
 
 
 @pytest.mark.parametrize(
