@@ -1,4 +1,4 @@
-"""forkshim in the VM: its commands, a root file system for containers, and a shell."""
+"""forkshim's package in the VM, a root file system for containers, and a shell."""
 
 from __future__ import annotations
 
@@ -6,18 +6,26 @@ import json
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from tests.beds import debian
 from tests.beds.vm import VM
 from tests.harness import bundles
-from tests.runtime.test_crun import make_job
+from tests.systemd import debs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-ENVIRONMENT = ("PYTHONPATH=/job/src/site:/job/src", "PYTHONDONTWRITEBYTECODE=1")
-FORKSHIM = "/job/src/bin/forkshim"
+FORKSHIM = "/usr/bin/forkshim"
 EXITS = "/run/exits"
 _ROOTFS = "/run/rootfs"
+# There is no dpkg; nor has the package anything that it would do here beyond this.
+_INSTALL = """
+set -e
+cp -a /job/src/usr/. /usr/
+cp -a /job/src/lib/. /usr/lib/
+mkdir -p /etc/forkshim /var/lib/forkshim
+systemctl daemon-reload
+"""
 _MAKE_ROOTFS = """
 set -e
 mkdir -p $0/bin $0/proc $0/dev $0/sys $0/tmp
@@ -28,10 +36,12 @@ for word in sh sed cat echo; do ln -s busybox $0/bin/$word; done
 
 @contextmanager
 def booted(directory: Path) -> Iterator[VM]:
-    """Boot a VM with this checkout's forkshim; `directory` is made for what it gets."""
-    with VM(src=make_job(directory)) as vm:
-        made = vm.raw("sh", "-c", _MAKE_ROOTFS, _ROOTFS)
-        assert made.returncode == 0, made.stderr
+    """Boot a VM with forkshim's package; `directory` is made for what it gets."""
+    package = debs.unpack(debs.package(debian.own()), directory)
+    with VM(src=package) as vm:
+        for words in ((_INSTALL,), (_MAKE_ROOTFS, _ROOTFS)):
+            made = vm.raw("sh", "-c", *words)
+            assert made.returncode == 0, made.stderr
         yield vm
 
 

@@ -34,7 +34,6 @@ Type=notify
 KillMode=mixed
 Delegate=yes
 WatchdogSec=20
-Environment={environment}
 ExecStart={forkshim} run --log cri,max-size=64k,keep=1000:{directory}/log \\
     --stop-timeout {grace_s} --exit-dir {exits} --bundle {bundle} {name}
 """
@@ -64,7 +63,6 @@ class Unit:
         shell(vm, f"mkdir -p {self.directory}")
         mount = bundles.bind(self.directory, "/tmp/c")
         unit = UNIT.format(
-            environment=" ".join(guest.ENVIRONMENT),
             forkshim=guest.FORKSHIM,
             directory=self.directory,
             grace_s=grace_s,
@@ -198,7 +196,7 @@ def test_another_engines_container_is_not_taken_for_ours_by_its_date(vm: VM) -> 
     bundle = guest.make_bundle(vm, "twin", "true")
     shell(vm, f"runc create --bundle {bundle} twin < /dev/null > /dev/null 2>&1")
     jump(vm, -2 * DAY_S)
-    run = ("/usr/bin/env", *guest.ENVIRONMENT, guest.FORKSHIM, "run", "--bundle", bundle, "twin")
+    run = (guest.FORKSHIM, "run", "--bundle", bundle, "twin")
     done = vm.raw(*run)
     jump(vm, 2 * DAY_S)
     assert done.returncode == 1

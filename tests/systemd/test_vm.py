@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.runtime.test_crun import ROOT
 from tests.systemd import guest
 from tests.systemd.guest import shell
 
@@ -41,7 +41,7 @@ def run(
     memory = {"resources": {"memory": {"limit": limit_bytes, "swap": limit_bytes}}}
     bundle = guest.make_bundle(vm, name, script, linux=memory, mounts=[sys])
     done = vm.run(
-        *("/usr/bin/env", *guest.ENVIRONMENT, guest.FORKSHIM, "run", "--runtime", runtime),
+        *(guest.FORKSHIM, "run", "--runtime", runtime),
         *("--exit-dir", guest.EXITS, "--bundle", bundle, name),
         properties=properties,
         timeout_s=120,
@@ -83,15 +83,10 @@ def test_the_units_own_limit_is_told_as_well(vm: VM, runtime: str) -> None:
     assert record["oomKills"] >= 1
 
 
-UNIT = """
+EXAMPLES = "/usr/share/doc/forkshim/examples/forkshim@.service.d"
+SETTINGS = """
 [Service]
-Type=notify
-Delegate=yes
-Environment=PYTHONPATH=/job/src/site:/job/src PYTHONDONTWRITEBYTECODE=1
-{drop_in}
-ExecStart=
-ExecStart=/job/src/bin/forkshim run --adopt --log=file:/run/adopt.log --exit-dir /run/exits \\
-    --bundle /run/bundles/adopt adopt
+Environment=FORKSHIM_OPTIONS=--log=file:/run/adopt.log
 RestartSec=100ms
 """
 COUNTS = """
@@ -103,27 +98,28 @@ n=0; while :; do n=$((n+1)); echo line $n; sleep 0.01; done
 def test_a_killed_supervisor_is_followed_by_another_although_there_are_controllers(vm: VM) -> None:
     """The unit is not divided for that: systemd 252 starts the successor in the unit itself."""
     memory = {"resources": {"memory": {"limit": LIMIT_BYTES}}}
-    guest.make_bundle(vm, "adopt", COUNTS, linux=memory)
-    drop_in = (ROOT / "systemd" / "forkshim@.service.d" / "adopt.conf").read_text()
-    settings = drop_in.split("[Service]\n")[1]
-    vm.write("/run/systemd/system/adopt.service", UNIT.format(drop_in=settings))
-    shell(vm, "systemctl daemon-reload; systemctl start adopt")
-    assert shell(vm, "cat /sys/fs/cgroup/system.slice/adopt.service/cgroup.subtree_control") == ""
-    scope = "/sys/fs/cgroup/system.slice/forkshim-adopt.scope"
+    bundle = guest.make_bundle(vm, "adopt", COUNTS, linux=memory)
+    drop_ins = "/etc/systemd/system/forkshim@adopt.service.d"
+    vm.write(f"{drop_ins}/zz-test.conf", SETTINGS)
+    shell(vm, f"cp {EXAMPLES}/adopt.conf {drop_ins}; ln -s {bundle} /var/lib/forkshim/adopt")
+    shell(vm, "systemctl daemon-reload; systemctl start forkshim@adopt")
+    unit = shell(vm, "systemctl show -P ControlGroup forkshim@adopt")
+    assert shell(vm, f"cat /sys/fs/cgroup{unit}/cgroup.subtree_control") == ""
+    scope = f"/sys/fs/cgroup{unit.rpartition('/')[0]}/forkshim-adopt.scope"
     assert shell(vm, f"cat {scope}/memory.max") == str(LIMIT_BYTES)
     payload = shell(vm, "cat /run/forkshim/adopt/init/pid")
-    show = "systemctl show -P {} adopt"
+    show = "systemctl show -P {} forkshim@adopt"
     shell(
         vm,
         f'kill -9 $({show.format("MainPID")}); until [ "$({show.format("NRestarts")})'
         f'$({show.format("ActiveState")})" = 1active ]; do sleep 0.1; done',
     )
     assert shell(vm, "cat /run/forkshim/adopt/init/pid") == payload
-    shell(vm, "systemctl stop adopt")
+    shell(vm, "systemctl stop forkshim@adopt")
     *lines, last = vm.read("/run/adopt.log").splitlines()
     assert last == "bye"
     assert lines == [f"line {number}" for number in range(1, len(lines) + 1)]
-    record = guest.exit_record(vm, "adopt")
+    record = json.loads(vm.read("/run/forkshim-exits/adopt.json"))
     # Linux 6.1 tells how a process has ended to nobody but its parent, and we do not make it up:
     # unless its zombie was seen before the parent had reaped it.
     assert record["stopRequested"]
