@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.timeout(600)]
 def run(vm: VM, runtime: str, name: str, *, host_pid: bool) -> tuple[int, str]:
     bundle = guest.make_bundle(vm, name, "exit 3", host_pid=host_pid, linux={"cgroupsPath": "/"})
     done = vm.run(
-        *("/usr/bin/env", *guest.ENVIRONMENT, guest.FORKSHIM, "run", "--runtime", runtime),
+        *(guest.FORKSHIM, "run", "--runtime", runtime),
         *("--bundle", bundle, name),
         timeout_s=120,
     )

@@ -1,13 +1,22 @@
-"""The shipped unit, as systemd reads it."""
+"""The shipped unit, as systemd reads it.
+
+An exception to the rule of this folder: what is verified is the checkout's unit with the checkout's
+program, since a mistake in it is to be seen before there is a package. The last test has the
+package's.
+"""
 
 from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.harness.engine import FORKSHIM
+
+if TYPE_CHECKING:
+    from tests.beds.nspawn import Bed
 
 pytestmark = pytest.mark.systemd
 
@@ -61,3 +70,12 @@ def test_of_the_newer_settings_only_their_names_are_unknown_here(
     assert (done.returncode, said, done.stdout) == (0, [], "")
     settings = [line for line in NEWER.read_text().splitlines() if "=" in line and line[0] != "#"]
     assert len(done.stderr.splitlines()) in (0, len(settings))
+
+
+@pytest.mark.booted
+def test_systemd_has_nothing_to_say_about_the_installed_unit(bed: Bed) -> None:
+    shown = bed.show("forkshim@any.service", "FragmentPath", "LoadState", "UnitFileState")
+    assert shown["LoadState"] == "loaded"
+    assert shown["FragmentPath"].endswith("/lib/systemd/system/forkshim@.service")
+    done = bed.ctl("systemd-analyze", "verify", "--man=no", "forkshim@any.service")
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
