@@ -18,7 +18,7 @@ from contextlib import suppress
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 SOCKET_VARIABLE = "NOTIFY_SOCKET"
 _LONGEST_STATUS = 512
@@ -98,9 +98,14 @@ class Notifier:
         for name in names:
             self._send("FDSTOREREMOVE=1", f"FDNAME={name}")
 
-    def pass_on(self, lines: Iterable[str]) -> None:
-        """Say what somebody else has said, in one message."""
-        self._send(*lines)
+    def pass_on(self, lines: Sequence[str], status: str | None) -> None:
+        """Say what another process has said, in one message, with our own line if that is new."""
+        line = self._status if status is None else _one_line(status)
+        if line != self._status:
+            self._status = line
+            lines = [*lines, f"STATUS={line}"]
+        if lines:
+            self._send(*lines)
 
     def close(self) -> None:
         """Close the socket."""
@@ -131,7 +136,9 @@ def _watchdog_s(environment: Mapping[str, str]) -> float:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())[:_LONGEST_STATUS]
+    """Return printable text: systemd takes a carriage return for the end of an assignment."""
+    line = " ".join(text.split())[:_LONGEST_STATUS]
+    return "".join(each if each.isprintable() else "?" for each in line)
 
 
 SILENT = Notifier({})

@@ -1,10 +1,7 @@
 """--sdnotify=container: what the container says to its service manager reaches ours, word by word.
 
-The container gets a socket of its own, and never the manager's. Each datagram is taken apart into
-its lines, and those that are allowed go on, before and after READY=1, in any order and company.
-Not allowed is what would make somebody else the unit's main process (MAINPID=, NOTIFYACCESS=) or
-leave descriptors with systemd (FDSTORE=); STATUS= becomes a part of our own line. BARRIER=1 is
-answered here, by closing the descriptor that came with it.
+The container gets a socket of its own, and never the manager's. What each datagram says is told in
+`workers.notify_words`. BARRIER=1 is answered here, by closing the descriptor that came with it.
 
 Who speaks is told by the kernel (SO_PASSCRED) and has to be in the container's cgroup or below.
 
@@ -17,43 +14,16 @@ import array
 import os
 import socket
 import struct
-from typing import NamedTuple
 
 from supervisor import cgroups
+from workers import notify_words
 
 DIRECTORY = "notify"
 _NAME = "notify.sock"
-_MOST_BYTES = 4096
-"""What systemd takes of one datagram (NOTIFY_BUFFER_MAX)."""
 _MOST_FDS = 253  # SCM_MAX_FD
 _MOST_IN_A_ROUND = 64
 _PF_EXITING = 4
 _CREDENTIALS = struct.Struct("=iII")
-_ALLOWED = frozenset({"READY=1", "RELOADING=1", "STOPPING=1", "WATCHDOG=1", "WATCHDOG=trigger"})
-_ALLOWED_WITH_A_VALUE = (
-    "MONOTONIC_USEC=",
-    "ERRNO=",
-    "BUSERROR=",
-    "WATCHDOG_USEC=",
-    "EXTEND_TIMEOUT_USEC=",
-)
-
-
-class Words(NamedTuple):
-    """What one datagram says that may go on.
-
-    Attributes:
-        lines: For the manager, in their order; STATUS= is not among them.
-        status: The last STATUS=, or None.
-    """
-
-    lines: tuple[str, ...]
-    status: str | None
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the container says that it has started."""
-        return "READY=1" in self.lines
 
 
 class Relay:
@@ -89,7 +59,7 @@ class Relay:
         """Take the cgroup that `pid`, just created, is in for the container's."""
         self._cgroups = cgroups.membership(pid)
 
-    def hear(self) -> list[Words]:
+    def hear(self) -> list[notify_words.Words]:
         """Return what has been said since, by those who may, boundedly; never waits."""
         heard = []
         for _each in range(_MOST_IN_A_ROUND):
@@ -101,10 +71,10 @@ class Relay:
                 heard.append(words)
         return heard
 
-    def _receive(self) -> Words | None:
+    def _receive(self) -> notify_words.Words | None:
         room = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(_MOST_FDS * 4)
         data, ancillary, flags, _address = self._socket.recvmsg(
-            _MOST_BYTES, room, socket.MSG_CMSG_CLOEXEC
+            notify_words.MOST_BYTES, room, socket.MSG_CMSG_CLOEXEC
         )
         pid = 0
         for level, kind, content in ancillary:
@@ -117,7 +87,7 @@ class Relay:
                 pid = _CREDENTIALS.unpack(content)[0]
         if flags & socket.MSG_TRUNC or not self._is_of_the_container(pid):
             return None
-        return parse(data)
+        return notify_words.parse(data)
 
     def _is_of_the_container(self, pid: int) -> bool:
         """Say whether a sender may speak; of one that has ended nothing can be known.
@@ -148,20 +118,6 @@ def _is_ending(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return True
     return bool(int(after_name[6]) & _PF_EXITING)
-
-
-def parse(data: bytes) -> Words:
-    """Take a datagram apart. Pure."""
-    lines: list[str] = []
-    status = None
-    for line in data.decode("utf-8", "replace").split("\n"):
-        if line.startswith("STATUS="):
-            # A terminal reads it from `systemctl status`: no escapes of a stranger's.
-            text = line.removeprefix("STATUS=")
-            status = "".join(each if each.isprintable() else "?" for each in text)
-        elif line in _ALLOWED or line.startswith(_ALLOWED_WITH_A_VALUE):
-            lines.append(line)
-    return Words(tuple(lines), status)
 
 
 def place_for(destinations: set[str]) -> str:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from supervisor.log import Log
     from supervisor.loop import Loop
     from supervisor.notify import Notifier
-    from supervisor.relay import Words
     from supervisor.stream import Stream
+    from workers.notify_words import Words
 
 MARGIN_S = 10.0
 """Added to each phase, for a busy machine."""
@@ -118,13 +118,11 @@ class Service:
     def heard(self, words: Words) -> None:
         """Pass on what the container says of itself; its STATUS= becomes a part of ours."""
         # From its first sign of life on it is the one that is watched: ours would hide its silence.
-        self._is_ready |= words.is_ready
-        self._is_watched_inside |= "WATCHDOG=1" in words.lines
-        if words.lines:
-            self._notifier.pass_on(words.lines)
+        self._is_ready |= words.state == "READY"
+        self._is_watched_inside |= words.watchdog == "1"
         if words.status is not None:
             self._words = words.status
-            self._notifier.status(self._line())
+        self._notifier.pass_on(words.lines(), None if words.status is None else self._line())
 
     def entered(self, state: State, text: str) -> None:
         """Tell the new state in words, and ask for the time that it may take."""
