@@ -41,6 +41,7 @@ class Event(Enum):
     GRACE_OVER = "the grace period has passed"
     KILL_OVERDUE = "it has been killed and is still not dead"
     INIT_EXITED = "the process has been reaped"
+    NEVER_RAN = "the process has been reaped, and its program was never executed"
     EMPTIED = "kill --all has ended"
     CLEANED = "the remains of a failed create are deleted"
     DRAINED = "the workers are done, or were given up"
@@ -71,7 +72,7 @@ Step = tuple[State, tuple[Action, ...]]
 _S, _E, _A = State, Event, Action
 
 _DIES: Step = (_S.EMPTYING, (_A.RECORD_EXIT, _A.EMPTY))
-# A `start` may return long after that, or be killed at our end: nobody is to wait for it.
+# Its program has run. A `start` may return long after that, or be killed at our end.
 _DIES_YOUNG: Step = (_S.EMPTYING, (_A.RECORD_EXIT, _A.TELL_STARTED, _A.EMPTY))
 
 TABLE: dict[tuple[State, Event], Step] = {
@@ -90,11 +91,13 @@ TABLE: dict[tuple[State, Event], Step] = {
     (_S.STARTING, _E.START_FAILED): (_S.KILLING, (_A.KILL,)),
     (_S.STARTING, _E.STOP): (_S.HELD, (_A.HURRY_START,)),
     (_S.STARTING, _E.INIT_EXITED): _DIES_YOUNG,
+    (_S.STARTING, _E.NEVER_RAN): _DIES,
     # Not before `start` has ended: until its exec the process is the runtime's, and dies its way.
     (_S.HELD, _E.STARTED): (_S.STOPPING, (_A.TELL_STARTED, _A.SEND_STOP_SIGNAL)),
     (_S.HELD, _E.START_FAILED): (_S.KILLING, (_A.KILL,)),
     (_S.HELD, _E.STOP): (_S.HELD, (_A.NOTE_STOP_AGAIN,)),
     (_S.HELD, _E.INIT_EXITED): _DIES_YOUNG,
+    (_S.HELD, _E.NEVER_RAN): _DIES,
     (_S.RUNNING, _E.STOP): (_S.STOPPING, (_A.SEND_STOP_SIGNAL,)),
     (_S.RUNNING, _E.INIT_EXITED): _DIES,
     (_S.STOPPING, _E.STOP): (_S.STOPPING, (_A.NOTE_STOP_AGAIN,)),

@@ -36,6 +36,11 @@ class Reaper:
         """Expect nobody yet and remember strangers."""
         self._expected: dict[int, OnExit] = {}
         self._strangers: dict[int, waitstatus.Termination] | None = {}
+        self._last_looks: dict[int, Callable[[], None]] = {}
+
+    def look_before(self, pid: int, look: Callable[[], None]) -> None:
+        """Call `look` when the child `pid` is a zombie, before it is reaped: /proc still has it."""
+        self._last_looks[pid] = look
 
     def expect(self, pid: int, on_exit: OnExit) -> None:
         """Call `on_exit` once when the child `pid` has ended: at once, if it is remembered."""
@@ -69,12 +74,16 @@ class Reaper:
     def reap(self) -> None:
         """Collect every child that has ended. Call it on each SIGCHLD; never blocks."""
         while True:
+            keeps = os.WNOWAIT if self._last_looks else 0
             try:
-                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
+                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | keeps)
             except ChildProcessError:
                 return
             if info is None:
                 return
+            if keeps:
+                self._last_looks.pop(info.si_pid, lambda: None)()
+                os.waitid(os.P_PID, info.si_pid, os.WEXITED)
             self._tell(info.si_pid, waitstatus.from_siginfo(info))
 
     def _tell(self, pid: int, termination: waitstatus.Termination) -> None:

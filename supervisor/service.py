@@ -109,7 +109,7 @@ class Service:
 
     def ready(self) -> None:
         """The container's process runs."""
-        if self._is_relayed:
+        if self._is_relayed or self._state in self._limit_s:  # ready after STOPPING=1: never
             self._notifier.status(self._line())
         else:
             self._is_ready = True

@@ -18,7 +18,7 @@ import signal
 
 from setproctitle import setproctitle
 
-from supervisor import __version__, control, fds, lifecycle, linux, oci, reach, statedir
+from supervisor import __version__, control, fds, lifecycle, linux, oci, procstat, reach, statedir
 from supervisor.calls import HURRY_S, RuntimeCalls
 from supervisor.creation import Creation, explain
 from supervisor.errors import RuntimeFailedError, ShimError, StoppedError, reason
@@ -32,7 +32,7 @@ from supervisor.runtime import RuntimeCaller
 from supervisor.signals import FORWARDED_SIGNALS, STOP_SIGNALS, SignalRouter
 from supervisor.stdio import Stdio, StdioOpener
 from supervisor.stdio import go_on as go_on_with_stdio
-from supervisor.waitstatus import Termination, shell_status, signal_name
+from supervisor.waitstatus import Exited, Killed, Termination, shell_status, signal_name
 from workers.values import asdict
 
 TYPE_CHECKING = False
@@ -77,6 +77,10 @@ def supervise(order: Order, log: Log) -> Outcome:
 
 
 _CREW = "crew"
+_EXEC = "exec"
+_EXEC_LOOK_S = 0.001
+_LAST_EXEC_LOOK_S = 0.1
+"""A runtime that executes nothing in its init is believed after so long that the program runs."""
 _LATEST_CREW_S = 0.1
 """So long a runtime's hooks may wait that have more to say than a pipe takes."""
 
@@ -146,6 +150,8 @@ class Supervisor:
         self._process: Process | None = None
         self._start_pid = 0
         self._is_started = False
+        self._has_run = True
+        self._exec_looks = 0
         self._is_stopping = False
         self._early_signals: set[int] = set()
         self._actions: dict[Action, Callable[[], None]] = {
@@ -370,6 +376,8 @@ class Supervisor:
         self._process = process
         if not self._record.is_exec:
             self._stopper.reach = reach.of(self._order.bundle, process.pid)
+        if self._is_ours_to_start:
+            self._reaper.look_before(process.pid, self._note_whether_it_has_run)
 
     def _expect_the_end(self) -> None:
         """Serve the process that is there now, up to its end, which may have been."""
@@ -390,7 +398,42 @@ class Supervisor:
 
     def _on_init_exit(self) -> None:
         self._serve_relay()  # its last words, before the phases of its end
-        self._post(Event.INIT_EXITED)
+        if self._state not in (State.STARTING, State.HELD):
+            self._post(Event.INIT_EXITED)
+        elif not self._has_run and not self._has_run_without_exec:
+            self._error = self._error_of_start(self._never_ran())
+            self._post(Event.NEVER_RAN)
+        else:
+            if self._state is State.STARTING:
+                self._post(Event.STARTED)  # it was quicker than the runtime's `start`
+            self._post(Event.INIT_EXITED)
+
+    def _note_whether_it_has_run(self) -> None:
+        """Note, of a zombie, whether the container's program was executed in it."""
+        self._has_run = self._has_executed
+
+    @property
+    def _has_run_without_exec(self) -> bool:
+        """Whether a runtime may have run the program in its init: crun does so with wasm.
+
+        Its `start` has succeeded then, or the init ends with 0; and nothing kills the init.
+        """
+        end = self._process.termination if self._process else None
+        has_succeeded = self._exec_looks > 0 or end == Exited(0)
+        return has_succeeded and not isinstance(end, Killed)
+
+    def _never_ran(self) -> str:
+        end = self._process.termination if self._process else None
+        detail = explain(self._caller.log_path)
+        return (
+            f"its init ended before it executed the container's program: {end}"
+            f"{f': {detail}' if detail else ''}"
+        )
+
+    def _error_of_start(self, why: str) -> ShimError:
+        if self._is_stopping:
+            return StoppedError("stopped while it was being started")
+        return RuntimeFailedError(f"{self._caller.name} start: {why}")
 
     def _serve_relay(self) -> None:
         if self._order.relay is not None:
@@ -462,6 +505,9 @@ class Supervisor:
         if not self._is_ours_to_start:
             self._post(Event.STARTED)
             return
+        if self._is_gone:
+            self._has_run = False
+            return  # the end of the process tells the rest
         try:
             # It may take its time: the container's own hooks run in it.
             self._start_pid = self._calls.run(
@@ -473,20 +519,48 @@ class Supervisor:
 
     def _on_start_end(self, termination: Termination) -> None:
         if shell_status(termination) == 0:
-            self._post(Event.STARTED)
+            self._await_exec()
             return
         detail = explain(self._caller.log_path)
-        if self._process is not None and not self._process.is_alive:
-            self._log.info(f"start failed, the process had ended: {detail}")
-            self._post(Event.STARTED)
+        why = f"{termination}{': ' if detail else ''}{detail}"
+        if self._is_gone:  # its own end tells whether its program has run
+            self._log.info(f"start failed, the process had ended: {why}")
             return
-        if self._is_stopping:
-            self._error = StoppedError("stopped while it was being started")
-        else:
-            self._error = RuntimeFailedError(
-                f"{self._caller.name} start: {termination}{': ' if detail else ''}{detail}"
-            )
+        self._error = self._error_of_start(why)
         self._post(Event.START_FAILED)
+
+    def _await_exec(self) -> None:
+        """Have it started once it has executed its program; the kernel has no event for that.
+
+        runc's init lets `start` return, then installs a seccomp profile that it may not survive.
+        """
+        if self._state not in (State.STARTING, State.HELD):
+            return
+        look_s = _EXEC_LOOK_S * 2**self._exec_looks
+        self._exec_looks += 1
+        if not self._is_gone:
+            if look_s < _LAST_EXEC_LOOK_S and not self._has_executed:
+                self._loop.call_after(_EXEC, look_s, self._await_exec)
+            else:
+                self._post(Event.STARTED)
+
+    @property
+    def _has_executed(self) -> bool:
+        try:
+            flags = procstat.flags(self._creation.pid)
+        except OSError:  # EMFILE
+            return True
+        return flags is not None and not flags & procstat.PF_FORKNOEXEC
+
+    @property
+    def _is_gone(self) -> bool:
+        """Whether the process has ended, seen by us or not yet."""
+        if self._process is None or not self._process.is_alive:
+            return True
+        try:
+            return procstat.is_ending(self._process.pid)
+        except OSError:  # EMFILE
+            return False
 
     def _tell_started(self) -> None:
         self._is_started = True

@@ -34,12 +34,14 @@ EXPECTED: dict[State, dict[Event, Step]] = {
         E.START_FAILED: (S.KILLING, (A.KILL,)),
         E.STOP: (S.HELD, (A.HURRY_START,)),
         E.INIT_EXITED: DIES_YOUNG,
+        E.NEVER_RAN: DIES,
     },
     S.HELD: {
         E.STARTED: (S.STOPPING, (A.TELL_STARTED, A.SEND_STOP_SIGNAL)),
         E.START_FAILED: (S.KILLING, (A.KILL,)),
         E.STOP: (S.HELD, (A.NOTE_STOP_AGAIN,)),
         E.INIT_EXITED: DIES_YOUNG,
+        E.NEVER_RAN: DIES,
     },
     S.RUNNING: {
         E.STOP: (S.STOPPING, (A.SEND_STOP_SIGNAL,)),
