@@ -72,9 +72,7 @@ class Home:
             with suppress(FileNotFoundError):
                 os.unlink(os.path.join(self.path, name))
         if self.is_stale:
-            import shutil  # 3 ms, for those who find something
-
-            shutil.rmtree(self.state_dir)
+            _remove_tree(self.state_dir)
 
     def make_state_dir(self, state: dict[str, Any]) -> None:
         """Write state.json and make the state directory, which becomes the current directory."""
@@ -161,6 +159,26 @@ def _checked(path: str, lock: fds.Fd) -> Home:
         lock.close()
         raise ShimError(f"{path}: not a directory of forkshim's: it holds {min(strangers)!r}")
     return Home(path, lock)
+
+
+def _remove_tree(path: str) -> None:
+    """Remove a directory and all that is in it; no link is followed.
+
+    Not shutil's, whose import takes 3 ms, and comes when an upgrade may have taken its file away.
+    """
+    for _name, directories, files, fd in os.fwalk(path, topdown=False, onerror=_raise):
+        for name in files:
+            os.unlink(name, dir_fd=fd)
+        for name in directories:
+            try:
+                os.rmdir(name, dir_fd=fd)
+            except NotADirectoryError:  # a link to one
+                os.unlink(name, dir_fd=fd)
+    os.rmdir(path)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _open_directory(path: str) -> fds.Fd:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 from supervisor import fds, linux
 from workers import isolate
@@ -111,9 +112,7 @@ def _run_worker(work: Callable[[], None], dies_with_pid: int | None) -> NoReturn
         work()
         status = 0
     except BaseException:
-        import traceback  # 3 ms, for those who have a bug
-
-        traceback.print_exc()  # goes to the descriptor 2 the worker has left itself
+        sys.excepthook(*sys.exc_info())  # to the descriptor 2 the worker has left itself
     finally:
         os._exit(status)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 from typing import NamedTuple
 
-from workers import joining, records
+from workers import joining, json_line, records
 from workers.journal_fields import RecordMaker, split_priority
 from workers.journal_socket import JOURNAL_SOCKET, Sender, connect
 from workers.line_buffer import BLOCK, LineBuffer
@@ -19,10 +19,9 @@ from workers.shared import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from workers.journal_fields import Origin
-    from workers.json_line import JsonLine
 
 LIMIT_BYTES = 1 << 20
 _BATCH_BYTES = 32 << 10
@@ -142,11 +141,7 @@ class JournalWriter:
         )
         self.consumed = max(journal.read().consumed, journal.buffer.read().front)
         self._looked_at = 0
-        self._parse_json: Callable[[bytes], JsonLine | None] | None = None
-        if journal.is_json:
-            from workers.json_line import parse
-
-            self._parse_json = parse
+        self._parse_json = json_line.parse if journal.is_json else None
 
     def hold(self, end: int) -> int:
         """Return where the last record before `end` begins, if lines may be joined to it."""

@@ -62,19 +62,6 @@ def test_a_directory_with_anything_of_somebody_elses_is_refused(fs: FakeFilesyst
     assert os.listdir("/var/lib/mysql") == ["precious"]
 
 
-def test_clearing_removes_what_is_ours_and_not_what_links_lead_to(
-    home: Home, fs: FakeFilesystem
-) -> None:
-    fs.create_file("/precious/file")
-    fs.create_file(f"{PATH}/state.json")
-    fs.create_file(f"{PATH}/init/bundle/config.json")
-    fs.create_symlink(f"{PATH}/init/link", "/precious")
-    fs.create_file(f"{PATH}/.state.json.17")
-    home.clear()
-    assert os.listdir(PATH) == []
-    assert os.listdir("/precious") == ["file"]
-
-
 def test_a_state_directory_is_made_private_and_becomes_the_current_one(
     home: Home, fs: FakeFilesystem
 ) -> None:

@@ -48,3 +48,24 @@ def test_a_lock_of_the_living_is_not(tmp_path: Path) -> None:
         claim(tmp_path)
     mine.release()
     claim(tmp_path)
+
+
+def test_clearing_removes_what_is_ours_and_not_what_links_lead_to(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").touch()
+    mine = home.claim(str(tmp_path / "root"), "web")
+    path = tmp_path / "root" / "web"
+    (path / "state.json").touch()
+    (path / ".state.json.17").touch()
+    (path / "init/bundle/deep/deeper").mkdir(parents=True)
+    (path / "init/bundle/config.json").touch()
+    (path / "init/link").symlink_to(precious)
+    (path / "init/dangling").symlink_to("nowhere")
+    (path / "init/bundle/link").symlink_to(precious / "file")
+    os.mkfifo(path / "init/control")
+    mine.clear()
+    assert os.listdir(path) == []
+    assert os.listdir(precious) == ["file"]
+    mine.remove()
+    assert not path.exists()
