@@ -109,7 +109,7 @@ class Container:
             notify = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
             notify.bind("")  # a free abstract name: no limit to the length of our folder's path
             self._console = folder / "console.log"
-            self._janitor = _start_janitor(group)
+            self._janitor = _start_janitor(group, notify)
             stack.callback(self._end)
             with self._console.open("wb") as console:
                 self._process = subprocess.Popen(
@@ -130,8 +130,11 @@ class Container:
                     start_new_session=True,  # a Ctrl-C is for the tests
                 )
             self.leader_pid = self._await_ready(notify, timeout_s)
-            # systemd goes on telling its status through nspawn, which waits for whoever does not
-            # read it: an unread socket that stays open makes systemd itself hang in the end.
+            # systemd goes on telling its status through nspawn, and waits for whoever does not read
+            # it: from here on the janitor does. Closed, its name would be any other socket's.
+            assert self._janitor.stdin is not None
+            self._janitor.stdin.write(b"\n")
+            self._janitor.stdin.flush()
             notify.close()
             # Held open, it can be read when the bed and its mount namespace are gone.
             journal = Path("/proc", str(self.leader_pid), "root/var/log/journal")
@@ -207,10 +210,11 @@ class Container:
             raise BedError("nspawn bed: its janitor has failed; see stderr")
 
 
-def _start_janitor(group: Path) -> subprocess.Popen[bytes]:
+def _start_janitor(group: Path, notify: socket.socket) -> subprocess.Popen[bytes]:
     program = [sys.executable, "-IS", nspawn_cgroup.__file__]
     return subprocess.Popen(
-        [*program, str(os.getpid()), str(group)],
+        [*program, str(os.getpid()), str(group), str(notify.fileno())],
         stdin=subprocess.PIPE,
+        pass_fds=[notify.fileno()],
         start_new_session=True,
     )

@@ -4,8 +4,8 @@ Whoever is in the group ends with it, systemd included, which a dead nspawn leav
 on the group's directory tells a living bed from what a killed run left: the kernel drops it with
 the process that held it.
 
-Started as a program (`nspawn_cgroup.py OWNER CGROUP`), this is the janitor. It has nothing but the
-standard library then.
+Started as a program (`nspawn_cgroup.py OWNER CGROUP NOTIFY`), this is the janitor. It has nothing
+but the standard library then.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import fcntl
 import os
 import re
 import select
+import socket
 import sys
 import time
 from contextlib import contextmanager, suppress
@@ -115,10 +116,13 @@ def _removed(tree: Path) -> bool:
     return not tree.exists()
 
 
-def _await_end_of(owner: int) -> None:
+def _await_end_of(owner: int, notify: socket.socket) -> None:
     """Wait until the owner closes our stdin, or ends in whatever way.
 
     Its end is watched for as well, because a child it forked may hold the other end of stdin.
+
+    From the first byte of stdin on, what the bed tells is read and dropped: PID 1 of a bed whose
+    socket is full sleeps until it is read.
     """
     try:
         pidfd = os.pidfd_open(owner)
@@ -129,9 +133,16 @@ def _await_end_of(owner: int) -> None:
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     poller.register(0, select.POLLIN)
-    poller.poll()
+    while True:
+        ready = [fd for fd, _event in poller.poll()]
+        if pidfd in ready or (0 in ready and not os.read(0, 1)):
+            return
+        if 0 in ready:
+            poller.register(notify, select.POLLIN)
+        if notify.fileno() in ready:
+            notify.recv(1)
 
 
 if __name__ == "__main__":
-    _await_end_of(int(sys.argv[1]))
+    _await_end_of(int(sys.argv[1]), socket.socket(fileno=int(sys.argv[3])))
     remove(Path(sys.argv[2]))

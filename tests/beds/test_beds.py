@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.beds.apt import BedError, ensure
 from tests.beds.criu import ensure_criu
+from tests.beds.nspawn import Bed
 from tests.beds.vm import VM
+from tests.systemd import debs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 # The first use installs packages, makes an image and boots it.
 pytestmark = pytest.mark.timeout(900)
@@ -47,6 +50,37 @@ def make_bundle(vm: VM, *args: str) -> None:
     config["process"]["args"] = list(args)
     config["process"]["terminal"] = False
     vm.write(f"{BUNDLE}/config.json", json.dumps(config))
+
+
+@pytest.mark.booted
+@pytest.mark.parametrize("suite", debs.SUITES)
+def test_a_bed_is_heard_for_as_long_as_it_lives(suite: str) -> None:
+    """Systemd 257 tells of each reload; PID 1 would sleep when nobody reads what it tells."""
+    most = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text())
+    script = "for n in $(seq $0); do systemctl daemon-reload; done; systemctl is-system-running"
+    with Bed(suite=suite) as bed:
+        done = bed.ctl("sh", "-c", script, str(min(most, 300) + 10), timeout_s=600)
+        assert (done.stdout, done.stderr) == ("running\n", "")
+
+
+@pytest.mark.booted
+@pytest.mark.parametrize("suite", debs.SUITES)
+def test_the_address_of_a_beds_words_is_its_own(
+    suite: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else gets it, not even by chance, and with it what PID 1 would wait for."""
+    addresses = []
+
+    class Socket(socket.socket):
+        def bind(self, address: Any) -> None:
+            super().bind(address)
+            addresses.append(self.getsockname())
+
+    monkeypatch.setattr(socket, "socket", Socket)
+    with Bed(suite=suite), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        (address,) = addresses
+        with pytest.raises(OSError, match="in use"):
+            other.bind(address)
 
 
 @pytest.mark.vm
