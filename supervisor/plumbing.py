@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import termios
 
-from supervisor import fds
+from supervisor import fds, linux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +24,30 @@ if TYPE_CHECKING:
     from supervisor.stdio import Stdio
     from supervisor.stream import Stream
     from supervisor.terminal import UserTerminal
+
+
+_NULL_DEVICE = os.makedev(1, 3)
+
+
+def open_own_null() -> fds.Fd:
+    """Open a null device that is nobody else's, for a container; the caller owns it.
+
+    A runtime may give it to the container's root: crun before 1.23 does so, and the machine's
+    /dev/null was a user's then. It is in a file system of its own without a place, since /run
+    has no devices. Who may not mount may not give /dev/null away, either.
+
+    Raises:
+        OSError: EMFILE.
+    """
+    try:
+        root = fds.Fd(linux.mount_nowhere("tmpfs"))
+        try:
+            os.mknod("null", stat.S_IFCHR | 0o666, _NULL_DEVICE, dir_fd=root.fileno())
+            return fds.Fd(os.open("null", os.O_RDWR | os.O_CLOEXEC, dir_fd=root.fileno()))
+        finally:
+            root.close()
+    except OSError:  # EPERM; ENOSYS, of a seccomp filter
+        return fds.Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
 
 
 class Plumbing:
@@ -44,7 +69,7 @@ class Plumbing:
             container_side: Gets the ends that the caller closes once the runtime has been started.
                 The others are ours until `join_pipes`.
         """
-        ends = dict.fromkeys(("stdin", "stdout", "stderr"), self._null_fd)
+        ends: dict[str, int] = {}
         if not self._record.terminal:
             if stdio.stdin is not None:
                 rfd, wfd = self._make_pipe()
@@ -59,6 +84,10 @@ class Plumbing:
                     container_side.append(wfd)
                     ends[name] = wfd.fileno()
                     self._our_side[name] = rfd
+        if len(ends) < 3:
+            null = open_own_null()
+            container_side.append(null)
+            ends = {**dict.fromkeys(("stdin", "stdout", "stderr"), null.fileno()), **ends}
         return ends["stdin"], ends["stdout"], ends["stderr"]
 
     def join_pipes(self, stdio: Stdio, crew: Crew) -> None:

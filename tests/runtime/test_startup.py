@@ -261,9 +261,11 @@ def test_every_runtime_call_dies_with_the_shim_and_inherits_only_its_stdio(
     assert create["cwd"] == str(engine.bundle)
     assert kill["cwd"] == delete["cwd"] == str(engine.dir)
     kinds = {fd: target.partition(":")[0] for fd, target in create["fds"].items()}
-    stdio = dict.fromkeys("012", "/dev/null" if terminal else "pipe")
+    stdio = dict.fromkeys("012", "/null" if terminal else "pipe")  # a device of our own
     assert kinds == stdio
-    assert kill["fds"] == delete["fds"] == dict.fromkeys("012", "/dev/null")
+    for call in (kill, delete):
+        assert call["fds"]["0"] == "/dev/null"
+        assert call["fds"]["1"] == call["fds"]["2"]  # a pipe: what it says is told if it fails
 
 
 def test_a_stranger_the_container_leaves_does_not_hold_the_exit_fifo(
