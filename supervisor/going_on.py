@@ -56,7 +56,9 @@ def rehearse(order: Order, contents: Contents) -> None:
 def _take_up(order: Order, log: Log, past: Past, stack: ExitStack) -> Supervisor:
     contents = past.contents
     stack.callback(contents.close)
-    router = SignalRouter(has_job_control=order.has_job_control)
+    router = SignalRouter(
+        has_job_control=order.has_job_control, has_watchdog=order.notifier.watchdog_s > 0
+    )
     stack.callback(router.close)
     linux.set_child_subreaper(True)
     document = contents.document

@@ -21,6 +21,16 @@ _libc.syscall.restype = ctypes.c_long
 _libc.tee.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint)
 _libc.tee.restype = ctypes.c_ssize_t
 
+C_LIBRARY_SIGNALS = (32, 33)
+"""glibc keeps them for its threads and lets nobody touch them; see `set_ignored`."""
+
+_SYS_RT_SIGACTION = {
+    "x86_64": 13,
+    **dict.fromkeys(("aarch64", "riscv64", "loongarch64"), 134),
+    "ppc64le": 173,
+    "s390x": 174,
+}
+
 _IOPRIO_WHO_PROCESS = 1
 # The same on every architecture; the C library has functions for them since glibc 2.36 only.
 _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
@@ -69,6 +79,25 @@ def set_child_subreaper(enabled: bool) -> None:
 def is_child_subreaper() -> bool:
     """Say whether this process is a subreaper. Source: prctl(2), PR_GET_CHILD_SUBREAPER."""
     return bool(_prctl_get(PR_GET_CHILD_SUBREAPER))
+
+
+def set_ignored(signum: int, *, is_ignored: bool) -> None:
+    """Ignore a signal that the C library keeps for itself, or let it do what it does by default.
+
+    Does nothing on a machine whose number for the system call is not known here.
+
+    Source: rt_sigaction(2); the handler is the first word of the kernel's structure.
+    """
+    number = _SYS_RT_SIGACTION.get(os.uname().machine)
+    if number is None:
+        return
+    action = (ctypes.c_ulong * 8)(int(is_ignored))  # SIG_DFL is 0, SIG_IGN is 1
+    result = _libc.syscall(
+        ctypes.c_long(number), ctypes.c_int(signum), action, None, ctypes.c_size_t(8)
+    )
+    if result < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno), f"rt_sigaction({signum})")
 
 
 def pidfd_getfd(pidfd: int, target_fd: int) -> int:

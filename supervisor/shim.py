@@ -60,7 +60,9 @@ def supervise(order: Order, log: Log) -> Outcome:
     Raises:
         ShimError: It could not even begin: a file of the state directory is missing or wrong.
     """
-    router = SignalRouter(has_job_control=order.has_job_control)
+    router = SignalRouter(
+        has_job_control=order.has_job_control, has_watchdog=order.notifier.watchdog_s > 0
+    )
     try:
         linux.set_child_subreaper(True)
         exit_fifo = statedir.open_fifo("exit")

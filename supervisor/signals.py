@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 
-from supervisor import fds
+from supervisor import fds, linux
 from supervisor.waitstatus import signal_number
 
 TYPE_CHECKING = False
@@ -36,6 +36,27 @@ FORWARDED_SIGNALS = frozenset(
     }
 )
 """Passed on to the container's process as they are; with a terminal SIGWINCH resizes it instead."""
+
+IGNORED_SIGNALS = frozenset(
+    {
+        signal.SIGILL,
+        signal.SIGTRAP,
+        signal.SIGBUS,
+        signal.SIGFPE,
+        signal.SIGSEGV,
+        signal.SIGPIPE,
+        signal.SIGSTKFLT,
+        signal.SIGURG,
+        signal.SIGXCPU,
+        signal.SIGXFSZ,
+        signal.SIGVTALRM,
+        signal.SIGPROF,
+        signal.SIGSYS,
+    }
+)
+"""Without a meaning for us, when somebody sends them. A real fault is none of these cases: the
+kernel takes an ignored signal back to its default for it (force_sig_info), and abort(3) does so
+itself. A handler would return to the same fault, for ever."""
 
 JOB_CONTROL_SIGNALS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 """Left alone at a shell, which stops and continues us; ignored where there is no shell."""
@@ -72,8 +93,10 @@ def release() -> None:
 class SignalRouter:
     """Brings signals to the loop, one number at a time, lowest first, each once per round."""
 
-    def __init__(self, *, has_job_control: bool) -> None:
+    def __init__(self, *, has_job_control: bool, has_watchdog: bool = False) -> None:
         """Route every signal of this module and SIGCHLD. Owns a pipe until `close`.
+
+        `has_watchdog`: systemd sends SIGABRT to a supervisor that hangs, which has to end then.
 
         A mask or a disposition inherited from the caller is undone: with SIGCHLD ignored the
         kernel would reap our children for us.
@@ -84,7 +107,11 @@ class SignalRouter:
         signal.set_wakeup_fd(wfd, warn_on_full_buffer=False)
         for signum in (*STOP_SIGNALS, *FORWARDED_SIGNALS, signal.SIGCHLD):
             signal.signal(signum, self._note)
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        for signum in IGNORED_SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)
+        signal.signal(signal.SIGABRT, signal.SIG_DFL if has_watchdog else signal.SIG_IGN)
+        for signum in linux.C_LIBRARY_SIGNALS:
+            linux.set_ignored(signum, is_ignored=True)
         for signum in JOB_CONTROL_SIGNALS:
             signal.signal(signum, signal.SIG_DFL if has_job_control else signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -98,6 +98,8 @@ def _fork() -> int:
     if pid != 0:
         return pid
     isolate.drop_signal_handlers()
+    for signum in linux.C_LIBRARY_SIGNALS:
+        linux.set_ignored(signum, is_ignored=False)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     return 0
 

@@ -144,3 +144,50 @@ def test_a_program_started_with_sigchld_ignored_and_signals_blocked_can_wait() -
 def test_stop_and_forwarded_signals_have_nothing_in_common() -> None:
     assert not STOP_SIGNALS & FORWARDED_SIGNALS
     assert subprocess.run([sys.executable, "-c", "import supervisor.signals"]).returncode == 0
+
+
+_FAULTS = {
+    "SEGV": "ctypes.string_at(0)",
+    "BUS": "bus()",
+    "ABRT": "os.abort()",
+}
+_FAULTY = """
+import ctypes, mmap, os, resource
+from supervisor.signals import SignalRouter
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+def bus():
+    fd = os.memfd_create("short")
+    os.ftruncate(fd, 4096)
+    page = mmap.mmap(fd, 4096)
+    os.ftruncate(fd, 0)
+    page[0]
+
+router = SignalRouter(has_job_control=False)
+for signum in FATAL:
+    os.kill(os.getpid(), signum)
+print("alive", flush=True)
+FAULT
+print("not reached", flush=True)
+"""
+
+
+@pytest.mark.parametrize("name", _FAULTS)
+def test_a_sent_signal_of_a_fault_is_ignored_and_a_real_fault_ends_the_process(name: str) -> None:
+    """A handler that returned would meet the same fault again, for ever."""
+    signals_of_faults = [int(getattr(signal, f"SIG{each}")) for each in (*_FAULTS, "FPE", "ILL", "TRAP", "SYS")]
+    program = _FAULTY.replace("FATAL", repr(signals_of_faults)).replace("FAULT", _FAULTS[name])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert done.stdout == b"alive\n", done.stderr
+    assert done.returncode == -getattr(signal, f"SIG{name}")
+
+
+def test_abort_is_fatal_where_a_watchdog_sends_it() -> None:
+    program = (
+        "import os, signal, resource; from supervisor.signals import SignalRouter\n"
+        "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
+        "SignalRouter(has_job_control=False, has_watchdog=True)\n"
+        "os.kill(os.getpid(), signal.SIGABRT)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], timeout=60)
+    assert done.returncode == -signal.SIGABRT
