@@ -9,6 +9,7 @@ be longer; both are removed as soon as the descriptor is here, or the wait is ov
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -19,6 +20,7 @@ from supervisor import fds
 
 _SUN_PATH_MAX = 107
 _SOCKET_NAME = "pty.sock"
+_TIOCGPTPEER = 0x5441  # asm-generic/ioctls.h; termios has it from Python 3.13 on
 
 
 class ConsoleSocket:
@@ -90,6 +92,28 @@ class ConsoleSocket:
         with contextlib.suppress(FileNotFoundError):  # bind(2) had failed
             os.unlink(self.path)
         os.rmdir(self._directory)
+
+
+def peer(ptmx_fd: int) -> fds.Fd:
+    """Open the container's end of a console, and so keep it one that somebody has open.
+
+    When nobody has, its other end reads EIO, although the container may open /dev/console again.
+
+    Returns:
+        A closed one where the terminal is not a pseudoterminal's end that has a peer.
+
+    Raises:
+        OSError: EMFILE, ENFILE, ENOMEM.
+
+    Source: ioctl_tty(2), TIOCGPTPEER, Linux 4.13: it needs no name, and no mount of devpts.
+    """
+    flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        return fds.Fd(fcntl.ioctl(ptmx_fd, _TIOCGPTPEER, flags))
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
+        return fds.Fd(-1)
 
 
 def size(tty_fd: int) -> tuple[int, int]:

@@ -59,6 +59,7 @@ class Plumbing:
         self._terminal = terminal
         self._null_fd = null_fd
         self._ptmx: fds.Fd | None = None
+        self._peer = fds.Fd(-1)
         self._our_side: dict[str, fds.Fd] = {}
 
     def make_pipes(self, stdio: Stdio, container_side: list[fds.Fd]) -> tuple[int, int, int]:
@@ -110,10 +111,16 @@ class Plumbing:
         return rfd, wfd
 
     def join_console(self, ptmx: fds.Fd, stdio: Stdio, crew: Crew) -> None:
-        """Take the console and join it to the clients, and to the person's terminal if any."""
+        """Take the console and join it to the clients, and to the person's terminal if any.
+
+        Until `let_go` it is open on the container's side, too: the container may close it and open
+        it again.
+        """
+        from supervisor.console import peer
         from supervisor.stream import Stream
 
         self._ptmx = ptmx
+        self._peer = peer(ptmx.fileno())
         if self._terminal is not None:
             self.fit_to_window()
             crew.raw_terminal = self._terminal.make_raw()
@@ -142,6 +149,14 @@ class Plumbing:
         """Return what `go_on` needs."""
         return {"console": -1 if self._ptmx is None else parcel.add(self._ptmx.fileno())}
 
+    def pack_peer(self, parcel: Parcel) -> int:
+        """Return the container's side of the console, for this very process alone.
+
+        In the deposit it would outlive the container, whose console would never end; an adopter
+        opens its own.
+        """
+        return parcel.add(self._peer.fileno()) if self._peer.is_open else -1
+
     def go_on(
         self,
         packed: Mapping[str, Any],
@@ -153,10 +168,15 @@ class Plumbing:
         is_parent: bool,
     ) -> None:
         """Take the console and the streams of an earlier supervisor, see `Crew.go_on`."""
+        from supervisor.console import peer
         from supervisor.stream import Stream
 
         ptmx = contents.take(packed["console"])
-        self._ptmx = ptmx if ptmx.is_open else None
+        if ptmx.is_open:
+            self._ptmx = ptmx
+            self._peer = contents.take(packed.get("peer", -1))
+            if not self._peer.is_open:
+                self._peer = peer(ptmx.fileno())
         for each in streams:
             setting = each["setting"]
             scratch = [contents.take(index) for index in each["scratch"]]
@@ -193,8 +213,13 @@ class Plumbing:
             if error.errno != errno.EIO:  # the person's terminal was hung up: no window any more
                 raise
 
+    def let_go(self) -> None:
+        """Let the console end when nobody else has it open: its container is dead."""
+        self._peer.close()
+
     def close(self) -> None:
         """Close the console and give the person's terminal back."""
+        self.let_go()
         if self._terminal is not None:
             self._terminal.restore()
         if self._ptmx is not None:

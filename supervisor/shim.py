@@ -169,7 +169,7 @@ class Supervisor:
             Action.RECORD_EXIT: self._record_exit,
             Action.EMPTY: lambda: self._stopper.empty(self._then(Event.EMPTIED)),
             Action.CLEAN_UP: lambda: self._creation.clean_up(self._log, self._then(Event.CLEANED)),
-            Action.DRAIN: lambda: self._ending.drain(self._then(Event.DRAINED)),
+            Action.DRAIN: self._drain,
             Action.DELETE: self._delete,
         }
 
@@ -581,6 +581,11 @@ class Supervisor:
         if self._process is None:
             raise AssertionError("an exit to record, and none seen")
         self._ending.record(self._process)
+        self._plumbing.let_go()
+
+    def _drain(self) -> None:
+        self._plumbing.let_go()  # also where there never was a process
+        self._ending.drain(self._then(Event.DRAINED))
 
     def _delete(self) -> None:
         if self._process is None:
@@ -646,6 +651,10 @@ class Supervisor:
                 "service": self._service.pack(),
             },
         }
+
+    def pack_own(self, document: dict[str, Any], parcel: Parcel) -> None:
+        """Add to what `pack` has returned what only this very process goes on with."""
+        document["supervisor"]["plumbing"]["peer"] = self._plumbing.pack_peer(parcel)
 
     def _remember(self, past: Past) -> None:
         """Be what `pack` says."""

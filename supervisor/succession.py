@@ -43,6 +43,9 @@ if TYPE_CHECKING:
         def pack(self, parcel: Parcel) -> dict[str, Any]:
             """Return all that it knows and holds."""
 
+        def pack_own(self, document: dict[str, Any], parcel: Parcel) -> None:
+            """Add what only this very process may go on with, and no adopter."""
+
         def reloading(self) -> None:
             """A reload has begun."""
 
@@ -199,6 +202,7 @@ class Succession:
     def _pack_with_deposit(self, parcel: Parcel) -> dict[str, Any]:
         """Return what this very process needs; in the deposit itself it would be a cycle."""
         document = self._incumbent.pack(parcel)
+        self._incumbent.pack_own(document, parcel)
         document["supervisor"]["deposit"] = [parcel.add(end) for end in self.held]
         return document
 

@@ -175,7 +175,9 @@ print("not reached", flush=True)
 @pytest.mark.parametrize("name", _FAULTS)
 def test_a_sent_signal_of_a_fault_is_ignored_and_a_real_fault_ends_the_process(name: str) -> None:
     """A handler that returned would meet the same fault again, for ever."""
-    signals_of_faults = [int(getattr(signal, f"SIG{each}")) for each in (*_FAULTS, "FPE", "ILL", "TRAP", "SYS")]
+    signals_of_faults = [
+        int(getattr(signal, f"SIG{each}")) for each in (*_FAULTS, "FPE", "ILL", "TRAP", "SYS")
+    ]
     program = _FAULTY.replace("FATAL", repr(signals_of_faults)).replace("FAULT", _FAULTS[name])
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
     assert done.stdout == b"alive\n", done.stderr

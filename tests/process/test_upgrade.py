@@ -120,6 +120,9 @@ class Incumbent:
         parcel.add(0)
         return {"supervisor": {}}
 
+    def pack_own(self, document: dict[str, Any], parcel: Parcel) -> None:
+        """There is no console."""
+
     def reloading(self) -> None:
         """Nobody is to be told."""
 
