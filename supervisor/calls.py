@@ -66,6 +66,7 @@ class RuntimeCalls:
         program: str | None = None,
         keep: Sequence[int] = (),
         environment: Mapping[str, str] | None = None,
+        prepare: Callable[[], None] | None = None,
     ) -> int:
         """Start `argv` and return its pid; `on_end` follows when it has been reaped.
 
@@ -78,6 +79,7 @@ class RuntimeCalls:
             program: Another program than the runtime, by its path.
             keep: As for `spawn.exec_program`.
             environment: The same.
+            prepare: The same.
 
         Raises:
             ShimError: It could not be started.
@@ -94,6 +96,7 @@ class RuntimeCalls:
                 stdio=stdio or (null_fd, null_fd, null_fd),
                 keep=keep,
                 environment=environment,
+                prepare=prepare,
             )
         except OSError as error:
             # The words of Go's os/exec, which engines have shown for years, and what failed.
@@ -117,6 +120,7 @@ class RuntimeCalls:
         argv: Sequence[str],
         on_end: Callable[[Termination, bytes], None],
         *,
+        cwd: str | None = None,
         with_stderr: bool = False,
         program: str | None = None,
         keep: Sequence[int] = (),
@@ -145,6 +149,7 @@ class RuntimeCalls:
             self.run(
                 argv,
                 on_exit,
+                cwd=cwd,
                 stdio=(
                     self._null_fd,
                     wfd.fileno(),
@@ -176,8 +181,8 @@ class RuntimeCalls:
             os.kill(pid, signal.SIGKILL)
 
 
-def ask_runtime(name: str, argv: Sequence[str]) -> bytes:
-    """Run the runtime and wait for it; returns what it wrote to stdout, whatever its status.
+def ask_runtime(name: str, argv: Sequence[str], cwd: str = "/") -> bytes:
+    """Run the runtime in `cwd`, wait for it, return what it wrote to stdout, whatever its status.
 
     Only for a front end before it supervises: afterwards there is one reaper and one loop.
 
@@ -194,7 +199,7 @@ def ask_runtime(name: str, argv: Sequence[str]) -> bytes:
     rfd, wfd = fds.pipe()
     try:
         pid = spawn.exec_program(
-            program, argv, cwd="/", stdio=(null.fileno(), wfd.fileno(), null.fileno())
+            program, argv, cwd=cwd, stdio=(null.fileno(), wfd.fileno(), null.fileno())
         )
         wfd.close()
         return _output_of(pid, rfd.fileno())

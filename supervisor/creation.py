@@ -11,7 +11,7 @@ import os
 import signal
 import time
 
-from supervisor import fds, reach, runtime, statedir
+from supervisor import fds, reach, runtime, stand_in, statedir
 from supervisor.calls import HURRY_S
 from supervisor.errors import RuntimeFailedError, ShimError, StoppedError
 from supervisor.log import rfc3339
@@ -94,7 +94,12 @@ class Creation:
         self.began_at = rfc3339(time.time_ns())
         try:
             self._runtime_pid = self._calls.run(
-                self._argv(), self._on_exit, cwd=self._caller.bundle, stdio=stdio, limit_s=None
+                self._argv(),
+                self._on_exit,
+                cwd=self._caller.bundle,
+                stdio=stdio,
+                limit_s=None,
+                prepare=self._put_config if self._caller.config else None,
             )
         except ShimError:
             self._close_socket()
@@ -146,6 +151,10 @@ class Creation:
             console_socket=socket_path,
             no_pivot=no_pivot,
         )
+
+    def _put_config(self) -> None:
+        """Have the runtime read our config.json under the name of the bundle's."""
+        stand_in.put(self._caller.config, os.path.join(self._caller.bundle, "config.json"))
 
     def _watch_console(self) -> None:
         if self._socket is not None:
@@ -295,13 +304,17 @@ class Remains:
         self._force_delete(state.pid if is_child else 0)
 
     def _force_delete(self, pid: int) -> None:
-        danger = reach.of(self._caller.bundle, pid).danger()
+        danger = reach.of(self._caller.config_path, pid).danger()
         if danger:
             self._log.warning(reach.not_deleted(self._caller.name, danger))
             self._on_end()
             return
         try:
-            self._calls.run(self._caller.delete(force=True), lambda _termination: self._on_end())
+            self._calls.run(
+                self._caller.delete(force=True),
+                lambda _termination: self._on_end(),
+                cwd=self._caller.directory,
+            )
         except ShimError as error:
             self._log.warning(str(error))
             self._on_end()

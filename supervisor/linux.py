@@ -33,10 +33,14 @@ _SYS_RT_SIGACTION = {
 
 _IOPRIO_WHO_PROCESS = 1
 # The same on every architecture; the C library has functions for them since glibc 2.36 only.
+_SYS_MOVE_MOUNT = 429
 _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
 _SYS_PIDFD_GETFD = 438
 _CLOEXEC = 1  # FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC
 _FSCONFIG_CMD_CREATE = 6
+_F_EMPTY_PATH, _T_EMPTY_PATH, _SET_GROUP = 0x4, 0x40, 0x100  # MOVE_MOUNT_*
+_CLONE_NEWNS = 0x20000
+MS_BIND, MS_PRIVATE, MS_SLAVE = 1 << 12, 1 << 18, 1 << 19
 
 
 def _prctl(option: int, arg2: int) -> None:
@@ -170,6 +174,49 @@ def mount_nowhere(kind: str) -> int:
         )
     finally:
         os.close(context)
+
+
+def unshare_mounts() -> None:
+    """Give this process a copy of its mount namespace, in which shared mounts stay shared.
+
+    Raises:
+        OSError: EPERM: that takes CAP_SYS_ADMIN.
+
+    Source: unshare(2), CLONE_NEWNS; mount_namespaces(7).
+    """
+    if _libc.unshare(_CLONE_NEWNS) != 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno), "unshare(CLONE_NEWNS)")
+
+
+def mount(source: str, target: str, flags: int) -> None:
+    """Mount one place of a file system at another, or change how a mount propagates.
+
+    Raises:
+        OSError: With `target`.
+
+    Source: mount(2).
+    """
+    if _libc.mount(os.fsencode(source), os.fsencode(target), None, ctypes.c_ulong(flags), None):
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno), target)
+
+
+def join_peer_group(mount_fd: int, of_fd: int) -> None:
+    """Have one private mount propagate with, and like, another of the same root.
+
+    Both are descriptors of the mounts' roots. Source: move_mount(2), MOVE_MOUNT_SET_GROUP,
+    Linux 5.15.
+    """
+    flags = _F_EMPTY_PATH | _T_EMPTY_PATH | _SET_GROUP
+    _syscall(
+        _SYS_MOVE_MOUNT,
+        ctypes.c_int(of_fd),
+        ctypes.c_char_p(b""),
+        ctypes.c_int(mount_fd),
+        ctypes.c_char_p(b""),
+        ctypes.c_uint(flags),
+    )
 
 
 def _syscall(number: int, *arguments: object) -> int:

@@ -137,18 +137,26 @@ def read_checkpoint(directory: str) -> CheckpointRecord:
     )
 
 
-def read_bundle(path: str, config_path: str | None = None) -> Bundle:
-    """Read the bundle's config.json, or `config_path` in its place.
+def read_bundle(path: str) -> Bundle:
+    """Read the bundle's config.json.
 
     Raises:
         BundleError: Missing, too large, not JSON, or a field of the wrong shape; names both.
     """
-    config_path = config_path or os.path.join(path, "config.json")
+    return read_config(os.path.join(path, "config.json"))
+
+
+def read_config(config_path: str) -> Bundle:
+    """Read a config.json, as that of the directory that it is in.
+
+    Raises:
+        BundleError: As `read_bundle`.
+    """
     document = _read_object(config_path, BundleError)
     process = _Fields(config_path, _object(config_path, document, "process"), BundleError)
     linux = _object(config_path, document, "linux")
     return Bundle(
-        path=path,
+        path=os.path.dirname(config_path),
         terminal=process.boolean("terminal"),
         root_uid=_host_id(config_path, linux, "uidMappings"),
         root_gid=_host_id(config_path, linux, "gidMappings"),
@@ -194,14 +202,19 @@ def destinations(bundle: Bundle) -> set[str]:
 
 
 def variant(
-    bundle: Bundle, *, terminal: bool, cgroups_path: str, addition: Addition | None = None
+    bundle: Bundle,
+    *,
+    terminal: bool,
+    cgroups_path: str,
+    addition: Addition | None = None,
+    is_elsewhere: bool = False,
 ) -> bytes | None:
-    """Return the bundle's config.json with other settings, fit for another directory.
-
-    Paths that config.md reads relative to the bundle are made absolute.
+    """Return the bundle's config.json with other settings.
 
     Args:
         bundle: As read.
+        is_elsewhere: It will be in another directory, so paths that config.md reads relative to
+            the bundle are made absolute.
         terminal: `process.terminal`.
         cgroups_path: `linux.cgroupsPath`, unless the bundle has its own; "" for none.
         addition: Is mounted after all others.
@@ -216,16 +229,21 @@ def variant(
         document["linux"] = {**(document.get("linux") or {}), "cgroupsPath": cgroups_path}
     if document == bundle.document and addition is None:
         return None
-    root = document.get("root")
-    if isinstance(root, dict) and isinstance(root.get("path"), str):
-        document["root"] = {**root, "path": os.path.join(bundle.path, root["path"])}
-    mounts = document.get("mounts")
-    if isinstance(mounts, list):
-        document["mounts"] = [_with_absolute_source(bundle.path, mount) for mount in mounts]
+    if is_elsewhere:
+        _make_absolute(document, bundle.path)
     if addition is not None:
         config_path = os.path.join(bundle.path, "config.json")
         _add(_Fields(config_path, document, BundleError), document, addition)
     return orjson.dumps(document)
+
+
+def _make_absolute(document: dict[str, Any], bundle_path: str) -> None:
+    root = document.get("root")
+    if isinstance(root, dict) and isinstance(root.get("path"), str):
+        document["root"] = {**root, "path": os.path.join(bundle_path, root["path"])}
+    mounts = document.get("mounts")
+    if isinstance(mounts, list):
+        document["mounts"] = [_with_absolute_source(bundle_path, mount) for mount in mounts]
 
 
 def _add(fields: _Fields, document: dict[str, Any], addition: Addition) -> None:

@@ -40,6 +40,7 @@ class Order:
         container_id: Checked.
         bundle: Absolute path; the runtime's working directory.
         runtime: Name or path of the OCI runtime.
+        config: A config.json in the place of the bundle's; "" for that. Only its creation reads it.
         starts_container: Run the runtime's `start` too; an engine does that itself.
         stop_signal: What a stop sends first.
         stop_timeout_s: The grace period after it.
@@ -58,6 +59,7 @@ class Order:
     container_id: str
     bundle: str
     runtime: str
+    config: str = ""
     starts_container: bool = False
     stop_signal: int = signal.SIGTERM
     stop_timeout_s: float = 10.0

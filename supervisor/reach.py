@@ -59,13 +59,13 @@ class Reach:
         return ""
 
 
-def of(bundle: str, pid: int) -> Reach:
-    """Return the reach of the container of `bundle` whose init is `pid`; 0 if that is unknown.
+def of(config_path: str, pid: int) -> Reach:
+    """Return the reach of the container of a config.json, its init being `pid`; 0 if unknown.
 
     A config.json that cannot be read leads to no kill by cgroup.
     """
     try:
-        read = oci.read_bundle(bundle)
+        read = oci.read_config(config_path)
     except ShimError:
         return Reach(shares_pids=False, places={}, wanted="")
     shares_pids = shares(read.document)

@@ -21,6 +21,7 @@ from supervisor import (
     oci,
     reach,
     signals,
+    stand_in,
     statedir,
 )
 from supervisor.calls import ask_runtime
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from supervisor.terminal import UserTerminal
 
 DEFAULT_ROOT = "/run/forkshim"
+_CONFIG = "config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ def run(request: RunRequest) -> int:
         try:
             if request.exit_dir is not None:
                 exit_record.remove(request.exit_dir, request.container_id)
-            runtime_bundle = _prepare(claimed, request, bundle, terminal=terminal)
+            runtime_bundle, config = _prepare(claimed, request, bundle, terminal=terminal)
             # Owned by this process, which ends with it.
             relayed = _open_relay(bundle) if _is_relayed(request) else None
         except (ShimError, OSError):
@@ -120,6 +122,7 @@ def run(request: RunRequest) -> int:
         container_id=request.container_id,
         bundle=runtime_bundle,
         runtime=request.runtime,
+        config=config,
         starts_container=True,
         stop_signal=request.stop_signal,
         stop_timeout_s=request.stop_timeout_s,
@@ -193,12 +196,14 @@ def _recover(claimed: home.Home, request: RunRequest, why_not: DepositError | No
     """
     if claimed.is_stale:
         left = claimed.left_state()
+        config = os.path.join(claimed.state_dir, _CONFIG)
         caller = RuntimeCaller(
             name=str(left.get("runtime") or request.runtime),
             args=tuple(map(str, left.get("runtimeArgs") or request.runtime_args)),
             state_dir=claimed.state_dir,
             bundle=str(left.get("bundle") or ""),
             container_id=request.container_id,
+            config=config if os.path.exists(config) else "",
         )
         state = parse_state(ask_runtime(caller.name, caller.state()))
         if state is not None and state.status != "stopped":
@@ -212,21 +217,25 @@ def _recover(claimed: home.Home, request: RunRequest, why_not: DepositError | No
             )
         adoption.end_workers(claimed.state_dir)
         if state is not None and state.bundle == caller.bundle:
-            danger = reach.of(caller.bundle, 0).danger()
+            danger = reach.of(caller.config_path, 0).danger()
             if danger:
                 front.say(f"{request.container_id}: {reach.not_deleted(caller.name, danger)}")
             else:
-                ask_runtime(caller.name, caller.delete())
+                ask_runtime(caller.name, caller.delete(), caller.directory)
         if why_not is not None:
             anew = "its container is gone, so it is run anew"
             front.say(f"{request.container_id}: {why_not}; {anew}")
     claimed.clear()
 
 
-def _prepare(claimed: home.Home, request: RunRequest, bundle: oci.Bundle, *, terminal: bool) -> str:
-    """Write all that the core reads; return the bundle for the runtime: the user's, or our variant.
+def _prepare(
+    claimed: home.Home, request: RunRequest, bundle: oci.Bundle, *, terminal: bool
+) -> tuple[str, str]:
+    """Write all that the core reads; return the runtime's bundle, and what is its config.json.
 
-    Afterwards the state directory is the current directory.
+    The bundle is the user's, and the config.json ours if anything has to be changed. Only who may
+    not mount gives the runtime a bundle of our own. Afterwards the state directory is the current
+    directory.
     """
     request, scope = _with_scope(request, bundle)
     # The current directory will be another one.
@@ -246,9 +255,12 @@ def _prepare(claimed: home.Home, request: RunRequest, bundle: oci.Bundle, *, ter
         terminal=terminal,
         cgroups_path=scope or _choose_cgroup(request),
         addition=_way_to_the_manager(claimed, bundle) if _is_relayed(request) else None,
+        is_elsewhere=not (can_stand_in := stand_in.is_possible()),
     )
-    runtime_bundle = bundle.path
-    if variant is not None:
+    runtime_bundle, config = bundle.path, ""
+    if variant is not None and can_stand_in:
+        config = os.path.join(claimed.state_dir, _CONFIG)
+    elif variant is not None:
         runtime_bundle = os.path.join(claimed.state_dir, "bundle")
     claimed.make_state_dir(
         {
@@ -258,15 +270,25 @@ def _prepare(claimed: home.Home, request: RunRequest, bundle: oci.Bundle, *, ter
             "noPivotRoot": request.no_pivot,
         }
     )
-    if variant is not None:
-        os.mkdir("bundle", 0o700)
-        os.chdir("bundle")
-        statedir.write_file("config.json", variant, 0o600)
-        os.chdir("..")
+    if config and variant is not None:
+        statedir.write_file(_CONFIG, variant, 0o600)
+    elif variant is not None:
+        _make_bundle(variant, bundle.path)
     process = bundle.document.get("process") or {}
     statedir.write_file("process.json", oci.encode_process(process, record), 0o600)
     statedir.make_fifos()
-    return runtime_bundle
+    return runtime_bundle, config
+
+
+def _make_bundle(config: bytes, of_path: str) -> None:
+    """Make a bundle with another config.json, and links to what else the user's has."""
+    os.mkdir("bundle", 0o700)
+    os.chdir("bundle")
+    statedir.write_file(_CONFIG, config, 0o600)
+    for name in os.listdir(of_path):
+        if name != _CONFIG:
+            os.symlink(os.path.join(of_path, name), name)
+    os.chdir("..")
 
 
 def _is_relayed(request: RunRequest) -> bool:

@@ -33,6 +33,7 @@ class RuntimeCaller:
         state_dir: Absolute; the log and the pid file go here.
         bundle: Absolute path of the bundle.
         container_id: Checked by the front end.
+        config: What `create` reads in the place of the bundle's config.json; "" for that.
     """
 
     name: str
@@ -40,6 +41,17 @@ class RuntimeCaller:
     state_dir: str
     bundle: str
     container_id: str
+    config: str = ""
+
+    @property
+    def config_path(self) -> str:
+        """The config.json that `create` reads."""
+        return self.config or os.path.join(self.bundle, "config.json")
+
+    @property
+    def directory(self) -> str:
+        """Where the runtime works, and with it the hooks: the bundle, while it is there."""
+        return self.bundle if os.path.isdir(self.bundle) else "/"
 
     @property
     def log_path(self) -> str:

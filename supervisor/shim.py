@@ -133,6 +133,7 @@ class Supervisor:
             state_dir=state_dir,
             bundle=order.bundle,
             container_id=order.container_id,
+            config=order.config,
         )
         self._opener = StdioOpener(
             self._loop,
@@ -377,7 +378,7 @@ class Supervisor:
             raise
         self._process = process
         if not self._record.is_exec:
-            self._stopper.reach = reach.of(self._order.bundle, process.pid)
+            self._stopper.reach = reach.of(self._caller.config_path, process.pid)
         if self._is_ours_to_start:
             self._reaper.look_before(process.pid, self._note_whether_it_has_run)
 
@@ -513,7 +514,10 @@ class Supervisor:
         try:
             # It may take its time: the container's own hooks run in it.
             self._start_pid = self._calls.run(
-                self._caller.start(), self._on_start_end, limit_s=None
+                self._caller.start(),
+                self._on_start_end,
+                cwd=self._caller.directory,
+                limit_s=None,
             )
         except ShimError as error:
             self._error = error

@@ -53,16 +53,18 @@ def exec_program(
     stdio: tuple[int, int, int],
     keep: Sequence[int] = (),
     environment: Mapping[str, str] | None = None,
+    prepare: Callable[[], None] | None = None,
 ) -> int:
     """Fork and exec `program`, killed by the kernel if we die first. Returns its pid.
 
     The caller owns the child. `stdio` lends three descriptors that become 0, 1 and 2; every
     other one of ours is close-on-exec, but for those of `keep`. The program gets default signal
     dispositions, an empty signal mask and our environment, less systemd's own variables, with
-    those of `environment`.
+    those of `environment`. `prepare` is called in the child, before it goes to `cwd`.
 
     Raises:
-        OSError: fork, chdir or exec failed; `filename` is `cwd` or `program`, whichever it was.
+        OSError: fork, `prepare`, chdir or exec failed; `filename` is `cwd` of a chdir, else
+            `program`.
 
     Source: prctl(2) PR_SET_PDEATHSIG; the error comes over a pipe whose end of file means that
     exec has worked.
@@ -73,7 +75,17 @@ def exec_program(
         pid = _fork()
         if pid == 0:
             everything = {**_environment(), **(environment or {})}
-            _exec(program, argv, cwd, stdio, keep, everything, supervisor_pid, error_wfd.fileno())
+            _exec(
+                program,
+                argv,
+                cwd,
+                stdio,
+                keep,
+                everything,
+                prepare,
+                supervisor_pid,
+                error_wfd.fileno(),
+            )
         error_wfd.close()
         failure = os.read(error_rfd.fileno(), 4096)
     finally:
@@ -126,6 +138,7 @@ def _exec(
     stdio: tuple[int, int, int],
     keep: Sequence[int],
     environment: Mapping[str, str],
+    prepare: Callable[[], None] | None,
     supervisor_pid: int,
     error_wfd: int,
 ) -> NoReturn:
@@ -140,6 +153,9 @@ def _exec(
             os.dup2(source_fd, fd, inheritable=True)
         for fd in keep:
             os.set_inheritable(fd, True)  # in this process alone
+        if prepare is not None:
+            stage = "prepare"
+            prepare()
         stage = "chdir"
         os.chdir(cwd)
         stage = "exec"

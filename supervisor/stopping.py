@@ -129,7 +129,7 @@ class Stopper:
 
         shown = f"{self._caller.name} {verb}"
         try:
-            self._calls.capture(argv, on_exit, with_stderr=True)
+            self._calls.capture(argv, on_exit, cwd=self._caller.directory, with_stderr=True)
         except ShimError as error:
             self._log.warning(str(error))
             on_end()

@@ -245,7 +245,7 @@ def _bundle(document: dict[str, Any], cgroups_path: str = "") -> oci.Bundle:
 
 
 def _variant(bundle: oci.Bundle, *, terminal: bool = False, cgroups_path: str = "") -> object:
-    variant = oci.variant(bundle, terminal=terminal, cgroups_path=cgroups_path)
+    variant = oci.variant(bundle, terminal=terminal, cgroups_path=cgroups_path, is_elsewhere=True)
     return None if variant is None else json.loads(variant)
 
 
@@ -307,6 +307,14 @@ def test_a_bundle_without_a_cgroup_gets_one(linux: dict[str, Any]) -> None:
 def test_a_bundles_own_cgroup_is_left_alone() -> None:
     bundle = _bundle({"linux": {"cgroupsPath": "own"}}, "own")
     assert _variant(bundle, cgroups_path="/unit/payload") is None
+
+
+def test_a_config_that_stays_in_its_bundle_keeps_its_relative_paths() -> None:
+    mounts = [{"source": "data", "destination": "/data", "type": "bind"}]
+    document = {"root": {"path": "rootfs"}, "mounts": mounts}
+    variant = oci.variant(_bundle(document), terminal=True, cgroups_path="")
+    assert variant is not None
+    assert json.loads(variant) == {**document, "process": {"terminal": True}}
 
 
 def test_a_bundle_that_needs_no_change_is_used_as_it_is() -> None:

@@ -199,7 +199,7 @@ def test_a_program_whose_parent_died_before_the_prctl_is_not_started(null: int) 
     rfd, wfd = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
-        spawn._exec("/bin/sh", ["sh"], "/", (null, null, null), (), {}, os.getppid() + 1, wfd)
+        spawn._exec("/bin/sh", ["sh"], "/", (null, null, null), (), {}, None, 1, wfd)
     os.close(wfd)
     with owned(pid) as child:
         assert child.wait() == Exited(127)

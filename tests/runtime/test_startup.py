@@ -258,8 +258,7 @@ def test_every_runtime_call_dies_with_the_shim_and_inherits_only_its_stdio(
         assert int(call["blocked"], 16) == 0
         # CPython itself ignores these two, in the recorder.
         assert int(call["ignored"], 16) & waiting.SETTABLE & ~(1 << 12 | 1 << 24) == 0
-    assert create["cwd"] == str(engine.bundle)
-    assert kill["cwd"] == delete["cwd"] == str(engine.dir)
+    assert create["cwd"] == kill["cwd"] == delete["cwd"] == str(engine.bundle)
     kinds = {fd: target.partition(":")[0] for fd, target in create["fds"].items()}
     stdio = dict.fromkeys("012", "/null" if terminal else "pipe")  # a device of our own
     assert kinds == stdio
