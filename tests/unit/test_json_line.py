@@ -6,7 +6,8 @@ import orjson
 import pytest
 
 from tests.harness.fake_journal import parse as parse_fields
-from workers.json_line import MOST_FIELDS, JsonLine, parse
+from workers import json_line
+from workers.json_line import LONGEST_BYTES, MOST_FIELDS, JsonLine, parse
 
 
 @pytest.mark.parametrize(
@@ -79,3 +80,29 @@ def test_the_line_is_kept_where_something_had_no_place(members: dict[str, object
 def test_an_object_without_a_text_is_its_own() -> None:
     line = b'{"a":1,"b":[2],"level":"warn"}'
     assert parse(line) == JsonLine(line, 4, b"A=1\n")
+
+
+def test_json_that_is_too_long_is_a_line_like_any_other() -> None:
+    """Of 16 MiB the lists alone would take half a gigabyte: it is not even looked at."""
+    fits = orjson.dumps({"msg": "t", "fill": ""})
+    fits = fits.replace(b'""', b'"' + b"x" * (LONGEST_BYTES - len(fits)) + b'"')
+    assert len(fits) == LONGEST_BYTES
+    assert parse(fits) is not None
+    for line in (fits[:-2] + b'x"}', b'{"a":[' + b"[]," * 5_000_000 + b"1]}"):
+        assert orjson.loads(line)
+        assert parse(line) is None
+
+
+def test_no_more_members_are_looked_at_than_there_may_be_fields(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked_at = []
+
+    def note(name: str, value: bytes) -> bytes:
+        looked_at.append(name)
+        return b""
+
+    monkeypatch.setattr(json_line, "field", note)
+    members = {"msg": "t", **{f"k{number}": number for number in range(5000)}}
+    assert parse(orjson.dumps(members)) is not None
+    assert len(looked_at) <= MOST_FIELDS + 1
