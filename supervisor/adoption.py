@@ -1,8 +1,9 @@
 """Finding what a killed supervisor had: its deposit, with whoever still has that open.
 
-Its workers do, and go on copying; so does systemd, if it was asked to (the FD store). What is found
-by its inode belongs to the container whose state directory names it; nobody without root's rights
-can bring a process of his own in its place.
+Its workers do, and go on copying; so does systemd, if it was asked to (the FD store). The state
+directory names the inodes of its sockets, and a nonce. Another process may have a socket with such
+a number by now: only one of our own user and of our user namespace is looked at, and what it has
+must have been made by our user and say the nonce.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import select
 import signal
 from contextlib import suppress
+from typing import NamedTuple
 
 from supervisor import fds, linux, statedir
 from supervisor.deposit import Contents, Deposit, DepositError
@@ -26,7 +28,18 @@ KEPT_NAMES = ("forkshim-front", "forkshim-back")
 _TITLE = b"forkshim: "
 _FIRST_LISTEN_FD = 3
 _LAST_WORDS_MS = 5000
-_LONGEST_HANDOVER = 128
+_LONGEST_HANDOVER = 256
+_CAP_SYS_PTRACE = 19
+
+
+class Handover(NamedTuple):
+    """What the file of that name says.
+
+    `nonce` is empty in a file of an older forkshim's, whose deposit only that one can read.
+    """
+
+    inodes: tuple[str, ...]
+    nonce: str
 
 
 class AnothersDepositError(DepositError):
@@ -62,7 +75,10 @@ def take_kept(environment: MutableMapping[str, str]) -> Deposit | None:
 def is_of(deposit: Deposit, state_dir: str) -> bool:
     """Say whether it is the deposit of the supervisor that was killed in `state_dir`."""
     with suppress(DepositError):
-        return _inodes(state_dir) == tuple(str(os.fstat(end).st_ino) for end in deposit.fds)
+        wanted = _read_handover(state_dir)
+        if wanted.inodes == tuple(str(os.fstat(end).st_ino) for end in deposit.fds):
+            deposit.expect(wanted.nonce)
+            return True
     return False
 
 
@@ -70,15 +86,40 @@ def find(state_dir: str) -> Deposit:
     """Return the deposit of the supervisor that was killed in `state_dir`, from one of its workers.
 
     Raises:
-        DepositError: There is none any more, or never was.
+        DepositError: There is none any more, or never was; or the kernel does not let us have it.
     """
-    inodes = _inodes(state_dir)
-    for pid in _holders(inodes):
-        with suppress(OSError):  # it has ended meanwhile
-            deposit = _copy(pid, inodes)
-            if deposit is not None:
-                return deposit
+    wanted = _read_handover(state_dir)
+    refusals: list[str] = []
+    title = f"forkshim: {os.path.basename(os.path.dirname(state_dir))} ["
+    for pid in _holders(wanted.inodes, refusals, os.fsencode(title)):
+        try:
+            deposit = _copy(pid, wanted)
+        except PermissionError as error:
+            refusals.append(_refusal(pid, error))
+            continue
+        except OSError:  # it has ended meanwhile
+            continue
+        if deposit is not None:
+            return deposit
+    if refusals:
+        raise DepositError(refusals[0])
     raise DepositError("no worker of it lives any more, and systemd has kept nothing")
+
+
+def why_not(state_dir: str) -> str:
+    """Return why `forkshim adopt` cannot go on with the container; empty if it can.
+
+    Changes nothing. Of a supervisor that lives it says nothing.
+    """
+    try:
+        deposit = find(state_dir)
+        try:
+            look(deposit, state_dir).close()
+        finally:
+            deposit.close()
+    except DepositError as error:
+        return str(error)
+    return ""
 
 
 def look(deposit: Deposit, state_dir: str) -> Contents:
@@ -107,12 +148,13 @@ def workers(state_dir: str) -> list[fds.Fd]:
         DepositError: As `find`.
     """
     found: list[fds.Fd] = []
-    inodes = _inodes(state_dir)
+    inodes = _read_handover(state_dir).inodes
     for pid in _holders(inodes):
         with suppress(OSError):
             pidfd = fds.Fd(os.pidfd_open(pid))
             # Looked at once more: what the pidfd is, it stays.
-            if _is_worker(pid) and any(inode in inodes for inode in _sockets(pid).values()):
+            has_one = any(inode in inodes for inode in _sockets(pid).values())
+            if has_one and _is_worker(pid) and _is_ours(pid):
                 found.append(pidfd)
             else:
                 pidfd.close()
@@ -145,29 +187,84 @@ def end_workers(state_dir: str) -> None:
         pidfd.close()
 
 
-def _inodes(state_dir: str) -> tuple[str, ...]:
+def _read_handover(state_dir: str) -> Handover:
     try:
         path = os.path.join(state_dir, statedir.HANDOVER_NAME)
         with open(path, "rb", opener=fds.open_without_waiting) as file:
             words = (file.read(_LONGEST_HANDOVER) or b"").decode("ascii", "replace").split()
+    except FileNotFoundError as error:
+        raise DepositError("its supervisor has left nothing to go on with") from error
     except OSError as error:
         raise DepositError(f"{statedir.HANDOVER_NAME}: {reason(error)}") from error
-    inodes, boots = words[: len(KEPT_NAMES)], words[len(KEPT_NAMES) :]
-    # Without the third word it is an older forkshim's, which goes on until it is reloaded.
-    if len(inodes) != len(KEPT_NAMES) or len(boots) > 1 or not all(map(str.isdecimal, inodes)):
+    count = len(KEPT_NAMES)
+    inodes, boots, nonces = words[:count], words[count : count + 1], words[count + 1 :]
+    # Without the last words it is an older forkshim's, which goes on until it is reloaded.
+    if len(inodes) != count or len(nonces) > 1 or not all(map(str.isdecimal, inodes)):
         raise DepositError(f"{statedir.HANDOVER_NAME}: not a supervisor's")
     if boots and boots[0] != statedir.boot_id():
         raise DepositError(f"{statedir.HANDOVER_NAME}: of another boot of the machine")
-    return tuple(inodes)
+    return Handover(tuple(inodes), "".join(nonces))
 
 
-def _holders(inodes: Sequence[str]) -> Iterator[int]:
-    """Return the other processes that have one of these sockets open."""
+def _holders(
+    inodes: Sequence[str], refusals: list[str] | None = None, title: bytes = _TITLE
+) -> Iterator[int]:
+    """Return the other processes of ours that have one of these sockets open.
+
+    `refusals` gets a line for each that is called `title` and may not be looked into.
+    """
     for name in os.listdir("/proc"):
-        if name.isdecimal() and int(name) != os.getpid():
-            with suppress(OSError):  # gone, or not ours to look into
-                if any(found in inodes for found in _sockets(int(name)).values()):
-                    yield int(name)
+        if not name.isdecimal() or int(name) == os.getpid():
+            continue
+        pid = int(name)
+        try:
+            if any(found in inodes for found in _sockets(pid).values()) and _is_ours(pid):
+                yield pid
+        except PermissionError as error:
+            if refusals is not None and _is_worker(pid, title):
+                refusals.append(_refusal(pid, error))
+        except OSError:  # gone
+            continue
+
+
+def _is_ours(pid: int) -> bool:
+    """Say whether it is a process of our user, in our user namespace.
+
+    Not by the owner of /proc/PID: that is root for whoever has made himself not dumpable.
+    Source: proc(5), prctl(2) PR_SET_DUMPABLE, user_namespaces(7).
+    """
+    there, here = os.stat(f"/proc/{pid}/ns/user"), os.stat("/proc/self/ns/user")
+    if not os.path.samestat(there, here):
+        return False
+    return {*_status(pid)["Uid"].split()} == {str(os.geteuid())}
+
+
+def _status(pid: int | str) -> dict[str, str]:
+    with open(f"/proc/{pid}/status", "rb") as file:
+        lines = file.read().decode("ascii", "replace").split("\n")
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+def _refusal(pid: int, error: OSError) -> str:
+    """Say that the kernel does not let us have the descriptors of a worker, and why that may be.
+
+    Source: ptrace(2), "Ptrace access mode checking", which pidfd_getfd(2) refers to.
+    """
+    status, reasons = _status("self"), []
+    if not int(status.get("CapEff", "0"), 16) >> _CAP_SYS_PTRACE & 1:
+        reasons.append("this process lacks CAP_SYS_PTRACE")
+    if status.get("Seccomp", "0") != "0":
+        reasons.append("a seccomp filter is in force here")
+    with suppress(OSError, ValueError), open("/proc/sys/kernel/yama/ptrace_scope") as file:
+        if (scope := int(file.read(8))) > 0:
+            reasons.append(f"kernel.yama.ptrace_scope is {scope}")
+    with suppress(OSError):
+        if not _is_ours(pid):
+            reasons.append("it is another user's, or in another user namespace")
+    return (
+        f"worker {pid} lives, but the kernel refuses its descriptors ({reason(error)}): "
+        f"{', '.join(reasons) or 'a security module may forbid it'}"
+    )
 
 
 def _sockets(pid: int) -> dict[int, str]:
@@ -181,7 +278,7 @@ def _sockets(pid: int) -> dict[int, str]:
     return found
 
 
-def _copy(pid: int, inodes: Sequence[str]) -> Deposit | None:
+def _copy(pid: int, wanted: Handover) -> Deposit | None:
     """Return the deposit that `pid` has open; None if it has only a part of it."""
     copies: list[fds.Fd] = []
     pidfd = fds.Fd(os.pidfd_open(pid))
@@ -189,19 +286,21 @@ def _copy(pid: int, inodes: Sequence[str]) -> Deposit | None:
         numbers = {inode: fd for fd, inode in _sockets(pid).items()}
         copies.extend(
             fds.Fd(linux.pidfd_getfd(pidfd.fileno(), numbers[inode]))
-            for inode in inodes
+            for inode in wanted.inodes
             if inode in numbers
         )
         # What was copied is looked at, not what was there before: the number may be another's.
-        if [str(os.fstat(copy.fileno()).st_ino) for copy in copies] != [*inodes]:
+        if [str(os.fstat(copy.fileno()).st_ino) for copy in copies] != [*wanted.inodes]:
             return None
-        return Deposit(ends=(copies[0].take(), copies[1].take()))
+        if not _is_ours(pid):  # what the pidfd is, it stays
+            return None
+        return Deposit(ends=(copies[0].take(), copies[1].take()), nonce=wanted.nonce)
     finally:
         for owner in (pidfd, *copies):
             owner.close()
 
 
-def _is_worker(pid: int) -> bool:
+def _is_worker(pid: int, title: bytes = _TITLE) -> bool:
     """Say whether it is one of ours, and not systemd with its FD store. Source: proc(5), cmdline.
 
     One that was forked an instant before still has its parent's title.
@@ -211,6 +310,6 @@ def _is_worker(pid: int) -> bool:
             if file.read().rpartition(b")")[2].split()[0] in b"ZX":
                 return False
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return file.read(len(_TITLE)) == _TITLE
+            return file.read(len(title)) == title
     except (FileNotFoundError, ProcessLookupError):
         return False

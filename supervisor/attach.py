@@ -13,7 +13,7 @@ import select
 import signal
 import time
 
-from supervisor import fds
+from supervisor import adoption, fds
 from supervisor.errors import ShimError, reason_of_access
 from supervisor.home import PID_NAME
 from supervisor.ids import check_id
@@ -163,7 +163,10 @@ def _check_for_an_answer(deadline_s: float) -> None:
 def _why_nobody_is_there() -> str:
     if os.path.lexists(EXIT_STATUS_NAME) or not os.path.lexists("control"):
         return "it has ended"
-    return "no supervisor: `forkshim adopt` brings one"
+    why_not = adoption.why_not(os.getcwd())
+    return (
+        f"no supervisor, and {why_not}" if why_not else "no supervisor: `forkshim adopt` brings one"
+    )
 
 
 def _is_supervised() -> bool:

@@ -5,6 +5,10 @@ SCM_RIGHTS) for as long as anybody has the pair open. So a successor gets everyt
 still has two descriptors: the next program after exec, a worker, systemd's FD store. The first
 descriptor is a sealed memfd with the document, JSON, in which every other one is an index.
 
+Sockets are found by the numbers of their inodes, which others may have as well by then. So a
+deposit has a nonce, which is in its message, and in a file of the state directory (`handover`) that
+only its owner can read; and whoever made the sockets and the document has to be of our own user.
+
 A document is written for the same version only: `VERSION` goes up with each change of its shape or
 of what is in the shared memory that it leads to, and no other number is read.
 """
@@ -13,6 +17,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
 from contextlib import suppress
 
 import orjson
@@ -25,9 +30,11 @@ if TYPE_CHECKING:
     import socket
     from typing import Any
 
-VERSION = 6
+VERSION = 7
 _WORD = b"forkshim-handover"
-_MESSAGE_BYTES = 32
+_MESSAGE_BYTES = 64
+_NONCE_BYTES = 16
+_CREDENTIALS = struct.Struct("iII")
 _MOST_FDS = 253  # SCM_MAX_FD
 _MOST_DOCUMENT = 64 << 20
 _SO_PEEK_OFF = 42  # asm-generic/socket.h; the module `socket` lacks it
@@ -82,12 +89,15 @@ class Contents:
 class Deposit:
     """The socket pair. Owned until `close`, with what is in it if nobody else has it open."""
 
-    def __init__(self, *, ends: tuple[int, int] | None = None) -> None:
+    def __init__(self, *, ends: tuple[int, int] | None = None, nonce: str | None = None) -> None:
         """Make an empty one, or take over the `ends` of one that is there.
+
+        `nonce`: what its message has to say; None where nobody else can have given us the ends.
 
         Raises:
             DepositError: `ends` are no such pair, and closed.
         """
+        self._nonce = os.urandom(_NONCE_BYTES).hex() if ends is None else nonce
         try:
             import socket  # 3 ms, for those who have one
 
@@ -100,6 +110,15 @@ class Deposit:
         except ImportError as error:  # EMFILE, as late as this, is that or an OSError
             raise DepositError(f"handover: {error}") from error
         self._front, self._back = pair
+
+    def expect(self, nonce: str) -> None:
+        """Have `look` refuse what does not say this nonce."""
+        self._nonce = nonce
+
+    @property
+    def nonce(self) -> str:
+        """What its message says, which is not to be guessed; of a found one after `look`."""
+        return self._nonce or ""
 
     @property
     def fds(self) -> tuple[int, int]:
@@ -127,7 +146,7 @@ class Deposit:
                 if len(rights) > _MOST_FDS:
                     raise DepositError(f"handover: {len(rights)} descriptors")
                 self._back.sendmsg(
-                    [(_WORD + b" %d" % VERSION).ljust(_MESSAGE_BYTES, b"\0")],
+                    [self._message().ljust(_MESSAGE_BYTES, b"\0")],
                     [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)],
                     socket.MSG_DONTWAIT,
                 )
@@ -138,6 +157,9 @@ class Deposit:
         except (ImportError, TypeError, ValueError) as error:  # EMFILE; a name that is no UTF-8
             raise DepositError(f"handover: {error}") from error
         self._drop_all_but_the_last()
+
+    def _message(self) -> bytes:
+        return b"%b %d %b" % (_WORD, VERSION, self.nonce.encode())
 
     def look(self) -> Contents:
         """Return a copy of what is there: new descriptors, close-on-exec, which the caller owns.
@@ -156,7 +178,8 @@ class Deposit:
         except OSError as error:
             raise DepositError(f"handover: {reason(error)}") from error
         try:
-            return Contents(_document(message, received), received[1:])
+            self._check_nonce(message)  # another one may have come since it was looked at
+            return Contents(_document(received), received[1:])
         except BaseException:
             for each in received:
                 each.close()
@@ -168,8 +191,11 @@ class Deposit:
     def _check_whose_it_is(self) -> None:
         """Look at the first message and take nothing: an inode can lead to a stranger's sockets.
 
+        No descriptor is received before its sender is known: what a stranger sends may make our
+        close(2) of it sleep.
+
         Raises:
-            DepositError: It is no supervisor's, or there is none.
+            DepositError: It is no supervisor's, or of another version, or there is none.
         """
         import socket
 
@@ -179,14 +205,35 @@ class Deposit:
             offset = self._front.getsockopt(*option)
             self._front.setsockopt(*option, -1)
             message = self._front.recv(_MESSAGE_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-            if not _is_ours(message):
+            makers = {_maker(end) for end in (self._front, self._back)}
+            try:
+                self._check(message, makers)
+            except DepositError:
                 self._front.setsockopt(*option, offset)
+                raise
         except BlockingIOError as error:
             raise DepositError("handover: nothing has been laid down there yet") from error
         except OSError as error:
             raise DepositError(f"handover: {reason(error)}") from error
-        if not _is_ours(message):
+
+    def _check(self, message: bytes, makers: set[int]) -> None:
+        word, version, nonce = [*message.rstrip(b"\0").split(b" "), b"", b""][:3]
+        if word != _WORD:
             raise DepositError("handover: not a supervisor's")
+        for uid in makers - {os.geteuid()}:
+            raise DepositError(f"handover: made by user {uid}")
+        if version != b"%d" % VERSION:
+            raise DepositError(
+                f"handover: state version {version.decode(errors='replace')!s:.20}, "
+                f"this forkshim reads {VERSION}"
+            )
+        if self._nonce is None:
+            self._nonce = nonce.decode("ascii", "replace")
+        self._check_nonce(message)
+
+    def _check_nonce(self, message: bytes) -> None:
+        if message.rstrip(b"\0") != self._message():
+            raise DepositError("handover: not what the supervisor has laid down")
 
     def _drop_all_but_the_last(self) -> None:
         """Of two messages the newer one counts: a supervisor was killed between the two steps."""
@@ -235,8 +282,14 @@ def _sockets(ends: tuple[int, int]) -> tuple[socket.socket, socket.socket]:
     return front, back
 
 
-def _is_ours(message: bytes) -> bool:
-    return message.startswith(_WORD + b" ")
+def _maker(end: socket.socket) -> int:
+    """Return the user who has made the pair. Source: unix(7), SO_PEERCRED of socketpair(2)."""
+    import socket
+
+    _pid, uid, _gid = _CREDENTIALS.unpack(
+        end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    )
+    return int(uid)
 
 
 def _memfd(content: bytes) -> fds.Fd:
@@ -268,17 +321,14 @@ def _receive(front: socket.socket, flags: int) -> tuple[bytes, list[fds.Fd]]:
     return message, [fds.Fd(fd) for fd in received]
 
 
-def _document(message: bytes, received: list[fds.Fd]) -> dict[str, Any]:
-    _word, _blank, version = message.rstrip(b"\0").partition(b" ")
-    if not _is_ours(message) or not received:
+def _document(received: list[fds.Fd]) -> dict[str, Any]:
+    if not received:
         raise DepositError("handover: not a supervisor's")
-    if version != b"%d" % VERSION:
-        raise DepositError(
-            f"handover: state version {version.decode(errors='replace')}, "
-            f"this forkshim reads {VERSION}"
-        )
     memfd = received[0].fileno()
-    size = os.fstat(memfd).st_size
+    attributes = os.fstat(memfd)
+    size = attributes.st_size
+    if attributes.st_uid != os.geteuid():
+        raise DepositError(f"handover: a document of user {attributes.st_uid}")
     if fcntl.fcntl(memfd, fcntl.F_GET_SEALS) & _SEALS != _SEALS or size > _MOST_DOCUMENT:
         raise DepositError("handover: not a sealed document")
     try:

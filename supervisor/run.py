@@ -207,9 +207,10 @@ def _recover(claimed: home.Home, request: RunRequest, why_not: DepositError | No
         )
         state = parse_state(ask_runtime(caller.name, caller.state()))
         if state is not None and state.status != "stopped":
+            why = str(why_not) if why_not is not None else adoption.why_not(claimed.state_dir)
             way = f"`forkshim adopt {request.container_id}` goes on with it"
-            if why_not is not None:
-                way = f"nobody can go on with it ({why_not})"
+            if why:
+                way = f"nobody can go on with it from here ({why})"
             raise AlreadySupervisedError(
                 "its supervisor is gone and its container is "
                 f"{state.status} (pid {state.pid}); {way}, "

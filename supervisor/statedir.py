@@ -127,16 +127,17 @@ def read_exit_status() -> str:
         return ""
 
 
-def write_handover(socket_fds: Iterable[int]) -> None:
-    """Write the inodes of the sockets that lead to all that this supervisor holds.
+def write_handover(socket_fds: Iterable[int], nonce: str) -> None:
+    """Write the inodes of the sockets that lead to all that this supervisor holds, and its nonce.
 
-    For whoever looks for a process that still has them open, if we are killed.
+    For whoever looks for a process that still has them open, if we are killed. Another user who
+    read the nonce could lay something down in our name.
 
     Raises:
         OSError: As `write_file`.
     """
     inodes = [str(os.fstat(fd).st_ino) for fd in socket_fds]
-    write_file(HANDOVER_NAME, " ".join([*inodes, boot_id()]).encode())
+    write_file(HANDOVER_NAME, " ".join([*inodes, boot_id(), nonce]).encode(), 0o600)
 
 
 def remove_handover() -> None:

@@ -203,7 +203,10 @@ class Succession:
         """Return what this very process needs; in the deposit itself it would be a cycle."""
         document = self._incumbent.pack(parcel)
         self._incumbent.pack_own(document, parcel)
-        document["supervisor"]["deposit"] = [parcel.add(end) for end in self.held]
+        document["supervisor"]["deposit"] = {
+            "ends": [parcel.add(end) for end in self.held],
+            "nonce": self._deposit.nonce if self._deposit else "",
+        }
         return document
 
     # Adoption.
@@ -221,7 +224,7 @@ class Succession:
         try:
             if not self._is_laid_down:
                 # Before there is anything: a worker that waits with it for ever has to be found.
-                statedir.write_handover(self._deposit.fds)
+                statedir.write_handover(self._deposit.fds, self._deposit.nonce)
             self._deposit.put(self._incumbent.pack(parcel), parcel)
             if not self._is_laid_down and self._order.is_kept:
                 self._order.notifier.keep_no_more(KEPT_NAMES)  # of an earlier run of the unit
@@ -251,5 +254,6 @@ def _open_deposit(order: Order, past: Past | None) -> Deposit | None:
         return Deposit()
     if past.orphans is not None:
         return past.orphans.deposit
-    front, back = past.contents.document["supervisor"]["deposit"]
-    return Deposit(ends=(past.contents.take(front).take(), past.contents.take(back).take()))
+    packed = past.contents.document["supervisor"]["deposit"]
+    front, back = (past.contents.take(end).take() for end in packed["ends"])
+    return Deposit(ends=(front, back), nonce=packed["nonce"])

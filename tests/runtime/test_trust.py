@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import subprocess
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
+from setproctitle import setproctitle
 
 from supervisor import adoption, deposit
-from tests.harness import waiting
+from tests.harness import filters, waiting
 from tests.harness.daemon import Daemon
+from tests.harness.engine import FORKSHIM
+from tests.harness.forked import forked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -65,3 +70,154 @@ def test_memory_that_could_be_resized_is_not_adopted(
     assert said.endswith(": memory that is not sealed against a change of its size")
     assert waiting.is_alive(daemon.payload_pid)
     os.kill(daemon.payload_pid, signal.SIGKILL)
+
+
+SOMEBODY = 1000
+_CLONE_NEWUSER = 0x10000000
+_PR_SET_DUMPABLE = 4
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def be_somebody() -> None:
+    os.setgroups([])
+    os.setresgid(SOMEBODY, SOMEBODY, SOMEBODY)
+    os.setresuid(SOMEBODY, SOMEBODY, SOMEBODY)
+
+
+def be_somebody_in_secret() -> None:
+    """/proc/PID is root's then."""
+    be_somebody()
+    assert _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) == 0
+
+
+def be_root_elsewhere() -> None:
+    """Root of a user namespace, who is root outside as well: but may not act as that."""
+    assert _libc.unshare(_CLONE_NEWUSER) == 0
+    for name, content in (("setgroups", "deny"), ("uid_map", "0 0 1"), ("gid_map", "0 0 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(content)
+
+
+ATTACKERS = {
+    "another user": (be_somebody, "no worker of it lives any more"),
+    "another user, not dumpable": (be_somebody_in_secret, "no worker of it lives any more"),
+    "root of a namespace": (be_root_elsewhere, "no worker of it lives any more"),
+    "root of a container": (lambda: None, "handover: not what the supervisor has laid down"),
+}
+
+
+@pytest.mark.parametrize("attacker", ATTACKERS)
+def test_a_socket_with_the_right_number_is_not_believed(
+    tmp_path: Path, make_bundle: Callable[..., Path], start: Callable[..., Daemon], attacker: str
+) -> None:
+    """The supervisor and its workers are dead; the number of their socket is another's by now.
+
+    He is called as a worker is, and what he has laid down is right but for what he cannot know.
+    """
+    become, said = ATTACKERS[attacker]
+    daemon = start(make_bundle("echo ready; sleep 1000"))
+    daemon.kill()
+    place = adoption.find(str(daemon.state_dir))
+    contents = adoption.look(place, str(daemon.state_dir))
+    contents.close()
+    place.close()
+    for pid in daemon.workers():
+        os.kill(pid, signal.SIGKILL)
+        waiting.wait_process(pid)
+    evil = tmp_path / "evil"
+    evil.write_text(f"#!/bin/sh\ntouch {tmp_path}/executed\n")
+    evil.chmod(0o755)
+    contents.document["order"]["runtime"] = str(evil)
+    rfd, wfd = os.pipe()
+
+    def attack() -> None:
+        become()
+        setproctitle(f"forkshim: {daemon.id} [stdout]")
+        mine = deposit.Deposit()
+        parcel = deposit.Parcel()
+        for _ in range(contents.document["fds"]):
+            parcel.add(rfd)
+        mine.put(contents.document, parcel)
+        inodes = [str(os.fstat(end).st_ino) for end in mine.fds]
+        os.write(wfd, " ".join(inodes).encode())
+        signal.pause()
+
+    with forked(attack) as child:
+        waiting.wait_readable(rfd)
+        inodes = os.read(rfd, 100).decode()
+        handover = daemon.state_dir / "handover"
+        assert handover.stat().st_mode & 0o777 == 0o600, "its nonce is nobody else's to read"
+        _one, _two, boot_id, nonce = handover.read_text().split()
+        assert len(bytes.fromhex(nonce)) == 16
+        handover.write_text(f"{inodes} {boot_id} {nonce}")
+        done = daemon.command("adopt", "--detach")
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"forkshim: {daemon.id}: {said}")
+        # Nor is he ended, as a worker of a dead container is.
+        os.kill(daemon.payload_pid, signal.SIGKILL)
+        waiting.wait_process(daemon.payload_pid)
+        os.waitid(os.P_PID, daemon.payload_pid, os.WEXITED)
+        bundle = make_bundle("exit 3")
+        daemon.succeed_in("run", "--bundle", bundle, "--detach", "--log", "null")
+        assert daemon.wait_end() == "3"
+        if become is not ATTACKERS["root of a container"][0]:
+            assert waiting.is_alive(child.pid)
+    assert not (tmp_path / "executed").exists()
+    os.close(rfd)
+    os.close(wfd)
+
+
+def test_who_may_not_have_a_workers_descriptors_is_told_why(
+    make_bundle: Callable[..., Path], start: Callable[..., Daemon]
+) -> None:
+    """pidfd_getfd(2) takes what ptrace(2) takes: here not even /proc/PID/fd may be read."""
+    bundle = make_bundle("echo ready; sleep 1000")
+    daemon = start(bundle)
+    daemon.kill()
+
+    def without_ptrace(*words: str | Path) -> subprocess.CompletedProcess[str]:
+        drop = ("setpriv", "--bounding-set", "-sys_ptrace", "--inh-caps", "-sys_ptrace")
+        return subprocess.run(
+            [*drop, FORKSHIM, *words, "--root", daemon.root, daemon.id],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=waiting.LIMIT_S,
+        )
+
+    done = without_ptrace("adopt", "--detach")
+    assert done.returncode == 1
+    assert "lives, but the kernel refuses its descriptors (permission denied): " in done.stderr
+    assert "this process lacks CAP_SYS_PTRACE" in done.stderr
+    assert done.stderr.count("\n") == 1
+    for words, status in (
+        (("run", "--bundle", bundle, "--detach", "--log", "null"), 75),
+        (("run", "--adopt", "--bundle", bundle, "--detach", "--log", "null"), 75),
+        (("attach",), 1),
+    ):
+        done = without_ptrace(*words)
+        assert done.returncode == status
+        assert "lacks CAP_SYS_PTRACE" in done.stderr, "no advice that cannot work"
+        assert "goes on with it" not in done.stderr
+    daemon.adopt()
+
+
+def test_a_filter_that_refuses_pidfd_getfd_is_told(
+    make_bundle: Callable[..., Path], start: Callable[..., Daemon]
+) -> None:
+    """As in a container with seccomp(2) of its engine, which lets /proc be read."""
+    daemon = start(make_bundle("echo ready; sleep 1000"))
+    daemon.kill()
+    done = subprocess.run(
+        [FORKSHIM, "adopt", "--root", daemon.root, "--detach", daemon.id],
+        capture_output=True,
+        text=True,
+        preexec_fn=filters.deny_pidfd_getfd,
+        timeout=waiting.LIMIT_S,
+    )
+    assert done.returncode == 1
+    assert (
+        "lives, but the kernel refuses its descriptors (operation not permitted): " in done.stderr
+    )
+    assert "a seccomp filter is in force here" in done.stderr
+    daemon.adopt()
