@@ -56,22 +56,38 @@ def new() -> Iterator[Path]:
 
     What killed runs left of theirs is removed at first.
     """
-    top = os.open(root(), os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        # Between making a group and claiming it, another run would take it for a dead one's.
-        fcntl.flock(top, fcntl.LOCK_EX)
-        for old in root().glob(f"{_PREFIX}*"):
-            _remove_unclaimed(old)
+    with _taking_turns():
+        _sweep()
         group = root() / f"{_PREFIX}{os.getpid()}-{os.urandom(3).hex()}"
         group.mkdir()
         claim = os.open(group, os.O_RDONLY | os.O_DIRECTORY)
         fcntl.flock(claim, fcntl.LOCK_EX)
-    finally:
-        os.close(top)
     try:
         yield group
     finally:
         os.close(claim)
+
+
+def sweep() -> None:
+    """Remove what killed runs left of theirs."""
+    with _taking_turns():
+        _sweep()
+
+
+@contextmanager
+def _taking_turns() -> Iterator[None]:
+    """Between making a group and claiming it, another run would take it for a dead one's."""
+    top = os.open(root(), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(top, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(top)
+
+
+def _sweep() -> None:
+    for old in root().glob(f"{_PREFIX}*"):
+        _remove_unclaimed(old)
 
 
 def _remove_unclaimed(group: Path) -> None:

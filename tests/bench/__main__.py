@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -39,7 +38,7 @@ from tests.bench import (
 )
 from tests.bench.case import TINY, Case, Result, Scale, Setting
 from tests.bench.installed import install
-from tests.harness import bundles, leaks
+from tests.harness import bundles, fence, leaks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,8 +49,9 @@ MODULES = (start, run, end, many, idle, bulk, small, console, fanout, cri, journ
 def main() -> int:
     """Run the cases, print the table; returns 1 if a case could not be measured."""
     words = _words()
+    if not (words.list or fence.is_inside()):
+        return fence.run("tests.bench", sys.argv[1:])
     leaks.become_subreaper()
-    signal.signal(signal.SIGTERM, _ended)  # with everything that we have started
     # Byte code is written once and used, as in an installed package.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryDirectory() as directory:
@@ -75,10 +75,6 @@ def main() -> int:
         print(f"\nold: {old['commit']}, {old['machine']}\n\n{table.COMPARED_HEAD}")
         print("\n".join(table.compared(old, found)))
     return 0 if len(results) == len(chosen) else 1
-
-
-def _ended(signum: int, _frame: object) -> None:
-    sys.exit(128 + signum)
 
 
 def _words() -> argparse.Namespace:

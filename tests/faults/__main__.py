@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.faults.trial import Trial
-from tests.harness import bundles, leaks
+from tests.harness import bundles, fence, leaks
 
 
 def main() -> int:
@@ -26,6 +26,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=20161109, help="of the first trial")
     parser.add_argument("--only", type=int, help="this one seed, once")
     words = parser.parse_args()
+    if not fence.is_inside():
+        return fence.run("tests.faults", sys.argv[1:])
     leaks.become_subreaper()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryDirectory(prefix="fst-") as directory:

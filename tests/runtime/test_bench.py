@@ -6,21 +6,28 @@ Who forkshim stands beside need not be installed.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.runc, pytest.mark.slow, pytest.mark.timeout(400)]
 
 
-def run(*words: str | Path) -> list[str]:
+def run(*words: str | Path, pass_fds: Collection[int] = ()) -> list[str]:
     """Run the bench; returns the lines that it prints."""
     command = [sys.executable, "-m", "tests.bench", "--tiny", "--rounds", "1", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, pass_fds=pass_fds, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()
 
@@ -43,3 +50,15 @@ def test_a_case_that_is_none_is_named() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "tests.bench: no case 'no-such-case'; --list names them\n"
+
+
+def test_what_its_caller_has_open_is_no_failure() -> None:
+    """A shell with a script open at 10 or 251, say."""
+    with open(os.devnull) as opened:
+        for fd in (10, 251):
+            os.dup2(opened.fileno(), fd)
+        try:
+            assert any("(`end`)" in line for line in run("end", "start", pass_fds=(10, 251)))
+        finally:
+            for fd in (10, 251):
+                os.close(fd)
