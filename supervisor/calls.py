@@ -67,6 +67,7 @@ class RuntimeCalls:
         keep: Sequence[int] = (),
         environment: Mapping[str, str] | None = None,
         prepare: Callable[[], None] | None = None,
+        from_three: Sequence[int] = (),
     ) -> int:
         """Start `argv` and return its pid; `on_end` follows when it has been reaped.
 
@@ -80,6 +81,7 @@ class RuntimeCalls:
             keep: As for `spawn.exec_program`.
             environment: The same.
             prepare: The same.
+            from_three: The same.
 
         Raises:
             ShimError: It could not be started.
@@ -97,6 +99,7 @@ class RuntimeCalls:
                 keep=keep,
                 environment=environment,
                 prepare=prepare,
+                from_three=from_three,
             )
         except OSError as error:
             # The words of Go's os/exec, which engines have shown for years, and what failed.

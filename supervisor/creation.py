@@ -46,8 +46,14 @@ class Creation:
         caller: runtime.RuntimeCaller,
         record: ProcessRecord,
         checkpoint: CheckpointRecord | None = None,
+        *,
+        from_three: tuple[int, ...] = (),
     ) -> None:
-        """Borrow everything; nothing happens before `begin`."""
+        """Borrow everything; nothing happens before `begin`.
+
+        `from_three`: what the container's process gets as descriptors 3, 4, ... of a `create`.
+        """
+        self._from_three = from_three
         self._loop = loop
         self._reaper = reaper
         self._calls = calls
@@ -100,6 +106,7 @@ class Creation:
                 stdio=stdio,
                 limit_s=None,
                 prepare=self._put_config if self._caller.config else None,
+                from_three=self._from_three,
             )
         except ShimError:
             self._close_socket()
@@ -143,7 +150,11 @@ class Creation:
         if self._record.is_exec:
             return self._caller.exec(console_socket=socket_path)
         if self.checkpoint is None:
-            return self._caller.create(console_socket=socket_path, no_pivot=no_pivot)
+            return self._caller.create(
+                console_socket=socket_path,
+                no_pivot=no_pivot,
+                preserved_fds=len(self._from_three),
+            )
         return self._caller.restore(
             self._record.checkpoint,
             self.checkpoint,

@@ -207,12 +207,14 @@ def variant(
     terminal: bool,
     cgroups_path: str,
     addition: Addition | None = None,
+    environment: Mapping[str, str] | None = None,
     is_elsewhere: bool = False,
 ) -> bytes | None:
     """Return the bundle's config.json with other settings.
 
     Args:
         bundle: As read.
+        environment: Variables of its process, in place of the bundle's of the same names.
         is_elsewhere: It will be in another directory, so paths that config.md reads relative to
             the bundle are made absolute.
         terminal: `process.terminal`.
@@ -227,13 +229,16 @@ def variant(
         document["process"] = {**(document.get("process") or {}), "terminal": terminal}
     if cgroups_path and not bundle.cgroups_path:
         document["linux"] = {**(document.get("linux") or {}), "cgroupsPath": cgroups_path}
-    if document == bundle.document and addition is None:
+    if document == bundle.document and addition is None and not environment:
         return None
     if is_elsewhere:
         _make_absolute(document, bundle.path)
+    fields = _Fields(os.path.join(bundle.path, "config.json"), document, BundleError)
     if addition is not None:
-        config_path = os.path.join(bundle.path, "config.json")
-        _add(_Fields(config_path, document, BundleError), document, addition)
+        _add_mount(fields, document, addition)
+    if environment or addition is not None:
+        added = addition.environment if addition is not None else {}
+        _add_environment(fields, document, {**added, **(environment or {})})
     return orjson.dumps(document)
 
 
@@ -246,22 +251,31 @@ def _make_absolute(document: dict[str, Any], bundle_path: str) -> None:
         document["mounts"] = [_with_absolute_source(bundle_path, mount) for mount in mounts]
 
 
-def _add(fields: _Fields, document: dict[str, Any], addition: Addition) -> None:
+def _add_environment(
+    fields: _Fields, document: dict[str, Any], environment: Mapping[str, str]
+) -> None:
     process = dict(document.get("process") or {})
-    for name, value in (("process.env", process.get("env")), ("mounts", document.get("mounts"))):
-        if value is not None and not isinstance(value, list):
-            raise fields.wrong(name, "a list", value)
-    names = tuple(f"{name}=" for name in addition.environment)
+    _expect_list(fields, "process.env", process.get("env"))
+    names = tuple(f"{name}=" for name in environment)
     kept = [entry for entry in process.get("env") or () if not str(entry).startswith(names)]
-    process["env"] = kept + [f"{name}={value}" for name, value in addition.environment.items()]
+    process["env"] = kept + [f"{name}={value}" for name, value in environment.items()]
+    document["process"] = process
+
+
+def _add_mount(fields: _Fields, document: dict[str, Any], addition: Addition) -> None:
+    _expect_list(fields, "mounts", document.get("mounts"))
     mount = {
         "destination": addition.destination,
         "type": "bind",
         "source": addition.source,
         "options": ["bind", "nosuid", "nodev", "noexec", "ro"],
     }
-    document["process"] = process
     document["mounts"] = [*(document.get("mounts") or ()), mount]
+
+
+def _expect_list(fields: _Fields, name: str, value: object) -> None:
+    if value is not None and not isinstance(value, list):
+        raise fields.wrong(name, "a list", value)
 
 
 def _with_absolute_source(bundle_path: str, mount: object) -> object:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from typing import NamedTuple
 
+from supervisor.listening import Listening
 from supervisor.notify import SILENT
 from workers.values import dataclass, field
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from supervisor.relay import Relay
     from supervisor.terminal import UserTerminal
     from supervisor.waitstatus import Termination
+
+NOT_LISTENING = Listening()
 
 _PACKED_ORDER = (
     "container_id",
@@ -41,6 +44,7 @@ class Order:
         bundle: Absolute path; the runtime's working directory.
         runtime: Name or path of the OCI runtime.
         config: A config.json in the place of the bundle's; "" for that. Only its creation reads it.
+        listening: What the container's process listens on; its creation closes it.
         starts_container: Run the runtime's `start` too; an engine does that itself.
         stop_signal: What a stop sends first.
         stop_timeout_s: The grace period after it.
@@ -60,6 +64,7 @@ class Order:
     bundle: str
     runtime: str
     config: str = ""
+    listening: Listening = NOT_LISTENING
     starts_container: bool = False
     stop_signal: int = signal.SIGTERM
     stop_timeout_s: float = 10.0

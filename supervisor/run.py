@@ -36,6 +36,7 @@ from supervisor.errors import (
     reason_of_access,
 )
 from supervisor.ids import check_id
+from supervisor.listening import take as take_listening
 from supervisor.notify import SOCKET_VARIABLE, Notifier
 from supervisor.order import Order, Outcome
 from supervisor.runtime import RuntimeCaller, parse_state
@@ -46,6 +47,7 @@ from workers.values import dataclass, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from supervisor.listening import Listening
     from supervisor.log import Log
     from supervisor.relay import Relay
     from supervisor.terminal import UserTerminal
@@ -90,6 +92,7 @@ def run(request: RunRequest) -> int:
     if request.exit_dir is not None:
         request = replace(request, exit_dir=exit_record.make_directory(request.exit_dir))
     kept = adoption.take_kept(os.environ)
+    listening = take_listening(os.environ, adoption.KEPT_NAMES)
     signals.hold()
     claimed = home.claim(request.root, request.container_id)
     try:
@@ -105,12 +108,15 @@ def run(request: RunRequest) -> int:
             else:
                 successor.let_go(kept)
             if past is not None:
+                listening.close()  # the container has them
                 return successor.take_over(claimed, past, detach=request.detach, command=command)
         _recover(claimed, request, why_not)
         try:
             if request.exit_dir is not None:
                 exit_record.remove(request.exit_dir, request.container_id)
-            runtime_bundle, config = _prepare(claimed, request, bundle, terminal=terminal)
+            runtime_bundle, config = _prepare(
+                claimed, request, bundle, listening, terminal=terminal
+            )
             # Owned by this process, which ends with it.
             relayed = _open_relay(bundle) if _is_relayed(request) else None
         except (ShimError, OSError):
@@ -123,6 +129,7 @@ def run(request: RunRequest) -> int:
         bundle=runtime_bundle,
         runtime=request.runtime,
         config=config,
+        listening=listening,
         starts_container=True,
         stop_signal=request.stop_signal,
         stop_timeout_s=request.stop_timeout_s,
@@ -146,7 +153,7 @@ def run(request: RunRequest) -> int:
         daemonize.detach(
             lambda herald: _supervise_detached(claimed, order, herald),
             working_directory=claimed.state_dir,
-            preserve_fds=[claimed.lock_fd],
+            preserve_fds=[claimed.lock_fd, *listening.filenos()],
         )
         return 0
     user_terminal = None
@@ -230,7 +237,12 @@ def _recover(claimed: home.Home, request: RunRequest, why_not: DepositError | No
 
 
 def _prepare(
-    claimed: home.Home, request: RunRequest, bundle: oci.Bundle, *, terminal: bool
+    claimed: home.Home,
+    request: RunRequest,
+    bundle: oci.Bundle,
+    listening: Listening,
+    *,
+    terminal: bool,
 ) -> tuple[str, str]:
     """Write all that the core reads; return the runtime's bundle, and what is its config.json.
 
@@ -256,6 +268,7 @@ def _prepare(
         terminal=terminal,
         cgroups_path=scope or _choose_cgroup(request),
         addition=_way_to_the_manager(claimed, bundle) if _is_relayed(request) else None,
+        environment=listening.environment(),
         is_elsewhere=not (can_stand_in := stand_in.is_possible()),
     )
     runtime_bundle, config = bundle.path, ""

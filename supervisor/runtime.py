@@ -63,12 +63,15 @@ class RuntimeCaller:
         """Where the runtime writes the container's pid, in decimal without a newline."""
         return os.path.join(self.state_dir, "pid")
 
-    def create(self, *, console_socket: str | None, no_pivot: bool) -> list[str]:
+    def create(
+        self, *, console_socket: str | None, no_pivot: bool, preserved_fds: int = 0
+    ) -> list[str]:
         """runc-create(8); returns once the container exists and waits for `start`."""
         return [
             *self._logged("create", "--bundle", self.bundle),
             *_console(console_socket),
             *_flag("--no-pivot", no_pivot),
+            *(("--preserve-fds", str(preserved_fds)) if preserved_fds else ()),
             *("--pid-file", self.pid_path, self.container_id),
         ]
 

@@ -144,7 +144,14 @@ class Supervisor:
             null_fd=null_fd,
         )
         self._stdio = Stdio()
-        self._creation = Creation(self._loop, self._reaper, self._calls, self._caller, record)
+        self._creation = Creation(
+            self._loop,
+            self._reaper,
+            self._calls,
+            self._caller,
+            record,
+            from_three=order.listening.filenos(),
+        )
         self._plumbing = Plumbing(record, order.terminal, null_fd)
         self._state = State.OPENING
         self._is_taking_steps = False
@@ -484,6 +491,7 @@ class Supervisor:
         finally:
             for owner in container_side:
                 owner.close()
+            self._order.listening.close()
         self._equip()
         self._plumbing.join_pipes(self._stdio, self._crew)
         is_engines = not self._order.starts_container and not self._is_of_one_step

@@ -11,6 +11,7 @@ Both kinds of child end in os._exit: sys.exit would run the parent's clean-up a 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import sys
@@ -26,9 +27,15 @@ if TYPE_CHECKING:
 _EXEC_FAILED_STATUS = 127
 _BUG_STATUS = 70
 
-_OURS_ALONE = frozenset({"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"})
-"""Between systemd and us (sd_notify(3)). runc would take NOTIFY_SOCKET for its own: it relays for
-the container, then waits for a READY=1 that never comes."""
+_OURS_ALONE = frozenset(
+    {
+        *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"),
+        *("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"),
+    }
+)
+"""Between systemd and us (sd_notify(3), sd_listen_fds(3)). runc would take NOTIFY_SOCKET for its
+own: it relays for the container, then waits for a READY=1 that never comes. crun would take
+LISTEN_FDS for its own without a look at LISTEN_PID."""
 
 
 def fork_worker(work: Callable[[], None], *, dies_with_us: bool = False) -> int:
@@ -54,11 +61,13 @@ def exec_program(
     keep: Sequence[int] = (),
     environment: Mapping[str, str] | None = None,
     prepare: Callable[[], None] | None = None,
+    from_three: Sequence[int] = (),
 ) -> int:
     """Fork and exec `program`, killed by the kernel if we die first. Returns its pid.
 
-    The caller owns the child. `stdio` lends three descriptors that become 0, 1 and 2; every
-    other one of ours is close-on-exec, but for those of `keep`. The program gets default signal
+    The caller owns the child. `stdio` lends three descriptors that become 0, 1 and 2, `from_three`
+    those that become 3, 4, ...; every other one of ours is close-on-exec, but for those of `keep`,
+    which may not be there together with `from_three`. The program gets default signal
     dispositions, an empty signal mask and our environment, less systemd's own variables, with
     those of `environment`. `prepare` is called in the child, before it goes to `cwd`.
 
@@ -79,7 +88,7 @@ def exec_program(
                 program,
                 argv,
                 cwd,
-                stdio,
+                (*stdio, *from_three),
                 keep,
                 everything,
                 prepare,
@@ -135,7 +144,7 @@ def _exec(
     program: str,
     argv: Sequence[str],
     cwd: str,
-    stdio: tuple[int, int, int],
+    lent: Sequence[int],
     keep: Sequence[int],
     environment: Mapping[str, str],
     prepare: Callable[[], None] | None,
@@ -149,7 +158,8 @@ def _exec(
             os._exit(_EXEC_FAILED_STATUS)
         os.setpgid(0, 0)  # a ^C at our terminal is for us to act on, not for `runc delete`
         stage = "dup"
-        for fd, source_fd in enumerate(_above_stdio(stdio)):
+        (error_wfd,) = _above(len(lent), [error_wfd])
+        for fd, source_fd in enumerate(_above(len(lent), lent)):
             os.dup2(source_fd, fd, inheritable=True)
         for fd in keep:
             os.set_inheritable(fd, True)  # in this process alone
@@ -170,6 +180,6 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _OURS_ALONE}
 
 
-def _above_stdio(stdio: tuple[int, int, int]) -> list[int]:
-    # A source that sits on 0 to 2 itself would be overwritten before its turn.
-    return [os.dup(fd) if fd <= 2 else fd for fd in stdio]
+def _above(count: int, lent: Sequence[int]) -> list[int]:
+    # A source that sits on a number below `count` would be overwritten before its turn.
+    return [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, count) if fd < count else fd for fd in lent]

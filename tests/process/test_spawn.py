@@ -212,13 +212,13 @@ def test_a_signal_sent_to_the_child_between_fork_and_exec_never_reaches_the_pare
     null: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     router = SignalRouter(has_job_control=False)
-    above_stdio = spawn._above_stdio
+    above = spawn._above
 
-    def signalled(stdio: tuple[int, int, int]) -> list[int]:
+    def signalled(count: int, lent: Sequence[int]) -> list[int]:
         os.kill(os.getpid(), signal.SIGTERM)
-        return above_stdio(stdio)
+        return above(count, lent)
 
-    monkeypatch.setattr(spawn, "_above_stdio", signalled)  # between the fork and the exec
+    monkeypatch.setattr(spawn, "_above", signalled)  # between the fork and the exec
     pid = spawn.exec_program("/bin/sh", ["sh"], cwd="/", stdio=(null, null, null))
     with owned(pid) as child:
         assert child.wait() == Killed(signal.SIGTERM)
