@@ -4,6 +4,7 @@
 
 python := .venv/bin/python
 coverage := $(python) -m coverage
+durations := --durations=12 --durations-min=5
 is_root := $(filter 0,$(shell id -u))
 
 help: ## this list
@@ -26,13 +27,17 @@ lint: setup ## ruff, mypy, import-linter
 
 ifeq ($(strip $(ARGS)),)
 test: setup ## all tests, with coverage; make test ARGS='-k fifo -x' for some of them, without
+	@tests/setup/packages base release vm $(if $(is_root),,>/dev/null || :)
 	@rm -rf .cache/coverage
-	@# The slow half waits most of the time: beside the quick one, its words come at the end.
 	@mkdir -p .cache
-	@$(python) -m pytest -m slow >.cache/slow.log 2>&1 & slow=$$!; \
+	@# The slow half waits most of the time: beside the quick one, its words come at the end. Beside
+	@# both, what the beds need is made on a fresh machine: whoever wants it earlier makes it, or waits.
+	@$(if $(is_root),$(python) -m tests.systemd.debs,:) >.cache/debs.log 2>&1 & debs=$$!; \
+	$(python) -m pytest -m slow $(durations) >.cache/slow.log 2>&1 & slow=$$!; \
 	echo "$(coverage) run -m pytest -m 'not slow'"; \
-	$(coverage) run -m pytest -m 'not slow'; quick=$$?; \
-	wait $$slow; slow=$$?; cat .cache/slow.log; exit $$((quick ? quick : slow))
+	$(coverage) run -m pytest -m 'not slow' $(durations); quick=$$?; \
+	wait $$slow; slow=$$?; cat .cache/slow.log; \
+	wait $$debs || cat .cache/debs.log; exit $$((quick ? quick : slow))
 	@$(coverage) combine --quiet
 ifeq ($(is_root),)
 	@$(coverage) report --fail-under=0

@@ -219,3 +219,8 @@ def _dpkg_deb(*words: str | Path) -> str:
         ["dpkg-deb", *words], env={**os.environ, "TZ": "UTC"}, check=True, capture_output=True
     )
     return done.stdout.decode()
+
+
+if __name__ == "__main__":  # what every test run needs, before a test asks for it
+    for suite in SUITES:
+        package(suite)
