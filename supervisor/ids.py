@@ -19,6 +19,11 @@ def check_id(container_id: str) -> None:
     """
     shown = repr(container_id if len(container_id) <= 60 else container_id[:60] + "...")
     is_good = bool(container_id) and container_id[0] != "-" and _TAKEN.issuperset(container_id)
+    if "\\x" in container_id:  # systemd.unit(5): systemctl start forkshim@a+b starts a\x2bb
+        raise UsageError(
+            f"container id {shown}: systemd's escape of a character that a unit's name cannot "
+            "have; choose an id of letters, digits, _ . and -"
+        )
     if container_id in (".", "..") or not is_good:
         raise UsageError(
             f"container id {shown}: only letters, digits, _ + . - and no - at the beginning"

@@ -241,7 +241,17 @@ def test_every_file_of_the_systemd_folder_has_its_place(files: Path) -> None:
     units = {path.name for path in (debs.ROOT / "systemd").glob("*.service")}
     assert units <= {path.name for path in (files / "lib/systemd/system").iterdir()}
     examples = files / "usr/share/doc/forkshim/examples"
-    assert (examples / "forkshim@.service.d/newer-systemd.conf").is_file()
+    drop_ins = {path.name for path in (debs.ROOT / "systemd/drop-ins").iterdir()}
+    assert {path.name for path in (examples / "forkshim@.service.d").iterdir()} == drop_ins
+    assert {"adopt.conf", "newer-systemd.conf"} <= drop_ins
+
+
+def test_its_settings_are_an_example_that_an_upgrade_leaves_alone(files: Path) -> None:
+    """A file of the administrator's: dpkg asks before it writes over it. All of it is comments."""
+    assert (files / "DEBIAN/conffiles").read_text() == "/etc/forkshim/example.conf\n"
+    text = (files / "etc/forkshim/example.conf").read_text()
+    assert all(line.startswith("#") for line in text.splitlines())
+    assert "\n#FORKSHIM_OPTIONS=--" in text
 
 
 def test_a_file_that_the_build_does_not_know_is_an_error(tmp_path: Path) -> None:

@@ -136,12 +136,6 @@ def test_containers_that_live_for_a_moment_are_no_failures_and_lose_no_line(
         assert services.lines(unit) == [f"line {n}"]
 
 
-def test_a_unit_without_a_bundle_is_skipped(services: Services) -> None:
-    services.bed.ctl("systemctl", "start", "forkshim@nothing", check=True)
-    shown = services.bed.show("forkshim@nothing", "ActiveState", "ConditionResult")
-    assert shown == {"ActiveState": "inactive", "ConditionResult": "no"}
-
-
 def test_what_needs_a_container_starts_when_it_runs(services: Services) -> None:
     first = services.add("first", "trap exit TERM; sleep 0.5; echo up; sleep 9 & wait")
     services.bed.write(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.systemd
 
 UNIT = Path(__file__).parents[2] / "systemd" / "forkshim@.service"
-NEWER = UNIT.with_name(f"{UNIT.name}.d") / "newer-systemd.conf"
+NEWER = UNIT.parent / "drop-ins" / "newer-systemd.conf"
 
 
 @pytest.fixture
