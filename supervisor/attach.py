@@ -13,7 +13,7 @@ import select
 import signal
 import time
 
-from supervisor import adoption, fds
+from supervisor import adoption, fds, trust
 from supervisor.errors import ShimError, reason_of_access
 from supervisor.home import PID_NAME
 from supervisor.ids import check_id
@@ -44,7 +44,9 @@ def attach(container_id: str, root: str) -> int:
     check_id(container_id)
     state_dir = os.path.join(os.path.abspath(root), container_id, "init")
     try:
-        os.chdir(state_dir)
+        directory = trust.open_directory(state_dir)
+        os.fchdir(directory.fileno())
+        directory.close()
     except OSError as error:
         raise ShimError(f"nothing to attach to: {state_dir}: {reason_of_access(error)}") from error
     for signum in (signal.SIGTERM, signal.SIGHUP):

@@ -16,7 +16,7 @@ import socket
 import struct
 import termios
 
-from supervisor import fds
+from supervisor import fds, trust
 
 _SUN_PATH_MAX = 107
 _SOCKET_NAME = "pty.sock"
@@ -128,6 +128,10 @@ def _make_directory() -> str:
     name = f"forkshim-{os.urandom(8).hex()}"
     if len(os.fsencode(os.path.join(parent, name, _SOCKET_NAME))) > _SUN_PATH_MAX:
         parent = "/tmp"  # noqa: S108 -- as above
-    path = os.path.join(parent, name)
-    os.mkdir(path, 0o700)
-    return path
+    # Where others could put a socket in its place, the runtime would give them the terminal.
+    directory = trust.open_directory(parent)
+    try:
+        os.mkdir(name, 0o700, dir_fd=directory.fileno())
+    finally:
+        directory.close()
+    return os.path.join(parent, name)

@@ -16,7 +16,7 @@ import time
 from functools import partial
 
 from supervisor import fds, linux, mending, spawn, waitstatus
-from supervisor.errors import ShimError
+from supervisor.errors import ShimError, UntrustedError
 from supervisor.keeper import Keeper
 from supervisor.listeners import Listeners
 from supervisor.mending import Mend
@@ -289,8 +289,9 @@ class Crew:
                 try:
                     fresh = stream.reopen()
                 except ShimError as error:
-                    self._log.warning(f"{stream.name}: {error}; the old file is written on")
+                    self._teller.refused(stream, error)
                     continue
+                stream.refusal = ""
                 if os.path.samestat(os.fstat(fresh.fileno()), os.fstat(stream.sink.fileno())):
                     fresh.close()  # nothing was moved: what is being written goes on
                     continue
@@ -299,10 +300,23 @@ class Crew:
                 self._on_change()
                 self._dismiss(stream)
             elif stream.outlet is not None and stream.outlet.is_file:
-                with contextlib.suppress(OSError):  # the next worker will say it
-                    stream.outlet.renew()
+                if not self._renew(stream):
+                    continue  # its worker has the old file
                 self._on_change()
                 self._dismiss(stream)  # the next worker opens the name
+
+    def _renew(self, stream: Stream) -> bool:
+        """Renew the outlet; False if what is there by its name is not believed, which is said."""
+        try:
+            if stream.outlet is not None:
+                stream.outlet.renew()
+        except UntrustedError as error:
+            self._teller.refused(stream, error)
+            return False
+        except OSError:  # the next worker will say it
+            pass
+        stream.refusal = ""
+        return True
 
     def attach(self, setting: str, fifo: str) -> None:
         """Let whoever reads `fifo` hear the stream of this setting from now on."""
@@ -585,8 +599,7 @@ class Crew:
 
     def _try_again(self, stream: Stream, why: str) -> None:
         if stream.outlet is not None:
-            with contextlib.suppress(OSError):  # the next worker will say it again
-                stream.outlet.renew()
+            self._renew(stream)
             self._on_change()
         delay_s = min(mending.pause_after_errors_s(stream.errors_in_a_row), self._longest_pause_s)
         self._dismiss(stream, delay_s)

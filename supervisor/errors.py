@@ -47,6 +47,12 @@ class AlreadySupervisedError(ShimError):
     exit_status = 75
 
 
+class UntrustedError(ShimError):
+    """Another user could put names where we would believe them (TEMPFAIL: until that is mended)."""
+
+    exit_status = 75
+
+
 class RuntimeFailedError(ShimError):
     """The OCI runtime ended with an error of its own, which its log.json explains."""
 

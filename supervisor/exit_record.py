@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import orjson
 
-from supervisor import fds, statedir
+from supervisor import fds, statedir, trust
 from supervisor.errors import ShimError, reason_of_access
 from supervisor.log import rfc3339
 from supervisor.waitstatus import Exited, Killed, Unknown, shell_status, signal_name
@@ -30,10 +30,11 @@ def make_directory(path: str) -> str:
 
     Raises:
         ShimError: It cannot be made or written to.
+        UntrustedError: Others can put names there.
     """
     absolute = os.path.abspath(path)
     try:
-        os.makedirs(absolute, mode=0o755, exist_ok=True)
+        trust.open_directory(absolute, make=0o755).close()
     except OSError as error:
         raise ShimError(f"--exit-dir {absolute}: {reason_of_access(error)}") from error
     if not os.access(absolute, os.W_OK | os.X_OK):
@@ -97,9 +98,12 @@ def write(directory: str, record: dict[str, Any]) -> None:
 
     Raises:
         OSError: There is no new record.
+        UntrustedError: The same; others can put names there by now.
     """
     name = f"{record['id']}.json"
-    os.chdir(directory)
+    there = trust.open_directory(directory)
+    os.fchdir(there.fileno())
+    there.close()
     for left in os.listdir("."):
         head, _dot, pid = left.rpartition(".")
         if head == f".{name}" and pid.isdecimal():  # of a supervisor that was killed here

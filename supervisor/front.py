@@ -12,7 +12,7 @@ import sys
 import time
 
 from supervisor import exit_record, statedir
-from supervisor.errors import ShimError, StoppedError, reason
+from supervisor.errors import ShimError, StoppedError, UntrustedError, reason
 from supervisor.waitstatus import shell_status
 
 TYPE_CHECKING = False
@@ -106,6 +106,8 @@ def _supervise_on_record(order: Order, log: Log, supervise_it: Callable[[Log], O
             exit_record.write(exit_dir, record)
         except OSError as error:
             log.warning(f"write {exit_dir}/{order.container_id}.json: {reason(error)}")
+        except UntrustedError as error:
+            log.warning(f"write {exit_dir}/{order.container_id}.json: {error}")
     return outcome
 
 

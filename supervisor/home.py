@@ -18,8 +18,8 @@ from contextlib import suppress
 
 import orjson
 
-from supervisor import fds, statedir
-from supervisor.errors import AlreadySupervisedError, ShimError, reason_of_access
+from supervisor import fds, statedir, trust
+from supervisor.errors import AlreadySupervisedError, ShimError, UntrustedError, reason_of_access
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -107,13 +107,15 @@ def claim(root: str, container_id: str) -> Home:
     Raises:
         AlreadySupervisedError: A living supervisor has it.
         ShimError: It cannot be made or opened, or is no directory.
+        UntrustedError: Others can put names into ROOT, ROOT/ID or ROOT/ID/init.
     """
     path = os.path.join(os.path.abspath(root), container_id)
     try:
-        os.makedirs(root, mode=0o755, exist_ok=True)
+        trust.open_directory(os.path.dirname(path), make=0o755).close()
         deadline_s = time.monotonic() + _DEAD_LOCK_S
         while True:
             lock = _open_directory(path)
+            _check_trust(lock, path)
             try:
                 fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -158,7 +160,25 @@ def _checked(path: str, lock: fds.Fd) -> Home:
     if strangers:
         lock.close()
         raise ShimError(f"{path}: not a directory of forkshim's: it holds {min(strangers)!r}")
-    return Home(path, lock)
+    home = Home(path, lock)
+    if home.is_stale:
+        try:
+            trust.open_below("init", lock.fileno(), home.state_dir).close()
+        except OSError as error:
+            lock.close()
+            raise ShimError(f"{home.state_dir}: {reason_of_access(error)}") from error
+        except UntrustedError:
+            lock.close()
+            raise
+    return home
+
+
+def _check_trust(lock: fds.Fd, path: str) -> None:
+    try:
+        trust.check(lock.fileno(), path, may_be_sticky=False)
+    except UntrustedError:
+        lock.close()
+        raise
 
 
 def _remove_tree(path: str) -> None:

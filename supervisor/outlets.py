@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import stat
 from typing import NamedTuple
 
-from supervisor import fds
-from supervisor.errors import ShimError, UsageError, reason
+from supervisor import fds, trust
+from supervisor.errors import ShimError, UntrustedError, UsageError, reason
 from supervisor.oci import read_annotations
 from supervisor.sinks import SinkKind
 from workers import journal_output, log_output, pipe_output, stream_output
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 
             Raises:
                 OSError: It is not there yet.
+                UntrustedError: What is there by its name is not believed.
             """
 
         def pack(self, parcel: Parcel) -> dict[str, Any]:
@@ -149,9 +151,10 @@ def _is_same_file(sink: Sink, other: Sink) -> bool:
 def _open_log(names: list[str], sink: Sink, kept: tuple[int, ...]) -> dict[str, Outlet]:
     # Of the directory only: a link in the place of the file is not followed, now or later.
     directory_path, file_name = os.path.split(sink.path)
-    directory_path = os.path.realpath(directory_path)
     try:
-        directory = fds.Fd(kept[0]) if kept else _open_directory(directory_path)
+        directory = fds.Fd(kept[0]) if kept else trust.open_directory(directory_path)
+    except UntrustedError as error:
+        raise ShimError(f"open {directory_path}: {error}") from error
     except OSError as error:
         raise ShimError(f"open {directory_path}: {reason(error)}") from error
     is_cri = sink.kind is SinkKind.CRI
@@ -171,10 +174,6 @@ def _open_log(names: list[str], sink: Sink, kept: tuple[int, ...]) -> dict[str, 
         raise ShimError(f"shared memory for {sink.path}: {reason(error)}") from error
     site = _LogSite(log, directory, directory_path)
     return {name: _LogOutlet(site, name) for name in names}
-
-
-def _open_directory(path: str) -> fds.Fd:
-    return fds.Fd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
 
 def _described(who: Origin, sink: Sink, bundle: str) -> Origin:
@@ -258,6 +257,17 @@ def _priority(stream: str, sink: Sink) -> int:
     return PRIORITIES[stream] if sink.priority is None else sink.priority
 
 
+def _check_file(name: str, dir_fd: int, path: str) -> None:
+    try:
+        attributes = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:  # it will be made
+        return
+    if not stat.S_ISREG(attributes.st_mode):
+        raise UntrustedError(f"{path}/{name}: not a regular file")
+    if attributes.st_nlink > 1:
+        raise UntrustedError(f"{path}/{name}: not trusted: it has another name (a hard link)")
+
+
 class _LogSite:
     """A log file and its directory, owned by all its streams together."""
 
@@ -267,8 +277,18 @@ class _LogSite:
         self._path = path
 
     def renew(self) -> None:
-        """Go by the directory's name, which may be another directory's by now."""
-        fresh = _open_directory(self._path)
+        """Go by the directory's name, which may be another directory's by now.
+
+        Raises:
+            OSError: It is not there.
+            UntrustedError: Others could have put it there, or the file in it; see `trust`.
+        """
+        fresh = trust.open_directory(self._path)
+        try:
+            _check_file(self.log.name, fresh.fileno(), self._path)
+        except UntrustedError:
+            fresh.close()
+            raise
         self._directory.close()
         self._directory = fresh
         self.log.dir_fd = fresh.fileno()

@@ -42,6 +42,7 @@ def main() -> int:
         arrival = _arrive()
         if arrival is not None and arrival.is_rehearsal:
             _rehearse(arrival, command)
+        statedir.check_trust()
         log = statedir.open_log()
     except ShimError as error:
         print(f"forkshim-shim: {error}", file=sys.stderr)  # noqa: T201 -- as above

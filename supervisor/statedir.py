@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from supervisor import fds
+from supervisor import fds, trust
 from supervisor.errors import ShimError, reason
 from supervisor.log import LOG_NAME, Log
 
@@ -28,6 +28,19 @@ HANDOVER_NAME = "handover"
 _LONGEST_PID = 10
 _LONGEST_BOOT_ID = 64
 _LONGEST_STATUS = len("unknown")
+
+
+def check_trust() -> None:
+    """Refuse a current directory in which others can put names: they choose what we execute.
+
+    Raises:
+        UntrustedError: They can.
+    """
+    directory = fds.Fd(os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    try:
+        trust.check(directory.fileno(), os.getcwd(), may_be_sticky=False)
+    finally:
+        directory.close()
 
 
 def open_log(mirror_prefix: str | None = None) -> Log:

@@ -14,8 +14,8 @@ import signal
 import stat
 from functools import partial
 
-from supervisor import fds, spawn
-from supervisor.errors import ShimError, UsageError, reason
+from supervisor import fds, spawn, trust
+from supervisor.errors import ShimError, UntrustedError, UsageError, reason
 from supervisor.sinks import Sink, SinkKind, parse_sink
 from workers import fifo
 from workers.values import dataclass, field
@@ -411,21 +411,32 @@ def _reopen(with_path: fds.Fd, path: str, flags: int) -> fds.Fd:
 
 
 def _open_log_file(path: str) -> fds.Fd:
-    """Open or create a regular file; a link in its place is not followed.
+    """Open or create a regular file; a link in its place is not followed, see `trust`.
 
-    Whoever may write to the directory must not lead us, who are root, to another file.
+    A hard link is refused as well: it is another file's name.
 
     Not O_APPEND: splice(2) refuses such files. The workers write at its end, see
     `workers.position`.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK | os.O_NOFOLLOW
+    parent, name = os.path.split(path)
+    directory = fds.Fd(-1)
     try:
-        file = fds.Fd(os.open(path, flags, 0o640))
+        directory = trust.open_directory(parent)
+        file = fds.Fd(os.open(name, flags, 0o640, dir_fd=directory.fileno()))
+    except UntrustedError as error:
+        raise ShimError(f"open {path}: {error}") from error
     except OSError as error:
         raise ShimError(f"open {path}: {reason(error)}") from error
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    finally:
+        directory.close()
+    attributes = os.fstat(file.fileno())
+    if not stat.S_ISREG(attributes.st_mode):
         file.close()
         raise ShimError(f"open {path}: not a regular file")
+    if attributes.st_nlink > 1:
+        file.close()
+        raise ShimError(f"open {path}: not trusted: the file has another name, too (a hard link)")
     os.set_blocking(file.fileno(), True)
     return file
 

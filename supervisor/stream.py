@@ -99,6 +99,7 @@ class Stream:
         self.dies_at_rest = False
         self.copied_bytes_at_fork = 0
         self.trouble = ""
+        self.refusal = ""
         self.left_bytes = 0
         self.left_lines = 0
         self.told_dropped_bytes = 0

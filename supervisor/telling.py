@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from supervisor.errors import ShimError
     from supervisor.log import Log
     from supervisor.mending import Mend
     from supervisor.stream import Stream
@@ -67,6 +68,12 @@ class Teller:
             f"{stream.name}{_target(stream)}: {os.strerror(failed.errno)} "
             f"({failed.errno_name}) after {self._ledger.copied_bytes(stream.slot)} bytes; {follows}"
         )
+
+    def refused(self, stream: Stream, error: ShimError) -> None:
+        """Its file was not opened anew; said once, until it was."""
+        if stream.refusal != str(error):
+            stream.refusal = str(error)
+            self._log.warning(f"{stream.name}: {error}; the old file is written on")
 
     def in_trouble(self, stream: Stream, why: str) -> None:
         """Nothing of it moves, until `moves_again`; the log knows."""

@@ -272,9 +272,12 @@ class LogWriter:
         # Whoever may write to the directory must not lead us, who are root, to another file.
         flags |= os.O_NOFOLLOW
         fd = os.open(self._log.name, flags, 0o640, dir_fd=self._log.dir_fd)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        attributes = os.fstat(fd)
+        if not stat.S_ISREG(attributes.st_mode) or attributes.st_nlink > 1:
+            # A hard link is another file's name: what root writes there may be /etc/passwd.
             os.close(fd)
-            raise OSError(errno.EINVAL, "not a regular file", self._log.name)
+            number = errno.EMLINK if stat.S_ISREG(attributes.st_mode) else errno.EINVAL
+            raise OSError(number, os.strerror(number), self._log.name)
         self._log.locker.put(fd)
         self._hold(fd, state.generation)
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from supervisor import fds
-from supervisor.errors import ShimError
-from supervisor.home import Home, claim
+from supervisor.home import Home
 
 if TYPE_CHECKING:
     from pyfakefs.fake_filesystem import FakeFilesystem
@@ -53,13 +52,6 @@ def test_a_home_with_a_dangling_link_for_its_state_directory_is_stale(
 ) -> None:
     fs.create_symlink(f"{PATH}/init", "/nowhere")
     assert home.is_stale
-
-
-def test_a_directory_with_anything_of_somebody_elses_is_refused(fs: FakeFilesystem) -> None:
-    fs.create_file("/var/lib/mysql/precious")
-    with pytest.raises(ShimError, match="not a directory of forkshim's: it holds 'precious'"):
-        claim("/var/lib", "mysql")
-    assert os.listdir("/var/lib/mysql") == ["precious"]
 
 
 def test_a_state_directory_is_made_private_and_becomes_the_current_one(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from supervisor import home
-from supervisor.errors import AlreadySupervisedError
+from supervisor.errors import AlreadySupervisedError, ShimError
 from supervisor.waitstatus import Exited
 from tests.harness import waiting
 from tests.harness.forked import forked
@@ -69,3 +69,11 @@ def test_clearing_removes_what_is_ours_and_not_what_links_lead_to(tmp_path: Path
     assert os.listdir(precious) == ["file"]
     mine.remove()
     assert not path.exists()
+
+
+def test_a_directory_with_anything_of_somebody_elses_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mysql").mkdir()
+    (tmp_path / "mysql" / "precious").touch()
+    with pytest.raises(ShimError, match="not a directory of forkshim's: it holds 'precious'"):
+        home.claim(str(tmp_path), "mysql")
+    assert os.listdir(tmp_path / "mysql") == ["precious"]

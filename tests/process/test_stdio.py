@@ -389,7 +389,7 @@ def test_a_file_setting_takes_no_fifo_without_a_reader(opening: Opening, tmp_pat
     [
         (("file:{0}/a", "file:{0}/a"), True),
         (("file:{0}/a", "{0}/a"), True),
-        (("file:{0}/a", "file:{0}/link"), True),
+        (("file:{0}/a", "file:{0}/here/a"), True),
         (("file:{0}/a", "file:{0}/b"), False),
         (("file:{0}/a", "null"), False),
         (("/dev/full", "/dev/full"), False),
@@ -400,7 +400,7 @@ def test_both_outputs_in_the_same_regular_file_are_joined(
     opening: Opening, tmp_path: Path, settings: tuple[str, str], joined: bool
 ) -> None:
     (tmp_path / "a").touch()
-    (tmp_path / "link").hardlink_to(tmp_path / "a")
+    (tmp_path / "here").symlink_to(".")
     reader = _reader(_fifo(tmp_path / "fifo"))
     stdout, stderr = (setting.format(tmp_path) for setting in settings)
     opening.begin(stdout=stdout, stderr=stderr)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
+import tempfile
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from setproctitle import setproctitle
 
 from supervisor import adoption, deposit
-from tests.harness import filters, waiting
+from supervisor.waitstatus import Exited
+from tests.harness import bundles, filters, waiting
 from tests.harness.daemon import Daemon
 from tests.harness.engine import FORKSHIM
 from tests.harness.forked import forked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.runc, pytest.mark.timeout(300)]
 
@@ -221,3 +224,208 @@ def test_a_filter_that_refuses_pidfd_getfd_is_told(
     )
     assert "a seccomp filter is in force here" in done.stderr
     daemon.adopt()
+
+
+def give_away(path: Path) -> None:
+    os.chown(path, SOMEBODY, SOMEBODY, follow_symlinks=False)
+
+
+@pytest.mark.parametrize("is_sticky", [False, True])
+@pytest.mark.parametrize("verb", ["run", "run --adopt", "adopt", "attach"])
+def test_what_another_user_has_prepared_is_not_believed(
+    tmp_path: Path, make_bundle: Callable[..., Path], verb: str, *, is_sticky: bool
+) -> None:
+    """ROOT is a directory that others may write: he was there before us, as uid 1000."""
+    bundle = make_bundle("exit 3")
+    root = tmp_path / "root"
+    root.mkdir()
+    root.chmod(0o1777 if is_sticky else 0o777)
+    script = tmp_path / "evil"
+    script.write_text(f"#!/bin/sh\ntouch {tmp_path}/executed\n")
+    script.chmod(0o755)
+    tmp_path.chmod(0o711)
+    for parent in tmp_path.parents:
+        if parent.owner() == "root" and parent.name.startswith("pytest-"):
+            parent.chmod(0o711)
+
+    def attack() -> None:
+        be_somebody()
+        (root / "web" / "init").mkdir(parents=True)
+        state = {"bundle": str(bundle), "runtime": str(script), "runtimeArgs": []}
+        (root / "web" / "state.json").write_text(json.dumps(state))
+        (root / "web" / "init" / "handover").write_text("1 2")
+        os.mkfifo(root / "web" / "init" / "control")
+
+    with forked(attack) as child:
+        assert child.wait() == Exited(0)
+    more = ("--bundle", str(bundle)) if verb.startswith("run") else ()
+    done = subprocess.run(
+        [FORKSHIM, *verb.split(), "--root", root, *more, "web"],
+        capture_output=True,
+        text=True,
+        timeout=waiting.LIMIT_S,
+    )
+    assert done.returncode == 75
+    assert done.stderr.count("\n") == 1
+    assert "not trusted: " in done.stderr
+    assert not (tmp_path / "executed").exists()
+    assert {each.owner() for each in (root / "web").iterdir()} != {"root"}
+    assert sorted(os.listdir(root / "web")) == ["init", "state.json"]
+
+
+@pytest.mark.parametrize("name", ["", "web", "web/init"])
+@pytest.mark.parametrize("how", ["owner", "mode", "group"])
+def test_each_directory_of_a_home_has_to_be_ours_alone(
+    tmp_path: Path, make_bundle: Callable[..., Path], name: str, how: str
+) -> None:
+    path = tmp_path / "root" / name
+    (tmp_path / "root" / "web" / "init").mkdir(parents=True, mode=0o700)
+    if how == "owner":
+        give_away(path)
+    elif how == "mode":
+        path.chmod(0o777)
+    else:
+        os.chown(path, 0, SOMEBODY)
+        path.chmod(0o770)
+    done = subprocess.run(
+        [FORKSHIM, "run", "--root", tmp_path / "root", "--bundle", make_bundle("exit 3"), "web"],
+        capture_output=True,
+        text=True,
+        timeout=waiting.LIMIT_S,
+    )
+    assert done.returncode == 75
+    assert done.stderr.startswith(f"forkshim: web: {path}".rstrip("/") + ": not trusted: ")
+    assert done.stderr.count("\n") == 1
+    os.chown(path, 0, 0)
+
+
+@pytest.mark.parametrize("option", ["--exit-dir", "TMPDIR"])
+def test_other_directories_in_which_names_are_believed_have_to_be_ours(
+    tmp_path: Path, make_bundle: Callable[..., Path], option: str
+) -> None:
+    """In --exit-dir a record is read by others; in TMPDIR the runtime connects to a socket."""
+    foreign = Path(tempfile.mkdtemp())  # short enough for a socket's name
+    give_away(foreign)
+    bundle = make_bundle("exit 3", terminal=option == "TMPDIR")
+    more = (option, str(foreign / "below")) if option == "--exit-dir" else ()
+    variables = {"TMPDIR": str(foreign)} if option == "TMPDIR" else {}
+    done = subprocess.run(
+        [FORKSHIM, "run", "--root", tmp_path / "root", "--bundle", bundle, *more, "web"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **variables},
+        timeout=waiting.LIMIT_S,
+    )
+    assert done.returncode == 75
+    assert f"{foreign}: not trusted: it belongs to user {SOMEBODY}" in done.stderr
+    foreign.rmdir()
+    assert not (tmp_path / "root" / "web").exists()
+
+
+def test_a_shim_in_a_directory_that_others_may_write_does_not_begin(
+    tmp_path: Path, make_bundle: Callable[..., Path]
+) -> None:
+    state_dir = tmp_path / "state"
+    state_dir.mkdir()
+    give_away(state_dir)
+    done = subprocess.run(
+        [FORKSHIM.with_name("forkshim-shim"), "web", make_bundle("exit 3"), "runc"],
+        cwd=state_dir,
+        capture_output=True,
+        text=True,
+        timeout=waiting.LIMIT_S,
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith(f"{state_dir}: not trusted: it belongs to user {SOMEBODY}\n")
+    assert os.listdir(state_dir) == []
+    os.chown(state_dir, 0, 0)
+
+
+LOGS = ["file", "file,max-size=64k", "cri", "file,policy=drop-old"]
+
+
+@pytest.mark.parametrize("sink", LOGS)
+@pytest.mark.parametrize("trick", ["a link above", "a directory of his", "a hard link"])
+def test_a_reopen_is_not_led_astray(
+    tmp_path: Path,
+    rootfs: Path,
+    start: Callable[..., Daemon],
+    sink: str,
+    trick: str,
+) -> None:
+    """The owner of a directory above the log puts something else in its place."""
+    logs, secret = tmp_path / "above" / "logs", tmp_path / "secret"
+    logs.mkdir(parents=True)
+    secret.mkdir()
+    (secret / "shadow").write_text("root\n")
+    os.mkfifo(tmp_path / "go")
+    mount = bundles.bind(tmp_path / "go", "/tmp/go")
+    script = "while read word; do echo $word; done < /tmp/go; exit 5"
+    go = os.open(tmp_path / "go", os.O_RDWR)
+    document = bundles.config(rootfs, bundles.shell(script), mounts=[mount])
+    bundle = bundles.make_bundle(tmp_path / "bundle", document)
+    daemon = start(bundle, "--log", f"{sink}:{logs}/log")
+    os.write(go, b"one\n")
+    waiting.wait_true(lambda: b"one" in (logs / "log").read_bytes())
+    os.chown(tmp_path / "above", SOMEBODY, SOMEBODY)
+    old = tmp_path / "above" / "old"
+    logs.rename(old)
+    if trick == "a link above":
+        logs.symlink_to(secret)
+        give_away(logs)
+    elif trick == "a directory of his":
+        logs.mkdir()
+        give_away(logs)
+        (logs / "log").symlink_to(secret / "shadow")
+    else:
+        os.chown(tmp_path / "above", 0, 0)
+        logs.mkdir()
+        os.link(secret / "shadow", logs / "log")
+    before = sorted(os.listdir(secret))
+    control = os.open(daemon.state_dir / "control", os.O_RDWR)
+    for _ in range(3):
+        os.write(control, b"reopen\n")
+        waiting.wait_true(lambda: not waiting.is_readable(control))
+    waiting.wait_true(lambda: any("not trusted: " in said for said in daemon.log("warn")))
+    os.write(go, b"two\n")
+    waiting.wait_true(lambda: b"two" in (old / "log").read_bytes())
+    assert sorted(os.listdir(secret)) == before
+    assert (secret / "shadow").read_text() == "root\n"
+    warnings = [said for said in daemon.log("warn") if "not trusted: " in said]
+    assert len(warnings) == len(set(warnings)) <= 2, "each is said once"
+    assert all(said.endswith("; the old file is written on") for said in warnings)
+    os.chown(tmp_path / "above", 0, 0)
+    os.close(control)
+    os.close(go)
+    assert daemon.wait_end() == "5"
+
+
+@pytest.mark.parametrize("sink", LOGS)
+@pytest.mark.parametrize("trick", ["owner", "mode", "hard link"])
+def test_a_log_where_others_could_put_something_is_refused(
+    tmp_path: Path, make_bundle: Callable[..., Path], sink: str, trick: str
+) -> None:
+    logs = tmp_path / "above" / "logs"
+    logs.mkdir(parents=True)
+    if trick == "owner":
+        give_away(tmp_path / "above")
+    elif trick == "mode":
+        (tmp_path / "above").chmod(0o777)
+    else:
+        (tmp_path / "precious").write_text("root\n")
+        os.link(tmp_path / "precious", logs / "log")
+    words = ("--root", tmp_path / "root", "--bundle", make_bundle("echo evil"))
+    done = subprocess.run(
+        [FORKSHIM, "run", *words, "--log", f"{sink}:{logs}/log", "web"],
+        capture_output=True,
+        text=True,
+        timeout=waiting.LIMIT_S,
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "not trusted: " in done.stderr
+    if trick == "hard link":
+        assert (tmp_path / "precious").read_text() == "root\n"
+    else:
+        assert os.listdir(logs) == []
+    os.chown(tmp_path / "above", 0, 0)
