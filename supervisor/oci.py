@@ -118,7 +118,7 @@ def encode_process(process: Mapping[str, Any], record: ProcessRecord) -> bytes:
         "rootUID": record.root_uid,
         "rootGID": record.root_gid,
     }
-    return orjson.dumps({**process, **shim_fields}) + b"\n"
+    return _dumps("process", {**process, **shim_fields}) + b"\n"
 
 
 def read_checkpoint(directory: str) -> CheckpointRecord:
@@ -174,9 +174,9 @@ def read_annotations(path: str) -> dict[str, str]:
     config_path = os.path.join(path, "config.json")
     annotations = _object(config_path, _read_object(config_path, BundleError), "annotations")
     for name, value in annotations.items():
-        if not isinstance(value, str):
+        if value is not None and not isinstance(value, str):
             raise BundleError(f"{config_path}: annotations: {name}: not a string")
-    return annotations
+    return {name: value or "" for name, value in annotations.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,13 +233,14 @@ def variant(
         return None
     if is_elsewhere:
         _make_absolute(document, bundle.path)
-    fields = _Fields(os.path.join(bundle.path, "config.json"), document, BundleError)
+    config_path = os.path.join(bundle.path, "config.json")
+    fields = _Fields(config_path, document, BundleError)
     if addition is not None:
         _add_mount(fields, document, addition)
     if environment or addition is not None:
         added = addition.environment if addition is not None else {}
         _add_environment(fields, document, {**added, **(environment or {})})
-    return orjson.dumps(document)
+    return _dumps(config_path, document)
 
 
 def _make_absolute(document: dict[str, Any], bundle_path: str) -> None:
@@ -295,7 +296,7 @@ def _host_id(config_path: str, linux: dict[str, Any], name: str) -> int:
     if not isinstance(mappings, list):
         raise BundleError(f"{config_path}: linux.{name}: not a list")
     for mapping in mappings:
-        if isinstance(mapping, dict) and mapping.get("containerID") == 0:
+        if isinstance(mapping, dict) and mapping.get("containerID") in (0, None):
             return _Fields(config_path, mapping, BundleError).uid("hostID")
     return 0
 
@@ -320,12 +321,65 @@ def _read_object(path: str, error_class: type[ShimError]) -> dict[str, Any]:
     if len(content) > MOST_JSON_BYTES:
         raise error_class(f"{path}: larger than {MOST_JSON_BYTES} bytes")
     try:
-        document = orjson.loads(content)
-    except orjson.JSONDecodeError as error:
+        document = _loads(content)
+    except RecursionError as error:
+        raise error_class(f"{path}: not JSON: nested too deeply") from error
+    except ValueError as error:
         raise error_class(f"{path}: not JSON: {error}") from error
     if not isinstance(document, dict):
         raise error_class(f"{path}: not a JSON object")
     return document
+
+
+def _loads(content: bytes) -> object:
+    """Return what is in `content`, as the runtimes read it.
+
+    Go and crun's yajl take more than orjson does: something behind the document, text that is no
+    UTF-8, half a surrogate pair, numbers beyond a double.
+
+    Raises:
+        ValueError: It is no JSON.
+        RecursionError: It is nested too deeply.
+    """
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        import json  # 3 ms, for those who have such a file
+
+        text = content.decode("utf-8", "replace").lstrip(" \t\r\n")
+        return _without_half_pairs(json.JSONDecoder().raw_decode(text)[0])
+
+
+def _without_half_pairs(value: object) -> object:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_without_half_pairs(item) for item in value]
+    if isinstance(value, dict):
+        return {
+            str(_without_half_pairs(name)): _without_half_pairs(item)
+            for name, item in value.items()
+        }
+    return value
+
+
+def _dumps(path: str, document: Mapping[str, Any]) -> bytes:
+    """Return the JSON of what `_loads` has read in the file `path`.
+
+    Raises:
+        BundleError: It cannot be written again.
+    """
+    try:
+        return orjson.dumps(document)
+    except TypeError:  # nested more than 254 deep
+        import json
+
+        try:
+            return json.dumps(document, allow_nan=False).encode()
+        except RecursionError as error:
+            raise BundleError(f"{path}: nested too deeply") from error
+        except ValueError as error:
+            raise BundleError(f"{path}: {error}") from error
 
 
 class _Fields:

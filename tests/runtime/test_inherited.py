@@ -89,7 +89,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory, rootfs: Path) -> dict[str, d
     """What the container's process shows, by who has run it."""
     directory = tmp_path_factory.mktemp("inherited")
     bundle = bundles.make_bundle(directory / "b", bundles.config(rootfs, bundles.shell(SHOW)))
-    ours = [FORKSHIM, "run", "--root", directory / "root", "--bundle", bundle]
+    ours: list[str | Path] = [FORKSHIM, "run", "--root", directory / "root", "--bundle", bundle]
 
     def output(*argv: str | Path) -> dict[str, str]:
         done = subprocess.run(
