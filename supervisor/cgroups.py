@@ -64,14 +64,21 @@ def scope_beside_unit(environment: Mapping[str, str], container_id: str) -> str:
 
 def _own_and_unit(environment: Mapping[str, str]) -> tuple[str, str]:
     """Return our cgroup and that of our unit, "" if there is none to be divided."""
-    # Where v1 has a part, this is a tmpfs with a directory for each hierarchy.
-    is_unified = os.path.exists(f"{ROOT}/cgroup.controllers")
-    if not is_unified or environment.get("SYSTEMD_EXEC_PID") != str(os.getpid()):
+    if not is_unified() or environment.get("SYSTEMD_EXEC_PID") != str(os.getpid()):
         return "", ""
     own = membership("self").get("", "")
     # DelegateSubgroup=supervisor (v254) has put us there already.
     unit = own.removesuffix(_SUPERVISOR)
     return (own, unit) if _is_delegated(ROOT + unit) else ("", "")
+
+
+def is_unified() -> bool:
+    """Say whether the runtimes use cgroup v2 alone.
+
+    Where v1 has a part, ROOT is a tmpfs with a directory for each hierarchy. /proc/PID/cgroup does
+    not tell: in a container on a hybrid host it names v1 hierarchies that are mounted nowhere.
+    """
+    return os.path.exists(f"{ROOT}/cgroup.controllers")
 
 
 def membership(pid: int | str) -> dict[str, str]:

@@ -49,8 +49,8 @@ class Reach:
         if not self.shares_pids:
             return ""
         own = cgroups.membership("self")
-        names = [name for name in _LOOKED_UP if name in own] or [""]
-        for name in names:
+        on_v1 = [] if cgroups.is_unified() else [name for name in _LOOKED_UP if name in own]
+        for name in on_v1 or [""]:
             place = self.places.get(name)
             if place is None:
                 place = os.path.normpath("/" + self.wanted.lstrip("/")) if self.wanted else None

@@ -11,6 +11,7 @@ from supervisor.reach import Reach
 
 OWN_V1 = {"systemd": "/", "pids": "/", "devices": "/unit/own", "memory": "/unit/own", "": "/"}
 OWN_V2 = {"": "/system.slice/web.service/supervisor"}
+ROOTS_V1 = {"systemd": "/", "pids": "/", "devices": "/", "memory": "/"}
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,9 @@ def test_pids_are_shared_without_a_pid_namespace_or_with_one_that_has_a_path(
         (OWN_V1, {**OWN_V1, "pids": "/c", "devices": "/unit", "memory": "/c"}, "", "/unit"),
         (OWN_V1, {**OWN_V1, "pids": "/", "devices": "/c", "memory": "/c"}, "", "/"),
         (OWN_V1, {}, "/unit", "/unit"),
+        # A bed on a hybrid machine: cgroup v2 is mounted, /proc names the machine's v1 as well.
+        ({**ROOTS_V1, **OWN_V2}, {**ROOTS_V1, "": "/system.slice/web.service/payload"}, "", ""),
+        ({**ROOTS_V1, **OWN_V2}, {**ROOTS_V1, "": "/system.slice"}, "", "/system.slice"),
     ],
 )  # fmt: skip
 def test_the_root_our_own_cgroup_and_those_above_it_are_dangerous(
@@ -64,6 +68,7 @@ def test_the_root_our_own_cgroup_and_those_above_it_are_dangerous(
     danger: str,
 ) -> None:
     monkeypatch.setattr(cgroups, "membership", lambda _pid: own)
+    monkeypatch.setattr(cgroups, "is_unified", lambda: own is not OWN_V1)
     assert Reach(True, places, wanted).danger() == danger
     assert Reach(False, places, wanted).danger() == ""
 
