@@ -10,6 +10,7 @@ from supervisor.errors import ShimError
 from supervisor.run import DEFAULT_ROOT, RunRequest, run
 from supervisor.runtime import absolute
 from supervisor.signals import parse_signal
+from supervisor.text import printable
 from workers.values import dataclass
 
 TYPE_CHECKING = False
@@ -45,11 +46,11 @@ def main() -> int:
         return run(request)
     except ShimError as error:
         message = f"forkshim: {request.container_id}: {error}"
-        print(message, file=sys.stderr)  # noqa: T201 -- a command talks on stderr
+        print(printable(message), file=sys.stderr)  # noqa: T201 -- a command talks on stderr
         return error.exit_status
     except OSError as error:  # EMFILE, ENOMEM, ...: the machine's trouble, said in one line
         message = f"forkshim: {request.container_id}: {error}"
-        print(message, file=sys.stderr)  # noqa: T201 -- as above
+        print(printable(message), file=sys.stderr)  # noqa: T201 -- as above
         return _MACHINE_STATUS
     except KeyboardInterrupt:  # before the signals were routed
         return 130

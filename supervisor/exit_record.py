@@ -15,6 +15,7 @@ import orjson
 from supervisor import fds, statedir, trust
 from supervisor.errors import ShimError, reason_of_access
 from supervisor.log import rfc3339
+from supervisor.text import printable
 from supervisor.waitstatus import Exited, Killed, Unknown, shell_status, signal_name
 
 TYPE_CHECKING = False
@@ -72,7 +73,9 @@ def fields(container_id: str, outcome: Outcome, began_ns: int, ended_ns: int) ->
         "coreDumped": isinstance(end, Killed) and end.core_dumped,
         "oomKills": outcome.oom_kills,
         "stopRequested": outcome.was_asked_to_stop,
-        "error": f"its end is {end}" if isinstance(end, Unknown) else error and str(error),
+        "error": f"its end is {end}"
+        if isinstance(end, Unknown)
+        else error and printable(str(error)),
         "began": rfc3339(began_ns),
         "ended": rfc3339(ended_ns),
         "streams": {
@@ -85,6 +88,12 @@ def fields(container_id: str, outcome: Outcome, began_ns: int, ended_ns: int) ->
             for stream in outcome.streams
         },
     }
+
+
+def _why(end: Termination | None, error: ShimError | None) -> str | None:
+    if isinstance(end, Unknown):
+        return f"its end is {end}"
+    return None if error is None else printable(str(error))
 
 
 def _status(end: Termination | None, error: ShimError | None) -> int | None:

@@ -13,6 +13,7 @@ import time
 
 from supervisor import exit_record, statedir
 from supervisor.errors import ShimError, StoppedError, UntrustedError, reason
+from supervisor.text import printable
 from supervisor.waitstatus import shell_status
 
 TYPE_CHECKING = False
@@ -93,7 +94,7 @@ def has_controlling_terminal() -> bool:
 
 def say(message: str) -> None:
     """Tell the person who has started us."""
-    print(f"forkshim: {message}", file=sys.stderr)  # noqa: T201 -- a command talks on stderr
+    print(f"forkshim: {printable(message)}", file=sys.stderr)  # noqa: T201 -- a command talks on stderr
 
 
 def _supervise_on_record(order: Order, log: Log, supervise_it: Callable[[Log], Outcome]) -> Outcome:

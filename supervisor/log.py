@@ -13,6 +13,7 @@ import time
 import orjson
 
 from supervisor import fds
+from supervisor.text import printable
 
 LOG_NAME = "shim-log.json"
 _LONGEST_MESSAGE = 4096
@@ -46,7 +47,7 @@ class Log:
 
     def _mirror(self, message: str) -> None:
         if self._mirror_prefix is not None:
-            line = f"{self._mirror_prefix}: {message}\n".encode(errors="replace")
+            line = f"{self._mirror_prefix}: {printable(message)}\n".encode()
             # A pipe with room for PIPE_BUF bytes takes them without waiting; one without has a
             # reader who is slow or stopped, for whom the supervisor does not wait.
             if not fds.is_writable(2):
@@ -57,8 +58,7 @@ class Log:
                 return  # EIO, EPIPE: nobody is left to read it, and the file has it
 
     def _write(self, level: str, message: str) -> None:
-        # A path from the outside may hold bytes that are not UTF-8 (os.fsdecode's surrogates).
-        clean = message[:_LONGEST_MESSAGE].encode("utf-8", "backslashreplace").decode()
+        clean = printable(message[:_LONGEST_MESSAGE])
         record = {"level": level, "msg": clean, "time": rfc3339(time.time_ns())}
         try:
             os.write(self._fd.fileno(), orjson.dumps(record) + b"\n")

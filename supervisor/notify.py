@@ -15,6 +15,8 @@ import sys
 import time
 from contextlib import suppress
 
+from supervisor.text import printable
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
@@ -137,8 +139,7 @@ def _watchdog_s(environment: Mapping[str, str]) -> float:
 
 def _one_line(text: str) -> str:
     """Return printable text: systemd takes a carriage return for the end of an assignment."""
-    line = " ".join(text.split())[:_LONGEST_STATUS]
-    return "".join(each if each.isprintable() else "?" for each in line)
+    return printable(" ".join(text.split()))[:_LONGEST_STATUS]
 
 
 SILENT = Notifier({})

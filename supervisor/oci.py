@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+_DEEPEST = 200
+"""Less than orjson writes (254), which is less than it reads (1024)."""
+
 MOST_JSON_BYTES = 16 << 20
 """No sane process.json comes near: execve(2) itself takes 6 MiB of arguments at the most."""
 
@@ -328,6 +331,11 @@ def _read_object(path: str, error_class: type[ShimError]) -> dict[str, Any]:
         raise error_class(f"{path}: not JSON: {error}") from error
     if not isinstance(document, dict):
         raise error_class(f"{path}: not a JSON object")
+    if content.count(b"{") + content.count(b"[") >= _DEEPEST:
+        try:
+            orjson.dumps(document)  # as we have to, where something in it is changed
+        except TypeError as error:
+            raise error_class(f"{path}: nested too deeply") from error
     return document
 
 

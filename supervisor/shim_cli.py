@@ -19,6 +19,7 @@ from supervisor.notify import SILENT
 from supervisor.order import Order, Outcome, order_of
 from supervisor.runtime import absolute
 from supervisor.shim import supervise
+from supervisor.text import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def main() -> int:
         statedir.check_trust()
         log = statedir.open_log()
     except ShimError as error:
-        print(f"forkshim-shim: {error}", file=sys.stderr)  # noqa: T201 -- as above
+        print(f"forkshim-shim: {printable(str(error))}", file=sys.stderr)  # noqa: T201 -- as above
         return 1
     try:
         if arrival is not None:

@@ -31,9 +31,9 @@ def _open(path: Path) -> fds.Fd:
     ("message", "read"),
     [
         ("plain", "plain"),
-        ('"quoted" \\ and\nnew\r\nlines\t\0', '"quoted" \\ and\nnew\r\nlines\t\0'),
+        ('"quoted" \\ and\nnew\r\nlines\t\0', '"quoted" \\ and\\nnew\\r\\nlines\\t\\x00'),
         ("ünï ☃ 🐳", "ünï ☃ 🐳"),
-        (os.fsdecode(b"/tmp/\xff"), "/tmp/\\udcff"),
+        (os.fsdecode(b"/tmp/\xff"), "/tmp/\\xff"),
         ("\ud800", "\\ud800"),
         ("", ""),
     ],
@@ -91,7 +91,7 @@ def _stderr_of(log_path: str, prefix: str | None) -> bytes:
 
 def test_only_warnings_go_to_stderr_too_and_only_with_a_prefix() -> None:
     assert _stderr_of("/dev/null", None) == b""
-    assert _stderr_of("/dev/null", "forkshim: web") == b"forkshim: web: w ?\n"
+    assert _stderr_of("/dev/null", "forkshim: web") == b"forkshim: web: w \\xff\n"
 
 
 def test_a_full_disk_is_said_on_stderr_if_there_is_one_and_is_no_error() -> None:
@@ -99,8 +99,8 @@ def test_a_full_disk_is_said_on_stderr_if_there_is_one_and_is_no_error() -> None
     said = _stderr_of("/dev/full", "p").decode().splitlines()
     assert said == [
         "p: shim-log.json: could not be written; i",
-        "p: shim-log.json: could not be written; w \\udcff",
-        "p: w ?",
+        "p: shim-log.json: could not be written; w \\xff",
+        "p: w \\xff",
         "p: shim-log.json: could not be written; e",
     ]
 

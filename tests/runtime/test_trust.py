@@ -17,13 +17,15 @@ from setproctitle import setproctitle
 
 from supervisor import adoption, deposit
 from supervisor.waitstatus import Exited
-from tests.harness import bundles, filters, waiting
+from tests.harness import bundles, filters, runtimes, waiting
 from tests.harness.daemon import Daemon
 from tests.harness.engine import FORKSHIM
 from tests.harness.forked import forked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from tests.runtime.conftest import MakeEngine
 
 pytestmark = [pytest.mark.runc, pytest.mark.timeout(300)]
 
@@ -429,3 +431,135 @@ def test_a_log_where_others_could_put_something_is_refused(
     else:
         assert os.listdir(logs) == []
     os.chown(tmp_path / "above", 0, 0)
+
+
+EVIL = "\x1b]0;owned\x07\x1b[31m\n\x1b[2Kforkshim: other: all is well\r\u202e\x9b1m\u2028"
+
+
+@pytest.mark.parametrize("verb", ["create", "start"])
+@pytest.mark.parametrize("detach", [False, True])
+def test_what_an_image_says_is_one_line_that_does_nothing(
+    tmp_path: Path, rootfs: Path, verb: str, *, detach: bool
+) -> None:
+    """The runtime repeats args[0], which is whatever an image has for it."""
+    document = bundles.config(rootfs, [f"/bin/{EVIL}"])
+    runtime: str | Path = "runc"
+    if verb == "start":
+        document = bundles.config(rootfs, ["sleep", "1000"])
+        said = json.dumps({"level": "error", "msg": EVIL}, ensure_ascii=False)
+        (tmp_path / "said").write_text(said + "\n")
+        log = 'while [ "$1" ]; do [ "$1" = --log ] && log=$2; shift; done'
+        runtime = runtimes.script(
+            tmp_path / "evil",
+            f"if [ $verb = start ]; then {log}; cat {tmp_path}/said >> $log; exit 1; fi",
+        )
+    bundle = bundles.make_bundle(tmp_path / "bundle", document)
+    # Its stderr is the container's, which goes wherever that is sent: here to nobody.
+    words = ("--root", tmp_path / "root", "--bundle", bundle, "--runtime", runtime)
+    more = ("--log", "null", *(["--detach"] if detach else []))
+    exits = tmp_path / "exits"
+    container_id = bundles.fresh_id("text")
+    done = subprocess.run(
+        [FORKSHIM, "run", *words, *more, "--exit-dir", exits, container_id],
+        capture_output=True,
+        timeout=waiting.LIMIT_S,
+    )
+    assert done.returncode == 1
+    text = done.stderr.decode()
+    assert "all is well" in text
+    assert text.endswith("\n")
+    for line in text.removesuffix("\n").split("\n"):
+        assert line.startswith(f"forkshim: {container_id}: ")
+        assert line.isprintable(), line
+    error = json.loads((exits / f"{container_id}.json").read_text())["error"]
+    assert "all is well" in error
+    assert error.isprintable()
+    if not (verb == "start" and detach):  # which leaves `exitStatus`
+        assert not (tmp_path / "root" / container_id).exists()
+
+
+@pytest.mark.parametrize("depth", [200, 254, 255, 1023, 1025, 2000])
+@pytest.mark.parametrize("place", ["linux", "process", "x"])
+@pytest.mark.parametrize("option", ["", "-t"])
+def test_nested_json_in_a_bundle_is_one_line_and_leaves_nothing(
+    tmp_path: Path, rootfs: Path, depth: int, place: str, option: str
+) -> None:
+    text = json.dumps(bundles.config(rootfs, bundles.shell("exit 3")))
+    nested = '{"a":' * depth + "1" + "}" * depth
+    if place == "x":
+        text = text[:-1] + f', "x": {nested}}}'
+    else:
+        text = text.replace(f'"{place}": {{', f'"{place}": {{"x": {nested}, ', 1)
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "config.json").write_text(text)
+    container_id = bundles.fresh_id("deep")
+    words = ("--root", tmp_path / "root", "--bundle", tmp_path / "bundle")
+    done = subprocess.run(
+        [FORKSHIM, "run", *words, *option.split(), container_id],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=waiting.LIMIT_S,
+    )
+    if depth == 200:
+        assert (done.returncode, done.stderr) == (3, "")
+    else:
+        assert done.returncode == 6
+        assert done.stderr.count("\n") == 1
+        assert done.stderr.startswith(f"forkshim: {container_id}: {tmp_path}/bundle/config.json: n")
+    assert not (tmp_path / "root" / container_id).exists()
+
+
+@pytest.mark.parametrize("depth", [200, 255, 1000, 1025, 2000])
+def test_nested_json_anywhere_else_is_no_traceback(
+    tmp_path: Path, make_bundle: Callable[..., Path], depth: int
+) -> None:
+    nested = '{"a":' * depth + "1" + "}" * depth
+    (tmp_path / "nested").write_text(nested)
+    # Of the runtime: its log and its state.
+    log = 'while [ "$1" ]; do [ "$1" = --log ] && log=$2; shift; done'
+    runtime = runtimes.script(
+        tmp_path / "evil",
+        f"case $verb in create) {log}; cat {tmp_path}/nested >> $log; exit 1;; "
+        f"state) cat {tmp_path}/nested; exit 0;; esac",
+    )
+    container_id = bundles.fresh_id("deep")
+    words = ("--root", tmp_path / "root", "--bundle", make_bundle("exit 3"))
+    done = subprocess.run(
+        [FORKSHIM, "run", *words, "--runtime", runtime, container_id],
+        capture_output=True,
+        text=True,
+        timeout=waiting.LIMIT_S,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "root" / container_id).exists()
+    # Of an earlier supervisor.
+    home = tmp_path / "root" / container_id
+    (home / "init").mkdir(parents=True, mode=0o700)
+    home.chmod(0o700)
+    for name in ("state.json", "init/handover", "init/process.json"):
+        (home / name).write_text(nested)
+    done = subprocess.run(
+        [FORKSHIM, "run", *words, container_id],
+        capture_output=True,
+        text=True,
+        timeout=waiting.LIMIT_S,
+    )
+    assert (done.returncode, done.stderr) == (3, "")
+
+
+@pytest.mark.parametrize("depth", [200, 255, 1000, 1025, 2000])
+def test_nested_json_of_an_engine_is_one_record(make_engine: MakeEngine, depth: int) -> None:
+    engine = make_engine("exit 3", containerdStdin="", containerdStdout="", containerdStderr="")
+    path = engine.dir / "process.json"
+    text = path.read_text().rstrip().removesuffix("}")
+    path.write_text(text + ', "x": ' + '{"a":' * depth + "1" + "}" * depth + "}")
+    if depth > 240:
+        engine.launch()
+        waiting.wait_process(engine.shim_pid)
+        (said,) = engine.log("error")
+        assert said.startswith("process.json: n")
+    else:
+        engine.run()
+        assert engine.wait_end() == 3
