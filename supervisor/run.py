@@ -218,10 +218,12 @@ def _recover(claimed: home.Home, request: RunRequest, why_not: DepositError | No
             way = f"`forkshim adopt {request.container_id}` goes on with it"
             if why:
                 way = f"nobody can go on with it from here ({why})"
+            ending = " ".join(caller.delete(force=True))
+            if reach.of(caller.config_path, state.pid).danger():
+                ending = f"kill -KILL {state.pid}"  # the other would kill whatever is beside it
             raise AlreadySupervisedError(
                 "its supervisor is gone and its container is "
-                f"{state.status} (pid {state.pid}); {way}, "
-                f"`{' '.join(caller.delete(force=True))}` ends it"
+                f"{state.status} (pid {state.pid}); {way}, `{ending}` ends it"
             )
         adoption.end_workers(claimed.state_dir)
         if state is not None and state.bundle == caller.bundle:

@@ -37,3 +37,18 @@ def test_the_machine_outlives_a_container_in_the_root_cgroup(tmp_path: Path, run
         assert status == 3
         assert f"{runtime} delete is left out" in err
         shell(vm, f"kill -0 {sleeper}")
+
+
+def test_nobody_is_told_to_delete_one_that_lives_in_the_root_cgroup(tmp_path: Path) -> None:
+    with guest.booted(tmp_path / "job") as vm:
+        linux = {"cgroupsPath": "/"}
+        bundle = guest.make_bundle(
+            vm, "lives", "trap : TERM; while sleep 1; do :; done", host_pid=True, linux=linux
+        )
+        words = f"{guest.FORKSHIM} run --bundle {bundle}"
+        shell(vm, f"{words} --log file:/run/lives.log --detach lives")
+        pid = shell(vm, "cat /run/forkshim/lives/init/pid")
+        shell(vm, "kill -KILL $(cat /run/forkshim/lives/supervisor.pid)")
+        done = vm.run(*words.split(), "lives", timeout_s=120)
+        assert f"`kill -KILL {pid}` ends it" in done.stderr
+        shell(vm, f"kill -KILL {pid}")
