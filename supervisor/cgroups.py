@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 
 from supervisor.errors import ShimError, reason
+from workers import cgroup_names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,17 +83,9 @@ def is_unified() -> bool:
 
 
 def membership(pid: int | str) -> dict[str, str]:
-    """Return a process's cgroups by controller; "" is cgroup v2. Empty if it is gone.
-
-    Source: cgroups(7), /proc/PID/cgroup: `4:cpu,cpuacct:/path`, `0::/path`.
-    """
-    try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
-            lines = file.read().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return {}
-    fields = (line.split(":", 2) for line in lines)
-    return {name: path for _id, names, path in fields for name in names.split(",")}
+    """Return a process's cgroups by controller; "" is cgroup v2. Empty if it is gone."""
+    found = cgroup_names.membership(pid)
+    return {os.fsdecode(name): os.fsdecode(path) for name, path in found.items()}
 
 
 def _is_delegated(directory: str) -> bool:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import socket
     from typing import Any
 
-VERSION = 7
+VERSION = 8
 _WORD = b"forkshim-handover"
 _MESSAGE_BYTES = 64
 _NONCE_BYTES = 16

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from supervisor.log import Log
     from supervisor.loop import Loop
     from supervisor.process import Process
+    from supervisor.relay_worker import RelayWorker
     from supervisor.service import Service
     from supervisor.stdio import StdioOpener
     from supervisor.stream import Stream
@@ -118,15 +119,27 @@ class Ending:
         else:
             self._crew.give_up(stream)
 
-    def leave_nobody(self, calls: RuntimeCalls, opener: StdioOpener) -> None:
-        """Kill and reap whoever still works for us; boundedly."""
+    def leave_nobody(
+        self, calls: RuntimeCalls, opener: StdioOpener, relay_worker: RelayWorker | None = None
+    ) -> None:
+        """Kill and reap each process that still works for us; boundedly."""
         self._crew.stop()
+        if relay_worker is not None:
+            relay_worker.stop()
         calls.kill_running()
         is_late: list[bool] = []
         # A worker that sleeps uninterruptibly dies when it can: no reason for us to hang with it.
         self._loop.call_after(_LATE, REAP_LIMIT_S, lambda: is_late.append(True))
         self._loop.run_until(
             lambda: (
-                bool(is_late) or (not self._crew.has_workers and calls.is_idle and opener.is_idle)
+                bool(is_late)
+                or (
+                    not self._crew.has_workers
+                    and calls.is_idle
+                    and opener.is_idle
+                    and (relay_worker is None or relay_worker.is_gone)
+                )
             )
         )
+        if relay_worker is not None:
+            relay_worker.close()

@@ -70,11 +70,10 @@ def _take_up(order: Order, log: Log, past: Past, stack: ExitStack) -> Supervisor
         record = oci.ProcessRecord(
             **{**packed["record"], "runtime_args": tuple(packed["record"]["runtime_args"])}
         )
-        if packed["relay"] >= 0:
-            from supervisor.relay import Relay  # 4 ms, for those who have one
+        if packed["relay"] is not None:
+            from supervisor.relay import Relay  # for those who have one
 
-            relay_fd = contents.take(packed["relay"]).take()
-            relay = Relay(uid=record.root_uid, gid=record.root_gid, fd=relay_fd)
+            relay = Relay.go_on(packed["relay"], contents)
             stack.callback(relay.close)
             order = replace(order, relay=relay)
         return Supervisor(order, log, router, exit_fifo, control_fifo, record, past)

@@ -57,6 +57,11 @@ def pause_s(deaths_without_progress: int) -> float:
     return float(min(_SHORTEST_PAUSE_S * 2 ** min(excess - 1, 10), LONGEST_PAUSE_S))
 
 
+def is_said(count: int) -> bool:
+    """Say whether this one, of those that recur, is said: 1, 2, 4, 8, ... Pure."""
+    return count & (count - 1) == 0
+
+
 def pause_after_errors_s(errors_in_a_row: int) -> float:
     """Return how long a sink is left alone that has failed so often. Pure."""
     return pause_s(_DEATHS_WITHOUT_PAUSE + errors_in_a_row)

@@ -54,8 +54,8 @@ def _counter_path(membership: dict[str, str]) -> str:
 
 def _read(path: str) -> int:
     try:
-        with open(path) as file:
+        with open(path, "rb") as file:
             counts = dict(line.split() for line in file)
-        return int(counts.get("oom_kill", 0))
+        return int(counts.get(b"oom_kill", 0))
     except (OSError, ValueError):  # no memory controller here, or a cgroup that we cannot see
         return 0

@@ -219,7 +219,7 @@ def _open_journal_stream(
     stream: str, sink: Sink, container_id: str, kept: tuple[int, ...]
 ) -> Outlet:
     try:
-        with open("/proc/self/cgroup") as cgroups:
+        with open("/proc/self/cgroup", "rb") as cgroups:
             unit = unit_of(cgroups.read())
     except OSError as error:
         raise ShimError(f"open /proc/self/cgroup: {reason(error)}") from error

@@ -316,7 +316,7 @@ def _is_relayed(request: RunRequest) -> bool:
 def _open_relay(bundle: oci.Bundle) -> Relay:
     from supervisor.relay import Relay  # 4 ms, for those who want one
 
-    return Relay(uid=bundle.root_uid, gid=bundle.root_gid)
+    return Relay.make(uid=bundle.root_uid, gid=bundle.root_gid)
 
 
 def _way_to_the_manager(claimed: home.Home, bundle: oci.Bundle) -> oci.Addition:

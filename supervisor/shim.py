@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from supervisor.log import Log
     from supervisor.order import Order
     from supervisor.process import Process
+    from supervisor.relay_worker import RelayWorker
     from supervisor.service import Service
     from supervisor.stopping import Stopper
     from supervisor.succession import Past, Succession
@@ -119,7 +120,7 @@ class Supervisor:
         self._has_title = False
         self._has_crew = False
         self._null = fds.Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
-        self._loop = Loop()
+        self._loop = Loop(self._feature_failed)
         self._loop.watch(router.fileno(), self._serve_signals)  # first: an end is told before all
         self._reaper = Reaper()
         state_dir = os.getcwd()
@@ -181,6 +182,7 @@ class Supervisor:
             Action.DELETE: self._delete,
         }
 
+        self._relay_worker: RelayWorker | None = None
         self._is_equipped = False
         if past is not None:
             self._equip(past)
@@ -236,6 +238,19 @@ class Supervisor:
         self._ending = Ending(
             self._loop, self._crew, self._service, log, is_stopping=lambda: self._is_stopping
         )
+        if order.relay is not None:
+            from supervisor.relay_worker import RelayWorker
+
+            self._relay_worker = RelayWorker(
+                self._loop,
+                self._reaper,
+                log,
+                order.relay,
+                title=self._title,
+                null_fd=self._null.fileno(),
+                on_words=self._service.heard,
+                on_change=self._succession.changed,
+            )
 
     def run(self, checkpoint: oci.CheckpointRecord | None) -> Outcome:
         """Create the process, or restore it from `checkpoint`, and supervise it to its end."""
@@ -246,8 +261,6 @@ class Supervisor:
     def run_on(self) -> Outcome:
         """Go on where an earlier supervisor stopped."""
         self._take_title()
-        if self._order.relay is not None:
-            self._order.relay.belongs_to(self._pid)
         self._log.info(f"{__version__} goes on, process {self._pid}")
         self._crew.renew(self._succession.orphans)
         self._order.on_started()
@@ -393,8 +406,8 @@ class Supervisor:
         """Serve the process that is there now, up to its end, which may have been."""
         if self._process is None:
             raise AssertionError("nothing to expect")
-        if self._order.relay is not None:
-            self._loop.watch(self._order.relay.fileno(), self._serve_relay)
+        if self._relay_worker is not None:
+            self._loop.guarded(self._relay_worker.feature, self._relay_worker.start)()
         # Only now: what an engine sent to `control` earlier has waited in the fifo.
         self._loop.watch(self._control_fifo.fileno(), self._serve_control)
         # May be called at once: the process may be dead already, and remembered.
@@ -407,7 +420,12 @@ class Supervisor:
         return self._process.pid if self._process else self._creation.pid
 
     def _on_init_exit(self) -> None:
-        self._serve_relay()  # its last words, before the phases of its end
+        if self._relay_worker is not None:  # its last words, before the phases of its end
+            self._relay_worker.finish(self._after_the_last_words)
+        else:
+            self._after_the_last_words()
+
+    def _after_the_last_words(self) -> None:
         if self._state not in (State.STARTING, State.HELD):
             self._post(Event.INIT_EXITED)
         elif not self._has_run and not self._has_run_without_exec:
@@ -445,10 +463,10 @@ class Supervisor:
             return StoppedError("stopped while it was being started")
         return RuntimeFailedError(f"{self._caller.name} start: {why}")
 
-    def _serve_relay(self) -> None:
-        if self._order.relay is not None:
-            for words in self._order.relay.hear():
-                self._service.heard(words)
+    def _feature_failed(self, feature: str, error: Exception) -> None:
+        self._log.warning(f"{feature}: {type(error).__name__}: {error}; it is off from now on")
+        if self._relay_worker is not None and feature == self._relay_worker.feature:
+            self._relay_worker.give_up()
 
     def _serve_control(self) -> None:
         try:
@@ -643,7 +661,7 @@ class Supervisor:
         """Return all that this supervisor knows and holds, for `_remember` of its successor."""
         if self._process is None:
             raise AssertionError("nothing to hand over")
-        order, relay = self._order, self._order.relay
+        order, relay, relay_worker = self._order, self._order.relay, self._relay_worker
         return {
             "pid": os.getpid(),
             "front": dict(order.front),
@@ -653,7 +671,8 @@ class Supervisor:
                 "exit": parcel.add(self._exit_fifo.fileno()),
                 "control": parcel.add(self._control_fifo.fileno()),
                 "control_rest": self._control.rest,
-                "relay": -1 if relay is None else parcel.add(relay.fileno()),
+                "relay": relay.pack(parcel) if relay and relay.is_open else None,
+                "relay_worker": relay_worker.pack(parcel) if relay_worker else None,
                 **self._process.pack(parcel),
                 "began_at": self._creation.began_at,
                 "reach": self._stopper.reach.pack() if self._stopper.reach else None,
@@ -694,18 +713,18 @@ class Supervisor:
             self._crew,
             is_parent=is_parent,
         )
+        if self._relay_worker is not None:
+            self._relay_worker.go_on(packed["relay_worker"], contents, is_parent=is_parent)
         self._crew.listeners.go_on(packed["crew"]["listeners"], contents, self._crew.streams)
         self._crew.go_on_with(packed["crew"], is_parent=is_parent)
 
     def _tidy_up(self) -> None:
         """Leave no process and no descriptor behind."""
-        if self._order.relay is not None and self._process is not None:
-            self._loop.forget(self._order.relay.fileno())
         self._succession.close()
         self._plumbing.close()
         if self._process is not None:
             self._process.close()
-        self._ending.leave_nobody(self._calls, self._opener)
+        self._ending.leave_nobody(self._calls, self._opener, self._relay_worker)
         self._crew.close()
         self._stdio.close()
         self._control_fifo.close()

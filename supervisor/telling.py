@@ -34,7 +34,7 @@ class Teller:
 
     def died(self, stream: Stream, termination: Termination) -> None:
         """Another of its workers has died, which is counted already."""
-        if _is_said(stream.deaths):
+        if mending.is_said(stream.deaths):
             self._log.warning(
                 f"{stream.name}: worker {termination}, replaced; {stream.deaths} so far"
             )
@@ -43,7 +43,7 @@ class Teller:
 
     def fork_failed(self, stream: Stream, error: OSError) -> None:
         """Another fork of a worker has failed, which is counted already."""
-        if _is_said(stream.failed_forks):
+        if mending.is_said(stream.failed_forks):
             self._log.warning(
                 f"{stream.name}: fork: {error.strerror}; trying again; "
                 f"{stream.failed_forks} times so far"
@@ -97,11 +97,6 @@ class Teller:
         )
         stream.told_dropped_bytes, stream.told_dropped_lines = dropped, lines
         self._on_trouble()
-
-
-def _is_said(count: int) -> bool:
-    """Say whether this one, of those that recur, is said: 1, 2, 4, 8, ..."""
-    return count & (count - 1) == 0
 
 
 def _target(stream: Stream) -> str:

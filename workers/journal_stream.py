@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import socket
 
+from workers import cgroup_names
+
 STREAM_SOCKET = "/run/systemd/journal/stdout"
 
 
-def unit_of(cgroups: str) -> str:
+def unit_of(cgroups: bytes) -> str:
     """Return the system unit of a process with this /proc/PID/cgroup; "" if there is none."""
-    for line in cgroups.splitlines():
-        _number, controllers, path = line.split(":", 2)
-        if controllers in ("", "name=systemd"):
-            for part in path.split("/"):
-                if part.endswith((".service", ".scope")):
-                    return part
+    for controller, path in cgroup_names.parse(cgroups).items():
+        if controller in (b"", b"name=systemd"):
+            for part in path.split(b"/"):
+                if part.endswith((b".service", b".scope")):
+                    return part.decode("utf-8", "replace")
     return ""
 
 

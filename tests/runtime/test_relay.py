@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import bundles
+from tests.harness import bundles, waiting
 from tests.runtime.test_service import Manager
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.runc
 
@@ -205,3 +206,89 @@ def test_a_bundle_that_it_cannot_be_told_by_is_named_and_nothing_is_left(
     said = f"forkshim: {manager.id}: {config}: process.env: not a list: 'PATH=/bin'\n"
     assert manager.ended() == (6, "", said)
     assert os.listdir(manager.root) == []
+
+
+LINGER = """
+import struct
+def send_lingering():
+    listener = socket.create_server(("127.0.0.1", 0))
+    sender = socket.create_connection(listener.getsockname())
+    peer, _address = listener.accept()
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
+    sender.setblocking(False)
+    try:
+        while True:
+            sender.send(bytes(65536))
+    except BlockingIOError:
+        pass
+    keeper = os.fork()  # keeps the peer, which reads nothing
+    if keeper == 0:
+        os.dup2(peer.fileno(), 10)
+        os.closerange(3, 10)
+        os.closerange(11, 100)
+        time.sleep(1000)
+    if os.fork() == 0:
+        for _each in range(3):
+            say("STATUS=hung", sender.fileno())
+    os._exit(0)  # all of them: a process's end is no close(2), it does not sleep
+"""
+
+
+def test_a_descriptor_whose_close_sleeps_delays_neither_a_stop_nor_a_sign_of_life(
+    manager: Manager, make_python: Callable[..., Path]
+) -> None:
+    """An attack: a TCP socket with unsent data and SO_LINGER, beside each message."""
+    script = (
+        LINGER
+        + """
+say("READY=1")
+if os.fork() == 0:
+    send_lingering()
+os.wait()
+say("ERRNO=9")
+wait()
+"""
+    )
+    process = manager.start(make_python(script), RELAYED, WATCHDOG_USEC="100000")
+    manager.hear("READY=1")
+    manager.hear("ERRNO=9")
+    assert first_line(process) == b"ready\n"
+    manager.hear("WATCHDOG=1")
+    process.terminate()
+    assert manager.ended()[0] == 0
+
+
+def test_it_goes_on_through_a_reload(manager: Manager, make_python: Callable[..., Path]) -> None:
+    script = """
+say("READY=1")
+wait()
+say("ERRNO=1")
+wait()
+say("STATUS=after")
+wait()
+"""
+    process = manager.start(make_python(script), RELAYED)
+    manager.hear("READY=1")
+    for count in range(2):
+        assert first_line(process) == b"ready\n"
+        process.send_signal(signal.SIGHUP)
+        manager.hear("RELOADING=1")
+        manager.hear("READY=1")
+        waiting.wait_true(lambda: _notify_workers(process.pid) == 1)
+        process.send_signal(signal.SIGUSR1)
+        heard = manager.hear("ERRNO=1" if count == 0 else "STATUS=")
+        assert "READY=1" not in heard
+    assert first_line(process) == b"ready\n"
+    process.terminate()
+    assert manager.ended()[0] == 0
+
+
+def _notify_workers(pid: int) -> int:
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        children = file.read().split()
+    count = 0
+    for child in children:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ends just now
+            title = Path(f"/proc/{child}/cmdline").read_bytes().rstrip(b"\0")
+            count += title.endswith(b"[notify]")
+    return count

@@ -10,6 +10,7 @@ from workers.journal_stream import header, unit_of
 @pytest.mark.parametrize(
     ("cgroups", "unit"),
     [
+        ("0::/a.slice/x.service/\v0::/\u2028b\n", "x.service"),
         ("0::/system.slice/web.service\n", "web.service"),
         ("0::/system.slice/forkshim@a.service/supervisor\n", "forkshim@a.service"),
         ("0::/user.slice/user-1.slice/user@1.service/app.slice/x.service\n", "user@1.service"),
@@ -21,7 +22,7 @@ from workers.journal_stream import header, unit_of
     ],
 )
 def test_the_unit_is_the_first_in_the_path_of_the_control_group(cgroups: str, unit: str) -> None:
-    assert unit_of(cgroups) == unit
+    assert unit_of(cgroups.encode()) == unit
 
 
 def test_the_header_has_seven_lines() -> None:

@@ -1,0 +1,288 @@
+"""The worker that reads a container's notify socket: hung, stopped, killed, flooded."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+
+from supervisor import relay_worker
+from supervisor.relay import DIRECTORY, Relay
+from supervisor.relay_worker import RelayWorker
+from tests.harness import waiting
+from workers.notify_pace import AT_ONCE
+from workers.notify_words import Words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.harness.yard import Yard
+
+pytestmark = pytest.mark.process
+
+
+class Rig:
+    """A relay and its worker; this process is the container."""
+
+    def __init__(self, yard: Yard) -> None:
+        self.yard = yard
+        self.words: list[Words] = []
+        self.relay = Relay.make(uid=os.geteuid(), gid=os.getegid())
+        self.relay.belongs_to(os.getpid())
+        self.worker = RelayWorker(
+            yard.loop,
+            yard.reaper,
+            yard.log,
+            self.relay,
+            title="forkshim: test",
+            null_fd=yard.null.fileno(),
+            on_words=self.words.append,
+            on_change=lambda: None,
+        )
+        self.out = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.out.setblocking(False)
+        self.out.connect(f"{DIRECTORY}/notify.sock")
+
+    @property
+    def pid(self) -> int:
+        return self.worker._hand.pid if self.worker._hand else 0
+
+    def say(self, text: str, *fds: int) -> None:
+        """Say it when there is room: our worker is forked by this very process."""
+
+        def has_sent() -> bool:
+            try:
+                socket.send_fds(self.out, [text.encode()], fds)
+            except BlockingIOError:
+                return False
+            return True
+
+        self.until(has_sent)
+
+    def until(self, is_over: Callable[[], bool]) -> None:
+        """Serve until then; what is in shared memory is no event, so look again and again."""
+
+        def tick() -> None:
+            self.yard.loop.call_after("tick", 0.01, tick)
+
+        tick()
+        self.yard.run_until(is_over)
+        self.yard.loop.cancel("tick")
+
+    def has_seen(self, count: int) -> Callable[[], bool]:
+        return lambda: self.relay.memory.seen >= count
+
+    def hear(self, *words: Words) -> None:
+        """Serve until these have been told, each once or more, in this order."""
+        self.until(lambda: self.said[-len(words) :] == [*words])
+
+    @property
+    def said(self) -> list[Words]:
+        """What was told, without repetitions."""
+        told = self.words
+        return [each for index, each in enumerate(told) if index == 0 or told[index - 1] != each]
+
+    def close(self) -> None:
+        self.worker.stop()
+        self.until(lambda: self.worker.is_gone)
+        self.worker.close()
+        self.relay.close()
+        self.out.close()
+
+
+@pytest.fixture
+def rig(yard: Yard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    monkeypatch.chdir(tmp_path)
+    made = Rig(yard)
+    yield made
+    made.close()
+
+
+@contextlib.contextmanager
+def lingering() -> Iterator[int]:
+    """Lend a descriptor whose last close(2) sleeps: unsent data, and SO_LINGER."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sender = socket.create_connection(listener.getsockname())
+        peer, _address = listener.accept()
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
+        sender.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sender.send(bytes(1 << 16))
+        yield sender.detach()
+        peer.close()
+
+
+@contextlib.contextmanager
+def hung(rig: Rig, text: str) -> Iterator[int]:
+    """Have the worker sleep in close(2); lend its pid."""
+    rig.worker.start()
+    pid = rig.pid
+    with lingering() as fd:
+        os.kill(pid, signal.SIGSTOP)  # or the last close would be ours, and we would sleep
+        rig.say(text, fd)
+        os.close(fd)
+        os.kill(pid, signal.SIGCONT)
+        rig.until(lambda: rig.relay.memory.is_busy)
+        yield pid
+
+
+def test_what_is_said_is_told_and_a_barrier_is_answered(rig: Rig) -> None:
+    rig.worker.start()
+    rfd, wfd = os.pipe()
+    rig.say("READY=1\nERRNO=5")
+    rig.say("BARRIER=1", wfd)
+    os.close(wfd)
+    rig.hear(Words(state="READY", errno=5))
+    assert os.read(rfd, 1) == b""
+    os.close(rfd)
+
+
+def test_it_holds_the_socket_and_its_pipes_and_nothing_else(rig: Rig) -> None:
+    rig.worker.start()
+    rig.say("READY=1")
+    rig.hear(Words(state="READY"))
+    directory = f"/proc/{rig.pid}/fd"
+    targets = sorted(
+        os.readlink(f"{directory}/{fd}").partition(":")[0] for fd in os.listdir(directory)
+    )
+    assert targets == ["/dev/null"] * 3 + ["pipe"] * 2 + ["socket"]
+    with open(f"/proc/{rig.pid}/cmdline", "rb") as file:
+        assert file.read().rstrip(b"\0") == b"forkshim: test [notify]"
+
+
+def test_a_descriptor_whose_close_sleeps_hangs_the_worker_alone(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_worker, "LOOK_S", 0.2)
+    with hung(rig, "ERRNO=1") as pid:
+        rig.say("ERRNO=2")
+        rig.hear(Words(errno=1), Words(errno=2))
+        assert rig.pid != pid
+    assert rig.yard.messages("warn") == [
+        f"notify: worker {pid} does not move, killed, replaced; 1 so far"
+    ]
+
+
+def test_a_hung_worker_is_replaced_although_nothing_more_comes(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_worker, "LOOK_S", 0.2)
+    with hung(rig, "ERRNO=1") as pid:
+        rig.until(lambda: rig.pid not in (0, pid))
+
+
+def test_a_stopped_worker_is_replaced_when_something_comes(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_worker, "LOOK_S", 0.05)
+    rig.worker.start()
+    os.kill(rig.pid, signal.SIGSTOP)
+    rig.say("READY=1")
+    rig.hear(Words(state="READY"))
+
+
+def test_killed_at_any_time_it_loses_nothing_and_changes_no_order(rig: Rig) -> None:
+    rig.worker.start()
+    said = 0
+    while said < 90:
+        seen = rig.relay.memory.seen
+        for _each in range(3):
+            said += 1
+            rig.say(f"ERRNO={said}")
+        rig.until(rig.has_seen(seen + 1))
+        if rig.pid:
+            os.kill(rig.pid, signal.SIGKILL)  # unreaped: only this process reaps it, in `until`
+    rig.until(lambda: rig.said[-1:] == [Words(errno=said)])
+    numbers = [each.errno for each in rig.said if each.errno is not None]
+    assert numbers == sorted(numbers)
+    assert rig.relay.memory.merged + len(numbers) >= said, "told, or merged with a later one"
+
+
+def test_a_flood_is_merged_and_counted(rig: Rig) -> None:
+    rig.worker.start()
+    for number in range(400):
+        rig.say(f"STATUS={number}")
+        if number == 350:
+            rig.say("READY=1")
+        rig.until(rig.has_seen(number - 5))
+    rig.until(lambda: any(each.status == "399" for each in rig.words))
+    assert any(each.state == "READY" for each in rig.words)
+    assert len(rig.words) < 400
+    assert len(rig.words) + rig.relay.memory.merged >= 401
+    assert rig.words[AT_ONCE - 1].status == str(AT_ONCE - 1), "so many at once"
+
+
+def test_what_waits_survives_the_worker(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.worker.start()
+    for number in range(AT_ONCE):
+        rig.say(f"ERRNO={number}")
+        rig.hear(Words(errno=number))
+    rig.say("READY=1\nSTATUS=up")
+    rig.say("STOPPING=1")
+    waiting.wait_true(rig.has_seen(AT_ONCE + 2))
+    os.kill(rig.pid, signal.SIGKILL)
+    rig.hear(Words(state="READY"), Words(state="STOPPING", status="up"))
+
+
+def test_what_comes_from_other_cgroups_is_not_told(rig: Rig) -> None:
+    rig.relay.cgroups = dict.fromkeys(rig.relay.cgroups, b"/of/another")
+    rig.worker.start()
+    rig.say("READY=1")
+    rig.until(rig.has_seen(1))
+    assert rig.words == []
+
+
+def test_last_words_are_told_at_once_and_a_hung_worker_does_not_keep_the_end(rig: Rig) -> None:
+    rig.worker.start()
+    for number in range(AT_ONCE + 5):
+        rig.say(f"ERRNO={number}")
+        rig.until(rig.has_seen(number + 1))
+    rig.say("STOPPING=1")
+    ended: list[bool] = []
+    rig.worker.finish(lambda: ended.append(True))
+    rig.until(lambda: bool(ended))
+    assert rig.words[-1].state == "STOPPING"
+    assert [each.errno for each in rig.words if each.errno is not None][-1] == AT_ONCE + 4
+
+
+def test_the_end_does_not_wait_for_a_hung_worker(rig: Rig) -> None:
+    ended: list[bool] = []
+    with hung(rig, "ERRNO=1"):
+        rig.worker.finish(lambda: ended.append(True))
+        rig.until(lambda: bool(ended))
+
+
+def test_an_error_ends_the_feature_and_the_container_is_told(rig: Rig) -> None:
+    failed: list[str] = []
+
+    def fail(_words: Words) -> None:
+        raise ValueError("a bug")
+
+    def on_failed(feature: str, error: Exception) -> None:
+        failed.append(f"{feature}: {error}")
+        rig.worker.give_up()
+
+    rig.yard.loop._on_failed = on_failed
+    rig.worker._on_words = fail
+    rig.worker.start()
+    rig.say("READY=1")
+    rig.until(lambda: bool(failed))
+    assert failed == ["notify: a bug"]
+
+    def is_refused() -> bool:  # once the worker, too, is dead
+        try:
+            rig.out.send(b"READY=1")
+        except ConnectionRefusedError:
+            return True
+        except BlockingIOError:
+            pass
+        return False
+
+    rig.until(is_refused)
