@@ -360,10 +360,12 @@ class Crew:
             old_watch.abandon()
             self._reaper.expect(old_pid, partial(self._has_left, old_pid))
             os.kill(old_pid, signal.SIGKILL)  # unreaped, so the pid is its own
-            self.listeners.let_in(stream)  # the other one took what came so far, unheard
 
     def _has_left(self, pid: int, _termination: waitstatus.Termination) -> None:
-        del self._leaving[pid]
+        stream = self._leaving.pop(pid)
+        # Not sooner: one that is being killed in splice(2) may still take what comes, unheard.
+        if stream.watch is not None and stream not in self._leaving.values():
+            self.listeners.let_in(stream)
 
     def give_up(self, stream: Stream) -> None:
         """End one stream where it is: have another worker count what is left, `finish` it."""
