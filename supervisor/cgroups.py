@@ -63,6 +63,24 @@ def scope_beside_unit(environment: Mapping[str, str], container_id: str) -> str:
     return f"{slices[-1] if slices else 'system.slice'}:forkshim:{name}"
 
 
+def outside_of_unit(environment: Mapping[str, str], pid: int) -> str:
+    """Return the cgroup of a process that is outside of the unit whose main process we are.
+
+    "" if it is inside, or we are no unit's main process. On cgroup v1 systemd's hierarchy tells.
+    """
+    if environment.get("SYSTEMD_EXEC_PID") != str(os.getpid()):
+        return ""
+    ours, theirs = membership("self"), membership(pid)
+    for hierarchy in ("", "name=systemd"):
+        unit = ours.get(hierarchy, "").removesuffix(_SUPERVISOR)
+        place = theirs.get(hierarchy, "")
+        if unit.endswith(".service"):
+            # "/" is where cgroup v1 has the dead.
+            is_inside = place in ("", "/", unit) or place.startswith(f"{unit}/")
+            return "" if is_inside else place
+    return ""
+
+
 def _own_and_unit(environment: Mapping[str, str]) -> tuple[str, str]:
     """Return our cgroup and that of our unit, "" if there is none to be divided."""
     if not is_unified() or environment.get("SYSTEMD_EXEC_PID") != str(os.getpid()):

@@ -7,10 +7,11 @@ import sys
 from supervisor import __version__, fds, quick
 from supervisor.command import is_handed_over
 from supervisor.errors import ShimError
+from supervisor.journal_log import ERR
+from supervisor.log import line_for_stderr
 from supervisor.run import DEFAULT_ROOT, RunRequest, run
 from supervisor.runtime import absolute
 from supervisor.signals import parse_signal
-from supervisor.text import printable
 from workers.values import dataclass
 
 TYPE_CHECKING = False
@@ -45,15 +46,18 @@ def main() -> int:
             return attach(request.container_id, request.root)
         return run(request)
     except ShimError as error:
-        message = f"forkshim: {request.container_id}: {error}"
-        print(printable(message), file=sys.stderr)  # noqa: T201 -- a command talks on stderr
+        if not error.is_told:
+            _say(f"forkshim: {request.container_id}: {error}")
         return error.exit_status
     except OSError as error:  # EMFILE, ENOMEM, ...: the machine's trouble, said in one line
-        message = f"forkshim: {request.container_id}: {error}"
-        print(printable(message), file=sys.stderr)  # noqa: T201 -- as above
+        _say(f"forkshim: {request.container_id}: {error}")
         return _MACHINE_STATUS
     except KeyboardInterrupt:  # before the signals were routed
         return 130
+
+
+def _say(message: str) -> None:
+    print(line_for_stderr(message, ERR), file=sys.stderr)  # noqa: T201 -- a command talks on stderr
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ out here, and said in the log.
 from __future__ import annotations
 
 from supervisor.drain import DrainWatch, Verdict
+from supervisor.journal_log import Kind
 from supervisor.waitstatus import Unknown, shell_status
 
 TYPE_CHECKING = False
@@ -68,10 +69,10 @@ class Ending:
         end = process.termination
         is_failure = end is not None and shell_status(end) != 0
         if process.oom_kills or isinstance(end, Unknown):
-            self._log.warning(message)
+            self._log.warning(message, Kind.ENDED)
         elif is_failure and not self._is_stopping() and self._service.is_heard:
             # systemd only sees our own status, in which a signal and a 137 are the same.
-            self._log.notice(message)
+            self._log.notice(message, Kind.ENDED)
         else:
             self._log.info(message)
 
@@ -112,7 +113,8 @@ class Ending:
         lost = self._crew.unread_bytes(stream)
         self._log.warning(
             f"{stream.name}: given up after {copied} bytes"
-            f"{f', of which {lost} were never read' if lost else ''}: {verdict.value}"
+            f"{f', of which {lost} were never read' if lost else ''}: {verdict.value}",
+            Kind.LOST,
         )
         if verdict is Verdict.STRAY:
             self._crew.hang_up(stream)

@@ -15,6 +15,8 @@ class ShimError(Exception):
     """The command cannot go on; the message is one line for the person who gave it."""
 
     exit_status = 1
+    is_told = False
+    """Whether the person has read it: the journal has it, and stderr is the journal."""
 
 
 class UsageError(ShimError):

@@ -13,7 +13,8 @@ import time
 
 from supervisor import exit_record, statedir
 from supervisor.errors import ShimError, StoppedError, UntrustedError, reason
-from supervisor.text import printable
+from supervisor.journal_log import WARNING
+from supervisor.log import line_for_stderr
 from supervisor.waitstatus import shell_status
 
 TYPE_CHECKING = False
@@ -44,6 +45,9 @@ def end_here(
         if order.notifier.is_heard and _has_done_as_told(outcome, order):
             return 0
         return _exit_status(outcome)
+    except ShimError as error:
+        error.is_told = log.tell(str(error))
+        raise
     finally:
         log.close()
         (claimed.remove if is_over else claimed.release)()
@@ -94,7 +98,8 @@ def has_controlling_terminal() -> bool:
 
 def say(message: str) -> None:
     """Tell the person who has started us."""
-    print(f"forkshim: {printable(message)}", file=sys.stderr)  # noqa: T201 -- a command talks on stderr
+    line = line_for_stderr(f"forkshim: {message}", WARNING)
+    print(line, file=sys.stderr)  # noqa: T201 -- a command talks on stderr
 
 
 def _supervise_on_record(order: Order, log: Log, supervise_it: Callable[[Log], Outcome]) -> Outcome:

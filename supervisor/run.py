@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from functools import partial
 
 from supervisor import (
     adoption,
@@ -36,10 +37,11 @@ from supervisor.errors import (
     reason_of_access,
 )
 from supervisor.ids import check_id
+from supervisor.journal_log import Kind
 from supervisor.listening import take as take_listening
 from supervisor.notify import SOCKET_VARIABLE, Notifier
 from supervisor.order import Order, Outcome
-from supervisor.runtime import RuntimeCaller, parse_state
+from supervisor.runtime import RuntimeCaller, is_same_bundle, parse_state
 from supervisor.shim import supervise
 from supervisor.sinks import check_typed, with_absolute_path
 from supervisor.waitstatus import signal_name
@@ -164,7 +166,8 @@ def run(request: RunRequest) -> int:
     if front.has_controlling_terminal():
         # Then a hang-up is the terminal's, and the worker of a raw one has to see us go.
         order = replace(order, command=(), is_adoptable=False)
-    return _supervise_here(claimed, order, user_terminal)
+    is_chosen = bool(bundle.cgroups_path) or request.adopt or _is_made_by_systemd(request)
+    return _supervise_here(claimed, order, user_terminal, is_place_chosen=is_chosen)
 
 
 def _settle_detach(request: RunRequest) -> RunRequest:
@@ -226,7 +229,7 @@ def _recover(claimed: home.Home, request: RunRequest, why_not: DepositError | No
                 f"{state.status} (pid {state.pid}); {way}, `{ending}` ends it"
             )
         adoption.end_workers(claimed.state_dir)
-        if state is not None and state.bundle == caller.bundle:
+        if state is not None and is_same_bundle(state.bundle, caller.bundle):
             danger = reach.of(caller.config_path, 0).danger()
             if danger:
                 front.say(f"{request.container_id}: {reach.not_deleted(caller.name, danger)}")
@@ -358,19 +361,38 @@ def _choose_cgroup(request: RunRequest) -> str:
     return "" if _is_made_by_systemd(request) else payload
 
 
-def _supervise_here(claimed: home.Home, order: Order, user_terminal: UserTerminal | None) -> int:
+def _supervise_here(
+    claimed: home.Home, order: Order, user_terminal: UserTerminal | None, *, is_place_chosen: bool
+) -> int:
     notifier = Notifier(front.environment_of_a_main_process())
     order = replace(order, has_job_control=True, terminal=user_terminal, notifier=notifier)
 
     def supervise_it(log: Log) -> Outcome:
         claimed.write_pid()
-        return supervise(order, log)
+        look = partial(_tell_if_outside, log, is_place_chosen=is_place_chosen)
+        return supervise(replace(order, on_started=look), log)
 
     try:
         return front.end_here(claimed, order, supervise_it)
     finally:
         if user_terminal is not None:
             user_terminal.restore()
+
+
+def _tell_if_outside(log: Log, *, is_place_chosen: bool) -> None:
+    """Say where the container is, if it runs beside the unit that is to have it."""
+    place = cgroups.outside_of_unit(os.environ, statedir.read_pid())
+    if not place:
+        return
+    message = f"the container is outside of this unit, in the cgroup {place}"
+    if is_place_chosen:
+        log.info(message)
+    else:
+        log.warning(
+            f"{message}: the unit's limits and its stop do not cover it; "
+            "Delegate=yes in the unit puts it inside",
+            Kind.OUTSIDE,
+        )
 
 
 def _supervise_detached(claimed: home.Home, order: Order, herald: daemonize.Herald) -> None:

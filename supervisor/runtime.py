@@ -241,7 +241,12 @@ def is_ours(
     if is_child:
         return True
     is_new = _sortable(before_create) <= _sortable(state.created) <= _sortable(now)
-    return state.bundle == bundle and is_new
+    return is_same_bundle(state.bundle, bundle) and is_new
+
+
+def is_same_bundle(one: str, other: str) -> bool:
+    """Say whether two paths of bundles lead to the same place: runc resolves symbolic links."""
+    return bool(one) and os.path.realpath(one) == os.path.realpath(other)
 
 
 def _sortable(time: str) -> str:

@@ -9,8 +9,10 @@ SIGSTOP, say) is killed, which is harmless to the bytes, and replaced.
 
 from __future__ import annotations
 
+import math
 import time
 
+from supervisor import __version__
 from supervisor.calls import CALL_LIMIT_S, HURRY_S
 from supervisor.drain import STALLED_S
 from supervisor.lifecycle import State
@@ -32,6 +34,9 @@ MARGIN_S = 10.0
 """Added to each phase, for a busy machine."""
 
 _TIMER = "sign of life"
+_REFRESH = "status"
+_REFRESH_S = 5.0
+_AT_MOST_EVERY_S = 0.5
 _ASK_AGAIN_S = 1.0
 _LIMIT_S = {
     State.ABORTING: HURRY_S,
@@ -78,6 +83,8 @@ class Service:
             self._words, self._is_ready = packed["words"], packed["is_ready"]
             self._is_watched_inside = packed["is_watched_inside"]
         self._suspects: dict[str, tuple[int, int]] = {}
+        self._shown: list[tuple[int, tuple[int, int]]] = []
+        self._looked_at_s = -math.inf
         if notifier.watchdog_s:
             self._give_sign_of_life()
 
@@ -106,6 +113,7 @@ class Service:
             self._notifier.ready(self._line())
         else:
             self._notifier.status(self._line())
+        self._refresh_later()
 
     def ready(self) -> None:
         """The container's process runs."""
@@ -114,6 +122,7 @@ class Service:
         else:
             self._is_ready = True
             self._notifier.ready(self._line())
+        self._refresh_later()
 
     def heard(self, words: Words) -> None:
         """Pass on what the container says of itself; its STATUS= becomes a part of ours."""
@@ -135,9 +144,32 @@ class Service:
         self._notifier.status(self._line())
 
     def look(self) -> None:
-        """Tell what a stream is up to now."""
-        if self._text:
-            self._notifier.status(self._line())
+        """Tell what a stream is up to now; soon, if that was told just now.
+
+        A container whose workers are killed all the time is no reason to flood systemd.
+        """
+        if not self._text or not self._notifier.is_heard:
+            return
+        too_soon_s = self._looked_at_s + _AT_MOST_EVERY_S - time.monotonic()
+        if too_soon_s > 0:
+            self._loop.call_after(_REFRESH, too_soon_s, self._refresh)
+        else:
+            self._refresh()
+
+    def _refresh_later(self) -> None:
+        if self._notifier.is_heard:
+            self._shown = self._moved()
+            self._loop.call_after(_REFRESH, _REFRESH_S, self._refresh)
+
+    def _refresh(self) -> None:
+        """Tell it now, and again as long as bytes move: one that is silent wakes nobody."""
+        self._looked_at_s = time.monotonic()
+        self._notifier.status(self._line())
+        if self._moved() != self._shown:
+            self._refresh_later()
+
+    def _moved(self) -> list[tuple[int, tuple[int, int]]]:
+        return [(self._crew.copied_bytes(each), each.drops) for each in self._crew.outputs]
 
     def going_on(self) -> None:
         """Ask for more time: the phase is a long one, and it makes progress."""
@@ -174,7 +206,7 @@ class Service:
         moved = [self._movement(stream) for stream in crew.outputs]
         deaths = sum(stream.deaths for stream in crew.streams)
         text = f"{self._text}: {self._words}" if self._words else self._text
-        return ", ".join([text, *moved, f"respawned {deaths}"])
+        return ", ".join([text, *moved, f"respawned {deaths}", f"forkshim {__version__}"])
 
     def _movement(self, stream: Stream) -> str:
         text = f"{stream.name} {size(self._crew.copied_bytes(stream))}"

@@ -22,6 +22,7 @@ from supervisor import __version__, control, fds, lifecycle, linux, oci, procsta
 from supervisor.calls import HURRY_S, RuntimeCalls
 from supervisor.creation import Creation, explain
 from supervisor.errors import RuntimeFailedError, ShimError, StoppedError, reason
+from supervisor.journal_log import Kind
 from supervisor.lifecycle import Action, Event, State
 from supervisor.loop import Loop
 from supervisor.order import Outcome, StreamEnd
@@ -30,6 +31,7 @@ from supervisor.plumbing import Plumbing
 from supervisor.reaper import Reaper
 from supervisor.runtime import RuntimeCaller
 from supervisor.signals import FORWARDED_SIGNALS, STOP_SIGNALS, SignalRouter
+from supervisor.sinks import is_journal_setting
 from supervisor.stdio import Stdio, StdioOpener
 from supervisor.stdio import go_on as go_on_with_stdio
 from supervisor.waitstatus import Exited, Killed, Termination, shell_status, signal_name
@@ -255,13 +257,20 @@ class Supervisor:
     def run(self, checkpoint: oci.CheckpointRecord | None) -> Outcome:
         """Create the process, or restore it from `checkpoint`, and supervise it to its end."""
         self._creation.checkpoint = checkpoint
+        self._tell_the_journal()
         self._opener.begin(self._record, self._on_stdio)
         return self._serve()
 
     def run_on(self) -> Outcome:
         """Go on where an earlier supervisor stopped."""
         self._take_title()
-        self._log.info(f"{__version__} goes on, process {self._pid}")
+        self._tell_the_journal()
+        verb, kind = self._way_here
+        self._log.notice(
+            f"{verb}: version {self._version_before} is replaced, "
+            f"version {__version__} goes on, process {self._pid}",
+            kind,
+        )
         self._crew.renew(self._succession.orphans)
         self._order.on_started()
         self._service.go_on(self._state, self._description())
@@ -269,6 +278,11 @@ class Supervisor:
         self._expect_the_end()
         self._reaper.reap()  # who died in between
         return self._serve()
+
+    def _tell_the_journal(self) -> None:
+        """Have our own messages where the container's lines are, if that is the journal."""
+        if is_journal_setting(self._record.stdout) or is_journal_setting(self._record.stderr):
+            self._log.use_journal(self._order.container_id)
 
     def _serve(self) -> Outcome:
         if self._state is State.OPENING:  # a client lets us wait
@@ -664,6 +678,7 @@ class Supervisor:
         order, relay, relay_worker = self._order, self._order.relay, self._relay_worker
         return {
             "pid": os.getpid(),
+            "version": __version__,
             "front": dict(order.front),
             "order": pack_order(order),
             "supervisor": {
@@ -695,6 +710,8 @@ class Supervisor:
         packed = contents.document["supervisor"]
         self._state = State.RUNNING
         self._is_started = True
+        self._version_before = str(contents.document.get("version", "before this one"))
+        self._way_here = ("reloaded", Kind.RELOADED) if is_parent else ("adopted", Kind.ADOPTED)
         self._control.feed(packed["control_rest"].encode("latin-1"))
         self._process = Process.go_on(
             self._loop, self._reaper, packed, contents, is_parent=is_parent

@@ -122,6 +122,11 @@ def parse_sink(text: str) -> Sink:
     return _with_options(text, Sink(kind, path), settings)
 
 
+def is_journal_setting(text: str) -> bool:
+    """Say whether a setting, which may be wrong in all else, means the journal."""
+    return _KINDS.get(_word(text)) in (SinkKind.JOURNAL, SinkKind.JOURNAL_STREAM)
+
+
 def check_typed(text: str) -> Sink:
     """Read a setting that a person has typed: a bare path has to look like one.
 

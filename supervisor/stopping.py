@@ -14,8 +14,9 @@ import signal
 
 from supervisor import reach
 from supervisor.errors import ShimError
+from supervisor.journal_log import Kind
 from supervisor.runtime import words
-from supervisor.waitstatus import shell_status
+from supervisor.waitstatus import shell_status, signal_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,10 +56,12 @@ class Stopper:
         self._log = log
         self._is_exec = is_exec
         self._signal_init = signal_init
+        self._asked: tuple[int, float] | None = None
         self.reach: reach.Reach | None = None
 
     def ask(self, signum: int, timeout_s: float, on_grace_over: Callable[[], None]) -> None:
         """Send the stop signal; `on_grace_over` follows after `timeout_s`, unless `over` comes."""
+        self._asked = (signum, timeout_s)
         self._loop.call_after(_GRACE, timeout_s, on_grace_over)
         if self._is_exec:
             self._signal_init(signum)
@@ -73,7 +76,13 @@ class Stopper:
 
     def kill(self, on_overdue: Callable[[], None]) -> None:
         """Kill it and what it has forked; `on_overdue` follows if it is not dead after 5 s."""
-        self._log.info("killing it")
+        if self._asked is None:
+            self._log.info("killing it")
+        else:
+            signum, timeout_s = self._asked
+            self._log.warning(
+                f"did not stop within {timeout_s:g} s of {signal_name(signum)}, killed", Kind.KILLED
+            )
         self._loop.call_after(_OVERDUE, KILL_OVERDUE_S, on_overdue)
         if self._is_exec:
             self._signal_init(signal.SIGKILL)
@@ -87,7 +96,9 @@ class Stopper:
 
     def kill_again(self, on_overdue: Callable[[], None]) -> None:
         """Kill it once more, past the runtime."""
-        self._log.warning(f"still not dead {KILL_OVERDUE_S:.0f} s after SIGKILL; sending it again")
+        self._log.warning(
+            f"still not dead {KILL_OVERDUE_S:.0f} s after SIGKILL; sending it again", Kind.KILLED
+        )
         self._signal_init(signal.SIGKILL)
         self._loop.call_after(_OVERDUE, KILL_OVERDUE_S, on_overdue)
 

@@ -14,6 +14,7 @@ from supervisor import fds, signals, statedir, upgrade
 from supervisor.adoption import KEPT_NAMES
 from supervisor.deposit import Contents, Deposit, Parcel
 from supervisor.errors import ShimError, reason
+from supervisor.journal_log import Kind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -196,7 +197,9 @@ class Succession:
 
     def _refuse(self, why: str) -> None:
         self._is_reloading = False
-        self._log.warning(f"SIGHUP: not reloaded, the old version goes on: {why}")
+        self._log.warning(
+            f"SIGHUP: not reloaded, the old version goes on: {why}", Kind.NOT_RELOADED
+        )
         self._incumbent.reload_is_over()
 
     def _pack_with_deposit(self, parcel: Parcel) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from supervisor import mending
+from supervisor.journal_log import Kind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Teller:
             )
         if stream.deaths_without_progress == mending.DEGRADED_AFTER:
             self._degraded(stream, f"its workers do not live: {termination}")
+        else:
+            self._on_trouble()
 
     def fork_failed(self, stream: Stream, error: OSError) -> None:
         """Another fork of a worker has failed, which is counted already."""
@@ -55,7 +58,8 @@ class Teller:
         stream.trouble = f"degraded: {why}"
         self._log.warning(
             f"{stream.name}: {stream.trouble}; the container waits when its pipe is full, "
-            f"and it is tried again at least every {mending.LONGEST_PAUSE_S:.0f} s"
+            f"and it is tried again at least every {mending.LONGEST_PAUSE_S:.0f} s",
+            Kind.DEGRADED,
         )
         self._on_trouble()
 
@@ -66,7 +70,9 @@ class Teller:
             follows = "lines are dropped when the buffer is full, and it is tried again"
         self._log.warning(
             f"{stream.name}{_target(stream)}: {os.strerror(failed.errno)} "
-            f"({failed.errno_name}) after {self._ledger.copied_bytes(stream.slot)} bytes; {follows}"
+            f"({failed.errno_name}) after {self._ledger.copied_bytes(stream.slot)} bytes; "
+            f"{follows}",
+            Kind.SINK,
         )
 
     def refused(self, stream: Stream, error: ShimError) -> None:
@@ -93,7 +99,8 @@ class Teller:
             return
         self._log.warning(
             f"{stream.name}{_target(stream)}: dropped {dropped - stream.told_dropped_bytes} bytes, "
-            f"{lines - stream.told_dropped_lines} lines"
+            f"{lines - stream.told_dropped_lines} lines",
+            Kind.LOST,
         )
         stream.told_dropped_bytes, stream.told_dropped_lines = dropped, lines
         self._on_trouble()

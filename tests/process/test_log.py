@@ -7,18 +7,17 @@ import json
 import os
 import re
 import signal
-from typing import TYPE_CHECKING
+import socket
+from pathlib import Path
 
 import pytest
 
 from supervisor import fds
+from supervisor.journal_log import Kind, encode
 from supervisor.log import Log, rfc3339
 from supervisor.waitstatus import Exited
 from tests.harness import waiting
 from tests.harness.forked import forked
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.process
 
@@ -138,3 +137,95 @@ def test_a_stderr_that_nobody_reads_is_not_waited_for(tmp_path: Path) -> None:
         for fd in (rfd, wfd, saved):
             os.close(fd)
     assert "nobody reads this" in path.read_text()
+
+
+class _Journal:
+    """A socket where journald's is, and a descriptor 2 that is the journal, if it is to be."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(str(path))
+        self.socket.setblocking(False)
+
+    def records(self) -> list[dict[str, str]]:
+        found = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                lines = self.socket.recv(65536).decode().splitlines()
+                found.append(dict(line.split("=", 1) for line in lines))
+        return found
+
+
+def _say_everything(path: Path, *, is_journal: bool) -> bytes:
+    """Return what went to stderr, which systemd has made the journal's if `is_journal`."""
+    rfd, wfd = os.pipe2(os.O_CLOEXEC)
+
+    def work() -> None:
+        os.dup2(wfd, 2)
+        stat = os.fstat(2)
+        inode = stat.st_ino if is_journal else stat.st_ino + 1
+        os.environ["JOURNAL_STREAM"] = f"{stat.st_dev}:{inode}"
+        log = Log(fds.Fd(os.open("/dev/null", os.O_WRONLY)), "forkshim: web")
+        log.use_journal("web", str(path))
+        log.info("i")
+        log.notice("n", Kind.RELOADED)
+        log.warning("w", Kind.LOST)
+        log.error("e")
+        log.close()
+
+    with forked(work) as child:
+        os.close(wfd)
+        said = waiting.read_to_end(rfd)
+        assert child.wait() == Exited(0)
+    os.close(rfd)
+    return said
+
+
+@pytest.mark.parametrize("is_journal", [True, False])
+def test_a_record_has_priority_name_and_kind_and_the_journal_is_not_told_twice(
+    tmp_path: Path, *, is_journal: bool
+) -> None:
+    journal = _Journal(tmp_path / "journal")
+    said = _say_everything(journal.path, is_journal=is_journal)
+    assert said == (b"" if is_journal else b"forkshim: web: n\nforkshim: web: w\n")
+    fields = {
+        "SYSLOG_IDENTIFIER": "web",
+        "CONTAINER_NAME": "web",
+        "CONTAINER_ID": "web",
+        "CONTAINER_ID_FULL": "web",
+    }
+    notice = {"PRIORITY": "5", "MESSAGE_ID": Kind.RELOADED.value, "MESSAGE": "forkshim: web: n"}
+    warning = {"PRIORITY": "4", "MESSAGE_ID": Kind.LOST.value, "MESSAGE": "forkshim: web: w"}
+    assert journal.records() == [notice | fields, warning | fields]
+    journal.socket.close()
+
+
+def test_a_journald_that_takes_nothing_is_not_waited_for_and_stderr_has_it(tmp_path: Path) -> None:
+    """With priorities, since stderr is another way into the journal."""
+    journal = _Journal(tmp_path / "journal")
+    filler = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    filler.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            filler.sendto(b"x", str(journal.path))
+    wanted = b"<5>forkshim: web: n\n<4>forkshim: web: w\n"
+    assert _say_everything(journal.path, is_journal=True) == wanted
+    journal.socket.close()
+    assert _say_everything(journal.path, is_journal=True) == wanted  # ECONNREFUSED
+    filler.close()
+
+
+def test_a_message_makes_no_field_of_its_own() -> None:
+    record = encode("web", "a\nPRIORITY=0", 4, Kind.OTHER)
+    assert b"\nPRIORITY=0" not in record
+    assert record.startswith(b"MESSAGE=forkshim: web: a")
+
+
+def test_every_kind_has_an_id_of_its_own_and_is_in_the_readme() -> None:
+    ids = [kind.value for kind in Kind]
+    assert len({*ids}) == len(ids)
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    for each in ids:
+        assert re.fullmatch("[0-9a-f]{32}", each)
+        assert f"`{each}`" in text

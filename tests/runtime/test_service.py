@@ -87,7 +87,9 @@ def test_it_is_ready_when_the_container_runs_and_says_how_it_goes(
 ) -> None:
     process = manager.start(make_bundle("trap 'exit 0' TERM; " + LOOP))
     words = manager.hear("READY=1")
-    assert re.fullmatch(r"STATUS=running, pid \d+, stdout \d B, stderr 0 B, respawned 0", words[-1])
+    assert re.fullmatch(
+        r"STATUS=running, pid \d+, stdout \d B, stderr 0 B, respawned 0, forkshim .+", words[-1]
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGTERM)

@@ -60,7 +60,7 @@ def test_a_container_that_ignores_the_stop_is_killed_after_the_grace_period(
     stop, kill = [call["argv"] for call in recorder.calls()[1:3]]
     assert stop == ["kill", engine.id, "15"]
     assert kill == ["kill", engine.id, "9"]
-    assert "killing it" in engine.log("info")
+    assert "did not stop within 10 s of SIGTERM, killed" in engine.log("warn")
     assert engine.leftovers() == []
 
 

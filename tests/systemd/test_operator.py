@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -190,3 +191,143 @@ def test_what_journald_has_dropped_is_found_by_the_command_of_the_readme(
     assert len(dropped) == len(found)
     came = [line for line in services.lines(unit) if line.isdecimal()]
     assert dropped[0] + len(came) >= 20000
+
+
+# -- the supervisor's own words
+
+
+STAYS = "trap 'exit 0' TERM; echo ready; while :; do sleep 0.1; done"
+
+
+def _own(services: Services, *matches: str) -> list[dict[str, Any]]:
+    """Return what `journalctl MATCHES` has of the supervisors' own messages."""
+    services.bed.ctl("journalctl", "--sync", check=True)
+    done = services.bed.ctl("journalctl", "-o", "json", "-q", *matches, check=True)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    return [entry for entry in found if str(entry["MESSAGE"]).startswith("forkshim: ")]
+
+
+@pytest.mark.parametrize("sink", ["", "--log=journal", "--log=passthrough"])
+def test_a_stop_that_needed_a_kill_is_a_warning_in_the_journal(
+    services: Services, sink: str
+) -> None:
+    options = f"Environment='FORKSHIM_OPTIONS=--stop-timeout=0.2 {sink}'"
+    unit = services.start("deaf", "trap '' TERM; " + STAYS.partition("; ")[2], options)
+    waiting.wait_true(lambda: "ready" in [entry["MESSAGE"] for entry in services.bed.journal(unit)])
+    services.bed.ctl("systemctl", "stop", unit, check=True)
+    name = unit.removeprefix("forkshim@").removesuffix(".service")
+    (entry,) = _own(services, "-p", "warning", "-u", unit)
+    assert entry["MESSAGE"] == f"forkshim: {name}: did not stop within 0.2 s of SIGTERM, killed"
+    assert (entry["PRIORITY"], entry["SYSLOG_IDENTIFIER"]) == ("4", name)
+    if sink != "--log=passthrough":
+        command = readme.block("What the supervisor itself says", "CONTAINER_NAME")
+        (same,) = _own(services, *command.replace("=web", f"={name}").split()[1:])
+        assert same == entry
+        assert entry["MESSAGE_ID"] == "ea6dc9856c4d41b9aafb4293e8f9b722"
+        assert (entry["_TRANSPORT"], entry["CONTAINER_ID_FULL"]) == ("journal", name)
+
+
+def test_a_reload_is_a_notice_with_both_versions(services: Services) -> None:
+    unit = services.start_ready("again", STAYS)
+    services.bed.ctl("systemctl", "reload", unit, check=True)
+    name = unit.removeprefix("forkshim@").removesuffix(".service")
+    matches = (f"CONTAINER_NAME={name}", "MESSAGE_ID=1bd792a443c34d0a92467aa4953493d7")
+    waiting.wait_true(lambda: bool(_own(services, *matches)))
+    (entry,) = _own(services, *matches)
+    assert entry["PRIORITY"] == "5"
+    version = r"version [^ ]+"
+    wanted = rf"forkshim: {name}: reloaded: {version} is replaced, {version} goes on, process \d+"
+    assert re.fullmatch(wanted, entry["MESSAGE"])
+    shown = services.bed.show(unit, "StatusText")["StatusText"]
+    assert re.search(r", forkshim [^ ,]+$", shown)
+
+
+def test_an_error_has_its_priority_and_comes_once(services: Services) -> None:
+    """Before there is a sink, and with one."""
+    unit = services.start("wrong", "true", "Environment=FORKSHIM_OPTIONS=--log=jornal\nRestart=no",
+                          check=False)  # fmt: skip
+    assert services.bed.wait_until_inactive(unit) == "failed"
+    (entry,) = _own(services, "-p", "err", "-u", unit)
+    assert "no kind is called jornal" in entry["MESSAGE"]
+    unit = services.add("nothing", "true", "Restart=no")
+    name = unit.removeprefix("forkshim@").removesuffix(".service")
+    path = services.directory / name / "config.json"
+    path.write_text(path.read_text().replace('"sh"', '"/no/such"'))
+    services.bed.ctl("systemctl", "start", unit)
+    assert services.bed.wait_until_inactive(unit) == "failed"
+    (entry,) = _own(services, "-p", "err", "-u", unit)
+    assert entry["CONTAINER_NAME"] == name
+
+
+def test_a_worker_that_is_killed_is_in_the_status_at_once(services: Services) -> None:
+    """Without a watchdog, whose signs of life would show it as well."""
+    unit = services.start_ready("hurt", STAYS, "WatchdogSec=0")
+    supervisor = services.bed.show(unit, "MainPID")["MainPID"]
+    found = services.bed.ctl("pgrep", "--parent", supervisor, "--full", r"\[stderr\]", check=True)
+    services.bed.ctl("kill", "-KILL", found.stdout.strip(), check=True)
+    waiting.wait_true(
+        lambda: ", respawned 1, " in services.bed.show(unit, "StatusText")["StatusText"]
+    )
+
+
+def test_the_status_follows_the_bytes_without_a_watchdog(services: Services) -> None:
+    script = "echo ready; while :; do echo more; sleep 0.2; done"
+    unit = services.start_ready("busy", script, "WatchdogSec=0")
+
+    def size() -> str:
+        found = re.search(r"stdout (\d+ B)", services.bed.show(unit, "StatusText")["StatusText"])
+        return found[1] if found else ""
+
+    first = size()
+    waiting.wait_true(lambda: size() != first)
+    second = size()
+    waiting.wait_true(lambda: size() != second)
+
+
+# -- a unit of one's own
+
+
+def _own_unit(services: Services, change: tuple[str, str] = ("no", "no")) -> str:
+    """Install README's unit, with a bundle; returns its name."""
+    bed = services.bed
+    text = readme.block("Your own unit", "[Service]").replace(*change)
+    bed.write("/etc/systemd/system/shop.service", text)
+    unit = services.add("shop", STAYS)
+    bundle = unit.removeprefix("forkshim@").removesuffix(".service")
+    bed.ctl("ln", "-sfn", f"/var/lib/forkshim/{bundle}", "/srv/shop", check=True)
+    bed.ctl("systemctl", "daemon-reload", check=True)
+    return "shop.service"
+
+
+def test_the_unit_of_the_readme_has_its_container_inside(services: Services) -> None:
+    """And a killed supervisor is followed by another one, without a wait for TimeoutStopSec=."""
+    bed, unit = services.bed, _own_unit(services)
+    verified = bed.ctl("systemd-analyze", "verify", "--man=no", "shop.service")
+    assert _said(verified) == (0, [])
+    bed.ctl("systemctl", "start", unit, check=True)
+    group = bed.show(unit, "ControlGroup")["ControlGroup"]
+    assert bed.read(f"/sys/fs/cgroup{group}/payload/cgroup.procs")
+    assert _own(services, "-p", "warning", "-u", unit) == []
+    first = bed.show(unit, "MainPID")["MainPID"]
+    bed.ctl("kill", "-KILL", first, check=True)
+    waiting.wait_true(lambda: bed.show(unit, "NRestarts")["NRestarts"] == "1")
+    bed.wait_until_active(unit, 30)
+    assert bed.show(unit, "MainPID")["MainPID"] != first
+    bed.ctl("systemctl", "stop", unit, check=True)
+    assert bed.show(unit, "Result")["Result"] == "success"
+
+
+def test_a_container_beside_its_unit_is_a_warning(services: Services) -> None:
+    bed, unit = services.bed, _own_unit(services, ("Delegate=yes", "Delegate=no"))
+    bed.ctl("systemctl", "start", unit, check=True)
+    matches = ("-p", "warning", "-u", unit, "MESSAGE_ID=4f0c0b684b5a44119e49378d2fc9958c")
+    waiting.wait_true(lambda: bool(_own(services, *matches)))
+    (entry,) = _own(services, *matches)
+    assert entry["MESSAGE"] == (
+        "forkshim: shop: the container is outside of this unit, in the cgroup /system.slice/shop: "
+        "the unit's limits and its stop do not cover it; Delegate=yes in the unit puts it inside"
+    )
+    bed.ctl("kill", "-KILL", bed.show(unit, "MainPID")["MainPID"], check=True)
+    waiting.wait_true(lambda: bed.show(unit, "ExecMainStatus")["ExecMainStatus"] == "75")
+    bed.ctl("systemctl", "stop", unit)
+    bed.ctl("runc", "delete", "--force", "shop", check=True)
