@@ -81,6 +81,11 @@ def outside_of_unit(environment: Mapping[str, str], pid: int) -> str:
     return ""
 
 
+def is_delegated(environment: Mapping[str, str]) -> bool:
+    """Say whether we are the main process of a unit whose cgroup is ours to divide."""
+    return bool(_own_and_unit(environment)[1])
+
+
 def _own_and_unit(environment: Mapping[str, str]) -> tuple[str, str]:
     """Return our cgroup and that of our unit, "" if there is none to be divided."""
     if not is_unified() or environment.get("SYSTEMD_EXEC_PID") != str(os.getpid()):

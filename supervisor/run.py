@@ -385,12 +385,12 @@ def _tell_if_outside(log: Log, *, is_place_chosen: bool) -> None:
     if not place:
         return
     message = f"the container is outside of this unit, in the cgroup {place}"
-    if is_place_chosen:
+    if is_place_chosen or cgroups.is_delegated(os.environ):  # then we have said what was in the way
         log.info(message)
     else:
         log.warning(
             f"{message}: the unit's limits and its stop do not cover it; "
-            "Delegate=yes in the unit puts it inside",
+            "Delegate=yes in the unit puts it inside (cgroup v2)",
             Kind.OUTSIDE,
         )
 

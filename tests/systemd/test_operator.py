@@ -325,9 +325,63 @@ def test_a_container_beside_its_unit_is_a_warning(services: Services) -> None:
     (entry,) = _own(services, *matches)
     assert entry["MESSAGE"] == (
         "forkshim: shop: the container is outside of this unit, in the cgroup /system.slice/shop: "
-        "the unit's limits and its stop do not cover it; Delegate=yes in the unit puts it inside"
+        "the unit's limits and its stop do not cover it; Delegate=yes in the unit puts it inside "
+        "(cgroup v2)"
     )
     bed.ctl("kill", "-KILL", bed.show(unit, "MainPID")["MainPID"], check=True)
     waiting.wait_true(lambda: bed.show(unit, "ExecMainStatus")["ExecMainStatus"] == "75")
     bed.ctl("systemctl", "stop", unit)
     bed.ctl("runc", "delete", "--force", "shop", check=True)
+
+
+# -- logrotate
+
+
+class Rotating:
+    """A container `web` with the log of README's recipe, and logrotate."""
+
+    def __init__(self, services: Services) -> None:
+        self.bed = services.bed
+        script = "trap 'exit 0' TERM; n=0; while :; do n=$((n+1)); echo $n; sleep 0.02; done"
+        unit = services.add("rotated", script)
+        self._bundle = unit.removeprefix("forkshim@").removesuffix(".service")
+        self.bed.write("/etc/logrotate.d/web", readme.block("When a sink takes nothing", "reopen"))
+
+    def start(self) -> None:
+        self.bed.ctl(
+            *("forkshim", "run", "--detach", "--log", "file:/var/log/web.log"),
+            *("--bundle", f"/var/lib/forkshim/{self._bundle}", "web"),
+            check=True,
+        )
+
+    def stop(self) -> None:
+        self.bed.ctl("sh", "-c", "kill -TERM $(cat /run/forkshim/web/supervisor.pid)", check=True)
+        waiting.wait_true(lambda: bool(self.read("/run/forkshim/web/init/exitStatus")))
+
+    def rotate(self) -> tuple[int, list[str]]:
+        """Run logrotate as its timer does, but now."""
+        return _said(self.bed.ctl("logrotate", "--force", "/etc/logrotate.d/web"))
+
+    def read(self, path: str) -> str:
+        found = self.bed.path(path)
+        return found.read_text() if found.exists() else ""
+
+
+def test_the_logrotate_recipe_loses_nothing_and_succeeds_while_the_container_is_down(
+    services: Services,
+) -> None:
+    rotating = Rotating(services)
+    assert rotating.rotate() == (0, []), "there is no log yet, and no container"
+    rotating.start()
+    for _ in range(2):
+        waiting.wait_true(lambda: rotating.read("/var/log/web.log").count("\n") > 5)
+        assert rotating.rotate() == (0, [])
+    waiting.wait_true(lambda: rotating.read("/var/log/web.log") != "")
+    rotating.stop()
+    assert rotating.rotate() == (0, []), "its directory is there, and its supervisor has ended"
+    rotating.bed.ctl("rm", "-rf", "/run/forkshim/web", check=True)
+    assert rotating.rotate() == (0, []), "the log is gone, and so is the directory"
+    assert not rotating.bed.path("/run/forkshim/web").exists()
+    logs = "for n in 3 2; do zcat /var/log/web.log.$n.gz; done; cat /var/log/web.log.1"
+    lines = rotating.bed.ctl("sh", "-c", logs, check=True).stdout.split()
+    assert lines == [str(n) for n in range(1, len(lines) + 1)]

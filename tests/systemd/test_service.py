@@ -107,7 +107,8 @@ def test_a_137_and_a_kill_are_two_reports(services: Services, script: str, endin
     assert services.bed.wait_until_inactive(unit) == "failed"
     assert ending in services.bed.show(unit, "StatusText")["StatusText"]
     name = unit.removeprefix("forkshim@").removesuffix(".service")
-    (line,) = (line for line in services.lines(unit) if line != "ready")
+    said = [str(entry["MESSAGE"]) for entry in services.bed.journal(unit)]
+    (line,) = (each for each in said if each.startswith("forkshim: "))
     assert line.startswith(f"forkshim: {name}: process ")
     assert line.endswith(f" ended: {ending}")
     record = json.loads(services.bed.read(f"/run/forkshim-exits/{name}.json"))
