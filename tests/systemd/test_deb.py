@@ -357,6 +357,25 @@ def test_an_upgrade_leaves_the_container_alone_and_a_restart_runs_the_new_versio
 
 
 @pytest.mark.booted
+def test_a_reload_after_an_upgrade_runs_the_new_version_with_the_same_container(
+    bed: Bed, deb: Path, newer_deb: Path, demo: Demo
+) -> None:
+    _dpkg(bed, "--install", deb)
+    demo.start()
+    demo.await_more()
+    pid, payload = demo.pid(), bed.read("/run/forkshim/demo/init/pid")
+    _dpkg(bed, "--install", newer_deb)
+    demo.systemctl("reload", UNIT)
+    _until(lambda: [line for line in demo.maps() if "(deleted)" not in line] == demo.maps() != [])
+    demo.await_more()
+    assert (demo.pid(), bed.read("/run/forkshim/demo/init/pid")) == (pid, payload)
+    demo.systemctl("stop", UNIT)
+    said = [line for line in demo.lines() if not line.startswith("forkshim: ")]
+    assert said == ["hello", *(f"line {n}" for n in range(1, len(said) - 1)), "bye"]
+    assert bed.show(UNIT, "Result", "NRestarts") == {"Result": "success", "NRestarts": "0"}
+
+
+@pytest.mark.booted
 @pytest.mark.parametrize("detached", [False, True], ids=["unit", "detached"])
 def test_a_running_supervisor_needs_none_of_its_files(
     bed: Bed, deb: Path, demo: Demo, *, detached: bool

@@ -137,6 +137,14 @@ def test_containers_that_live_for_a_moment_are_no_failures_and_lose_no_line(
         assert services.lines(unit) == [f"line {n}"]
 
 
+def test_a_supervisor_that_hangs_is_noticed_by_the_watchdog(services: Services) -> None:
+    unit = services.start_ready("hangs", OBEYS, "Restart=no\nWatchdogSec=2")
+    main = services.bed.show(unit, "MainPID")["MainPID"]
+    services.bed.ctl("kill", "-STOP", main, check=True)
+    assert services.bed.wait_until_inactive(unit) == "failed"
+    assert services.bed.show(unit, "Result") == {"Result": "watchdog"}
+
+
 def test_what_needs_a_container_starts_when_it_runs(services: Services) -> None:
     first = services.add("first", "trap exit TERM; sleep 0.5; echo up; sleep 9 & wait")
     services.bed.write(
