@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.beds import cache, debian
+from tests.beds.apt import output_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ SUITES = ("bookworm", "trixie")
 
 _NOBODY = 65534
 _AS_NOBODY = ("setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--")
-_KEPT = 12  # packages in the cache: of a few versions of the code
+_KEPT = 40  # packages in the cache, of half a megabyte: those of a few versions of the code
 _MADE_HERE = {str(ROOT / name) for name in (".git", ".venv", ".cache", "build", "dist")}
 _LIMIT_S = 600.0
 
@@ -132,12 +133,12 @@ def package(suite: str, version: str | None = None) -> Path:
         copy = copy_checkout(work / "checkout", version)
         folder = cache.directory() / "packages"
         folder.mkdir(exist_ok=True)
-        with debian.tree(suite) as tree, cache.locked(folder / "lock"):
+        with debian.tree(suite) as tree, cache.locked(folder / f"{suite}.lock"):
             final = folder / f"{_key(copy, tree)}.deb"
             if not final.exists():
                 made = build(copy, work) if tree == Path("/") else _build_in(tree, copy, work)
                 # Beside the final name first: a reader has all of it, or nothing.
-                Path(shutil.copy(made, folder / "unfinished")).rename(final)
+                Path(shutil.copy(made, folder / f"{suite}.unfinished")).rename(final)
             os.utime(final)
             for old in sorted(folder.glob("*.deb"), key=_used_at)[:-_KEPT]:
                 old.unlink()
@@ -163,7 +164,7 @@ def _build_in(tree: Path, checkout: Path, work: Path) -> Path:
     """Run `make deb` in a release, as an ordinary user there; its wheels are fetched here."""
     ask = ["python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
     python = debian.run_in(tree, ask, job=work, env={}).stdout.strip()
-    _fetch_wheels(python, work / "wheels")
+    shutil.copytree(_wheels(python), work / "wheels")
     subprocess.run(["chown", "-R", f"{_NOBODY}:{_NOBODY}", checkout], check=True)
     work.chmod(0o755)
     done = debian.run_in(
@@ -182,20 +183,22 @@ def _build_in(tree: Path, checkout: Path, work: Path) -> Path:
     return made
 
 
-def _fetch_wheels(python: str, folder: Path) -> None:
-    """Fetch the locked wheels for a version of Python: a release's tree has no network."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "download"),
-            *("--python-version", python, "--only-binary", ":all:", "--require-hashes"),
-            *("-r", ROOT / "tests/setup/requirements.lock", "-d", folder),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=_LIMIT_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def _wheels(python: str) -> Path:
+    """Return a folder with the locked wheels for a version of Python: a tree has no network."""
+    lock = ROOT / "tests/setup/requirements.lock"
+    name = f"wheels-{python}-"
+    final = cache.directory() / f"{name}{hashlib.sha256(lock.read_bytes()).hexdigest()[:12]}"
+    with cache.build_lock():
+        if final.is_dir():
+            return final
+        with cache.building(final) as made:
+            pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "download"]
+            wanted = ["--python-version", python, "--only-binary", ":all:", "--require-hashes"]
+            output_of(*pip, *wanted, "-r", str(lock), "-d", str(made))
+        for old in cache.directory().glob(f"{name}*"):
+            if old != final:
+                cache.discard(old)
+    return final
 
 
 def field(package: Path, name: str) -> str:
