@@ -121,7 +121,7 @@ def encode_process(process: Mapping[str, Any], record: ProcessRecord) -> bytes:
         "rootUID": record.root_uid,
         "rootGID": record.root_gid,
     }
-    return _dumps("process", {**process, **shim_fields}) + b"\n"
+    return orjson.dumps({**process, **shim_fields}) + b"\n"
 
 
 def read_checkpoint(directory: str) -> CheckpointRecord:
@@ -243,7 +243,7 @@ def variant(
     if environment or addition is not None:
         added = addition.environment if addition is not None else {}
         _add_environment(fields, document, {**added, **(environment or {})})
-    return _dumps(config_path, document)
+    return orjson.dumps(document)
 
 
 def _make_absolute(document: dict[str, Any], bundle_path: str) -> None:
@@ -369,25 +369,6 @@ def _without_half_pairs(value: object) -> object:
             for name, item in value.items()
         }
     return value
-
-
-def _dumps(path: str, document: Mapping[str, Any]) -> bytes:
-    """Return the JSON of what `_loads` has read in the file `path`.
-
-    Raises:
-        BundleError: It cannot be written again.
-    """
-    try:
-        return orjson.dumps(document)
-    except TypeError:  # nested more than 254 deep
-        import json
-
-        try:
-            return json.dumps(document, allow_nan=False).encode()
-        except RecursionError as error:
-            raise BundleError(f"{path}: nested too deeply") from error
-        except ValueError as error:
-            raise BundleError(f"{path}: {error}") from error
 
 
 class _Fields:

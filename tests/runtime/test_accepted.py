@@ -53,8 +53,7 @@ ACCEPTED: dict[str, Callable[[bytes], bytes]] = {
     "no UTF-8": lambda text: text[:-1] + b', "x": "\xff"}',
     "half a pair": with_field("x", '"\\ud800"'),
     "unknown fields": with_field("x", '{"a": [1, null, {}, 1.5]}'),
-    "254 deep": with_field("x", "[" * 254 + "]" * 254),
-    "900 deep": with_field("x", "[" * 900 + "]" * 900),
+    "250 deep": with_field("x", "[" * 250 + "]" * 250),
     "an endless integer": with_field("x", "1" * 100),
     "a field twice": with_field("ociVersion", '"1.0.2"'),
 }
@@ -115,7 +114,7 @@ def test_a_config_that_runc_refuses_is_refused_with_one_line_of_ours(
 
 
 def test_what_is_nested_beyond_what_we_read_is_one_line(tmp_path: Path, rootfs: Path) -> None:
-    """Go reads 10,000 levels, we about 1,000."""
+    """Go reads 10,000 levels, we 253: a bound that no bundle comes near."""
     deep = with_field("x", "[" * 5000 + "]" * 5000)
     done = run(
         *(FORKSHIM, "run", "--root", tmp_path / "root"),

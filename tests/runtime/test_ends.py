@@ -200,7 +200,7 @@ def test_a_directory_that_cannot_be_is_told_before_anything_is_started(
     process, _path = run(tmp_path, rootfs, "echo never")
     code, out, err = ended(process)
     assert (code, out) == (1, "")
-    assert err.endswith(f"--exit-dir {tmp_path}/exits: file exists\n")
+    assert err.endswith(f"--exit-dir {tmp_path}/exits: not a directory\n")
     assert not (tmp_path / "root").exists()
 
 
