@@ -57,11 +57,11 @@ class Log:
 
     def tell(self, message: str) -> bool:
         """Send the command's own error to the journal; False if stderr has to be told as well."""
-        sent = self._journal is not None and self._journal.send(message, ERR, Kind.OTHER)
+        sent = self._journal is not None and self._journal.send(printable(message), ERR, Kind.OTHER)
         return sent and is_journal(2)
 
     def _mirror(self, message: str, priority: int, kind: Kind = Kind.OTHER) -> None:
-        sent = self._journal is not None and self._journal.send(message, priority, kind)
+        sent = self._journal is not None and self._journal.send(printable(message), priority, kind)
         if self._mirror_prefix is None or (sent and is_journal(2)):
             return
         line = line_for_stderr(f"{self._mirror_prefix}: {message}", priority)
