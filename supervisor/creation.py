@@ -13,7 +13,7 @@ import time
 
 from supervisor import fds, reach, runtime, stand_in, statedir
 from supervisor.calls import HURRY_S
-from supervisor.errors import RuntimeFailedError, ShimError, StoppedError
+from supervisor.errors import MachineError, RuntimeFailedError, ShimError, StoppedError
 from supervisor.log import rfc3339
 from supervisor.waitstatus import Exited, Killed, Termination
 
@@ -205,6 +205,10 @@ class Creation:
                 self.pid = statedir.read_pid()
             except ShimError as error:
                 self._fail(error)
+                return
+            if self._reaper.is_expected(self.pid):
+                worker, self.pid = self.pid, 0
+                self._fail(MachineError(f"pid: {worker} is a process of this supervisor's own"))
                 return
             if not self._reaper.is_ours(self.pid):
                 self._fail(ShimError(f"pid: {self.pid} is no child of this supervisor"))

@@ -55,6 +55,18 @@ class UntrustedError(ShimError):
     exit_status = 75
 
 
+class MachineError(ShimError):
+    """The machine, or a limit of this process, does not allow it (OSERR)."""
+
+    exit_status = 71
+
+
+class AbandonedError(ShimError):
+    """A bug ended the supervisor; whatever lives was left alone (SOFTWARE)."""
+
+    exit_status = 70
+
+
 class RuntimeFailedError(ShimError):
     """The OCI runtime ended with an error of its own, which its log.json explains."""
 

@@ -12,7 +12,7 @@ import sys
 import time
 
 from supervisor import exit_record, statedir
-from supervisor.errors import ShimError, StoppedError, UntrustedError, reason
+from supervisor.errors import AbandonedError, ShimError, StoppedError, UntrustedError, reason
 from supervisor.journal_log import WARNING
 from supervisor.log import line_for_stderr
 from supervisor.waitstatus import shell_status
@@ -38,15 +38,18 @@ def end_here(
     But for what a successor could not even take over: there is a container behind it.
     """
     log = statedir.open_log(mirror_prefix=f"forkshim: {order.container_id}")
-    is_over = not is_successor
+    is_over = False  # whatever is unforeseen removes nothing
     try:
         outcome = _supervise_on_record(order, log, supervise_it)
         is_over = True
         if order.notifier.is_heard and _has_done_as_told(outcome, order):
             return 0
         return _exit_status(outcome)
-    except ShimError as error:
-        error.is_told = log.tell(str(error))
+    except (ShimError, OSError) as error:
+        if not isinstance(error, AbandonedError):  # it could not begin
+            is_over = is_over or not is_successor
+        if isinstance(error, ShimError):
+            error.is_told = log.tell(str(error))
         raise
     finally:
         log.close()
@@ -64,6 +67,9 @@ def end_detached(
     log = statedir.open_log()
     try:
         _exit_status(_supervise_on_record(order, log, supervise_it))
+    except AbandonedError as error:
+        log.error(str(error))
+        return error
     except ShimError as error:
         log.error(str(error))
         has_run = is_successor or os.path.exists(

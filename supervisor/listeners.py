@@ -152,7 +152,7 @@ class Listeners:
     def _take(self, listener: _Listener) -> None:
         self._listeners.append(listener)
         # The write end of a pipe without a reader: POLLERR, poll(2). It never is readable.
-        self._loop.watch(listener.pipe.fileno(), partial(self._left, listener))
+        self._loop.watch(listener.pipe.fileno(), partial(self._left, listener), feature="attach")
 
     def _left(self, listener: _Listener) -> None:
         self._let_go(listener)

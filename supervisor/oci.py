@@ -201,7 +201,9 @@ def destinations(bundle: Bundle) -> set[str]:
     """Return where the bundle mounts something (config.md, Mounts)."""
     mounts = bundle.document.get("mounts")
     found = mounts if isinstance(mounts, list) else []
-    return {str(mount.get("destination")) for mount in found if isinstance(mount, dict)}
+    given = (str(mount.get("destination")) for mount in found if isinstance(mount, dict))
+    # `/run`, `/run/`, `//run` and, as runc reads it, `run` are the same.
+    return {os.path.normpath("/" + each.lstrip("/")) for each in given}
 
 
 def variant(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     OnExit = Callable[[waitstatus.Termination], None]
 
+_MOST_IN_A_ROUND = 256
 _MOST_STRANGERS = 4096
 """Statuses remembered while the container's pid is unknown; the oldest go first."""
 
@@ -71,20 +72,26 @@ class Reaper:
         """Reap strangers silently from now on: the container's pid is known."""
         self._strangers = None
 
-    def reap(self) -> None:
-        """Collect every child that has ended. Call it on each SIGCHLD; never blocks."""
-        while True:
-            keeps = os.WNOWAIT if self._last_looks else 0
+    def reap(self) -> bool:
+        """Collect children that have ended. Call it on each SIGCHLD; never blocks.
+
+        Returns:
+            Whether there may be more: a container that makes orphans without end must not keep
+            the loop from a TERM. Then call it again in the next round.
+        """
+        for _each in range(_MOST_IN_A_ROUND):
             try:
-                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | keeps)
+                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
             except ChildProcessError:
-                return
+                return False
             if info is None:
-                return
-            if keeps:
-                self._last_looks.pop(info.si_pid, lambda: None)()
-                os.waitid(os.P_PID, info.si_pid, os.WEXITED)
+                return False
             self._tell(info.si_pid, waitstatus.from_siginfo(info))
+        return True
+
+    def is_expected(self, pid: int) -> bool:
+        """Say whether `pid` is a child of our own making: a worker, or the runtime."""
+        return pid in self._expected
 
     def _tell(self, pid: int, termination: waitstatus.Termination) -> None:
         on_exit = self._expected.pop(pid, None)

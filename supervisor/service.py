@@ -185,9 +185,9 @@ class Service:
     def _give_sign_of_life(self) -> None:
         if not self._is_watched_inside:
             self._notifier.alive()
-        self._replace_the_stuck()
-        self.look()
         self._loop.call_after(_TIMER, self._notifier.watchdog_s, self._give_sign_of_life)
+        self._loop.guarded("look at the workers", self._replace_the_stuck)()
+        self._loop.guarded("status", self.look)()
 
     def _replace_the_stuck(self) -> None:
         suspects = {

@@ -15,13 +15,25 @@ from __future__ import annotations
 
 import os
 import signal
+import traceback
 
 from setproctitle import setproctitle
 
-from supervisor import __version__, control, fds, lifecycle, linux, oci, procstat, reach, statedir
+from supervisor import (
+    __version__,
+    control,
+    fds,
+    headroom,
+    lifecycle,
+    linux,
+    oci,
+    procstat,
+    reach,
+    statedir,
+)
 from supervisor.calls import HURRY_S, RuntimeCalls
 from supervisor.creation import Creation, explain
-from supervisor.errors import RuntimeFailedError, ShimError, StoppedError, reason
+from supervisor.errors import AbandonedError, RuntimeFailedError, ShimError, StoppedError, reason
 from supervisor.journal_log import Kind
 from supervisor.lifecycle import Action, Event, State
 from supervisor.loop import Loop
@@ -73,6 +85,7 @@ def supervise(order: Order, log: Log) -> Outcome:
             control_fifo = statedir.open_fifo("control")
             record = oci.read_process("process.json")
             checkpoint = oci.read_checkpoint(record.checkpoint) if record.checkpoint else None
+            headroom.check(3)
             supervisor = Supervisor(order, log, router, exit_fifo, control_fifo, record)
             return supervisor.run(checkpoint)
         finally:
@@ -276,7 +289,7 @@ class Supervisor:
         self._service.go_on(self._state, self._description())
         self._succession.changed()
         self._expect_the_end()
-        self._reaper.reap()  # who died in between
+        self._reap()  # who died in between
         return self._serve()
 
     def _tell_the_journal(self) -> None:
@@ -285,6 +298,22 @@ class Supervisor:
             self._log.use_journal(self._order.container_id)
 
     def _serve(self) -> Outcome:
+        """Serve to the end.
+
+        Raises:
+            AbandonedError: An unforeseen error. Nothing was ended or removed: the workers, or the
+                keeper, have what a successor needs.
+        """
+        try:
+            return self._serve_to_the_end()
+        except Exception as error:
+            self._log.info(traceback.format_exc())
+            what = f"{type(error).__name__}: {error}"
+            if self.is_alive and self._order.is_adoptable:
+                what += f"; `forkshim adopt {self._order.container_id}` goes on"
+            raise AbandonedError(f"unforeseen, the supervisor ends: {what}") from error
+
+    def _serve_to_the_end(self) -> Outcome:
         if self._state is State.OPENING:  # a client lets us wait
             self._take_title()
         self._loop.run_until(lambda: self._state is State.ENDED)
@@ -342,16 +371,20 @@ class Supervisor:
 
     def _on_signal(self, signum: int) -> None:
         if signum == signal.SIGCHLD:
-            self._reaper.reap()
+            self._reap()
         elif signum in STOP_SIGNALS:
             self._stop(signum)
         elif signum == signal.SIGWINCH and self._order.terminal is not None:
-            self._plumbing.fit_to_window()
+            self._loop.guarded("window size", self._plumbing.fit_to_window)()
         elif signum == signal.SIGHUP and self._order.command:
             self._equip()
             self._succession.reload(is_yet_to_come=not self._is_started)
         elif signum in FORWARDED_SIGNALS:
             self._forward(signum)
+
+    def _reap(self) -> None:
+        if self._reaper.reap():
+            self._loop.call_after("reap", 0.0, self._reap)
 
     def _forward(self, signum: int) -> None:
         """Pass a signal on; one that comes before we know that the process runs has to wait.
@@ -423,7 +456,7 @@ class Supervisor:
         if self._relay_worker is not None:
             self._loop.guarded(self._relay_worker.feature, self._relay_worker.start)()
         # Only now: what an engine sent to `control` earlier has waited in the fifo.
-        self._loop.watch(self._control_fifo.fileno(), self._serve_control)
+        self._loop.watch(self._control_fifo.fileno(), self._serve_control, feature="control")
         # May be called at once: the process may be dead already, and remembered.
         self._process.expect(self._on_init_exit)
         self._reaper.forget_strangers()

@@ -137,7 +137,11 @@ def try_a_worker(log: Log, title: str) -> None:
         DepositError: It does not work.
     """
     loop, reaper, router = Loop(), Reaper(), signals.SignalRouter(has_job_control=False)
-    loop.watch(router.fileno(), lambda: router.dispatch(lambda _signum: reaper.reap()))
+
+    def reap(_signum: int) -> None:
+        reaper.reap()
+
+    loop.watch(router.fileno(), lambda: router.dispatch(reap))
     with open(os.devnull, "r+b") as null:
         crew = Crew(
             loop, reaper, log, title=title, null_fd=null.fileno(), on_stream_over=lambda: None

@@ -130,3 +130,18 @@ def test_one_child_can_be_waited_for_without_a_reaper() -> None:
     assert reaper.wait_for(other) == Exited(1)
     with pytest.raises(ChildProcessError):
         reaper.wait_for(other)
+
+
+def test_a_flood_of_orphans_does_not_keep_the_loop(no_leaks: None) -> None:
+    """A round is bounded, and says whether there may be more."""
+    reaper = Reaper()
+    pids = []
+    for _each in range(300):
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        pids.append(pid)
+    for pid in pids:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert reaper.reap()
+    assert not reaper.reap()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from supervisor.oci import Bundle, destinations
 from supervisor.relay import place_for
 
 
@@ -17,3 +18,16 @@ from supervisor.relay import place_for
 )
 def test_its_place_is_in_a_mount_if_there_is_one(mounts: set[str], place: str) -> None:
     assert place_for(mounts) == place
+
+
+@pytest.mark.parametrize("destination", ["/run", "/run/", "//run", "/run/.", "run"])
+def test_the_same_place_may_be_written_in_many_ways(destination: str) -> None:
+    bundle = Bundle(
+        "/b",
+        terminal=False,
+        root_uid=0,
+        root_gid=0,
+        cgroups_path="",
+        document={"mounts": [{"destination": destination}]},
+    )
+    assert destinations(bundle) == {"/run"}

@@ -1,0 +1,99 @@
+"""With few descriptors either all works or nothing is left; and what a bug leaves."""
+
+from __future__ import annotations
+
+import functools
+import resource
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.harness import bundles, runtime_calls, waiting
+from tests.harness.engine import FORKSHIM
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+pytestmark = pytest.mark.runc
+
+BUGGY = """
+import sys
+from supervisor import shim
+def fail(self, signum):
+    raise RuntimeError("a bug")
+shim.Supervisor._forward = fail
+from supervisor.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("first", range(3, 61, 10))
+def test_every_limit_of_open_files_works_or_leaves_nothing(
+    first: int, make_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    bundle = make_bundle("echo all is well")
+    root = tmp_path / "root"
+    for limit in range(first, min(first + 10, 61)):
+        container_id = bundles.fresh_id(f"limit{limit}")
+        done = subprocess.run(
+            [FORKSHIM, "run", "--root", root, "--bundle", bundle, container_id],
+            capture_output=True,
+            preexec_fn=functools.partial(_limit, limit),
+            timeout=waiting.LIMIT_S,
+        )
+        assert not (root / container_id).exists(), (limit, done)
+        assert container_id not in _containers(), (limit, done)
+        if done.returncode == 0:
+            assert done.stdout == b"all is well\n", (limit, done)
+        elif limit > 24:  # below, Python itself may not get far
+            (line,) = done.stderr.decode().splitlines()
+            assert done.returncode == 71, (limit, done)
+            assert f"RLIMIT_NOFILE is {limit}, and " in line
+
+
+def _limit(limit: int) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+
+
+def _containers() -> str:
+    return subprocess.run(["runc", "list", "-q"], capture_output=True, text=True, check=True).stdout
+
+
+def test_an_unforeseen_error_ends_nothing_that_lives(
+    make_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    bundle = make_bundle("trap 'exit 7' TERM; echo ready; while :; do sleep 0.1; done")
+    container_id, root = bundles.fresh_id("bug"), tmp_path / "root"
+    sink = tmp_path / "out"
+    supervisor = subprocess.Popen(
+        [sys.executable, "-c", BUGGY, "run", "--root", root, "--bundle", bundle,
+         "--log", f"file:{sink}", container_id],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        waiting.wait_true(lambda: sink.exists() and sink.read_text() == "ready\n")
+        waiting.wait_true((root / container_id / "init/handover").exists)
+        supervisor.send_signal(signal.SIGUSR1)
+        _out, err = supervisor.communicate(timeout=waiting.LIMIT_S)
+        assert supervisor.returncode == 70
+        assert "RuntimeError: a bug; `forkshim adopt" in err.decode().splitlines()[-1]
+        assert container_id in _containers()
+        assert (root / container_id).exists()
+        adopted = subprocess.Popen(
+            [FORKSHIM, "adopt", "--root", root, container_id], stderr=subprocess.PIPE
+        )
+        waiting.wait_true(lambda: _supervisor_of(root / container_id) == adopted.pid)
+        adopted.terminate()
+        adopted.communicate(timeout=waiting.LIMIT_S)
+        assert adopted.returncode == 7
+        assert not (root / container_id).exists()
+    finally:
+        runtime_calls.delete(container_id)
+
+
+def _supervisor_of(home: Path) -> int:
+    return int((home / "supervisor.pid").read_text())
