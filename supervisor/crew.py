@@ -367,6 +367,29 @@ class Crew:
         if stream.watch is not None and stream not in self._leaving.values():
             self.listeners.let_in(stream)
 
+    def look_for_client(self, stream: Stream) -> None:
+        """Go on with a stream only if somebody else has its fifo open, else give it up.
+
+        Our workers have it open for both directions: so first there is none.
+        """
+        try:
+            stream.write_only()
+        except OSError:  # EMFILE: it is waited for
+            return
+        stream.is_client_looked_for = True
+        if stream.pid:
+            self._kill(stream)
+        else:
+            self._go_on_with_client(stream)
+
+    def _go_on_with_client(self, stream: Stream) -> None:
+        stream.is_client_looked_for = False
+        if fds.has_reader(stream.sink.fileno()):
+            self._fork(stream)
+        else:
+            stream.is_given_up = stream.is_hung_up = True
+            self._fork(stream, hold_s=math.inf)
+
     def give_up(self, stream: Stream) -> None:
         """End one stream where it is: have another worker count what is left, `finish` it."""
         if stream.is_over:
@@ -540,6 +563,8 @@ class Crew:
             if ended is not None:
                 stream.left_bytes, stream.left_lines = ended.left_bytes, ended.left_lines
             self._end(stream)
+        elif ended is None and stream.is_client_looked_for:
+            self._go_on_with_client(stream)
         elif ended is None:
             self._replace(stream, termination)
         elif not self._is_followed(stream, ended):

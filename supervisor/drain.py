@@ -11,6 +11,12 @@ What the container had written when it died is never cut short by a stray's chat
 
 A worker that could move something in such 5 s and does not (stopped by SIGSTOP, say) is no
 client's fault: it is replaced once, and its successor has the same time.
+
+An engine's client that has left does not come back, so nothing is kept for it: what is in its fifo
+does not count, and where the fifo is full it is looked at whether anybody but us has it open.
+
+While the container of an exec'd process lives none of these bounds holds: others of the container
+may have the process's streams, and their output ends when they end.
 """
 
 from __future__ import annotations
@@ -30,6 +36,7 @@ STRAY_CAP_S = 5.0
 STALLED_S = 5.0
 FIRST_LOOK_S = 0.002
 LAST_LOOK_S = 0.05
+CLOGGED_S = 0.03
 """The rule is asked again after 2 ms, 4 ms, ... 50 ms while a drain lasts: that a client has read a
 fifo empty is no event. The end of a worker is one."""
 
@@ -38,11 +45,12 @@ class Verdict(Enum):
     """What to do with one stream now.
 
     After STRAY it is hung up and the rest of the rule goes on: what lies in its fifo may be unread.
-    After STUCK another worker takes over.
+    After STUCK another worker takes over. After CLOGGED one that sees whether there is a client.
     """
 
     WAIT = "wait"
     DONE = "done"
+    CLOGGED = "its fifo is full, which may have no client"
     STRAY = "a process that outlived the container holds it open"
     STUCK = "its worker does not move"
     STALLED = "nobody takes it (no reader, or no room), what is left is lost"
@@ -63,6 +71,7 @@ class StreamView:
         moved_at_s: When a byte of it last moved, on either side.
         any_moved_at_s: When a byte of any stream last moved: one stray may hold several.
         is_stuck: Its worker, the same one since then and not replaced by us, could move something.
+        is_clogged: It may be that no client has its full fifo open, and that was not looked at yet.
     """
 
     is_reported: bool
@@ -75,6 +84,7 @@ class StreamView:
     moved_at_s: float
     any_moved_at_s: float
     is_stuck: bool = False
+    is_clogged: bool = False
 
 
 def judge(view: StreamView, now_s: float) -> Verdict:
@@ -87,6 +97,8 @@ def judge(view: StreamView, now_s: float) -> Verdict:
         return Verdict.STUCK
     if view.is_reported or view.is_hung_up:
         return Verdict.STALLED if has_stalled else Verdict.WAIT
+    if view.is_clogged and quiet_s >= CLOGGED_S:
+        return Verdict.CLOGGED
     has_had_its_time = now_s - view.died_at_s >= STRAY_CAP_S
     if not view.has_pending:
         all_quiet_s = now_s - max(view.any_moved_at_s, view.died_at_s)
@@ -99,9 +111,13 @@ def judge(view: StreamView, now_s: float) -> Verdict:
 class DrainWatch:
     """Watches the output streams from the container's death on. Borrows the crew."""
 
-    def __init__(self, crew: Crew) -> None:
-        """Note what each stream still has to move: the container's last word."""
+    def __init__(self, crew: Crew, *, is_read: bool = True) -> None:
+        """Note what each stream still has to move: the container's last word.
+
+        `is_read`: wait until the clients have read their fifos empty, those who are away, too.
+        """
         self._crew = crew
+        self._is_read = is_read
         self._died_at_s = time.monotonic()
         self._moved_at_s: dict[str, float] = {}
         self._look_s = FIRST_LOOK_S
@@ -109,6 +125,7 @@ class DrainWatch:
         self._last_word_at: dict[str, int] = {}
         self._workers: dict[str, int] = {}
         self._replaced: set[str] = set()
+        self._looked_for: set[str] = set()
         self._given_up: dict[str, float] = {}
         self._done: set[str] = set()
         for stream in crew.outputs:
@@ -139,36 +156,46 @@ class DrainWatch:
         waited_s = time.monotonic() - self._given_up[stream.name]
         return stream.is_over or waited_s >= STALLED_S
 
-    def judge(self, *, is_read: bool, is_stopping: bool) -> list[tuple[Stream, Verdict]]:
+    @property
+    def is_last_word_out(self) -> bool:
+        """Whether all that was pending at the end has been copied, or `STALLED_S` have passed."""
+        return time.monotonic() - self._died_at_s >= STALLED_S or all(
+            stream.is_over or self._crew.copied_bytes(stream) >= self._last_word_at[stream.name]
+            for stream in self._crew.outputs
+        )
+
+    def judge(self, *, is_stopping: bool, is_bounded: bool = True) -> list[tuple[Stream, Verdict]]:
         """Return the streams that something is to be done about now, with the reason.
 
         Args:
-            is_read: Wait until the clients have read their fifos empty, too.
             is_stopping: A stop was asked for, so no reader may keep us any longer.
+            is_bounded: Nobody whom we serve can have them any more.
         """
         judged: list[tuple[Stream, Verdict]] = []
         now_s = time.monotonic()
         for stream in self._crew.outputs:
-            self._note_movement(stream, now_s, is_read)
+            self._note_movement(stream, now_s)
         for stream in self._crew.outputs:
             if stream.name in self._done or stream.name in self._given_up:
                 continue
             verdict = judge(self._view(stream, is_stopping), now_s)
             if verdict is Verdict.DONE:
                 self._done.add(stream.name)
-            elif verdict is not Verdict.WAIT:
+            elif verdict is not Verdict.WAIT and is_bounded:
                 judged.append((stream, verdict))
                 if verdict is Verdict.STALLED:
                     self._given_up[stream.name] = now_s
                 elif verdict is Verdict.STUCK:
                     self._replaced.add(stream.name)
                     self._moved_at_s[stream.name] = now_s
+                elif verdict is Verdict.CLOGGED:
+                    self._looked_for.add(stream.name)
         return judged
 
-    def _note_movement(self, stream: Stream, now_s: float, is_read: bool) -> None:
+    def _note_movement(self, stream: Stream, now_s: float) -> None:
         seen = (
             self._crew.copied_bytes(stream),
-            self._crew.unread_bytes(stream) if is_read else 0,
+            self._crew.unread_bytes(stream) if self._is_read else 0,
         )
         if self._seen.get(stream.name) != seen:
             self._seen[stream.name] = seen
@@ -196,5 +223,11 @@ class DrainWatch:
                 stream.name not in self._replaced
                 and stream.pid == self._workers[stream.name]
                 and self._crew.could_move(stream)
+            ),
+            is_clogged=(
+                not self._is_read
+                and stream.name not in self._looked_for
+                and stream.has_own_fifo
+                and not stream.has_room()
             ),
         )

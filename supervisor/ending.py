@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from supervisor.calls import RuntimeCalls
+    from supervisor.container_init import ContainerInit
     from supervisor.crew import Crew
     from supervisor.log import Log
     from supervisor.loop import Loop
@@ -40,15 +41,25 @@ class Ending:
         log: Log,
         *,
         is_stopping: Callable[[], bool],
+        keeps_unread: bool = True,
+        on_told: Callable[[], None] = lambda: None,
     ) -> None:
-        """`is_stopping` says whether a stop has been asked for, which may be as late as a drain."""
+        """`is_stopping` says whether a stop has been asked for, which may be as late as a drain.
+
+        `keeps_unread`: clients may come back, and are waited for. `on_told` follows when an exec'd
+        process has ended and all that it has said is with its client, although others of its
+        container go on.
+        """
         self._loop = loop
         self._crew = crew
         self._service = service
         self._log = log
         self._is_stopping = is_stopping
+        self._keeps_unread = keeps_unread
+        self._on_told = on_told
+        self._is_told = self._is_hurried = False
+        self._container: ContainerInit | None = None
         self._watch: DrainWatch | None = None
-        self._is_read = False
         self._on_drained: Callable[[], None] | None = None
 
     def record(self, process: Process) -> None:
@@ -60,8 +71,7 @@ class Ending:
             # The engine will find no status, which is the truth; our caller gets it all the same.
             self._log.error(f"write exitStatus: {error.strerror}")
         self._crew.let_go()
-        self._is_read = True
-        self._watch = DrainWatch(self._crew)
+        self._watch = DrainWatch(self._crew, is_read=self._keeps_unread)
         self._tell(process)
 
     def _tell(self, process: Process) -> None:
@@ -76,15 +86,18 @@ class Ending:
         else:
             self._log.info(message)
 
-    def drain(self, on_drained: Callable[[], None]) -> None:
-        """Wait for the output streams, boundedly; `on_drained` follows once.
+    def drain(self, on_drained: Callable[[], None], container: ContainerInit | None = None) -> None:
+        """Wait for the output streams; `on_drained` follows once.
 
-        After a failed creation there was no process: the clients are not waited for, then.
+        Boundedly, from the end of `container` on: others in it may have the streams. After a failed
+        creation there was no process: the clients are not waited for, then.
         """
+        self._container = container
+        if container is not None:
+            container.expect(self._on_container_end)
         if self._watch is None:
-            self._watch = DrainWatch(self._crew)
+            self._watch = DrainWatch(self._crew, is_read=False)
         self._watch.begin()
-        self._crew.hurry()
         self._on_drained = on_drained
         self.look()
 
@@ -92,22 +105,53 @@ class Ending:
         """Apply the rule, if we are draining: a stream has come to its end, or it is time to."""
         if self._watch is None or self._on_drained is None:
             return
-        for stream, verdict in self._watch.judge(
-            is_read=self._is_read, is_stopping=self._is_stopping()
-        ):
+        is_stopping = self._is_stopping()
+        is_bounded = is_stopping or self._container is None or not self._container.is_alive
+        if is_bounded and not self._is_hurried:
+            self._is_hurried = True
+            self._crew.hurry()
+        for stream, verdict in self._watch.judge(is_stopping=is_stopping, is_bounded=is_bounded):
             self._carry_out(stream, verdict)
-        if not self._watch.is_over:
-            self._service.going_on()
-            self._loop.call_after(_LOOK, self._watch.next_look_s(), self.look)
-        elif self._on_drained is not None:  # else a stream that ended just now was the last
-            self._loop.cancel(_LOOK)
+        if self._on_drained is None:
+            return  # a stream that ended just now was the last
+        self._loop.cancel(_LOOK)
+        if self._watch.is_over:
+            self._tell_of_unread()
             on_drained, self._on_drained = self._on_drained, None
             on_drained()
+        elif is_bounded or not self._watch.is_last_word_out:
+            self._service.going_on()
+            self._loop.call_after(_LOOK, self._watch.next_look_s(), self.look)
+        else:  # from here on each change is an event
+            self._tell_of_others()
+
+    def _tell_of_unread(self) -> None:
+        """Say what is lost with us, since no client was waited for."""
+        for stream in self._crew.outputs:
+            lost = 0 if self._keeps_unread else self._crew.unread_bytes(stream)
+            if lost:
+                self._log.warning(f"{stream.name}: {lost} bytes were never read: it has no client")
+
+    def _tell_of_others(self) -> None:
+        if not self._is_told:
+            self._is_told = True
+            names = " and ".join(each.name for each in self._crew.outputs if not each.is_over)
+            self._log.info(f"{names}: others of the container go on with it")
+            self._on_told()
+
+    def _on_container_end(self) -> None:
+        """Begin with the bounds."""
+        if self._watch is not None:
+            self._watch.begin()
+        self.look()
 
     def _carry_out(self, stream: Stream, verdict: Verdict) -> None:
         if verdict is Verdict.STUCK:
             self._log.warning(f"{stream.name}: worker {stream.pid} does not move; killing it")
             self._crew.kill_worker(stream)
+            return
+        if verdict is Verdict.CLOGGED:
+            self._crew.look_for_client(stream)
             return
         copied = self._crew.copied_bytes(stream)
         lost = self._crew.unread_bytes(stream)

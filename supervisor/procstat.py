@@ -1,4 +1,7 @@
-"""What the kernel says of one process in /proc/PID/stat. Source: proc(5), field 9; sched.h."""
+"""What the kernel says of one process in /proc/PID/stat.
+
+Source: proc(5), fields 9 and 22; sched.h.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,22 @@ def flags(pid: int) -> int | None:
     Raises:
         OSError: EMFILE, say.
     """
+    return _number(pid, 9)
+
+
+def began(pid: int) -> int | None:
+    """Return when the process began, in clock ticks since the boot; None if it was reaped.
+
+    Raises:
+        OSError: As `flags`.
+    """
+    return _number(pid, 22)
+
+
+def _number(pid: int, field: int) -> int | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[6])
+            return int(file.read().rpartition(b")")[2].split()[field - 3])
     except (FileNotFoundError, ProcessLookupError):
         return None
 

@@ -32,6 +32,7 @@ from supervisor import (
     statedir,
 )
 from supervisor.calls import HURRY_S, RuntimeCalls
+from supervisor.container_init import ContainerInit
 from supervisor.creation import Creation, explain
 from supervisor.errors import AbandonedError, RuntimeFailedError, ShimError, StoppedError, reason
 from supervisor.journal_log import Kind
@@ -174,6 +175,7 @@ class Supervisor:
         self._events: list[Event] = []
         self._error: ShimError | None = None
         self._process: Process | None = None
+        self._container: ContainerInit | None = None
         self._start_pid = 0
         self._is_started = False
         self._has_run = True
@@ -251,7 +253,13 @@ class Supervisor:
             packed=packed["service"] if packed else None,
         )
         self._ending = Ending(
-            self._loop, self._crew, self._service, log, is_stopping=lambda: self._is_stopping
+            self._loop,
+            self._crew,
+            self._service,
+            log,
+            is_stopping=lambda: self._is_stopping,
+            keeps_unread=order.starts_container,
+            on_told=self._exit_fifo.close,
         )
         if order.relay is not None:
             from supervisor.relay_worker import RelayWorker
@@ -403,6 +411,8 @@ class Supervisor:
         self._is_stopping = True
         self._log.info(f"{signal_name(signum)}: stopping")
         self._post(Event.STOP)
+        if self._state is State.DRAINING:
+            self._ending.look()  # it may be waiting for others
 
     def _on_stdio(self, opened: Stdio | ShimError) -> None:
         if isinstance(opened, ShimError):
@@ -455,6 +465,8 @@ class Supervisor:
             raise AssertionError("nothing to expect")
         if self._relay_worker is not None:
             self._loop.guarded(self._relay_worker.feature, self._relay_worker.start)()
+        if self._record.is_exec:
+            self._container = ContainerInit.of_exec(self._loop, self._process.pid)
         # Only now: what an engine sent to `control` earlier has waited in the fifo.
         self._loop.watch(self._control_fifo.fileno(), self._serve_control, feature="control")
         # May be called at once: the process may be dead already, and remembered.
@@ -662,7 +674,7 @@ class Supervisor:
 
     def _drain(self) -> None:
         self._plumbing.let_go()  # also where there never was a process
-        self._ending.drain(self._then(Event.DRAINED))
+        self._ending.drain(self._then(Event.DRAINED), self._container)
 
     def _delete(self) -> None:
         if self._process is None:
@@ -774,6 +786,8 @@ class Supervisor:
         self._plumbing.close()
         if self._process is not None:
             self._process.close()
+        if self._container is not None:
+            self._container.close()
         self._ending.leave_nobody(self._calls, self._opener, self._relay_worker)
         self._crew.close()
         self._stdio.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 
 from supervisor import fds
 from workers import engines
@@ -91,6 +92,7 @@ class Stream:
         self.is_over = False
         self.is_given_up = False
         self.is_hung_up = False
+        self.is_client_looked_for = False
         self.deaths = 0
         self.deaths_without_progress = 0
         self.errors_in_a_row = 0
@@ -192,13 +194,37 @@ class Stream:
             return self.outlet.has_room(self.sink.fileno())
         return fds.is_writable(self.sink.fileno())
 
+    @property
+    def has_own_fifo(self) -> bool:
+        """Whether it goes into a fifo that we have opened ourselves, for both directions."""
+        return (
+            not (self.is_input or self.is_passthrough)
+            and self.sink.is_open
+            and fds.is_fifo(self.sink.fileno())
+        )
+
+    def write_only(self) -> None:
+        """Be no reader of the client's fifo any more, so that a client can be told from ourselves.
+
+        The new descriptor is open before the old one goes: no client sees the last writer go, and
+        we are the reader without which open(2) would wait.
+
+        Raises:
+            OSError: EMFILE, ENFILE.
+        """
+        if fcntl.fcntl(self.sink.fileno(), fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
+            return
+        write_only = fds.reopen(self.sink.fileno(), os.O_WRONLY)
+        self.sink.close()
+        self.sink = write_only
+
     def unread_bytes(self) -> int:
         """Return what would be gone from the client's fifo if we closed it now.
 
         0 for a sink that keeps what it is given: a file, a pipe of our caller's, a fifo that a
         client has open. A fifo forgets its bytes with its last opener (fifo(7)).
         """
-        if self.is_passthrough or not self.sink.is_open or not fds.is_fifo(self.sink.fileno()):
+        if not self.has_own_fifo:
             return 0
         return 0 if fds.has_reader(self.sink.fileno()) else fds.pending_bytes(self.sink.fileno())
 
@@ -210,15 +236,9 @@ class Stream:
         """
         self.is_over = True
         (self.sink if self.is_input else self.source).close()
-        if not self.is_input and not self.is_passthrough and fds.is_fifo(self.sink.fileno()):
-            # Nobody writes any more: keep only the write end, so that a client can be told apart
-            # from ourselves. The new one is open before the old one goes.
-            try:
-                write_only = fds.reopen(self.sink.fileno(), os.O_WRONLY)
-            except OSError:  # EMFILE: who has read how much of it will not be known
-                return
-            self.sink.close()
-            self.sink = write_only
+        if self.has_own_fifo:  # nobody writes any more
+            with suppress(OSError):  # EMFILE: who has read how much of it will not be known
+                self.write_only()
 
     def close(self) -> None:
         """Close everything."""

@@ -31,15 +31,16 @@ def test_a_drain_is_over_when_every_stream_has_been_reported_and_read(
     watch = DrainWatch(site.crew)
     watch.begin()
     assert not watch.is_over
-    assert watch.judge(is_read=True, is_stopping=False) == []
+    assert watch.judge(is_stopping=False) == []
     site.disown(writer)
     site.run_until(lambda: stream.is_over)
     site.disown(reader)
-    assert watch.judge(is_read=True, is_stopping=False) == []  # nobody has it yet
+    assert watch.judge(is_stopping=False) == []  # nobody has it yet
     assert not watch.is_over
-    assert watch.judge(is_read=False, is_stopping=False) == []
-    assert watch.is_over
-    assert watch.judge(is_read=True, is_stopping=False) == []  # not asked again
+    hasty = DrainWatch(site.crew, is_read=False)
+    assert hasty.judge(is_stopping=False) == []
+    assert hasty.is_over
+    assert hasty.judge(is_stopping=False) == []  # not asked again
 
 
 def test_a_stray_and_a_client_that_does_not_read_are_given_up_with_the_reason(
@@ -51,15 +52,15 @@ def test_a_stray_and_a_client_that_does_not_read_are_given_up_with_the_reason(
     writer, _clogged_reader, clogged = site.output("stderr")
     os.write(writer, b"x")  # no worker has been started: it stays pending
     watch = DrainWatch(site.crew)
-    assert watch.judge(is_read=True, is_stopping=False) == []
+    assert watch.judge(is_stopping=False) == []
     now[0] += 0.31
     held = site.crew.streams[0]
-    assert watch.judge(is_read=True, is_stopping=False) == [(held, Verdict.STRAY)]
+    assert watch.judge(is_stopping=False) == [(held, Verdict.STRAY)]
     site.crew.hang_up(held)
-    assert watch.judge(is_read=True, is_stopping=False) == []
+    assert watch.judge(is_stopping=False) == []
     now[0] += 5.0
     assert not watch.is_over
-    assert watch.judge(is_read=True, is_stopping=False) == [(clogged, Verdict.STALLED)]
+    assert watch.judge(is_stopping=False) == [(clogged, Verdict.STALLED)]
     assert not watch.is_over
     site.crew.give_up(clogged)
     site.run_until(lambda: clogged.is_over)
@@ -77,18 +78,18 @@ def test_a_stopped_worker_is_replaced_once_before_its_stream_is_given_up(
     stop_worker(stream)
     os.write(writer, b"one\ntwo\nhalf")
     watch = DrainWatch(site.crew)
-    assert watch.judge(is_read=True, is_stopping=False) == []
+    assert watch.judge(is_stopping=False) == []
     now[0] += 5.0
-    assert watch.judge(is_read=True, is_stopping=False) == [(stream, Verdict.STUCK)]
+    assert watch.judge(is_stopping=False) == [(stream, Verdict.STUCK)]
     stopped = stream.pid
     monkeypatch.setattr(output, "work", lambda _desk, _route: signal.pause())
     site.crew.kill_worker(stream)
     site.run_until(lambda: stream.pid not in (0, stopped))
-    assert watch.judge(is_read=True, is_stopping=False) == []
+    assert watch.judge(is_stopping=False) == []
     now[0] += 4.9
-    assert watch.judge(is_read=True, is_stopping=False) == []
+    assert watch.judge(is_stopping=False) == []
     now[0] += 0.2
-    assert watch.judge(is_read=True, is_stopping=False) == [(stream, Verdict.STALLED)]
+    assert watch.judge(is_stopping=False) == [(stream, Verdict.STALLED)]
     monkeypatch.undo()
     site.crew.give_up(stream)
     site.run_until(lambda: stream.is_over)
@@ -107,10 +108,10 @@ def test_our_own_callers_pipe_is_waited_for_until_a_stop(
     os.write(writer, b"x")
     watch = DrainWatch(site.crew)
     now[0] += 1000.0
-    assert watch.judge(is_read=True, is_stopping=False) == []
+    assert watch.judge(is_stopping=False) == []
     now[0] += 1000.0
-    assert watch.judge(is_read=True, is_stopping=False) == []
-    assert watch.judge(is_read=True, is_stopping=True) == [(stream, Verdict.STALLED)]
+    assert watch.judge(is_stopping=False) == []
+    assert watch.judge(is_stopping=True) == [(stream, Verdict.STALLED)]
 
 
 def test_the_rule_is_asked_after_2_ms_and_then_ever_less_often(site: Site) -> None:

@@ -94,7 +94,9 @@ def make_exec(tmp_path: Path) -> Iterator[MakeExec]:
                 **process,
             }
             return stack.enter_context(
-                Engine(tmp_path / f"exec-{count}", container.id, container.bundle, **fields)
+                Engine(
+                    container.dir.parent / f"exec-{count}", container.id, container.bundle, **fields
+                )
             )
 
         yield make

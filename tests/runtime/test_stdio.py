@@ -69,14 +69,16 @@ def test_a_client_that_leaves_and_comes_back_gets_every_byte(make_engine: MakeEn
 def test_a_container_whose_client_is_away_is_not_killed_by_sigpipe(
     make_engine: MakeEngine,
 ) -> None:
-    engine = make_engine("echo first; read line; seq 1 100000; exit 7", containerdStdin="stdin")
-    stdout, _stderr = engine.run_attached()
+    script = "echo first; read line; seq 1 100000; echo said >&2; read line; exit 7"
+    engine = make_engine(script, containerdStdin="stdin")
+    stdout, stderr = engine.run_attached()
     assert waiting.read_until(stdout, b"\n") == b"first\n"
     engine.close("stdout")
     stdin = engine.open("stdin", os.O_WRONLY)
     os.write(stdin, b"go\n")
-    waiting.wait_path(engine.dir / "exitStatus", Path.exists)
+    waiting.read_until(stderr, b"said\n")
     (stdout,) = engine.attach("stdout")
+    os.write(stdin, b"end\n")
     assert waiting.read_to_end(stdout) == numbers(100_000)
     assert engine.wait_end() == 7
     assert engine.log("warn") == []

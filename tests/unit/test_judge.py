@@ -7,7 +7,7 @@ import pytest
 from supervisor.drain import StreamView, Verdict, judge
 
 W, D, STRAY, STALLED = Verdict.WAIT, Verdict.DONE, Verdict.STRAY, Verdict.STALLED
-STUCK = Verdict.STUCK
+STUCK, CLOGGED = Verdict.STUCK, Verdict.CLOGGED
 
 
 def _view(
@@ -21,6 +21,7 @@ def _view(
     hung_up: bool = False,
     other_moved: float = 0.0,
     stuck: bool = False,
+    clogged: bool = False,
 ) -> StreamView:
     return StreamView(
         is_reported=reported,
@@ -33,6 +34,7 @@ def _view(
         moved_at_s=moved,
         any_moved_at_s=max(moved, other_moved),
         is_stuck=stuck,
+        is_clogged=clogged,
     )
 
 
@@ -54,6 +56,11 @@ def _view(
         (_view(pending=True, last_word=False, stuck=True), 5.0, STUCK),
         (_view(pending=True, last_word=False, stuck=True, moved=104.0), 5.0, W),
         (_view(pending=True, last_word=False, stuck=True, patient=True), 5.0, STUCK),
+        # Its fifo is full, and it is not known whether it has a client.
+        (_view(pending=True, last_word=False, clogged=True), 0.02, W),
+        (_view(pending=True, last_word=False, clogged=True), 0.04, CLOGGED),
+        (_view(pending=True, last_word=False, clogged=True, moved=100.02), 0.04, W),
+        (_view(reported=True, clogged=True), 0.04, D),
         # Nothing pending: somebody holds the pipe open and is silent.
         (_view(), 0.0, W),
         (_view(), 0.29, W),
