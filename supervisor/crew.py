@@ -25,6 +25,7 @@ from supervisor.watch import WorkerWatch
 from workers import output, report, stdin
 from workers.desk import Desk
 from workers.ledger import Ledger
+from workers.orphan import Parting
 from workers.values import replace
 
 TYPE_CHECKING = False
@@ -475,6 +476,7 @@ class Crew:
             hold_s=hold_s if is_busy else 0.0,
             rest_s=0.0 if is_busy else hold_s,
             told_dropped_bytes=stream.told_dropped_bytes,
+            parting=self._parting(stream),
         )
         stream.copied_bytes_at_fork = self.copied_bytes(stream)
         try:
@@ -485,6 +487,12 @@ class Crew:
         finally:
             report_wfd.close()  # the worker's is the only one now: its death is our end of file
         return report_rfd
+
+    def _parting(self, stream: Stream) -> Parting | None:
+        """Return how its worker ends if we die and nobody can follow us, where it would not."""
+        if self._held or not stream.has_own_fifo:
+            return None
+        return Parting(stream.sink.fileno(), os.getpid(), linux.set_pdeathsig)
 
     def _fork_later(self, stream: Stream, error: OSError) -> bool:
         stream.failed_forks += 1

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from workers.ledger import Ledger
+    from workers.orphan import Parting
 
 
 _EXIT_FIRST_S = 0.001
@@ -41,6 +42,7 @@ class Desk:
             for ever: the stream is given up, and what is left of it is only to be counted.
         rest_s: So long nothing is to be done at all, but to be there.
         told_dropped_bytes: So much of what was dropped has been told.
+        parting: What to do when our parent dies, for a worker that nobody can adopt.
         copied_bytes: By this worker; the ledger has the stream's total.
     """
 
@@ -55,12 +57,15 @@ class Desk:
     hold_s: float = 0.0
     rest_s: float = 0.0
     told_dropped_bytes: int = 0
+    parting: Parting | None = None
     copied_bytes: int = 0
 
     def sit_down(self, keep_fds: Iterable[int]) -> None:
         """Become the worker, see `isolate.become`, when those before it have gone, and rested."""
         kept = (*keep_fds, *self.held, *self.predecessors, self.report_wfd)
         isolate.become(self.title, kept, self.null_fd)
+        if self.parting is not None:
+            self.parting.prepare()
         for pidfd in self.predecessors:
             poller = select.poll()
             poller.register(pidfd, select.POLLIN)
