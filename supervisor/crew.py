@@ -113,10 +113,11 @@ class Crew:
         """Return what its worker has taken and not delivered."""
         return self._ledger.transit_bytes(stream.slot)
 
-    def start(self) -> None:
-        """Fork the worker of each stream."""
+    def start(self, *, but: Stream | None = None) -> None:
+        """Fork the worker of each stream that has none, except for that of `but`."""
         for stream in self.streams:
-            self._fork(stream)
+            if stream is not but and not stream.pid and not stream.is_over:
+                self._fork(stream)
 
     def pack(self, parcel: Parcel) -> dict[str, Any]:
         """Return what a successor's crew needs."""

@@ -79,6 +79,13 @@ def pending_bytes(fd: int) -> int:
     return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
+def discard_pending(pipe_fd: int, null_fd: int) -> None:
+    """Empty a pipe of what it holds now, into /dev/null."""
+    left = pending_bytes(pipe_fd)
+    while left > 0:
+        left -= os.splice(pipe_fd, null_fd, left)
+
+
 def is_readable(fd: int) -> bool:
     """Say whether read(2) would return at once, with data or at end of file.
 

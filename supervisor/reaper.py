@@ -81,11 +81,15 @@ class Reaper:
         """
         for _each in range(_MOST_IN_A_ROUND):
             try:
-                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
+                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return False
             if info is None:
                 return False
+            look = self._last_looks.pop(info.si_pid, None)
+            if look is not None:
+                look()
+            os.waitid(os.P_PID, info.si_pid, os.WEXITED)
             self._tell(info.si_pid, waitstatus.from_siginfo(info))
         return True
 

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from supervisor.relay_worker import RelayWorker
     from supervisor.service import Service
     from supervisor.stopping import Stopper
+    from supervisor.stream import Stream
     from supervisor.succession import Past, Succession
 
 
@@ -96,6 +97,8 @@ def supervise(order: Order, log: Log) -> Outcome:
 
 
 _CREW = "crew"
+_STDERR = "stderr of the runtime"
+_LOOK_AT_STDERR_S = 0.1
 _EXEC = "exec"
 _EXEC_LOOK_S = 0.001
 _LAST_EXEC_LOOK_S = 0.1
@@ -135,6 +138,7 @@ class Supervisor:
         self._title = f"forkshim: {order.container_id}"
         self._has_title = False
         self._has_crew = False
+        self._held_stderr: Stream | None = None
         self._null = fds.Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
         self._loop = Loop(self._feature_failed)
         self._loop.watch(router.fileno(), self._serve_signals)  # first: an end is told before all
@@ -424,6 +428,7 @@ class Supervisor:
 
     def _on_creation_end(self, error: ShimError | None) -> None:
         self._gather()
+        self._release_stderr(error)
         if error is not None:
             self._error = error
             self._post(Event.CREATE_FAILED)
@@ -587,7 +592,38 @@ class Supervisor:
         self._loop.cancel(_CREW)
         self._take_title()
         if not self._record.terminal:
-            self._crew.start()
+            if self._order.starts_container and self._error is None:
+                self._held_stderr = self._stream_of_the_runtime()
+                self._loop.call_after(_STDERR, _LOOK_AT_STDERR_S, self._look_at_stderr)
+            self._crew.start(but=self._held_stderr)
+
+    def _stream_of_the_runtime(self) -> Stream | None:
+        """Return the stream that has the runtime's own stderr: the container's, until its exec."""
+        name = "stdout" if self._stdio.stderr_joins_stdout else "stderr"
+        return next((stream for stream in self._crew.streams if stream.name == name), None)
+
+    def _look_at_stderr(self) -> None:
+        """Release the stream if hooks say more than waits for the end of the `create`."""
+        stream = self._held_stderr
+        if stream is not None and fds.pending_bytes(stream.source.fileno()) > fds.PIPE_BYTES // 2:
+            self._release_stderr(None)
+        elif stream is not None:
+            self._loop.call_after(_STDERR, _LOOK_AT_STDERR_S, self._look_at_stderr)
+
+    def _release_stderr(self, error: ShimError | None) -> None:
+        """Let the stream go that was held back during the `create`, which may have failed.
+
+        A runtime that fails says why to its log and to its stderr. The log's words are told, with
+        all that is not printable escaped; the other copy, in which an image may have put anything,
+        is discarded.
+        """
+        stream, self._held_stderr = self._held_stderr, None
+        self._loop.cancel(_STDERR)
+        if stream is None:
+            return
+        if isinstance(error, RuntimeFailedError) and explain(self._caller.log_path):
+            fds.discard_pending(stream.source.fileno(), self._null.fileno())
+        self._crew.start()
 
     def _start(self) -> None:
         if not self._is_ours_to_start:

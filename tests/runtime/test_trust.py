@@ -454,9 +454,8 @@ def test_what_an_image_says_is_one_line_that_does_nothing(
             f"if [ $verb = start ]; then {log}; cat {tmp_path}/said >> $log; exit 1; fi",
         )
     bundle = bundles.make_bundle(tmp_path / "bundle", document)
-    # Its stderr is the container's, which goes wherever that is sent: here to nobody.
     words = ("--root", tmp_path / "root", "--bundle", bundle, "--runtime", runtime)
-    more = ("--log", "null", *(["--detach"] if detach else []))
+    more = ("--log", "null", "--detach") if detach else ()
     exits = tmp_path / "exits"
     container_id = bundles.fresh_id("text")
     done = subprocess.run(
