@@ -9,6 +9,8 @@ Source: Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst.
 
 from __future__ import annotations
 
+import os
+
 from supervisor import cgroups
 
 TYPE_CHECKING = False
@@ -26,7 +28,8 @@ class OomWatch:
         `packed`: go on with the count of an earlier supervisor.
         """
         if packed is not None:
-            self._path, self._before = str(packed["path"]), int(packed["before"])
+            self._path = os.fsdecode(str(packed["path"]).encode("latin-1"))
+            self._before = int(packed["before"])
             return
         try:
             self._path = _counter_path(cgroups.membership(pid))
@@ -36,7 +39,8 @@ class OomWatch:
 
     def pack(self) -> dict[str, Any]:
         """Return what a successor needs."""
-        return {"path": self._path, "before": self._before}
+        # A cgroup's name is bytes, and the handover is UTF-8.
+        return {"path": os.fsencode(self._path).decode("latin-1"), "before": self._before}
 
     def kills(self) -> int:
         """Return how many processes of the cgroup were killed since; 0 where nobody counts.

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import orjson
 import pytest
 
 from supervisor import cgroups
@@ -14,9 +17,10 @@ from supervisor.payload import Payload
 from supervisor.process import Process
 from supervisor.statedir import ExitStatusFile
 from supervisor.waitstatus import Exited
+from tests.harness import waiting
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from tests.harness.yard import Yard
 
@@ -51,3 +55,26 @@ def test_the_status_is_written_before_anything_else_is_looked_for(
     assert there == ["3"]
     assert process.end_in_words().endswith("the kernel killed 2 of its processes")
     process.close()
+
+
+def test_a_count_goes_on_in_a_cgroup_whose_name_is_no_text(strange_cgroup: Path) -> None:
+    """The handover is UTF-8, a cgroup's name is not."""
+    (strange_cgroup / "memory.limit_in_bytes").write_text(str(16 << 20))
+    grows = 'read go; s=0123456789abcdef; while :; do s="$s$s"; done'
+    with subprocess.Popen(["sh", "-c", grows], stdin=subprocess.PIPE) as child:
+        (strange_cgroup / "cgroup.procs").write_text(str(child.pid))
+        packed = OomWatch(child.pid).pack()
+        watch = OomWatch(0, orjson.loads(orjson.dumps(packed)))
+        assert watch.pack() == packed
+        assert watch.kills() == 0
+        child.communicate(b"go\n", timeout=waiting.LIMIT_S)
+    assert watch.kills() == 1
+
+
+@pytest.fixture
+def strange_cgroup() -> Iterator[Path]:
+    name = b"/forkshim-test-%d\v\f\r\xe2\x80\xa8\xff" % os.getpid()
+    path = Path(os.fsdecode(os.fsencode(cgroups.ROOT) + b"/memory" + name))
+    path.mkdir()
+    yield path
+    path.rmdir()
