@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -99,9 +100,24 @@ KINDS = {
     "stdin": Kind(
         "file:LOG", ("--interactive",), workers=frozenset({"stdin", "stdout"}), is_quiet=True
     ),
+    "notify": Kind(
+        "file:LOG",
+        ("--sdnotify=container",),
+        workers=frozenset({"notify", "stdout"}),
+        is_quiet=True,
+    ),
     "keeper": Kind("null", workers=frozenset({"keeper"})),
 }
 """Whoever adds a kind of worker adds a line."""
+SPEAKS = """
+import os, socket, sys
+manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+manager.connect(os.environ["NOTIFY_SOCKET"])
+for line in open("/tmp/go"):
+    print(line, end="", flush=True)
+    manager.send(b"STATUS=" + line.encode())
+sys.exit(7)
+"""
 
 
 @dataclass
@@ -177,9 +193,14 @@ class Container:
             script = 'while read -r line; do echo "$line"; done; exit 7'
         mount = bundles.bind(tmp_path / "go", "/tmp/go")
         has_terminal = "--terminal" in kind.options
-        document = bundles.config(
-            rootfs, bundles.shell(script), mounts=[mount], terminal=has_terminal
-        )
+        args, mounts = bundles.shell(script), [mount]
+        self._manager: socket.socket | None = None
+        if "notify" in kind.workers:
+            self._manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._manager.bind(str(tmp_path / "manager"))
+            rootfs, more_mounts = bundles.make_host_rootfs(tmp_path / "host")
+            args, mounts = ["/usr/bin/python3", "-c", SPEAKS], [mount, *more_mounts]
+        document = bundles.config(rootfs, args, mounts=mounts, terminal=has_terminal)
         bundle = bundles.make_bundle(tmp_path / "bundle", document)
         if kind.is_fifo:
             os.mkfifo(self._log)
@@ -195,6 +216,9 @@ class Container:
                 stdin=subprocess.PIPE,
                 stdout=output if kind.log.startswith("passthrough") else subprocess.DEVNULL,
                 stderr=output if kind.log.startswith("passthrough") else subprocess.PIPE,
+                env={**os.environ, "NOTIFY_SOCKET": str(tmp_path / "manager")}
+                if self._manager is not None
+                else None,
                 start_new_session=True,
                 preexec_fn=journal[1],
             )
@@ -239,6 +263,10 @@ class Container:
         waiting.wait_true(lambda: self.said().count(word.encode()) >= wanted)
 
     def said(self) -> bytes:
+        if self._manager is not None:
+            while waiting.is_readable(self._manager.fileno()):
+                self._heard += self._manager.recv(65536) + b"\n"
+            return bytes(self._heard)
         if self._reader >= 0:
             if waiting.is_readable(self._reader):
                 self._heard += os.read(self._reader, 65536)
@@ -266,6 +294,8 @@ class Container:
         for fd in (self._go, self._reader):
             if fd >= 0:
                 os.close(fd)
+        if self._manager is not None:
+            self._manager.close()
         self.command.kill()
         self.command.communicate()
         runtime_calls.delete(self.id)
