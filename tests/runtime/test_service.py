@@ -33,12 +33,13 @@ class Manager:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(self._address)
         self._socket.settimeout(waiting.LIMIT_S)
+        self.environment = {**os.environ, "NOTIFY_SOCKET": self._address}
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, bundle: Path, *options: str, **environment: str) -> subprocess.Popen[bytes]:
         self.process = subprocess.Popen(
             [FORKSHIM, "run", "--root", self.root, "--bundle", bundle, *options, self.id],
-            env={**os.environ, "NOTIFY_SOCKET": self._address, **environment},
+            env={**self.environment, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
