@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import resource
 import signal
 import subprocess
@@ -11,12 +12,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import bundles, runtime_calls, waiting
+from tests.harness import bundles, runtime_calls, runtimes, waiting
 from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from tests.harness.engine import Engine
+    from tests.runtime.conftest import MakeEngine
 
 pytestmark = pytest.mark.runc
 
@@ -53,6 +57,67 @@ def test_every_limit_of_open_files_works_or_leaves_nothing(
             (line,) = done.stderr.decode().splitlines()
             assert done.returncode == 71, (limit, done)
             assert f"RLIMIT_NOFILE is {limit}, and " in line
+
+
+@pytest.mark.parametrize("first", range(3, 61, 10))
+def test_every_limit_of_a_shim_works_or_leaves_nothing(first: int, make_engine: MakeEngine) -> None:
+    for limit in range(first, min(first + 10, 61)):
+        engine = make_engine("echo all is well; exit 7")
+        engine.attach("stdout", "stderr")
+        shim_pid = engine.launch(preexec_fn=functools.partial(_limit, limit))
+        waiting.wait_true(functools.partial(_has_a_pid_or_is_over, engine))
+        if waiting.is_alive(shim_pid):
+            engine.created()
+            engine.start()
+            assert engine.wait_end() == 7, limit
+            assert engine.read_end("stdout", "stderr") == [b"all is well\n", b""], limit
+            assert engine.wait_shim() == 0, limit
+        elif limit > 24:  # below, Python itself may not get far
+            assert engine.wait_shim() == 1, limit
+            (line,) = engine.log("error")
+            assert f"RLIMIT_NOFILE is {limit}, and " in line
+        assert engine.leftovers() == [], limit
+
+
+def _has_a_pid_or_is_over(engine: Engine) -> bool:
+    return (engine.dir / "pid").exists() or not waiting.is_alive(engine.shim_pid)
+
+
+NAMES_A_WORKER = """
+if [ $verb = create ]; then
+    runc "$@" || exit
+    for word; do [ "$before" = --pid-file ] && file=$word; before=$word; done
+    until [ "$worker" ]; do
+        for pid in $(cat /proc/$PPID/task/$PPID/children); do
+            case $(tr -d '\\0' < /proc/$pid/cmdline) in forkshim:*\\[stdout]) worker=$pid;; esac
+        done
+    done
+    printf $worker > $file.new && mv $file.new $file
+    exit
+fi
+"""
+
+
+def test_a_pid_file_that_names_a_worker_of_ours_is_refused(
+    make_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    container_id, root = bundles.fresh_id("worker"), tmp_path / "root"
+    runtime = runtimes.script(tmp_path / "names-a-worker", NAMES_A_WORKER)
+    try:
+        done = subprocess.run(
+            [FORKSHIM, "run", "--root", root, "--bundle", make_bundle("exit 7"),
+             "--runtime", runtime, container_id],
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=waiting.LIMIT_S,
+        )  # fmt: skip
+        assert container_id not in _containers()
+    finally:
+        runtime_calls.delete(container_id)
+    (line,) = done.stderr.decode().splitlines()
+    assert re.fullmatch(
+        rf"forkshim: {container_id}: pid: \d+ is a process of this supervisor's own", line
+    )
+    assert (done.returncode, done.stdout) == (71, b"")
+    assert not (root / container_id).exists()
 
 
 def _limit(limit: int) -> None:
