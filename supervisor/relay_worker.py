@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 FEATURE = "notify"
 LOOK_S = 2.0
-_LAST_WORDS_S = 0.25
-"""So long the end of a container waits for what it has said with its last breath."""
+_LAST_WORDS_S = 1.0
+"""So long the end of a container waits at most for its last words, on a busy machine."""
 _MOST_DYING = 4
 """Killed workers that sleep in the kernel and cannot die (a FUSE of the container's, say)."""
 _LOOK, _FORK, _END = "notify look", "notify fork", "notify end"
