@@ -21,6 +21,7 @@ from tests.harness import bundles, filters, waiting
 from tests.harness.big_stream import BigStream
 from tests.harness.daemon import Daemon
 from tests.harness.engine import FORKSHIM
+from workers import cgroup_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -181,13 +182,38 @@ def test_a_log_that_was_to_be_opened_anew_is_by_who_follows(
     assert (tmp_path / "log.1").read_text() == "one\n"
 
 
-def test_out_of_memory_after_an_adoption_is_said(
-    tmp_path: Path, rootfs: Path, start: Callable[..., Daemon]
+@pytest.fixture
+def strange_cgroup() -> Iterator[None]:
+    """Have this process, and so what it starts, in a cgroup whose name is no text."""
+    hierarchy = b"/sys/fs/cgroup/memory"
+    own = cgroup_names.membership("self")[b"memory"]
+    directory = hierarchy + b"/fst-%d\v\f\r\xe2\x80\xa8\xff" % os.getpid()
+    os.mkdir(directory)
+    Path(os.fsdecode(directory + b"/cgroup.procs")).write_text("0")
+    yield
+    Path(os.fsdecode(hierarchy + own + b"/cgroup.procs")).write_text("0")
+    for name in os.listdir(directory):  # runc has noted its cgroup as text, and does not find it
+        if name.startswith(b"sub-"):
+            os.rmdir(directory + b"/" + name)
+    os.rmdir(directory)
+
+
+@pytest.mark.parametrize("place", ["", "sub"], ids=["its own cgroup", "below a strange one"])
+def test_out_of_memory_after_a_reload_and_an_adoption_is_said(
+    tmp_path: Path,
+    rootfs: Path,
+    start: Callable[..., Daemon],
+    request: pytest.FixtureRequest,
+    place: str,
 ) -> None:
+    if place:
+        request.getfixturevalue("strange_cgroup")
     os.mkfifo(tmp_path / "go")
     mount = bundles.bind(tmp_path / "go", "/tmp/go")
     grows = 's=0123456789abcdef; while :; do s="$s$s"; done'
-    limit = {"resources": {"memory": {"limit": 32 << 20, "swap": 32 << 20}}}
+    limit: dict[str, Any] = {"resources": {"memory": {"limit": 32 << 20, "swap": 32 << 20}}}
+    if place:
+        limit["cgroupsPath"] = f"{place}-{os.getpid()}"  # relative: below ours
     document = bundles.config(
         rootfs,
         bundles.shell(f"read word < /tmp/go; {grows}"),
@@ -195,6 +221,7 @@ def test_out_of_memory_after_an_adoption_is_said(
         linux=limit,
     )
     daemon = start(bundles.make_bundle(tmp_path / "b", document))
+    daemon.reload()
     daemon.kill()
     daemon.adopt()
     go = os.open(tmp_path / "go", os.O_RDWR)
