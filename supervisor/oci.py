@@ -20,7 +20,7 @@ from workers.values import dataclass
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
+    from typing import Any, NoReturn
 
 _DEEPEST = 200
 """Less than orjson writes (254), which is less than it reads (1024)."""
@@ -357,7 +357,13 @@ def _loads(content: bytes) -> object:
         import json  # 3 ms, for those who have such a file
 
         text = content.decode("utf-8", "replace").lstrip(" \t\r\n")
-        return _without_half_pairs(json.JSONDecoder().raw_decode(text)[0])
+        decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+        return _without_half_pairs(decoder.raw_decode(text)[0])
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    """Refuse NaN and Infinity: Python's decoder takes them, JSON has no such numbers."""
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _without_half_pairs(value: object) -> object:

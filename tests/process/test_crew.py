@@ -107,7 +107,8 @@ def test_a_stream_whose_workers_do_not_live_says_so_until_one_does(
     monkeypatch.setattr(mending, "_SHORTEST_PAUSE_S", 1e-6)
     writer, reader, stream = site.output()
     site.crew.start()
-    site.run_until(lambda: site.troubles > 0)
+    site.run_until(lambda: site.crew.trouble(stream) != "")
+    assert site.troubles > 0
     assert stream.deaths == mending.DEGRADED_AFTER
     assert site.crew.trouble(stream) == "degraded: its workers do not live: exit status 3"
     monkeypatch.setattr(output, "work", work)

@@ -408,7 +408,7 @@ def test_a_container_id_that_is_no_name_is_an_error(
 
 def test_an_error_with_quotes_and_control_characters_is_still_json(make_engine: MakeEngine) -> None:
     engine = make_engine(containerdStdout='no/"such"\n\t\x01')
-    assert '"such"\n' in fail(engine)
+    assert 'no/"such"\\n\\t\\x01' in fail(engine)
 
 
 def test_a_shim_log_that_exists_is_appended_to(make_engine: MakeEngine) -> None:

@@ -121,6 +121,8 @@ class Journal:
         """Return what came of each stream, every ordinal once."""
         found: dict[str, list[Datagram]] = {}
         for datagram in self.fake.datagrams():
+            if "CONTAINER_STREAM" not in datagram.fields:
+                continue  # a message of the supervisor's own
             found.setdefault(datagram.fields["CONTAINER_STREAM"].decode(), []).append(datagram)
         for datagrams in found.values():
             assert [each.ordinal for each in datagrams] == list(range(1, len(datagrams) + 1))
