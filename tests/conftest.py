@@ -49,7 +49,9 @@ def temporary_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
 @pytest.fixture(autouse=True)
 def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test that leaves a descriptor, a child, a file or a container."""
+    """Fail a test that leaves a descriptor, a child, a file or a container, or closes a descriptor
+    that is not its own.
+    """
     marks = {mark.name for mark in request.node.iter_markers()}
     if not marks & {"process", "runc"}:
         yield
@@ -59,7 +61,7 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     leaks.wait_for_ends(before)
     after = leaks.Snapshot.take(with_runtime="runc" in marks)
-    assert after.descriptors <= before.descriptors
+    assert after.descriptors == before.descriptors
     assert after.children <= before.children
     assert after.temporary <= before.temporary
     assert after.containers <= before.containers

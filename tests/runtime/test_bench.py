@@ -5,6 +5,7 @@ Who forkshim stands beside need not be installed.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -55,10 +56,9 @@ def test_a_case_that_is_none_is_named() -> None:
 def test_what_its_caller_has_open_is_no_failure() -> None:
     """A shell with a script open at 10 or 251, say."""
     with open(os.devnull) as opened:
-        for fd in (10, 251):
-            os.dup2(opened.fileno(), fd)
+        given = [fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, lowest) for lowest in (10, 251)]
         try:
-            assert any("(`end`)" in line for line in run("end", "start", pass_fds=(10, 251)))
+            assert any("(`end`)" in line for line in run("end", "start", pass_fds=given))
         finally:
-            for fd in (10, 251):
+            for fd in given:
                 os.close(fd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 from typing import TYPE_CHECKING
@@ -38,7 +39,7 @@ def activated() -> Iterator[Callable[..., subprocess.CompletedProcess[bytes]]]:
             rfds.append(rfd)
             os.write(wfd, line)
             os.close(wfd)
-        first, second = (os.dup2(rfd, 40 + index) for index, rfd in enumerate(rfds))
+        first, second = (fcntl.fcntl(rfd, fcntl.F_DUPFD_CLOEXEC, 40) for rfd in rfds)
         ends.extend((first, second))
         named = f"LISTEN_FDNAMES={names} " if names else ""
         script = (
