@@ -27,9 +27,9 @@ import fcntl
 import os
 import socket
 import struct
-import termios
-import time
 from contextlib import suppress
+
+from workers import linger
 
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 ROOM_BYTES = 40 << 10
@@ -41,9 +41,6 @@ LARGE_ROOM_BYTES = 1 << 20
 LARGEST_DATAGRAM_BYTES = 256 << 10
 """The kernel takes more at once, but copies it twice and finds it hard to get such memory."""
 
-LINGER_S = 2.0
-_SHORTEST_LOOK_S = 0.001
-_LONGEST_LOOK_S = 0.05
 _SO_SNDBUFFORCE = 32  # asm-generic/socket.h; the module `socket` lacks it
 
 _TOO_LARGE = frozenset({errno.EMSGSIZE, errno.ENOBUFS})
@@ -141,27 +138,6 @@ class Sender:
         finally:
             os.close(fd)
 
-    def wait_until_read(self, limit_s: float = LINGER_S) -> bool:
+    def wait_until_read(self, limit_s: float = linger.LINGER_S) -> bool:
         """Wait until journald has read all that was sent; False if it has not in time."""
-        return wait_until_read(self._to.fileno(), limit_s)
-
-
-def wait_until_read(fd: int, limit_s: float = LINGER_S) -> bool:
-    """Wait until the peer of a socket has read all that was sent; False if it has not in time.
-
-    No event tells: looks after 1 ms, 2 ms, ... 50 ms. Source: SIOCOUTQ in unix(7).
-    """
-    deadline_s = time.monotonic() + limit_s
-    look_s = _SHORTEST_LOOK_S
-    while _unread_bytes(fd):
-        if time.monotonic() >= deadline_s:
-            return False
-        time.sleep(look_s)
-        look_s = min(2 * look_s, _LONGEST_LOOK_S)
-    return True
-
-
-def _unread_bytes(fd: int) -> int:
-    count = array.array("i", [0])
-    fcntl.ioctl(fd, termios.TIOCOUTQ, count)
-    return count[0]
+        return linger.wait_until_read(self._to.fileno(), limit_s)

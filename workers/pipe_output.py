@@ -15,8 +15,8 @@ import select
 from typing import NamedTuple
 
 from workers import engines, position, record_output
-from workers.journal_socket import wait_until_read
 from workers.line_buffer import LineBuffer
+from workers.linger import wait_until_read
 from workers.shared import Record
 
 TYPE_CHECKING = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from workers import engines, remainder, report
-from workers.journal_socket import wait_until_read
+from workers.linger import wait_until_read
 from workers.values import replace
 
 TYPE_CHECKING = False
