@@ -26,10 +26,10 @@ from tests.bench.case import Case, Sample, Setting, Variant, at_most
 from tests.bench.cri import LEAST_HEAD_BYTES, run_command, until_logged
 from tests.bench.sites import MEMORY, WAIT, make_site, running
 from tests.harness.forked import finishing, forked
-from workers import output
-from workers.desk import Desk
-from workers.engines import Route
-from workers.ledger import Ledger
+from workers.copy import output
+from workers.copy.splice import Route
+from workers.process.context import Desk
+from workers.process.counters import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor import fds
-from supervisor.home import Home
+from supervisor.linux import fds
+from supervisor.state.claim import Home
 
 if TYPE_CHECKING:
     from pyfakefs.fake_filesystem import FakeFilesystem

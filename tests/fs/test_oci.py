@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor import oci
-from supervisor.errors import BundleError, RecordError
+from supervisor.linux.errors import BundleError, RecordError
+from supervisor.oci import documents
 
 if TYPE_CHECKING:
     from pyfakefs.fake_filesystem import FakeFilesystem
@@ -23,7 +23,7 @@ def _write(fs: FakeFilesystem, path: str, document: Any) -> None:
 
 def test_an_empty_object_is_a_process_with_every_default(fs: FakeFilesystem) -> None:
     _write(fs, PROCESS_PATH, {})
-    assert oci.read_process(PROCESS_PATH) == oci.ProcessRecord(
+    assert documents.read_process(PROCESS_PATH) == documents.ProcessRecord(
         terminal=False,
         is_exec=False,
         stdin="",
@@ -49,24 +49,26 @@ SHIM_FIELDS: dict[str, Any] = {
     "rootUID": 1,
     "rootGID": MOST_UID,
 }
-RECORD = oci.ProcessRecord(True, True, "in", "/out", "/err", ("--a", "b"), True, "/cp", 1, MOST_UID)
+RECORD = documents.ProcessRecord(
+    True, True, "in", "/out", "/err", ("--a", "b"), True, "/cp", 1, MOST_UID
+)
 
 
 def test_each_field_is_read_and_the_runtimes_own_are_left_alone(fs: FakeFilesystem) -> None:
     _write(fs, PROCESS_PATH, {**SHIM_FIELDS, "capabilities": ["x"], "args": 7})
-    assert oci.read_process(PROCESS_PATH) == RECORD
+    assert documents.read_process(PROCESS_PATH) == RECORD
 
 
 def test_null_counts_as_absent(fs: FakeFilesystem) -> None:
     _write(fs, PROCESS_PATH, dict.fromkeys(SHIM_FIELDS))
-    assert oci.read_process(PROCESS_PATH) == oci.ProcessRecord()
+    assert documents.read_process(PROCESS_PATH) == documents.ProcessRecord()
 
 
 def test_what_is_written_is_read_again_beside_the_processs_own_fields(fs: FakeFilesystem) -> None:
-    line = oci.encode_process({"args": ["sh"], "terminal": False, "cwd": "/"}, RECORD)
+    line = documents.encode_process({"args": ["sh"], "terminal": False, "cwd": "/"}, RECORD)
     assert line.endswith(b"}\n")
     fs.create_file(PROCESS_PATH, contents=line)
-    assert oci.read_process(PROCESS_PATH) == RECORD
+    assert documents.read_process(PROCESS_PATH) == RECORD
     assert json.loads(line) == {"args": ["sh"], "cwd": "/", **SHIM_FIELDS}
 
 
@@ -97,20 +99,20 @@ def test_a_field_of_the_wrong_shape_is_named_with_its_file_and_value(
 ) -> None:
     _write(fs, PROCESS_PATH, {field: value})
     with pytest.raises(RecordError) as caught:
-        oci.read_process(PROCESS_PATH)
+        documents.read_process(PROCESS_PATH)
     assert str(caught.value).startswith(f"{PROCESS_PATH}: {said}")
 
 
 def test_a_long_value_is_shown_in_short(fs: FakeFilesystem) -> None:
     _write(fs, PROCESS_PATH, {"terminal": "x" * 1000})
     with pytest.raises(RecordError, match=r"not a boolean: 'x{59}\.\.\.$"):
-        oci.read_process(PROCESS_PATH)
+        documents.read_process(PROCESS_PATH)
 
 
 def test_a_value_that_just_fits_is_shown_whole(fs: FakeFilesystem) -> None:
     _write(fs, PROCESS_PATH, {"terminal": "x" * 58})
     with pytest.raises(RecordError, match=r"not a boolean: 'x{58}'$"):
-        oci.read_process(PROCESS_PATH)
+        documents.read_process(PROCESS_PATH)
 
 
 @pytest.mark.parametrize(
@@ -130,53 +132,53 @@ def test_a_file_that_is_no_json_object_says_so(
     fs.create_file(PROCESS_PATH, contents=content)
     fs.create_file("/cp/config.json", contents=content)
     with pytest.raises(RecordError, match=said):
-        oci.read_process(PROCESS_PATH)
+        documents.read_process(PROCESS_PATH)
     with pytest.raises(RecordError, match=said):
-        oci.read_checkpoint("/cp")
+        documents.read_checkpoint("/cp")
     with pytest.raises(BundleError, match=said):
-        oci.read_bundle("/cp")
+        documents.read_bundle("/cp")
 
 
 def test_a_missing_file_is_named(fs: FakeFilesystem) -> None:
     fs.create_dir("/state")
     with pytest.raises(RecordError, match=r"^open /state/process\.json: no such file or dir"):
-        oci.read_process(PROCESS_PATH)
+        documents.read_process(PROCESS_PATH)
     with pytest.raises(BundleError, match=r"^open /b/config\.json: no such file or directory$"):
-        oci.read_bundle("/b")
+        documents.read_bundle("/b")
 
 
 @pytest.mark.parametrize("excess", [0, 1])
 def test_16_mib_are_read_and_a_byte_more_is_refused(fs: FakeFilesystem, excess: int) -> None:
-    fs.create_file(PROCESS_PATH, contents=b"{}" + b" " * (oci.MOST_JSON_BYTES - 2 + excess))
+    fs.create_file(PROCESS_PATH, contents=b"{}" + b" " * (documents.MOST_JSON_BYTES - 2 + excess))
     if excess:
         with pytest.raises(RecordError, match=f"larger than {16 << 20} bytes"):
-            oci.read_process(PROCESS_PATH)
+            documents.read_process(PROCESS_PATH)
     else:
-        assert oci.read_process(PROCESS_PATH) == oci.ProcessRecord()
+        assert documents.read_process(PROCESS_PATH) == documents.ProcessRecord()
 
 
 @pytest.mark.parametrize(
     ("document", "record"),
     [
-        ({}, oci.CheckpointRecord()),
-        ({"tcp": True}, oci.CheckpointRecord(tcp=True)),
-        ({"unixSockets": True}, oci.CheckpointRecord(unix_sockets=True)),
-        ({"shell": True}, oci.CheckpointRecord(shell=True)),
-        ({"emptyNS": ["network", "ipc"]}, oci.CheckpointRecord(empty_ns=("network", "ipc"))),
-        ({"emptyNS": None, "exit": True, "name": "x"}, oci.CheckpointRecord()),
+        ({}, documents.CheckpointRecord()),
+        ({"tcp": True}, documents.CheckpointRecord(tcp=True)),
+        ({"unixSockets": True}, documents.CheckpointRecord(unix_sockets=True)),
+        ({"shell": True}, documents.CheckpointRecord(shell=True)),
+        ({"emptyNS": ["network", "ipc"]}, documents.CheckpointRecord(empty_ns=("network", "ipc"))),
+        ({"emptyNS": None, "exit": True, "name": "x"}, documents.CheckpointRecord()),
     ],
 )
 def test_a_checkpoint_tells_how_it_was_taken(
-    fs: FakeFilesystem, document: dict[str, Any], record: oci.CheckpointRecord
+    fs: FakeFilesystem, document: dict[str, Any], record: documents.CheckpointRecord
 ) -> None:
     _write(fs, "/cp/config.json", document)
-    assert oci.read_checkpoint("/cp") == record
+    assert documents.read_checkpoint("/cp") == record
 
 
 def test_a_checkpoints_field_of_the_wrong_shape_is_named(fs: FakeFilesystem) -> None:
     _write(fs, "/cp/config.json", {"tcp": 1})
     with pytest.raises(RecordError, match=r"^/cp/config\.json: tcp: not a boolean: 1$"):
-        oci.read_checkpoint("/cp")
+        documents.read_checkpoint("/cp")
 
 
 @pytest.mark.parametrize(
@@ -208,7 +210,7 @@ def test_a_bundle_tells_its_terminal_and_who_its_root_is_on_the_host(
     fs: FakeFilesystem, document: dict[str, Any], terminal: bool, uid: int, gid: int
 ) -> None:
     _write(fs, "/b/config.json", document)
-    assert oci.read_bundle("/b") == oci.Bundle("/b", terminal, uid, gid, "", document)
+    assert documents.read_bundle("/b") == documents.Bundle("/b", terminal, uid, gid, "", document)
 
 
 @pytest.mark.parametrize(
@@ -230,21 +232,23 @@ def test_a_bundles_field_of_the_wrong_shape_is_named(
 ) -> None:
     _write(fs, "/b/config.json", document)
     with pytest.raises(BundleError) as caught:
-        oci.read_bundle("/b")
+        documents.read_bundle("/b")
     assert str(caught.value) == f"/b/config.json: {said}"
 
 
 def test_a_bundle_tells_its_cgroup(fs: FakeFilesystem) -> None:
     _write(fs, "/b/config.json", {"linux": {"cgroupsPath": "/own"}})
-    assert oci.read_bundle("/b").cgroups_path == "/own"
+    assert documents.read_bundle("/b").cgroups_path == "/own"
 
 
-def _bundle(document: dict[str, Any], cgroups_path: str = "") -> oci.Bundle:
-    return oci.Bundle("/b", False, 0, 0, cgroups_path, document)
+def _bundle(document: dict[str, Any], cgroups_path: str = "") -> documents.Bundle:
+    return documents.Bundle("/b", False, 0, 0, cgroups_path, document)
 
 
-def _variant(bundle: oci.Bundle, *, terminal: bool = False, cgroups_path: str = "") -> object:
-    variant = oci.variant(bundle, terminal=terminal, cgroups_path=cgroups_path, is_elsewhere=True)
+def _variant(bundle: documents.Bundle, *, terminal: bool = False, cgroups_path: str = "") -> object:
+    variant = documents.variant(
+        bundle, terminal=terminal, cgroups_path=cgroups_path, is_elsewhere=True
+    )
     return None if variant is None else json.loads(variant)
 
 
@@ -311,7 +315,7 @@ def test_a_bundles_own_cgroup_is_left_alone() -> None:
 def test_a_config_that_stays_in_its_bundle_keeps_its_relative_paths() -> None:
     mounts = [{"source": "data", "destination": "/data", "type": "bind"}]
     document = {"root": {"path": "rootfs"}, "mounts": mounts}
-    variant = oci.variant(_bundle(document), terminal=True, cgroups_path="")
+    variant = documents.variant(_bundle(document), terminal=True, cgroups_path="")
     assert variant is not None
     assert json.loads(variant) == {**document, "process": {"terminal": True}}
 
@@ -320,7 +324,7 @@ def test_a_bundle_that_needs_no_change_is_used_as_it_is() -> None:
     assert _variant(_bundle({"root": {"path": "rootfs"}})) is None
 
 
-ADDITION = oci.Addition("/state/notify", "/run/notify", {"NOTIFY_SOCKET": "/run/notify/sock"})
+ADDITION = documents.Addition("/state/notify", "/run/notify", {"NOTIFY_SOCKET": "/run/notify/sock"})
 
 
 @pytest.mark.parametrize(
@@ -336,7 +340,9 @@ ADDITION = oci.Addition("/state/notify", "/run/notify", {"NOTIFY_SOCKET": "/run/
 def test_an_addition_comes_last_and_takes_the_place_of_variables(
     fs: FakeFilesystem, document: dict[str, object], env: list[str], mounts: list[object]
 ) -> None:
-    variant = oci.variant(_bundle(document), terminal=False, cgroups_path="", addition=ADDITION)
+    variant = documents.variant(
+        _bundle(document), terminal=False, cgroups_path="", addition=ADDITION
+    )
     assert variant is not None
     made = json.loads(variant)
     assert made["process"]["env"] == [*env, "NOTIFY_SOCKET=/run/notify/sock"]
@@ -360,5 +366,5 @@ def test_what_an_addition_cannot_be_added_to_is_named(
     fs: FakeFilesystem, document: dict[str, object], said: str
 ) -> None:
     with pytest.raises(BundleError) as caught:
-        oci.variant(_bundle(document), terminal=False, cgroups_path="", addition=ADDITION)
+        documents.variant(_bundle(document), terminal=False, cgroups_path="", addition=ADDITION)
     assert str(caught.value).endswith(f"config.json: {said}")

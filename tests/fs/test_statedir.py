@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import statedir
-from supervisor.errors import ShimError
+from supervisor.linux.errors import ShimError
+from supervisor.state import directory
 
 if TYPE_CHECKING:
     from pyfakefs.fake_filesystem import FakeFilesystem
@@ -27,7 +27,7 @@ def state_dir(fs: FakeFilesystem) -> FakeFilesystem:
 )
 def test_a_pid_is_a_decimal_number(state_dir: FakeFilesystem, content: str, pid: int) -> None:
     state_dir.create_file("pid", contents=content)
-    assert statedir.read_pid() == pid
+    assert directory.read_pid() == pid
 
 
 @pytest.mark.parametrize(
@@ -52,27 +52,27 @@ def test_a_pid_is_a_decimal_number(state_dir: FakeFilesystem, content: str, pid:
 def test_anything_else_is_no_pid(state_dir: FakeFilesystem, content: str) -> None:
     state_dir.create_file("pid", contents=content, encoding="utf-8")
     with pytest.raises(ShimError, match=r"^pid: not a process id: '"):
-        statedir.read_pid()
+        directory.read_pid()
 
 
 def test_a_missing_pid_is_said_as_an_open_that_failed(state_dir: FakeFilesystem) -> None:
     assert not state_dir.exists("pid")
     with pytest.raises(ShimError, match=r"^open pid: no such file or directory$"):
-        statedir.read_pid()
+        directory.read_pid()
 
 
 def test_a_stale_pid_is_removed_and_none_is_no_error(state_dir: FakeFilesystem) -> None:
     state_dir.create_file("pid", contents="7")
-    statedir.remove_stale_pid()
+    directory.remove_stale_pid()
     assert not state_dir.exists("/state/pid")
-    statedir.remove_stale_pid()
+    directory.remove_stale_pid()
 
 
 @pytest.mark.parametrize("status", [0, 7, 137, 255])
 def test_the_exit_status_is_decimal_without_a_newline(
     state_dir: FakeFilesystem, status: int
 ) -> None:
-    reserved = statedir.ExitStatusFile()
+    reserved = directory.ExitStatusFile()
     assert not state_dir.exists("/state/exitStatus")
     reserved.write(str(status))
     reserved.close()
@@ -81,16 +81,16 @@ def test_the_exit_status_is_decimal_without_a_newline(
 
 
 def test_an_exit_status_that_never_came_leaves_nothing(state_dir: FakeFilesystem) -> None:
-    statedir.ExitStatusFile().close()
+    directory.ExitStatusFile().close()
     assert os.listdir("/state") == []
-    reserved = statedir.ExitStatusFile()
+    reserved = directory.ExitStatusFile()
     state_dir.remove_object(f"/state/.exitStatus.{os.getpid()}")
     reserved.close()
 
 
 def test_a_file_is_replaced_whole_and_gets_its_mode(state_dir: FakeFilesystem) -> None:
     state_dir.create_file("name", contents="a long content that was there before")
-    statedir.write_file("name", b"new", 0o600)
+    directory.write_file("name", b"new", 0o600)
     found = state_dir.get_object("/state/name")
     assert found.contents == "new"
     assert stat.S_IMODE(found.st_mode) == 0o600
@@ -101,25 +101,25 @@ def test_what_a_killed_supervisor_with_our_pid_left_is_no_obstacle(
     state_dir: FakeFilesystem,
 ) -> None:
     state_dir.create_file(f".name.{os.getpid()}", contents="half")
-    statedir.write_file("name", b"whole")
+    directory.write_file("name", b"whole")
     assert os.listdir("/state") == ["name"]
 
 
 def test_a_file_that_cannot_be_renamed_leaves_nothing_behind(state_dir: FakeFilesystem) -> None:
     state_dir.create_dir("/state/name")
     with pytest.raises(IsADirectoryError):
-        statedir.write_file("name", b"x")
+        directory.write_file("name", b"x")
     assert os.listdir("/state") == ["name"]
 
 
 def test_an_empty_file_can_be_written(state_dir: FakeFilesystem) -> None:
-    statedir.write_file("name", b"")
+    directory.write_file("name", b"")
     assert state_dir.get_object("/state/name").contents == ""
 
 
 def test_the_log_is_appended_to(state_dir: FakeFilesystem) -> None:
     state_dir.create_file("shim-log.json", contents="before\n")
-    log = statedir.open_log()
+    log = directory.open_log()
     log.info("after")
     log.close()
     content = state_dir.get_object("/state/shim-log.json").contents
@@ -130,10 +130,10 @@ def test_the_log_is_appended_to(state_dir: FakeFilesystem) -> None:
 def test_a_log_that_cannot_be_opened_is_an_error(state_dir: FakeFilesystem) -> None:
     state_dir.create_dir("/state/shim-log.json")
     with pytest.raises(ShimError, match=r"^open shim-log\.json: is a directory$"):
-        statedir.open_log()
+        directory.open_log()
 
 
 def test_a_missing_fifo_is_an_error(state_dir: FakeFilesystem) -> None:
     assert not state_dir.exists("exit")
     with pytest.raises(ShimError, match=r"^open exit: no such file or directory$"):
-        statedir.open_fifo("exit")
+        directory.open_fifo("exit")

@@ -8,9 +8,9 @@ import signal
 import tty
 from typing import TYPE_CHECKING
 
-from supervisor import fds
-from supervisor.crew import Crew
-from supervisor.stream import Stream
+from supervisor.io.stream import Stream
+from supervisor.io.workers import Crew
+from supervisor.linux import fds
 from tests.harness import waiting
 from tests.harness.forked import has_no_children
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from supervisor import adoption
-from supervisor.errors import ShimError
+from supervisor.handover import discover
+from supervisor.linux.errors import ShimError
 from tests.harness import waiting
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def wait_laid_down(state_dir: Path) -> None:
 
 def _is_laid_down(state_dir: Path) -> bool:
     try:
-        deposit = adoption.find(str(state_dir))
+        deposit = discover.find(str(state_dir))
     except (ShimError, FileNotFoundError):
         return False
     try:

@@ -108,5 +108,5 @@ def die_writing(work: Callable[[], None], written_bytes: int) -> None:
 
 def small_intakes(monkeypatch: pytest.MonkeyPatch, intake_bytes: int) -> None:
     """Let the line buffers made from now on be small, so that few bytes take every path."""
-    monkeypatch.setattr("workers.line_buffer.INTAKE_BYTES", intake_bytes)
-    monkeypatch.setattr("workers.intake.INTAKE_BYTES", intake_bytes)
+    monkeypatch.setattr("workers.lines.buffer.INTAKE_BYTES", intake_bytes)
+    monkeypatch.setattr("workers.lines.reader.INTAKE_BYTES", intake_bytes)

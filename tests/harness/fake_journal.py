@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from supervisor import spawn
+from supervisor.linux import spawn
 from tests.harness.forked import Child
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import setproctitle  # noqa: F401 -- as a supervisor has it before it forks its first worker
 
-from supervisor import spawn, waitstatus
+from supervisor.linux import exit_status, spawn
 from tests.harness import waiting
 
 if TYPE_CHECKING:
@@ -23,18 +23,18 @@ class Child:
     def __init__(self, pid: int) -> None:
         """Take ownership of a child that nobody has waited for."""
         self.pid = pid
-        self._ended: waitstatus.Termination | None = None
+        self._ended: exit_status.Termination | None = None
 
-    def wait(self) -> waitstatus.Termination:
+    def wait(self) -> exit_status.Termination:
         """Wait for its end and reap it; a second call returns the same."""
         if self._ended is None:
             waiting.wait_process(self.pid)
             info = os.waitid(os.P_PID, self.pid, os.WEXITED)
             assert info is not None
-            self._ended = waitstatus.from_siginfo(info)
+            self._ended = exit_status.from_siginfo(info)
         return self._ended
 
-    def kill(self) -> waitstatus.Termination:
+    def kill(self) -> exit_status.Termination:
         """Kill it with SIGKILL, if it lives, and reap it."""
         if self._ended is None:
             os.kill(self.pid, signal.SIGKILL)

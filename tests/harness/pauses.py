@@ -6,10 +6,10 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING
 
-from supervisor import fds
+from supervisor.linux import fds
 from tests.harness import waiting
-from workers import engines
-from workers.pace import Pace
+from workers.copy import splice
+from workers.copy.batching import Pace
 
 if TYPE_CHECKING:
     import pytest
@@ -25,7 +25,7 @@ class Pauses:
         self._said = fds.pipe(4096)
         self._over = fds.pipe(4096)
         made = partial(Pace, fds.PIPE_BYTES, clock=lambda: 0.0, pause=self._pause)
-        monkeypatch.setattr(engines, "pace_of", lambda *_words: made())
+        monkeypatch.setattr(splice, "pace_of", lambda *_words: made())
 
     @property
     def fds(self) -> tuple[int, ...]:

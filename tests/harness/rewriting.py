@@ -6,22 +6,24 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from supervisor import fds
-from supervisor.waitstatus import Exited
+from supervisor.linux import fds
+from supervisor.linux.exit_status import Exited
 from tests.harness import waiting
 from tests.harness.forked import forked
-from workers import engines, log_output, report
-from workers.desk import Desk
-from workers.ledger import Ledger
-from workers.line_buffer import BLOCK
-from workers.logfile import LogFile
+from workers.copy import splice
+from workers.lines.buffer import BLOCK
+from workers.process import report
+from workers.process.context import Desk
+from workers.process.counters import Ledger
+from workers.sinks import log_output
+from workers.sinks.log_file import LogFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from contextlib import ExitStack
     from pathlib import Path
 
-    from workers.logfile import Format
+    from workers.sinks.log_file import Format
 
 
 class Feed:
@@ -38,9 +40,9 @@ class Feed:
         self.report_rfd, self.report_wfd = fds.pipe(4096)
 
     @property
-    def route(self) -> engines.Route:
+    def route(self) -> splice.Route:
         scratch = (self.scratch[0].fileno(), self.scratch[1].fileno())
-        return engines.Route(self.source_rfd.fileno(), -1, scratch)
+        return splice.Route(self.source_rfd.fileno(), -1, scratch)
 
     def desk(self, *, hold_s: float = 0.0, told_dropped_bytes: int = 0) -> Desk:
         return Desk(

@@ -6,11 +6,11 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from supervisor import fds
-from supervisor.log import Log
-from supervisor.loop import Loop
-from supervisor.reaper import Reaper
-from supervisor.signals import SignalRouter
+from supervisor.linux import fds
+from supervisor.linux.event_loop import Loop
+from supervisor.linux.reaper import Reaper
+from supervisor.linux.signals import SignalRouter
+from supervisor.state.log import Log
 from tests.harness import shim_log, waiting
 
 if TYPE_CHECKING:

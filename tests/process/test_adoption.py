@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import adoption
-from supervisor.deposit import Deposit, Parcel
-from supervisor.waitstatus import Exited
+from supervisor.handover import discover
+from supervisor.linux.exit_status import Exited
+from supervisor.state.fd_store import Deposit, Parcel
 from tests.harness.forked import forked
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.process
 
-NAMES = ":".join(adoption.KEPT_NAMES)
+NAMES = ":".join(discover.KEPT_NAMES)
 
 
 def _started(ends: list[int], names: str, check: Callable[[dict[str, str]], None]) -> None:
@@ -47,7 +47,7 @@ def ends() -> list[int]:
 
 def test_what_was_kept_is_taken_and_the_environment_tells_no_more_of_it(ends: list[int]) -> None:
     def check(environment: dict[str, str]) -> None:
-        kept = adoption.take_kept(environment)
+        kept = discover.take_kept(environment)
         assert kept is not None
         assert kept.fds == (3, 4)
         assert not os.get_inheritable(3)
@@ -64,7 +64,7 @@ def test_of_several_the_last_counts_and_others_are_left_to_others(ends: list[int
     rfd, wfd = os.pipe()
 
     def check(environment: dict[str, str]) -> None:
-        kept = adoption.take_kept(environment)
+        kept = discover.take_kept(environment)
         assert kept is not None
         assert kept.fds == (6, 7)
         assert os.path.exists("/proc/self/fd/5")  # somebody else's
@@ -79,9 +79,9 @@ def test_of_several_the_last_counts_and_others_are_left_to_others(ends: list[int
 
 def test_what_is_not_ours_is_not_taken(ends: list[int]) -> None:
     def check(environment: dict[str, str]) -> None:
-        assert adoption.take_kept({**environment, "LISTEN_PID": "1"}) is None
-        assert adoption.take_kept({**environment, "LISTEN_FDNAMES": "web:api"}) is None
-        assert adoption.take_kept({"TERM": "dumb"}) is None
+        assert discover.take_kept({**environment, "LISTEN_PID": "1"}) is None
+        assert discover.take_kept({**environment, "LISTEN_FDNAMES": "web:api"}) is None
+        assert discover.take_kept({"TERM": "dumb"}) is None
 
     _started(ends, NAMES, check)
     for end in ends:
@@ -92,7 +92,7 @@ def test_sockets_that_are_no_deposit_are_closed() -> None:
     pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
 
     def check(environment: dict[str, str]) -> None:
-        assert adoption.take_kept(environment) is None
+        assert discover.take_kept(environment) is None
         assert not os.path.exists("/proc/self/fd/3")
 
     _started([each.fileno() for each in pair], NAMES, check)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import spawn
-from supervisor.calls import RuntimeCalls, ask_runtime
-from supervisor.creation import Remains, explain
-from supervisor.errors import RuntimeMissingError, ShimError
-from supervisor.runtime import RuntimeCaller
-from supervisor.waitstatus import Exited, Killed, Termination
+from supervisor.linux import spawn
+from supervisor.linux.errors import RuntimeMissingError, ShimError
+from supervisor.linux.exit_status import Exited, Killed, Termination
+from supervisor.oci.command_line import RuntimeCaller
+from supervisor.oci.create import Remains, explain
+from supervisor.oci.invoke import RuntimeCalls, ask_runtime
 from tests.harness.forked import has_no_children
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def test_a_front_end_that_inherited_an_ignored_sigchld_can_ask_all_the_same(
 ) -> None:
     runtime = _script(tmp_path / "runtime", "echo fine")
     code = (
-        "import signal; from supervisor.calls import ask_runtime\n"
+        "import signal; from supervisor.oci.invoke import ask_runtime\n"
         "assert signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN\n"
         f"assert ask_runtime({runtime!r}, ['x']) == b'fine\\n'\n"
     )

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import console
-from supervisor.console import ConsoleSocket
-from supervisor.terminal import UserTerminal, find_terminal
-from supervisor.waitstatus import Exited
+from supervisor.io.user_terminal import UserTerminal, find_terminal
+from supervisor.linux.exit_status import Exited
+from supervisor.oci import console_socket
+from supervisor.oci.console_socket import ConsoleSocket
 from tests.harness import waiting
 from tests.harness.forked import forked
 
@@ -120,7 +120,7 @@ def test_a_temporary_directory_of_few_characters_is_used(monkeypatch: pytest.Mon
 def test_a_socket_that_cannot_be_bound_leaves_no_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console, "_SUN_PATH_MAX", 10_000)
+    monkeypatch.setattr(console_socket, "_SUN_PATH_MAX", 10_000)
     directory = tmp_path / ("x" * 150)
     directory.mkdir()
     monkeypatch.setenv("TMPDIR", str(directory))
@@ -141,7 +141,7 @@ def test_a_temporary_directory_that_is_missing_is_an_error(
 @pytest.mark.parametrize("size", [(80, 24), (0, 0), (65535, 65535), (1, 2)])
 def test_a_size_is_columns_by_rows(pair: tuple[int, int], size: tuple[int, int]) -> None:
     termios.tcsetwinsize(pair[0], (size[1], size[0]))
-    assert console.size(pair[1]) == size
+    assert console_socket.size(pair[1]) == size
     assert UserTerminal(pair[1], is_input=False).size() == size
     assert os.get_terminal_size(pair[1]) == size
 

@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import fds, mending, spawn
-from supervisor.mending import Mend
+from supervisor.children import restart_policy
+from supervisor.children.restart_policy import Mend
+from supervisor.linux import fds, spawn
 from tests.harness import waiting
 from tests.harness.forked import has_no_children
-from workers import engines, output, report, stdin
+from workers.copy import output, splice, stdin
+from workers.process import report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.harness.crew_site import Site
-    from workers.desk import Desk
+    from workers.process.context import Desk
 
 pytestmark = pytest.mark.process
 
@@ -84,7 +86,7 @@ def test_a_worker_that_dies_again_and_again_without_progress_is_given_pauses(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output, "work", lambda _desk, _route: os._exit(3))
-    monkeypatch.setattr(mending, "_SHORTEST_PAUSE_S", 1e-6)
+    monkeypatch.setattr(restart_policy, "_SHORTEST_PAUSE_S", 1e-6)
     _writer, _reader, stream = site.output()
     site.crew.start()
     site.run_until(lambda: stream.deaths == 20)
@@ -104,16 +106,16 @@ def test_a_stream_whose_workers_do_not_live_says_so_until_one_does(
 ) -> None:
     work = output.work
     monkeypatch.setattr(output, "work", lambda _desk, _route: os._exit(3))
-    monkeypatch.setattr(mending, "_SHORTEST_PAUSE_S", 1e-6)
+    monkeypatch.setattr(restart_policy, "_SHORTEST_PAUSE_S", 1e-6)
     writer, reader, stream = site.output()
     site.crew.start()
     site.run_until(lambda: site.crew.trouble(stream) != "")
     assert site.troubles > 0
-    assert stream.deaths == mending.DEGRADED_AFTER
+    assert stream.deaths == restart_policy.DEGRADED_AFTER
     assert site.crew.trouble(stream) == "degraded: its workers do not live: exit status 3"
     monkeypatch.setattr(output, "work", work)
     os.write(writer, b"x")
-    site.run_until(lambda: stream.deaths > mending.DEGRADED_AFTER and stream.pid > 0)
+    site.run_until(lambda: stream.deaths > restart_policy.DEGRADED_AFTER and stream.pid > 0)
     waiting.wait_readable(reader)
     waiting.wait_true(lambda: site.crew.copied_bytes(stream) == 1)
     assert site.crew.trouble(stream) == ""
@@ -141,7 +143,7 @@ def test_a_report_that_is_junk_counts_as_a_crash(
 ) -> None:
     work = output.work
 
-    def junk(desk: Desk, _route: engines.Route) -> None:
+    def junk(desk: Desk, _route: splice.Route) -> None:
         monkeypatch.setattr(output, "work", work)
         rest = memoryview(record)
         while rest:
@@ -192,7 +194,7 @@ def test_a_console_whose_sink_nobody_reads_is_read_on_and_thrown_away(site: Site
 def test_a_full_disk_is_tried_again_and_said_once(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mending, "_SHORTEST_PAUSE_S", 1e-6)
+    monkeypatch.setattr(restart_policy, "_SHORTEST_PAUSE_S", 1e-6)
     writer, _reader, stream = site.output(sink=fds.Fd(os.open("/dev/full", os.O_WRONLY)))
     site.crew.start()
     for errors in range(1, 6):
@@ -205,9 +207,9 @@ def test_a_full_disk_is_tried_again_and_said_once(
 
 
 def test_an_error_after_progress_is_said_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mending, "_SHORTEST_PAUSE_S", 1e-6)
+    monkeypatch.setattr(restart_policy, "_SHORTEST_PAUSE_S", 1e-6)
 
-    def moves_a_little(desk: Desk, _route: engines.Route) -> None:
+    def moves_a_little(desk: Desk, _route: splice.Route) -> None:
         desk.moved(1)
         desk.send(report.Report(desk.stream, 1, errno.ENOSPC, "sink"))
 
@@ -243,7 +245,7 @@ def test_stdin_is_closed_at_its_end_and_the_container_sees_it(site: Site) -> Non
 
 
 def test_a_stdin_that_fails_is_said_and_closed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(desk: Desk, _route: engines.Route, _raw: stdin.RawTerminal | None) -> None:
+    def fails(desk: Desk, _route: splice.Route, _raw: stdin.RawTerminal | None) -> None:
         desk.send(report.Report("stdin", 0, errno.EISDIR, "source"))
 
     monkeypatch.setattr(stdin, "work", fails)
@@ -267,7 +269,7 @@ def test_a_fork_that_fails_is_tried_again(site: Site, monkeypatch: pytest.Monkey
         return fork_worker(work)
 
     monkeypatch.setattr(spawn, "fork_worker", fails_twice)
-    monkeypatch.setattr(mending, "FORK_AGAIN_S", 1e-6)
+    monkeypatch.setattr(restart_policy, "FORK_AGAIN_S", 1e-6)
     writer, reader, stream = site.output()
     site.crew.start()
     os.write(writer, b"x")
@@ -295,7 +297,9 @@ def test_a_stream_that_ends_while_a_fork_is_refused_is_over(
     site.disown(writer)
     site.run_until(lambda: stream.is_over)
     is_later: list[bool] = []
-    site.yard.loop.call_after("later", 2 * mending.FORK_AGAIN_S, lambda: is_later.append(True))
+    site.yard.loop.call_after(
+        "later", 2 * restart_policy.FORK_AGAIN_S, lambda: is_later.append(True)
+    )
     site.run_until(lambda: bool(is_later))
     assert (stream.pid, stream.deaths) == (0, 0)
     assert not site.crew.has_workers
@@ -336,7 +340,7 @@ def test_a_stream_that_is_given_up_in_a_pause_is_not_given_another_worker(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("_SHORTEST_PAUSE_S", "LONGEST_PAUSE_S"):
-        monkeypatch.setattr(mending, name, 3600.0)  # no worker comes while we look
+        monkeypatch.setattr(restart_policy, name, 3600.0)  # no worker comes while we look
     site.crew._longest_pause_s = 3600.0
     writer, _reader, stream = site.output(sink=fds.Fd(os.open("/dev/full", os.O_WRONLY)))
     site.crew.start()
@@ -351,7 +355,7 @@ def test_a_stream_that_is_given_up_in_a_pause_is_not_given_another_worker(
 
 def _endless_pauses(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_SHORTEST_PAUSE_S", "LONGEST_PAUSE_S", "LONGEST_PAUSE_IN_DRAIN_S"):
-        monkeypatch.setattr(mending, name, 3600.0)
+        monkeypatch.setattr(restart_policy, name, 3600.0)
     site.crew._longest_pause_s = 3600.0
 
 
@@ -380,7 +384,7 @@ def test_workers_that_die_at_work_are_followed_by_one_that_rests(
 ) -> None:
     _endless_pauses(site, monkeypatch)
 
-    def works_badly(desk: Desk, route: engines.Route) -> None:
+    def works_badly(desk: Desk, route: splice.Route) -> None:
         desk.sit_down(route.fds)
         os._exit(3)
 
@@ -399,7 +403,7 @@ def test_workers_that_die_at_work_are_followed_by_one_that_rests(
 def test_without_a_free_descriptor_a_killed_worker_is_replaced_later(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mending, "FORK_AGAIN_S", 0.01)
+    monkeypatch.setattr(restart_policy, "FORK_AGAIN_S", 0.01)
     writer, reader, stream = site.output()
     site.crew.start()
     before = resource.getrlimit(resource.RLIMIT_NOFILE)

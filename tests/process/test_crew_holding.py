@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import fds, mending, spawn
-from supervisor.deposit import Deposit, Parcel
-from supervisor.stream import Stream
+from supervisor.children import restart_policy
+from supervisor.io.stream import Stream
+from supervisor.linux import fds, spawn
+from supervisor.state.fd_store import Deposit, Parcel
 from tests.harness import waiting
 from tests.harness.crew_site import Site
-from workers import engines, output, report
+from workers.copy import output, splice
+from workers.process import report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from tests.harness.yard import Yard
-    from workers.desk import Desk
+    from workers.process.context import Desk
 
 pytestmark = pytest.mark.process
 
@@ -38,7 +40,7 @@ def site(yard: Yard) -> Iterator[Site]:
         made.close()
 
 
-def _fails(desk: Desk, route: engines.Route) -> None:
+def _fails(desk: Desk, route: splice.Route) -> None:
     desk.sit_down(route.fds)
     desk.send_and_keep(report.Report(desk.stream, 0, errno.ENOSPC, "sink"))
 
@@ -110,7 +112,7 @@ def test_a_fork_that_was_refused_leaves_no_pause_for_a_dead_container(
         site.run_until(lambda: bool(stream.failed_forks))
         site.crew.hurry()
     site.run_until(lambda: not stream.failed_forks)
-    assert stream.held_until_s - time.monotonic() <= mending.LONGEST_PAUSE_IN_DRAIN_S
+    assert stream.held_until_s - time.monotonic() <= restart_policy.LONGEST_PAUSE_IN_DRAIN_S
 
 
 def test_the_workers_of_a_killed_supervisor_go_on_until_there_are_others(

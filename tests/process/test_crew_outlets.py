@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor import fds, mending
-from supervisor.deposit import Parcel
-from supervisor.errors import ShimError
-from supervisor.mending import Mend
-from supervisor.outlets import Drops
-from supervisor.stream import Stream
+from supervisor.children import restart_policy
+from supervisor.children.restart_policy import Mend
+from supervisor.io.stream import Stream
+from supervisor.linux import fds
+from supervisor.linux.errors import ShimError
+from supervisor.sinks.log_sinks import Drops
+from supervisor.state.fd_store import Parcel
 from tests.harness import waiting
 from tests.harness.crew_site import Site, stop_worker
-from workers import engines, report
+from workers.process import report
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from workers.desk import Desk
+    from workers.copy import splice
+    from workers.process.context import Desk
 
 pytestmark = pytest.mark.process
 
@@ -48,7 +50,7 @@ class Recorder:
     def has_room(self, _sink_fd: int) -> bool:
         return not self.is_full
 
-    def work(self, desk: Desk, route: engines.Route) -> None:
+    def work(self, desk: Desk, route: splice.Route) -> None:
         if self.is_broken:
             desk.sit_down(())
             desk.send(report.Report(desk.stream, 0, errno.EPIPE, "sink"))
@@ -122,7 +124,7 @@ def test_a_stream_of_records_is_hung_up_in_a_pause_and_its_worker_comes_at_once(
     recorder = Recorder(tmp_path)
     recorder.is_broken, recorder.renewed = True, 1
     for name in ("_SHORTEST_PAUSE_S", "LONGEST_PAUSE_S"):
-        monkeypatch.setattr(mending, name, 3600.0)
+        monkeypatch.setattr(restart_policy, name, 3600.0)
     site.crew._longest_pause_s = 3600.0
     _writer, stream = _recorded(site, recorder)
     site.crew.start()

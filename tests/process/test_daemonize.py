@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from supervisor import fds
-from supervisor.daemonize import Herald
+from supervisor.cli.daemon import Herald
+from supervisor.linux import fds
 from tests.harness import waiting
 
 pytestmark = pytest.mark.process

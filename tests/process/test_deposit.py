@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor import adoption, deposit, fds, upgrade
-from supervisor.command import HANDOVER_VARIABLE
-from supervisor.deposit import Contents, Deposit, DepositError, Parcel
+from supervisor.handover import discover, reexec
+from supervisor.handover.own_command import HANDOVER_VARIABLE
+from supervisor.linux import fds
+from supervisor.state import fd_store
+from supervisor.state.fd_store import Contents, Deposit, DepositError, Parcel
 from tests.harness import waiting
 from tests.harness.forked import forked
 
@@ -101,7 +103,7 @@ def test_what_does_not_fit_changes_nothing(place: Deposit) -> None:
 
 
 def test_another_version_is_refused(place: Deposit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deposit, "VERSION", 99)
+    monkeypatch.setattr(fd_store, "VERSION", 99)
     put(place)
     monkeypatch.undo()
     with pytest.raises(DepositError, match=r"state version 99, this forkshim reads \d+$"):
@@ -124,7 +126,7 @@ def test_somebody_elses_sockets_are_refused() -> None:
 @pytest.mark.parametrize("offset", [-1, 7])
 def test_somebody_elses_messages_stay_where_they_are(offset: int) -> None:
     front, back = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    front.setsockopt(socket.SOL_SOCKET, deposit._SO_PEEK_OFF, offset)
+    front.setsockopt(socket.SOL_SOCKET, fd_store._SO_PEEK_OFF, offset)
     said = [b"message %d" % number + b"x" * 30 for number in range(5)]
     for message in said:
         back.send(message)
@@ -132,7 +134,7 @@ def test_somebody_elses_messages_stay_where_they_are(offset: int) -> None:
     with pytest.raises(DepositError, match="not a supervisor's"):
         place.look()
     place.close()
-    assert front.getsockopt(socket.SOL_SOCKET, deposit._SO_PEEK_OFF) == offset
+    assert front.getsockopt(socket.SOL_SOCKET, fd_store._SO_PEEK_OFF) == offset
     front.setblocking(False)
     assert [front.recv(100) for _ in said] == said
     front.close()
@@ -140,9 +142,9 @@ def test_somebody_elses_messages_stay_where_they_are(offset: int) -> None:
 
 
 def find_and_look(state_dir: str) -> None:
-    found = adoption.find(state_dir)
+    found = discover.find(state_dir)
     try:
-        adoption.look(found, state_dir)
+        discover.look(found, state_dir)
     finally:
         found.close()
 
@@ -161,7 +163,7 @@ def test_a_handover_that_leads_to_a_strangers_sockets_is_refused(
         before = os.listdir("/proc/self/fd")
         with pytest.raises(DepositError, match="not a supervisor's"):
             find_and_look(str(tmp_path))
-        adoption.end_workers(str(tmp_path))
+        discover.end_workers(str(tmp_path))
         assert waiting.is_alive(stranger.pid)
         assert len(os.listdir("/proc/self/fd")) == len(before)
     assert front.recv(5) + front.recv(5) == b"helloworld"
@@ -171,14 +173,14 @@ def test_a_handover_that_leads_to_a_strangers_sockets_is_refused(
 
 def test_what_a_supervisor_that_was_killed_left_peeking_is_found(place: Deposit) -> None:
     put(place, word="kept")
-    place._front.setsockopt(socket.SOL_SOCKET, deposit._SO_PEEK_OFF, deposit._MESSAGE_BYTES)
+    place._front.setsockopt(socket.SOL_SOCKET, fd_store._SO_PEEK_OFF, fd_store._MESSAGE_BYTES)
     assert look(place)["word"] == "kept"
 
 
 def test_a_document_that_could_still_be_changed_is_refused(
     place: Deposit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deposit, "_SEALS", 0)
+    monkeypatch.setattr(fd_store, "_SEALS", 0)
     put(place)
     monkeypatch.undo()
     with pytest.raises(DepositError, match="not a sealed document"):
@@ -189,7 +191,7 @@ def test_a_document_that_could_still_be_changed_is_refused(
 def test_an_odd_environment_is_one_line(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(HANDOVER_VARIABLE, text)
     with pytest.raises(DepositError, match="not ours"):
-        upgrade.arrive()
+        reexec.arrive()
     assert HANDOVER_VARIABLE not in os.environ
 
 
@@ -200,12 +202,12 @@ def test_a_document_for_another_process_is_refused(
     front, back = (os.dup(fd) for fd in place.fds)
     monkeypatch.setenv(HANDOVER_VARIABLE, f"become {front} {back} -1")
     with pytest.raises(DepositError, match="meant for another process"):
-        upgrade.arrive()
+        reexec.arrive()
     put(place, pid=os.getpid())
     front, back = (os.dup(fd) for fd in place.fds)
     monkeypatch.setenv(HANDOVER_VARIABLE, f"become {front} {back} -1")
     with pytest.raises(DepositError, match="parts of the document are missing"):
-        upgrade.arrive()
+        reexec.arrive()
 
 
 def test_what_systemd_has_kept_is_taken_only_by_the_process_it_is_for() -> None:
@@ -215,7 +217,7 @@ def test_what_systemd_has_kept_is_taken_only_by_the_process_it_is_for() -> None:
         {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "web.socket"},
     ):
         before = dict(environment)
-        assert adoption.take_kept(environment) is None
+        assert discover.take_kept(environment) is None
         assert environment == before
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor.drain import DrainWatch, Verdict
+from supervisor.io.drain import DrainWatch, Verdict
 from tests.harness import waiting
 from tests.harness.crew_site import Site, stop_worker
-from workers import output
+from workers.copy import output
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,24 +11,26 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import pytest
 
-from supervisor import fds
+from supervisor.linux import fds
 from tests.harness import dying, waiting
 from tests.harness.fake_journal import FakeJournal
 from tests.harness.forked import file_limit, forked
 from tests.harness.rewriting import Feed, LogSite, cri_streams
-from workers import journal_output, pipe_output, report
-from workers.cri import CriFormat, PlainFormat
-from workers.journal import Journal
-from workers.journal_fields import Origin
-from workers.ledger import Ledger
-from workers.line_buffer import DROP_NEW, DROP_OLD, LineBuffer
-from workers.pipe_output import Buffered
+from workers.journal import native_output
+from workers.journal.fields import Origin
+from workers.journal.native import Journal
+from workers.lines.buffer import DROP_NEW, DROP_OLD, LineBuffer
+from workers.process import report
+from workers.process.counters import Ledger
+from workers.sinks import buffered_fd
+from workers.sinks.buffered_fd import Buffered
+from workers.sinks.cri_format import CriFormat, PlainFormat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from workers.logfile import Format
+    from workers.sinks.log_file import Format
 
 pytestmark = pytest.mark.process
 
@@ -90,7 +92,7 @@ class PipeSite:
 
     def worker(self, hold_s: float = 0.0, told: int = 0) -> Callable[[], None]:
         desk = self.feed.desk(hold_s=hold_s, told_dropped_bytes=told)
-        return lambda: pipe_output.work(desk, self.feed.route, self.buffered, self.wfd.fileno())
+        return lambda: buffered_fd.work(desk, self.feed.route, self.buffered, self.wfd.fileno())
 
     def buffer(self) -> LineBuffer:
         return self.buffered.buffer
@@ -326,7 +328,7 @@ def test_a_journald_that_does_not_read_does_not_stop_the_container(
         )
         desk = feed.desk()
         fake.stop()
-        with forked(lambda: journal_output.work(desk, feed.route, journal, os.getppid())):
+        with forked(lambda: native_output.work(desk, feed.route, journal, os.getppid())):
             rest = memoryview(said)
             while rest:  # a blocking pipe: without a policy this would not come back
                 rest = rest[os.write(feed.source_wfd.fileno(), rest) :]

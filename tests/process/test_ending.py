@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import spawn
-from supervisor.ending import Ending
-from supervisor.notify import SILENT
-from supervisor.service import Service
+from supervisor.container.exit import Ending
+from supervisor.container.service_status import Service
+from supervisor.linux import spawn
+from supervisor.systemd.notify import SILENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import fds
-from supervisor.waitstatus import Exited, Killed
+from supervisor.linux import fds
+from supervisor.linux.exit_status import Exited, Killed
 from tests.harness import waiting
 from tests.harness.forked import file_limit, finishing, forked
 from tests.harness.pauses import Pauses
-from workers import engines, isolate, report
-from workers.desk import Desk
-from workers.ledger import Ledger
-from workers.output import work as output_work
-from workers.pace import LEAST_RUN
+from workers.copy import splice as engines
+from workers.copy.batching import LEAST_RUN
+from workers.copy.output import work as output_work
+from workers.process import isolate, report
+from workers.process.context import Desk
+from workers.process.counters import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

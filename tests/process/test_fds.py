@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor import fds
-from supervisor.waitstatus import Exited
+from supervisor.linux import fds
+from supervisor.linux.exit_status import Exited
 from tests.harness import waiting
 from tests.harness.forked import forked
 
@@ -165,7 +165,7 @@ def test_a_pipe_without_a_reader_is_told_from_one_with(tmp_path: Path) -> None:
 @pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1, 2], []])
 def test_closed_standard_descriptors_become_dev_null_and_others_stay(closed: list[int]) -> None:
     code = (
-        "import os; from supervisor import fds\n"
+        "import os; from supervisor.linux import fds\n"
         f"for fd in {closed}: os.close(fd)\n"
         "before = len(os.listdir('/proc/self/fd'))\n"
         "fds.ensure_stdio()\n"

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import fds, home, oci, statedir
-from supervisor.errors import AlreadySupervisedError, RecordError, ShimError
-from supervisor.waitstatus import Exited
+from supervisor.linux import fds
+from supervisor.linux.errors import AlreadySupervisedError, RecordError, ShimError
+from supervisor.linux.exit_status import Exited
+from supervisor.oci import documents
+from supervisor.state import claim, directory
 from tests.harness import mounts, waiting
 from tests.harness.forked import file_limit, forked
 
@@ -33,9 +35,9 @@ def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_fifos_of_a_state_directory_never_wait_and_never_end(state_dir: Path) -> None:
-    statedir.make_fifos()
+    directory.make_fifos()
     for name in ("exit", "control"):
-        fifo = statedir.open_fifo(name)
+        fifo = directory.open_fifo(name)
         assert not os.get_inheritable(fifo.fileno())
         with pytest.raises(BlockingIOError):
             os.read(fifo.fileno(), 1)
@@ -50,9 +52,9 @@ def test_the_fifos_of_a_state_directory_never_wait_and_never_end(state_dir: Path
 
 @pytest.mark.usefixtures("state_dir")
 def test_a_file_in_place_of_a_fifo_is_refused_and_closed() -> None:
-    statedir.write_file("exit", b"")
+    directory.write_file("exit", b"")
     with pytest.raises(ShimError, match=r"^open exit: not a fifo$"):
-        statedir.open_fifo("exit")
+        directory.open_fifo("exit")
 
 
 @pytest.mark.usefixtures("state_dir")
@@ -64,24 +66,24 @@ def test_a_fifo_or_a_directory_in_place_of_a_file_neither_holds_us_up_nor_leaks(
     for name in ("pid", "process.json"):
         make(state_dir / name)
     with pytest.raises(ShimError, match=r"^(open pid: is a directory|pid: not a process id: '')$"):
-        statedir.read_pid()
+        directory.read_pid()
     with pytest.raises(RecordError, match=r"^open process\.json: (is a directory|not a regular)"):
-        oci.read_process("process.json")
+        documents.read_process("process.json")
 
 
 def test_a_link_in_place_of_the_log_is_not_followed(state_dir: Path) -> None:
     (state_dir / "shim-log.json").symlink_to(state_dir / "elsewhere")
     with pytest.raises(ShimError, match=r"too many levels of symbolic links"):
-        statedir.open_log()
+        directory.open_log()
 
 
 def test_a_disk_that_takes_only_a_part_leaves_the_old_file_whole(state_dir: Path) -> None:
-    statedir.write_file("name", b"old")
+    directory.write_file("name", b"old")
 
     def work() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         with file_limit(10), pytest.raises(OSError, match=r"File too large") as caught:
-            statedir.write_file("name", b"n" * 100)
+            directory.write_file("name", b"n" * 100)
         assert caught.value.errno == errno.EFBIG
 
     with forked(work) as child:
@@ -114,7 +116,7 @@ def _fill() -> None:
 @pytest.mark.runc  # it mounts: only root may
 def test_an_exit_status_is_written_although_the_disk_has_become_full(tmp_path: Path) -> None:
     def reserved_in_time() -> None:
-        reserved = statedir.ExitStatusFile()
+        reserved = directory.ExitStatusFile()
         _fill()
         reserved.write("37")
         with open("exitStatus") as file:
@@ -128,7 +130,7 @@ def test_an_exit_status_is_written_although_the_disk_has_become_full(tmp_path: P
 def test_an_exit_status_finds_its_room_late_or_is_an_error(tmp_path: Path) -> None:
     def full_from_the_start() -> None:
         _fill()
-        reserved = statedir.ExitStatusFile()
+        reserved = directory.ExitStatusFile()
         with pytest.raises(OSError, match="No space left"):
             reserved.write("37")
         assert os.listdir(".") == ["full"]
@@ -140,46 +142,46 @@ def test_an_exit_status_finds_its_room_late_or_is_an_error(tmp_path: Path) -> No
 
 
 def test_an_id_can_be_claimed_once(tmp_path: Path) -> None:
-    claimed = home.claim(str(tmp_path / "root"), "web")
+    claimed = claim.claim(str(tmp_path / "root"), "web")
     path = tmp_path / "root" / "web"
     assert claimed.path == str(path)
     assert path.stat().st_mode & 0o777 == 0o700
     assert not os.get_inheritable(claimed.lock_fd)
     with pytest.raises(AlreadySupervisedError, match=r"already supervised$"):
-        home.claim(str(tmp_path / "root"), "web")
+        claim.claim(str(tmp_path / "root"), "web")
     (path / "supervisor.pid").write_text("1234\n")
     with pytest.raises(AlreadySupervisedError, match=r"already supervised by process 1234$"):
-        home.claim(str(tmp_path / "root"), "web")
+        claim.claim(str(tmp_path / "root"), "web")
     (path / "supervisor.pid").write_text("junk\n")
     with pytest.raises(AlreadySupervisedError, match=r"already supervised$"):
-        home.claim(str(tmp_path / "root"), "web")
-    other = home.claim(str(tmp_path / "root"), "other")
+        claim.claim(str(tmp_path / "root"), "web")
+    other = claim.claim(str(tmp_path / "root"), "other")
     other.release()
     claimed.release()
-    again = home.claim(str(tmp_path / "root"), "web")
+    again = claim.claim(str(tmp_path / "root"), "web")
     again.release()
 
 
 def test_a_claim_outlives_its_maker_in_a_fork(tmp_path: Path) -> None:
-    claimed = home.claim(str(tmp_path), "web")
+    claimed = claim.claim(str(tmp_path), "web")
     with forked(signal.pause) as child:
         claimed.release()
         with pytest.raises(AlreadySupervisedError):
-            home.claim(str(tmp_path), "web")
+            claim.claim(str(tmp_path), "web")
         child.kill()
-    home.claim(str(tmp_path), "web").release()
+    claim.claim(str(tmp_path), "web").release()
 
 
 def test_a_removed_home_leaves_nothing_and_can_be_claimed_again(
     tmp_path: Path, state_dir: Path
 ) -> None:
-    claimed = home.claim(str(tmp_path), "web")
+    claimed = claim.claim(str(tmp_path), "web")
     claimed.make_state_dir({})
     claimed.write_pid()
     claimed.remove()
     assert os.getcwd() == "/"
     assert not (state_dir / "web").exists()
-    home.claim(str(tmp_path), "web").release()
+    claim.claim(str(tmp_path), "web").release()
 
 
 def test_a_home_removed_between_its_open_and_its_lock_is_made_anew(
@@ -195,7 +197,7 @@ def test_a_home_removed_between_its_open_and_its_lock_is_made_anew(
         flock(fd, operation)
 
     monkeypatch.setattr(fcntl, "flock", owner_removes_it_first)
-    claimed = home.claim(str(tmp_path), "web")
+    claimed = claim.claim(str(tmp_path), "web")
     assert len(removed) == 1
     assert os.path.samestat(os.fstat(claimed.lock_fd), (tmp_path / "web").stat())
     claimed.release()
@@ -215,7 +217,7 @@ def test_a_home_replaced_between_its_open_and_its_lock_is_not_taken_for_the_old_
         flock(fd, operation)
 
     monkeypatch.setattr(fcntl, "flock", somebody_replaces_it_first)
-    claimed = home.claim(str(tmp_path), "web")
+    claimed = claim.claim(str(tmp_path), "web")
     assert not os.path.samestat(os.fstat(claimed.lock_fd), os.fstat(kept[0]))
     claimed.release()
     os.close(kept[0])
@@ -234,31 +236,31 @@ def test_a_home_removed_between_its_mkdir_and_its_open_is_made_anew(
             os.rmdir(path)
 
     monkeypatch.setattr(os, "mkdir", removed_at_once)
-    home.claim(str(tmp_path), "web").release()
+    claim.claim(str(tmp_path), "web").release()
     assert len(times) == 2
 
 
 def test_a_home_that_cannot_be_made_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ShimError, match=f"^{tmp_path}/file/root: not a directory$"):
-        home.claim(str(tmp_path / "file" / "root"), "web")
+        claim.claim(str(tmp_path / "file" / "root"), "web")
     with pytest.raises(ShimError, match=f"^{tmp_path}/file: not a directory$"):
-        home.claim(str(tmp_path), "file")
+        claim.claim(str(tmp_path), "file")
     (tmp_path / "link").symlink_to(tmp_path)
     with pytest.raises(ShimError, match=f"^{tmp_path}/link: (not a directory|too many levels)"):
-        home.claim(str(tmp_path), "link")
+        claim.claim(str(tmp_path), "link")
 
 
 def test_the_lock_is_free_as_soon_as_its_holder_is_killed(tmp_path: Path) -> None:
     rfd, wfd = os.pipe2(os.O_CLOEXEC)
 
     def work() -> None:
-        home.claim(str(tmp_path), "web")
+        claim.claim(str(tmp_path), "web")
         os.write(wfd, b"claimed")
         signal.pause()
 
     def claim_and_say() -> None:
-        claimed = home.claim(str(tmp_path), "web")
+        claimed = claim.claim(str(tmp_path), "web")
         os.write(wfd, str(claimed.lock_fd).encode())
         signal.pause()
 
@@ -267,11 +269,11 @@ def test_the_lock_is_free_as_soon_as_its_holder_is_killed(tmp_path: Path) -> Non
             waiting.wait_readable(rfd)
             os.read(rfd, 99)
             with pytest.raises(AlreadySupervisedError):
-                home.claim(str(tmp_path), "web")
+                claim.claim(str(tmp_path), "web")
             child.kill()
     os.close(rfd)
     os.close(wfd)
-    claimed = home.claim(str(tmp_path), "web")
+    claimed = claim.claim(str(tmp_path), "web")
     assert fds.Fd(claimed.lock_fd).is_open
     claimed.release()
 
@@ -288,6 +290,6 @@ def test_a_directory_that_cannot_be_synced_is_the_error_that_is_told(
 
     monkeypatch.setattr(os, "fsync", fails_for_directories)
     with pytest.raises(OSError, match="Input/output error"):
-        statedir.write_file("name", b"content")
+        directory.write_file("name", b"content")
     assert (state_dir / "name").read_bytes() == b"content"
     assert os.listdir(state_dir) == ["name"]

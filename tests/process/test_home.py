@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import home
-from supervisor.errors import AlreadySupervisedError, ShimError
-from supervisor.waitstatus import Exited
+from supervisor.linux.errors import AlreadySupervisedError, ShimError
+from supervisor.linux.exit_status import Exited
+from supervisor.state import claim as home
 from tests.harness import waiting
 from tests.harness.forked import forked
 

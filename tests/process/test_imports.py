@@ -11,11 +11,11 @@ import pytest
 pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parents[2]
-LATER = {"argparse", "asyncio", "shutil", "socket", "subprocess", "supervisor.crew"}
+LATER = {"argparse", "asyncio", "shutil", "socket", "subprocess", "supervisor.io.workers"}
 """Each costs milliseconds, and is needed only once the runtime works, or for an error."""
 
 
-@pytest.mark.parametrize("module", ["supervisor.shim_cli", "supervisor.cli"])
+@pytest.mark.parametrize("module", ["supervisor.frontends.statedir", "supervisor.cli.main"])
 def test_what_only_a_running_container_needs_is_imported_later(module: str) -> None:
     path = [str(ROOT), *sys.path]
     code = f"import sys; sys.path[:] = {path!r}; import {module}; print(*sys.modules)"

@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor.waitstatus import Exited, Killed
+from supervisor.linux.exit_status import Exited, Killed
 from tests.harness import dying, fake_journal, networks, waiting
 from tests.harness.fake_journal import FakeJournal
 from tests.harness.forked import forked
 from tests.harness.rewriting import Feed, Writer
-from workers import journal_output, journal_socket
-from workers import lines as line_loop
-from workers.intake import Intake
-from workers.journal import Journal, JournalWriter
-from workers.journal_fields import Origin, RecordMaker
-from workers.ledger import Ledger
-from workers.line_buffer import LineBuffer
-from workers.report import Report
+from workers.journal import native_output
+from workers.journal import socket as journal_socket
+from workers.journal.fields import Origin, RecordMaker
+from workers.journal.native import Journal, JournalWriter
+from workers.lines import copy as line_loop
+from workers.lines.buffer import LineBuffer
+from workers.lines.reader import Intake
+from workers.process.counters import Ledger
+from workers.process.report import Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,7 +55,7 @@ class JournalSite:
 
     def worker(self) -> Callable[[], None]:
         supervisor_pid = os.getpid()
-        return lambda: journal_output.work(
+        return lambda: native_output.work(
             self.feed.desk(), self.feed.route, self.journal, supervisor_pid
         )
 
@@ -250,7 +251,7 @@ def test_a_worker_that_may_not_speak_for_another_speaks_for_itself(
             supervisor_pid = 1 if who == "init" else 2**22 - 1
             if who == "dead":  # it died just now: nobody has noticed
                 os.getppid = lambda: supervisor_pid
-            return journal_output.work(
+            return native_output.work(
                 site.feed.desk(), site.feed.route, site.journal, supervisor_pid
             )
 

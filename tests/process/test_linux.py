@@ -8,8 +8,8 @@ import signal
 
 import pytest
 
-from supervisor import linux
-from supervisor.waitstatus import Exited
+from supervisor.linux import syscalls
+from supervisor.linux.exit_status import Exited
 from tests.harness.forked import forked
 
 pytestmark = pytest.mark.process
@@ -17,11 +17,11 @@ pytestmark = pytest.mark.process
 
 def test_the_signal_of_a_parents_death_is_read_back_and_can_be_taken_back() -> None:
     def work() -> None:
-        assert linux.pdeathsig() is None
-        linux.set_pdeathsig(signal.SIGKILL)
-        assert linux.pdeathsig() == signal.SIGKILL
-        linux.set_pdeathsig(0)
-        assert linux.pdeathsig() is None
+        assert syscalls.pdeathsig() is None
+        syscalls.set_pdeathsig(signal.SIGKILL)
+        assert syscalls.pdeathsig() == signal.SIGKILL
+        syscalls.set_pdeathsig(0)
+        assert syscalls.pdeathsig() is None
 
     with forked(work) as child:
         assert child.wait() == Exited(0)
@@ -29,20 +29,20 @@ def test_the_signal_of_a_parents_death_is_read_back_and_can_be_taken_back() -> N
 
 def test_a_failed_call_is_an_oserror_that_names_it() -> None:
     with pytest.raises(OSError, match=r"prctl\(1, 999\)") as caught:
-        linux.set_pdeathsig(999)
+        syscalls.set_pdeathsig(999)
     assert caught.value.errno == errno.EINVAL
 
 
 def test_a_subreaper_inherits_grandchildren_and_its_children_are_none() -> None:
     def work() -> None:
-        linux.set_child_subreaper(False)
-        assert not linux.is_child_subreaper()
-        linux.set_child_subreaper(True)
-        assert linux.is_child_subreaper()
+        syscalls.set_child_subreaper(False)
+        assert not syscalls.is_child_subreaper()
+        syscalls.set_child_subreaper(True)
+        assert syscalls.is_child_subreaper()
         rfd, wfd = os.pipe()
         middle = os.fork()
         if middle == 0:
-            assert not linux.is_child_subreaper()
+            assert not syscalls.is_child_subreaper()
             if os.fork() == 0:
                 os.write(wfd, b"%d" % os.getpid())
                 os._exit(9)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from supervisor import fds
-from supervisor.journal_log import Kind, encode
-from supervisor.log import Log, rfc3339
-from supervisor.waitstatus import Exited
+from supervisor.linux import fds
+from supervisor.linux.exit_status import Exited
+from supervisor.state.journal_log import Kind, encode
+from supervisor.state.log import Log, rfc3339
 from tests.harness import waiting
 from tests.harness.forked import forked
 

@@ -14,23 +14,23 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import spawn
-from supervisor.waitstatus import Exited, Killed
+from supervisor.linux import spawn
+from supervisor.linux.exit_status import Exited, Killed
 from tests.harness import dying, waiting
 from tests.harness.forked import Child, file_limit, finishing, forked
 from tests.harness.pauses import Pauses
 from tests.harness.rewriting import CRI_RECORD, LogSite, Writer, cri_records, cri_streams
-from workers.cri import CriFormat, PlainFormat
-from workers.line_buffer import BLOCK, DROP_NEW
-from workers.logfile import LogWriter
-from workers.pace import LEAST_RUN
-from workers.report import Report
+from workers.copy.batching import LEAST_RUN
+from workers.lines.buffer import BLOCK, DROP_NEW
+from workers.process.report import Report
+from workers.sinks.cri_format import CriFormat, PlainFormat
+from workers.sinks.log_file import LogWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from workers.logfile import Format
+    from workers.sinks.log_file import Format
 
 pytestmark = pytest.mark.process
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import fds
-from supervisor.loop import Loop
+from supervisor.linux import fds
+from supervisor.linux.event_loop import Loop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

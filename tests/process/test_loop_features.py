@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from supervisor.loop import Loop
+from supervisor.linux.event_loop import Loop
 
 pytestmark = pytest.mark.process
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor.notify import Notifier
+from supervisor.systemd.notify import Notifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import fds, payload
-from supervisor.payload import Payload, end_of
-from supervisor.waitstatus import Exited, Killed, Termination, Unknown
+from supervisor.container import payload
+from supervisor.container.payload import Payload, end_of
+from supervisor.linux import fds
+from supervisor.linux.exit_status import Exited, Killed, Termination, Unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable

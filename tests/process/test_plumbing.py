@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import console, fds
-from supervisor.crew import Crew
-from supervisor.oci import ProcessRecord
-from supervisor.plumbing import Plumbing
-from supervisor.stdio import Stdio
-from supervisor.terminal import UserTerminal
+from supervisor.io.open import Stdio
+from supervisor.io.pipes import Plumbing
+from supervisor.io.user_terminal import UserTerminal
+from supervisor.io.workers import Crew
+from supervisor.linux import fds
+from supervisor.oci import console_socket
+from supervisor.oci.documents import ProcessRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,10 +64,10 @@ def joined(yard: Yard) -> Iterator[Joined]:
 
 
 def test_a_console_has_the_size_of_the_persons_window_and_follows_it(joined: Joined) -> None:
-    assert console.size(joined.inside.fileno()) == (101, 33)
+    assert console_socket.size(joined.inside.fileno()) == (101, 33)
     termios.tcsetwinsize(joined.window.fileno(), (19, 72))
     joined.plumbing.fit_to_window()
-    assert console.size(joined.inside.fileno()) == (72, 19)
+    assert console_socket.size(joined.inside.fileno()) == (72, 19)
 
 
 def test_a_window_that_was_closed_is_no_error_and_the_console_keeps_its_size(
@@ -74,9 +75,9 @@ def test_a_window_that_was_closed_is_no_error_and_the_console_keeps_its_size(
 ) -> None:
     joined.window.close()
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        console.size(joined.terminal.fileno())
+        console_socket.size(joined.terminal.fileno())
     joined.plumbing.fit_to_window()
-    assert console.size(joined.inside.fileno()) == (101, 33)
+    assert console_socket.size(joined.inside.fileno()) == (101, 33)
 
 
 def test_any_other_error_of_a_window_is_one(joined: Joined) -> None:

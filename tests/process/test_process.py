@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from supervisor import cgroups
-from supervisor.oom import OomWatch
-from supervisor.payload import Payload
-from supervisor.process import Process
-from supervisor.statedir import ExitStatusFile
-from supervisor.waitstatus import Exited
+from supervisor.container.init_process import Process
+from supervisor.container.payload import Payload
+from supervisor.linux.exit_status import Exited
+from supervisor.state.directory import ExitStatusFile
+from supervisor.systemd import delegation
+from supervisor.systemd.oom import OomWatch
 from tests.harness import waiting
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def test_a_cgroup_that_cannot_be_read_is_no_reason_to_leave_a_container(
     def refused(_pid: int) -> dict[str, str]:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(cgroups, "membership", refused)
+    monkeypatch.setattr(delegation, "membership", refused)
     assert OomWatch(os.getpid()).kills() == 0
 
 
@@ -74,7 +74,7 @@ def test_a_count_goes_on_in_a_cgroup_whose_name_is_no_text(strange_cgroup: Path)
 @pytest.fixture
 def strange_cgroup() -> Iterator[Path]:
     name = b"/forkshim-test-%d\v\f\r\xe2\x80\xa8\xff" % os.getpid()
-    path = Path(os.fsdecode(os.fsencode(cgroups.ROOT) + b"/memory" + name))
+    path = Path(os.fsdecode(os.fsencode(delegation.ROOT) + b"/memory" + name))
     path.mkdir()
     yield path
     path.rmdir()

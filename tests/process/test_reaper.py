@@ -8,9 +8,9 @@ from functools import partial
 
 import pytest
 
-from supervisor import reaper, spawn
-from supervisor.reaper import Reaper
-from supervisor.waitstatus import Exited, Killed, Termination
+from supervisor.linux import reaper, spawn
+from supervisor.linux.exit_status import Exited, Killed, Termination
+from supervisor.linux.reaper import Reaper
 from tests.harness import waiting
 from tests.harness.forked import forked, has_no_children
 

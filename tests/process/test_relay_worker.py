@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import relay_worker
-from supervisor.relay import DIRECTORY, Relay
-from supervisor.relay_worker import RelayWorker
+from supervisor.children import notify_worker
+from supervisor.children.notify_worker import RelayWorker
+from supervisor.systemd.notify_proxy import DIRECTORY, Relay
 from tests.harness import waiting
-from workers.notify_pace import AT_ONCE
-from workers.notify_words import Words
+from workers.notify.pace import AT_ONCE
+from workers.notify.words import Words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -160,7 +160,7 @@ def test_it_holds_the_socket_and_its_pipes_and_nothing_else(rig: Rig) -> None:
 def test_a_descriptor_whose_close_sleeps_hangs_the_worker_alone(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_worker, "LOOK_S", 0.2)
+    monkeypatch.setattr(notify_worker, "LOOK_S", 0.2)
     with hung(rig, "ERRNO=1") as pid:
         rig.say("ERRNO=2")
         rig.hear(Words(errno=1), Words(errno=2))
@@ -173,7 +173,7 @@ def test_a_descriptor_whose_close_sleeps_hangs_the_worker_alone(
 def test_a_hung_worker_is_replaced_although_nothing_more_comes(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_worker, "LOOK_S", 0.2)
+    monkeypatch.setattr(notify_worker, "LOOK_S", 0.2)
     with hung(rig, "ERRNO=1") as pid:
         rig.until(lambda: rig.pid not in (0, pid))
 
@@ -181,7 +181,7 @@ def test_a_hung_worker_is_replaced_although_nothing_more_comes(
 def test_a_stopped_worker_is_replaced_when_something_comes(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_worker, "LOOK_S", 0.05)
+    monkeypatch.setattr(notify_worker, "LOOK_S", 0.05)
     rig.worker.start()
     os.kill(rig.pid, signal.SIGSTOP)
     rig.say("READY=1")

@@ -10,10 +10,10 @@ import pytest
 from tests.harness import dying
 from tests.harness.forked import finishing
 from tests.harness.rewriting import LogSite
-from workers import rotation
-from workers.cri import CriFormat, PlainFormat
-from workers.logfile import LogFile
-from workers.report import Report
+from workers.process.report import Report
+from workers.sinks import rotation
+from workers.sinks.cri_format import CriFormat, PlainFormat
+from workers.sinks.log_file import LogFile
 
 if TYPE_CHECKING:
     from pathlib import Path

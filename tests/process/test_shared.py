@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import fds
-from supervisor.waitstatus import Exited
+from supervisor.linux import fds
+from supervisor.linux.exit_status import Exited
 from tests.harness import dying
 from tests.harness.forked import forked
-from workers import engines
-from workers.intake import Intake, Took
-from workers.ledger import MOST_BYTES, Ledger
-from workers.line_buffer import LineBuffer
-from workers.shared import PAGE_BYTES, Memory, Record
+from workers.common.shared_memory import PAGE_BYTES, Memory, Record
+from workers.copy import splice
+from workers.lines.buffer import LineBuffer
+from workers.lines.reader import Intake, Took
+from workers.process.counters import MOST_BYTES, Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -176,7 +176,7 @@ class Basin:
         self.scratch = fds.pipe()
         self.buffer = LineBuffer("test", longest_line_bytes)
         scratch = (self.scratch[0].fileno(), self.scratch[1].fileno())
-        self.route = engines.Route(self.source_rfd.fileno(), -1, scratch)
+        self.route = splice.Route(self.source_rfd.fileno(), -1, scratch)
 
     def close(self) -> None:
         for owner in (self.source_rfd, self.source_wfd, *self.scratch):
@@ -247,7 +247,7 @@ def test_a_source_that_only_looked_readable_is_asked_again(
         raise BlockingIOError
 
     with monkeypatch.context() as patch:
-        patch.setattr(engines, "fill_scratch", somebody_was_faster)
+        patch.setattr(splice, "fill_scratch", somebody_was_faster)
         intake = Intake(basin.route, basin.buffer, UNTOLD)
         assert intake.take(0) is Took.SOME
     assert basin.buffer.read().taken == 0
@@ -281,7 +281,7 @@ def test_bytes_that_are_not_there_are_a_bug(
 
 def test_an_intake_needs_a_scratch_pipe(make_basin: Callable[[int], Basin]) -> None:
     with pytest.raises(ValueError, match="scratch"):
-        Intake(engines.Route(0, -1), make_basin(7).buffer, UNTOLD)
+        Intake(splice.Route(0, -1), make_basin(7).buffer, UNTOLD)
 
 
 @pytest.mark.slow

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from supervisor import shim_cli
-from supervisor.errors import RuntimeFailedError, ShimError
-from supervisor.order import Order, Outcome
-from supervisor.waitstatus import Exited
+from supervisor.container.request import Order, Outcome
+from supervisor.frontends import statedir
+from supervisor.linux.errors import RuntimeFailedError, ShimError
+from supervisor.linux.exit_status import Exited
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from supervisor.log import Log
-from workers.values import replace
+    from supervisor.state.log import Log
+from workers.common.records import replace
 
 pytestmark = pytest.mark.process
 
@@ -49,7 +49,7 @@ def _supervising(monkeypatch: pytest.MonkeyPatch, outcome: Outcome | BaseExcepti
             raise outcome
         return outcome
 
-    monkeypatch.setattr(shim_cli, "supervise", supervise)
+    monkeypatch.setattr(statedir, "supervise", supervise)
     return orders
 
 
@@ -62,7 +62,7 @@ def test_any_number_of_words_but_three_is_told_its_usage_and_begins_nothing(
 ) -> None:
     orders = _supervising(monkeypatch, Outcome(Exited(0), None))
     monkeypatch.setattr(sys, "argv", ["forkshim-shim", *words])
-    assert shim_cli.main() == 1
+    assert statedir.main() == 1
     assert capsys.readouterr() == ("", USAGE)
     assert (orders, os.listdir(state_dir)) == ([], [])
 
@@ -85,7 +85,7 @@ def test_a_log_that_cannot_be_opened_is_told_on_stderr_and_nothing_begins(
     assert callable(make)
     make(state_dir / "shim-log.json")
     orders = _supervising(monkeypatch, Outcome(Exited(0), None))
-    assert shim_cli.main() == 1
+    assert statedir.main() == 1
     assert orders == []
     assert capsys.readouterr().err.startswith(f"forkshim-shim: {said}")
 
@@ -93,7 +93,7 @@ def test_a_log_that_cannot_be_opened_is_told_on_stderr_and_nothing_begins(
 def test_the_three_words_are_the_order(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["forkshim-shim", "web", "bundle", "./runtime"])
     orders = _supervising(monkeypatch, Outcome(Exited(7), None))
-    assert shim_cli.main() == 0  # whatever the process's own status is
+    assert statedir.main() == 0  # whatever the process's own status is
     (order,) = orders
     assert order.command[1:] == (*sys.orig_argv[1:],)
     wanted = Order("web", f"{state_dir}/bundle", f"{state_dir}/runtime")
@@ -121,7 +121,7 @@ def test_an_error_is_one_record_and_its_status(
     said: str,
 ) -> None:
     _supervising(monkeypatch, outcome)
-    assert shim_cli.main() == status
+    assert statedir.main() == status
     assert _logged(state_dir) == [(level, said)]
 
 
@@ -139,7 +139,7 @@ def test_words_that_are_no_names_are_an_error_in_the_log(
 ) -> None:
     orders = _supervising(monkeypatch, Outcome(Exited(0), None))
     monkeypatch.setattr(sys, "argv", ["forkshim-shim", *words])
-    assert shim_cli.main() == 1
+    assert statedir.main() == 1
     ((level, message),) = _logged(state_dir)
     assert level == "error"
     assert message.startswith(said)
@@ -152,7 +152,7 @@ def test_a_bug_is_logged_as_one_and_keeps_its_traceback(
     def has_a_bug(_order: Order, _log: Log) -> NoReturn:
         raise ZeroDivisionError("by nothing")
 
-    monkeypatch.setattr(shim_cli, "supervise", has_a_bug)
+    monkeypatch.setattr(statedir, "supervise", has_a_bug)
     with pytest.raises(ZeroDivisionError):
-        shim_cli.main()
+        statedir.main()
     assert _logged(state_dir) == [("error", "bug: ZeroDivisionError: by nothing")]

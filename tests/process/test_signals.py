@@ -9,8 +9,13 @@ import sys
 
 import pytest
 
-from supervisor.signals import FORWARDED_SIGNALS, JOB_CONTROL_SIGNALS, STOP_SIGNALS, SignalRouter
-from supervisor.waitstatus import Exited
+from supervisor.linux.exit_status import Exited
+from supervisor.linux.signals import (
+    FORWARDED_SIGNALS,
+    JOB_CONTROL_SIGNALS,
+    STOP_SIGNALS,
+    SignalRouter,
+)
 from tests.harness import waiting
 from tests.harness.forked import forked
 
@@ -110,7 +115,7 @@ def test_an_inherited_mask_and_an_ignored_sigchld_are_undone() -> None:
 
 _INHERITS = """
 import os, signal
-from supervisor.signals import SignalRouter
+from supervisor.linux.signals import SignalRouter
 assert signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
 assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 router = SignalRouter(has_job_control=False)
@@ -143,7 +148,7 @@ def test_a_program_started_with_sigchld_ignored_and_signals_blocked_can_wait() -
 
 def test_stop_and_forwarded_signals_have_nothing_in_common() -> None:
     assert not STOP_SIGNALS & FORWARDED_SIGNALS
-    assert subprocess.run([sys.executable, "-c", "import supervisor.signals"]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", "import supervisor.linux.signals"]).returncode == 0
 
 
 _FAULTS = {
@@ -153,7 +158,7 @@ _FAULTS = {
 }
 _FAULTY = """
 import ctypes, mmap, os, resource
-from supervisor.signals import SignalRouter
+from supervisor.linux.signals import SignalRouter
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 def bus():
@@ -186,7 +191,7 @@ def test_a_sent_signal_of_a_fault_is_ignored_and_a_real_fault_ends_the_process(n
 
 def test_abort_is_fatal_where_a_watchdog_sends_it() -> None:
     program = (
-        "import os, signal, resource; from supervisor.signals import SignalRouter\n"
+        "import os, signal, resource; from supervisor.linux.signals import SignalRouter\n"
         "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
         "SignalRouter(has_job_control=False, has_watchdog=True)\n"
         "os.kill(os.getpid(), signal.SIGABRT)\n"

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import linux, spawn
-from supervisor.signals import SignalRouter
-from supervisor.waitstatus import Exited, Killed, Termination
+from supervisor.linux import spawn, syscalls
+from supervisor.linux.exit_status import Exited, Killed, Termination
+from supervisor.linux.signals import SignalRouter
 from tests.harness import waiting
 from tests.harness.forked import forked, has_no_children, owned
 
@@ -331,7 +331,7 @@ def test_a_worker_whose_parent_died_before_the_prctl_does_no_work() -> None:
             assert signum == signal.SIGKILL
             waiting.wait_true(lambda: os.getppid() != us)
 
-        linux.set_pdeathsig = comes_too_late  # only in this child and its own
+        syscalls.set_pdeathsig = comes_too_late  # only in this child and its own
         pid = spawn.fork_worker(work, dies_with_us=True)
         os.write(wfd, b"%d\n" % pid)
 

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import fds, stdio
-from supervisor.errors import ShimError
-from supervisor.oci import ProcessRecord
-from supervisor.stdio import Stdio, StdioOpener
-from supervisor.waitstatus import Exited
+from supervisor.io import open as stdio
+from supervisor.io.open import Stdio, StdioOpener
+from supervisor.linux import fds
+from supervisor.linux.errors import ShimError
+from supervisor.linux.exit_status import Exited
+from supervisor.oci.documents import ProcessRecord
 from tests.harness import waiting
 from tests.harness.forked import forked, has_no_children
-from workers import fifo
+from workers.copy import fifo_wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -225,8 +226,8 @@ def test_the_waiting_child_says_so_once_and_holds_the_fifo_until_it_is_killed(
             links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
             os._exit([os.readlink(link) for link in links if os.path.lexists(link)].count(path))
 
-        vars(fifo)["signal"] = SimpleNamespace(pause=paused)  # only in this child
-        fifo.wait_for_reader("forkshim: waiting", with_path, wfd, null)
+        vars(fifo_wait)["signal"] = SimpleNamespace(pause=paused)  # only in this child
+        fifo_wait.wait_for_reader("forkshim: waiting", with_path, wfd, null)
 
     with forked(work) as child:
         ended = child.wait()

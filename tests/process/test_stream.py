@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import fds
+from supervisor.linux import fds
 from tests.harness import waiting
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import trust
-from supervisor.errors import UntrustedError
+from supervisor.linux.errors import UntrustedError
+from supervisor.state import trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor import fds, succession, upgrade
-from supervisor.calls import RuntimeCalls
-from supervisor.deposit import Parcel
-from supervisor.order import Order
-from supervisor.signals import SignalRouter
-from supervisor.succession import Succession
-from supervisor.waitstatus import Exited
+from supervisor.container import handover as succession
+from supervisor.container.handover import Succession
+from supervisor.container.request import Order
+from supervisor.handover import reexec
+from supervisor.linux import fds
+from supervisor.linux.exit_status import Exited
+from supervisor.linux.signals import SignalRouter
+from supervisor.oci.invoke import RuntimeCalls
+from supervisor.state.fd_store import Parcel
 from tests.harness import waiting
 from tests.harness.forked import forked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from supervisor.errors import ShimError
+    from supervisor.linux.errors import ShimError
     from tests.harness.yard import Yard
 
 pytestmark = pytest.mark.process
@@ -54,7 +56,7 @@ def test_become_is_an_exec_with_the_deposit_and_the_lock() -> None:
 
     def work() -> None:
         os.dup2(wfd.fileno(), 1)
-        upgrade.become(["/bin/sh", "-c", script], {}, Parcel(), lock.fileno())
+        reexec.become(["/bin/sh", "-c", script], {}, Parcel(), lock.fileno())
 
     with forked(work) as child:
         assert child.wait() == Exited(3)
@@ -68,18 +70,18 @@ def test_become_is_an_exec_with_the_deposit_and_the_lock() -> None:
 
 def _without_descriptors() -> ShimError:
     no_descriptor_more()
-    return upgrade.become(["/bin/true"], {}, Parcel(), 0)
+    return reexec.become(["/bin/true"], {}, Parcel(), 0)
 
 
 def _without_a_program() -> ShimError:
-    return upgrade.become(["/no/such/program"], {}, Parcel(), 0)
+    return reexec.become(["/no/such/program"], {}, Parcel(), 0)
 
 
 def _with_too_much() -> ShimError:
     parcel = Parcel()
     for _ in range(253):
         parcel.add(0)
-    return upgrade.become(["/bin/true"], {}, parcel, 0)
+    return reexec.become(["/bin/true"], {}, parcel, 0)
 
 
 @pytest.mark.parametrize(

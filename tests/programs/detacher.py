@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from supervisor import daemonize
-from supervisor.errors import UsageError
+from supervisor.cli import daemon
+from supervisor.linux.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +43,7 @@ def _facts() -> dict[str, object]:
     }
 
 
-def _daemon(herald: daemonize.Herald) -> None:
+def _daemon(herald: daemon.Herald) -> None:
     behaviour = sys.argv[1]
     if behaviour == "runs":
         facts_path = Path("facts.json")
@@ -78,8 +78,8 @@ def main() -> None:
     preserved = os.open(os.devnull, os.O_RDONLY)
     os.open(os.devnull, os.O_RDONLY)  # not preserved
     try:
-        daemonize.detach(_daemon, working_directory=sys.argv[2], preserve_fds=[preserved])
-    except daemonize.DetachedError as error:
+        daemon.detach(_daemon, working_directory=sys.argv[2], preserve_fds=[preserved])
+    except daemon.DetachedError as error:
         print(json.dumps([error.exit_status, str(error)]))
     else:
         print(json.dumps(None))

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor import adoption, deposit
+from supervisor.handover import discover
+from supervisor.state import fd_store
 from tests.harness import bundles, filters, waiting
 from tests.harness.big_stream import BigStream
 from tests.harness.daemon import Daemon
 from tests.harness.engine import FORKSHIM
-from workers import cgroup_names
+from workers.common import cgroup_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -498,7 +499,7 @@ def test_a_run_that_would_adopt_begins_anew_when_the_container_is_dead(
         said = "handover: not a supervisor's"
     elif left == "another version":
         lay_down(daemon, version=99, monkeypatch=monkeypatch)
-        said = f"handover: state version 99, this forkshim reads {deposit.VERSION}"
+        said = f"handover: state version 99, this forkshim reads {fd_store.VERSION}"
     else:
         lay_down(daemon, front={"path": str(tmp_path)}, order={}, supervisor={})
         said = "handover: of another container"
@@ -515,15 +516,15 @@ def test_a_run_that_would_adopt_begins_anew_when_the_container_is_dead(
 
 def lay_down(
     daemon: Daemon,
-    version: int = deposit.VERSION,
+    version: int = fd_store.VERSION,
     monkeypatch: pytest.MonkeyPatch | None = None,
     **document: Any,
 ) -> None:
     """Put another document in the place of what the killed supervisor has laid down."""
-    place = adoption.find(str(daemon.state_dir))
+    place = discover.find(str(daemon.state_dir))
     if monkeypatch is not None:
-        monkeypatch.setattr(deposit, "VERSION", version)
-    place.put(document, deposit.Parcel())
+        monkeypatch.setattr(fd_store, "VERSION", version)
+    place.put(document, fd_store.Parcel())
     if monkeypatch is not None:
         monkeypatch.undo()
     place.close()

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import attach
-from supervisor.errors import ShimError
-from supervisor.listeners import LET_IN
-from supervisor.waitstatus import Exited
+from supervisor.cli import attach
+from supervisor.io.attach import LET_IN
+from supervisor.linux.errors import ShimError
+from supervisor.linux.exit_status import Exited
 from tests.harness import bundles, waiting
 from tests.harness.daemon import Daemon
 from tests.harness.engine import FORKSHIM

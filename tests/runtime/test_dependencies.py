@@ -29,7 +29,7 @@ import importlib, os, pkgutil, sys
 failed = []
 packages = [importlib.import_module(name) for name in ("supervisor", "workers")]
 names = [found.name for package in packages
-         for found in pkgutil.iter_modules(package.__path__, package.__name__ + ".")
+         for found in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
          if not found.name.endswith("__main__")]
 for name in names:
     if (pid := os.fork()) == 0:
@@ -43,7 +43,7 @@ for name in names:
         failed.append((name, os.waitstatus_to_exitcode(status)))
 print(len(names), failed)
 """
-RUN = "from supervisor.cli import main; sys.exit(main())"
+RUN = "from supervisor.cli.main import main; sys.exit(main())"
 
 
 def lowest() -> list[str]:

@@ -26,10 +26,10 @@ pytestmark = pytest.mark.runc
 
 BUGGY = """
 import sys
-from supervisor import shim
+from supervisor.container import supervisor
 def fail(self, signum):
     raise RuntimeError("a bug")
-shim.Supervisor._forward = fail
+supervisor.Supervisor._forward = fail
 from supervisor.cli import main
 sys.exit(main())
 """

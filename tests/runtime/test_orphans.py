@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import fds
+from supervisor.linux import fds
 from tests.harness import runtime_calls, waiting
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import supervisor
-from supervisor import deposit
+from supervisor.state import fd_store
 from tests.harness import bundles, shim_log, waiting
 from tests.harness.big_stream import BigStream
 
@@ -269,27 +269,27 @@ def test_the_installed_version_takes_over(make_engine: MakeEngine, version: Vers
 
 
 _BREAK: dict[str, tuple[str, str, str, str]] = {
-    "does not parse": ("supervisor/crew.py", "class Crew:", "class Crew(:", "SyntaxError"),
+    "does not parse": ("supervisor/io/workers.py", "class Crew:", "class Crew(:", "SyntaxError"),
     "does not import": (
-        "supervisor/loop.py",
+        "supervisor/linux/event_loop.py",
         "import select\nimport time",
         "import no_such_thing",
         "no_such_thing",
     ),
     "reads another state": (
-        "supervisor/deposit.py",
-        f"VERSION = {deposit.VERSION}",
+        "supervisor/state/fd_store.py",
+        f"VERSION = {fd_store.VERSION}",
         "VERSION = 99",
-        f"state version {deposit.VERSION}, this forkshim reads 99",
+        f"state version {fd_store.VERSION}, this forkshim reads 99",
     ),
     "has no worker that works": (
-        "workers/output.py",
+        "workers/copy/output.py",
         "        engines.copy(route, desk)",
         "        raise RuntimeError",
         "a worker does not work",
     ),
     "is killed": (
-        "supervisor/upgrade.py",
+        "supervisor/handover/reexec.py",
         "def arrive() -> Arrival | None:",
         "os.kill(os.getpid(), 11)\n\n\ndef arrive() -> Arrival | None:",
         "SIGSEGV",
@@ -340,7 +340,7 @@ def test_a_hand_over_that_fails_leaves_a_supervisor_that_hears(
     waiting.read_until(stdout, b"ready")
     limits = resource.prlimit(engine.shim_pid, resource.RLIMIT_NOFILE)
     version.change(
-        "supervisor/upgrade.py",
+        "supervisor/handover/reexec.py",
         "    os.write(1, READY)",
         "    import resource\n"
         f"    resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (3, {limits[1]}))\n"
@@ -361,7 +361,9 @@ def test_a_hand_over_that_fails_leaves_a_supervisor_that_hears(
 
 def test_a_program_that_is_gone_cannot_be_reloaded(make_engine: MakeEngine, tmp_path: Path) -> None:
     script = tmp_path / "shim"
-    script.write_text(f"#!{sys.executable}\nfrom supervisor.shim_cli import main\nmain()\n")
+    script.write_text(
+        f"#!{sys.executable}\nfrom supervisor.frontends.statedir import main\nmain()\n"
+    )
     script.chmod(0o755)
     engine = make_engine(f"trap 'exit 4' TERM; echo ready; {LOOP}")
     stdout, _stderr = engine.attach("stdout", "stderr")

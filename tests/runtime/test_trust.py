@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import pytest
 from setproctitle import setproctitle
 
-from supervisor import adoption, deposit
-from supervisor.waitstatus import Exited
+from supervisor.handover import discover
+from supervisor.linux.exit_status import Exited
+from supervisor.state import fd_store
 from tests.harness import bundles, filters, runtimes, waiting
 from tests.harness.daemon import Daemon
 from tests.harness.engine import FORKSHIM
@@ -52,9 +53,9 @@ def test_memory_that_could_be_resized_is_not_adopted(
     (tmp_path / "log").touch()
     daemon = start(make_bundle("echo ready; sleep 1000"), "--log", f"{sink}:{tmp_path}/log")
     daemon.kill()
-    place = adoption.find(str(daemon.state_dir))
-    contents = adoption.look(place, str(daemon.state_dir))
-    parcel, owned = deposit.Parcel(), []
+    place = discover.find(str(daemon.state_dir))
+    contents = discover.look(place, str(daemon.state_dir))
+    parcel, owned = fd_store.Parcel(), []
     for index in range(contents.document["fds"]):
         owned.append(contents.take(index))
         fd = owned[-1].fileno()
@@ -122,8 +123,8 @@ def test_a_socket_with_the_right_number_is_not_believed(
     become, said = ATTACKERS[attacker]
     daemon = start(make_bundle("echo ready; sleep 1000"))
     daemon.kill()
-    place = adoption.find(str(daemon.state_dir))
-    contents = adoption.look(place, str(daemon.state_dir))
+    place = discover.find(str(daemon.state_dir))
+    contents = discover.look(place, str(daemon.state_dir))
     contents.close()
     place.close()
     for pid in daemon.workers():
@@ -138,8 +139,8 @@ def test_a_socket_with_the_right_number_is_not_believed(
     def attack() -> None:
         become()
         setproctitle(f"forkshim: {daemon.id} [stdout]")
-        mine = deposit.Deposit()
-        parcel = deposit.Parcel()
+        mine = fd_store.Deposit()
+        parcel = fd_store.Parcel()
         for _ in range(contents.document["fds"]):
             parcel.add(rfd)
         mine.put(contents.document, parcel)

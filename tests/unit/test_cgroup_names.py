@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.cgroup_names import parse
+from workers.common.cgroup_names import parse
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ from typing import NoReturn
 
 import pytest
 
-from supervisor import cli
-from supervisor.errors import AlreadySupervisedError, ShimError
-from supervisor.run import RunRequest
+from supervisor.cli import main
+from supervisor.cli.run import RunRequest
+from supervisor.linux.errors import AlreadySupervisedError, ShimError
 
 
 def test_an_id_alone_takes_every_default() -> None:
-    assert cli.parse(["run", "web"]) == RunRequest(
+    assert main.parse(["run", "web"]) == RunRequest(
         container_id="web",
         bundle=".",
         runtime="runc",
@@ -37,7 +37,7 @@ def test_each_option_reaches_its_field() -> None:
         *("--runtime-arg=--systemd-cgroup", "--runtime-arg=--root=/r", "-t", "-i"),
         *("--stop-timeout", "2.5", "--stop-signal", "RTMIN+3", "--log", "file:/l", "web"),
     ]
-    assert cli.parse(words) == RunRequest(
+    assert main.parse(words) == RunRequest(
         container_id="web",
         bundle="/b",
         runtime="crun",
@@ -54,7 +54,7 @@ def test_each_option_reaches_its_field() -> None:
 
 
 def test_long_names_of_the_short_options() -> None:
-    request = cli.parse(["run", "--terminal", "--interactive", "web"])
+    request = main.parse(["run", "--terminal", "--interactive", "web"])
     assert isinstance(request, RunRequest)
     assert (request.terminal, request.interactive) == (True, True)
 
@@ -80,28 +80,28 @@ def test_a_wrong_line_ends_with_status_2_and_says_what_is_wrong(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        cli.parse(words)
+        main.parse(words)
     assert caught.value.code == 2
     assert said in capsys.readouterr().err
 
 
 def test_help_tells_the_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        cli.parse(["run", "--help"])
+        main.parse(["run", "--help"])
     assert caught.value.code == 0
     assert "75 the id is in use" in capsys.readouterr().out
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        cli.parse(["--version"])
+        main.parse(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out.startswith("forkshim ")
 
 
 @pytest.mark.parametrize("timeout", ["0", "1e-9", "1e300"])
 def test_any_finite_number_of_seconds_is_a_stop_timeout(timeout: str) -> None:
-    request = cli.parse(["run", "--stop-timeout", timeout, "web"])
+    request = main.parse(["run", "--stop-timeout", timeout, "web"])
     assert isinstance(request, RunRequest)
     assert request.stop_timeout_s == float(timeout)
 
@@ -114,8 +114,8 @@ def _main(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
         raise error
 
     monkeypatch.setattr(sys, "argv", ["forkshim", "run", "web"])
-    monkeypatch.setattr(cli, "run", fails)
-    return cli.main()
+    monkeypatch.setattr(main, "run", fails)
+    return main.main()
 
 
 @pytest.mark.parametrize(
@@ -152,5 +152,5 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_containers_status_is_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["forkshim", "run", "web"])
-    monkeypatch.setattr(cli, "run", lambda _request: 7)
-    assert cli.main() == 7
+    monkeypatch.setattr(main, "run", lambda _request: 7)
+    assert main.main() == 7

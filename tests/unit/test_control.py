@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.control import Attach, CloseStdin, ControlParser, Message, Reopen, Resize
+from supervisor.state.control_protocol import (
+    Attach,
+    CloseStdin,
+    ControlParser,
+    Message,
+    Reopen,
+    Resize,
+)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from supervisor import errors
+from supervisor.linux import errors
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.errors import UsageError
-from supervisor.ids import check_id
+from supervisor.linux.errors import UsageError
+from supervisor.state.container_id import check_id
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from workers.joining import join, start_of_last
+from workers.lines.multiline import join, start_of_last
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.harness.fake_journal import parse
-from workers.journal_fields import Origin, RecordMaker, field, field_name, split_priority
+from workers.journal.fields import Origin, RecordMaker, field, field_name, split_priority
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.journal_stream import header, unit_of
+from workers.journal.stream import header, unit_of
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import orjson
 import pytest
 
 from tests.harness.fake_journal import parse as parse_fields
-from workers import json_line
-from workers.json_line import LONGEST_BYTES, MOST_FIELDS, JsonLine, parse
+from workers.journal import json_fields
+from workers.journal.json_fields import LONGEST_BYTES, MOST_FIELDS, JsonLine, parse
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_no_more_members_are_looked_at_than_there_may_be_fields(
         looked_at.append(name)
         return b""
 
-    monkeypatch.setattr(json_line, "field", note)
+    monkeypatch.setattr(json_fields, "field", note)
     members = {"msg": "t", **{f"k{number}": number for number in range(5000)}}
     assert parse(orjson.dumps(members)) is not None
     assert len(looked_at) <= MOST_FIELDS + 1

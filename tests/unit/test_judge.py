@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.drain import StreamView, Verdict, judge
+from supervisor.io.drain import StreamView, Verdict, judge
 
 W, D, STRAY, STALLED = Verdict.WAIT, Verdict.DONE, Verdict.STRAY, Verdict.STALLED
 STUCK, CLOGGED = Verdict.STUCK, Verdict.CLOGGED

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from supervisor.lifecycle import TABLE, Action, Event, State, Step, step
+from supervisor.container.lifecycle import TABLE, Action, Event, State, Step, step
 
 S, E, A = State, Event, Action
 DIES = (S.EMPTYING, (A.RECORD_EXIT, A.EMPTY))

@@ -6,8 +6,8 @@ import errno
 
 import pytest
 
-from supervisor.mending import Mend, mend, pause_s
-from workers.report import Report
+from supervisor.children.restart_policy import Mend, mend, pause_s
+from workers.process.report import Report
 
 READER_IS_GONE = [(errno.EPIPE, "sink"), (errno.EPIPE, ""), (errno.ECONNRESET, "sink"),
                   (errno.EIO, "sink"), (errno.EIO, "")]  # fmt: skip

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from workers.notify_pace import Bucket, merge
-from workers.notify_words import Words
+from workers.notify.pace import Bucket, merge
+from workers.notify.words import Words
 
 READY, STOPPING = Words(state="READY"), Words(state="STOPPING")
 RELOADING = Words(state="RELOADING", monotonic_usec=1)

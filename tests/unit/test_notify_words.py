@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor.notify import Notifier
-from workers.notify_words import LONGEST_STATUS, MOST_BYTES, NOTHING, Words, encode, parse
+from supervisor.systemd.notify import Notifier
+from workers.notify.words import LONGEST_STATUS, MOST_BYTES, NOTHING, Words, encode, parse
 
 if TYPE_CHECKING:
     from pathlib import Path

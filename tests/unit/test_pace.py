@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.pace import (
+from workers.copy.batching import (
     LEAST_RUN,
     LONGEST_PAUSE_S,
     LONGEST_RUN,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.signals import parse_signal
+from supervisor.linux.signals import parse_signal
 
 
 @pytest.mark.parametrize(

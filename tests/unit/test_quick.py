@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from supervisor import quick
-from supervisor.cli import parse
+from supervisor.cli import options
+from supervisor.cli.main import parse
 
 PLAIN = [
     "run web",
@@ -50,14 +50,14 @@ OTHER = [
 @pytest.mark.parametrize("line", PLAIN)
 def test_what_is_plain_is_read_as_argparse_reads_it(line: str) -> None:
     words = line.split()
-    read = quick.read(words)
+    read = options.read(words)
     assert read is not None
     assert read == parse(words)
 
 
 @pytest.mark.parametrize("line", OTHER)
 def test_what_is_not_is_left_to_it(line: str) -> None:
-    assert quick.read(line.split()) is None
+    assert options.read(line.split()) is None
 
 
 def test_whatever_it_reads_argparse_reads_as_well() -> None:
@@ -74,7 +74,7 @@ def test_whatever_it_reads_argparse_reads_as_well() -> None:
         "--stop-timeout",
     ]
     lines = [["run", *line] for line in itertools.product(words, repeat=3)]
-    read = [(line, quick.read(line)) for line in lines]
+    read = [(line, options.read(line)) for line in lines]
     assert any(request for _line, request in read)
     for line, request in read:
         assert request is None or request == parse(line), line

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from supervisor import cgroups, reach
-from supervisor.reach import Reach
+from supervisor.oci import reach
+from supervisor.oci.reach import Reach
+from supervisor.systemd import delegation
 
 OWN_V1 = {"systemd": "/", "pids": "/", "devices": "/unit/own", "memory": "/unit/own", "": "/"}
 OWN_V2 = {"": "/system.slice/web.service/supervisor"}
@@ -67,8 +68,8 @@ def test_the_root_our_own_cgroup_and_those_above_it_are_dangerous(
     wanted: str,
     danger: str,
 ) -> None:
-    monkeypatch.setattr(cgroups, "membership", lambda _pid: own)
-    monkeypatch.setattr(cgroups, "is_unified", lambda: own is not OWN_V1)
+    monkeypatch.setattr(delegation, "membership", lambda _pid: own)
+    monkeypatch.setattr(delegation, "is_unified", lambda: own is not OWN_V1)
     assert Reach(True, places, wanted).danger() == danger
     assert Reach(False, places, wanted).danger() == ""
 

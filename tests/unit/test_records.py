@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
-from workers import records
-from workers.cri import CriFormat, PlainFormat, timestamp
-from workers.records import Run
+from workers.lines import framing
+from workers.lines.framing import Run
+from workers.sinks.cri_format import CriFormat, PlainFormat, timestamp
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from workers.records import Run
     ],
 )
 def test_content_is_cut_into_runs(content: bytes, expected: list[Run]) -> None:
-    assert list(records.runs(content, 4)) == expected
+    assert list(framing.runs(content, 4)) == expected
 
 
 def _one_by_one(content: bytes, limit_bytes: int) -> list[bytes]:
@@ -48,7 +48,7 @@ ALL_SHORT = [bytes(text) for size in range(9) for text in itertools.product(b"x\
 def test_every_short_content_is_cut_alike_a_run_and_a_record_at_a_time(limit_bytes: int) -> None:
     for content in ALL_SHORT:
         cut = []
-        for start, end, is_piece in records.runs(content, limit_bytes):
+        for start, end, is_piece in framing.runs(content, limit_bytes):
             piece = content[start:end]
             assert is_piece == (b"\n" not in piece)
             cut += [piece] if is_piece else piece.splitlines(keepends=True)
@@ -59,11 +59,11 @@ def test_every_short_content_is_cut_alike_a_run_and_a_record_at_a_time(limit_byt
 def test_what_waits_for_more_does_not_change_how_the_whole_is_cut(limit_bytes: int) -> None:
     for content in filter(None, ALL_SHORT):
         whole = _one_by_one(content, limit_bytes)
-        assert records.end_of_first(content, limit_bytes) == len(whole[0])
+        assert framing.end_of_first(content, limit_bytes) == len(whole[0])
         for size in range(len(content) + 1):
             rest_start = content.rfind(b"\n", 0, size) + 1
             # What is before the newline was cut when it came; a rest begins at a record.
-            end = records.end_of_last(rest_start, size, limit_bytes)
+            end = framing.end_of_last(rest_start, size, limit_bytes)
             assert end in {0, *itertools.accumulate(map(len, whole))}
             assert size - end <= limit_bytes
 

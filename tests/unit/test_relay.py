@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.oci import Bundle, destinations
-from supervisor.relay import place_for
+from supervisor.oci.documents import Bundle, destinations
+from supervisor.systemd.notify_proxy import place_for
 
 
 @pytest.mark.parametrize(

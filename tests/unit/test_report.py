@@ -7,8 +7,8 @@ import errno
 import orjson
 import pytest
 
-from workers import report
-from workers.report import Report, ReportError
+from workers.process import report
+from workers.process.report import Report, ReportError
 
 
 @pytest.mark.parametrize(

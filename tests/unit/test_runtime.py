@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import runtime
-from supervisor.oci import CheckpointRecord
-from supervisor.runtime import RuntimeCaller, RuntimeState
+from supervisor.oci import command_line
+from supervisor.oci.command_line import RuntimeCaller, RuntimeState
+from supervisor.oci.documents import CheckpointRecord
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -144,7 +144,7 @@ def test_the_other_verbs(caller: RuntimeCaller) -> None:
 def test_all_errors_of_a_log_are_found_between_anything_in_order_and_once(
     log: bytes, message: str
 ) -> None:
-    assert runtime.errors(log) == message
+    assert command_line.errors(log) == message
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_all_errors_of_a_log_are_found_between_anything_in_order_and_once(
     [(b"", ""), (b"a\n", "a"), (b" a \n\nb\na\n", "a; b"), (b"\xff\x0b\n", "\ufffd")],
 )
 def test_what_a_runtime_writes_to_stderr_is_one_line(stderr: bytes, line: str) -> None:
-    assert runtime.words(stderr) == line
+    assert command_line.words(stderr) == line
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_what_a_runtime_writes_to_stderr_is_one_line(stderr: bytes, line: str) -
     ],
 )
 def test_a_state_is_read_or_is_none(output: bytes, state: RuntimeState | None) -> None:
-    assert runtime.parse_state(output) == state
+    assert command_line.parse_state(output) == state
 
 
 BEFORE = "2016-11-09T12:00:00.500000000Z"
@@ -207,7 +207,7 @@ def test_a_container_is_ours_if_its_init_is_our_child_or_it_is_newer_with_our_bu
     created: str, bundle: str, is_child: bool, is_ours: bool
 ) -> None:
     state = RuntimeState("created", 7, bundle, created)
-    found = runtime.is_ours(
+    found = command_line.is_ours(
         state, before_create=BEFORE, now=NOW, is_child=is_child, bundle="/bundle"
     )
     assert found is is_ours
@@ -222,11 +222,11 @@ def test_a_program_is_found_in_the_first_directory_that_can_run_it(
     (tmp_path / "b" / "runc").touch(mode=0o644)
     (tmp_path / "c" / "runc").touch(mode=0o755)
     search_path = f"/does/not/exist:{tmp_path}/a:{tmp_path}/b:{tmp_path}/c:{tmp_path}/a"
-    assert runtime.find_program("runc", search_path) == f"{tmp_path}/c/runc"
-    assert runtime.find_program("crun", search_path) is None
+    assert command_line.find_program("runc", search_path) == f"{tmp_path}/c/runc"
+    assert command_line.find_program("crun", search_path) is None
     monkeypatch.chdir(tmp_path / "c")
-    assert runtime.find_program("runc", "") is None  # here may be anybody's bundle
+    assert command_line.find_program("runc", "") is None  # here may be anybody's bundle
 
 
 def test_a_name_with_a_slash_is_a_path_already() -> None:
-    assert runtime.find_program("./no/such", "/bin") == "./no/such"
+    assert command_line.find_program("./no/such", "/bin") == "./no/such"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.service import size
+from supervisor.container.service_status import size
 
 
 @pytest.mark.parametrize(

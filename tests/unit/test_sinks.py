@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.errors import UsageError
-from supervisor.sinks import Sink, SinkKind, check_typed, parse_sink, with_absolute_path
+from supervisor.linux.errors import UsageError
+from supervisor.sinks.spec import Sink, SinkKind, check_typed, parse_sink, with_absolute_path
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from supervisor.text import printable
+from supervisor.linux.text import printable
 
 DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import workers.values as ours
+import workers.common.records as ours
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from supervisor import waitstatus
-from supervisor.waitstatus import Exited, Killed, Recorded
+from supervisor.linux import exit_status as waitstatus
+from supervisor.linux.exit_status import Exited, Killed, Recorded
 
 
 @dataclass(frozen=True)

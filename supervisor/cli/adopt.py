@@ -1,0 +1,191 @@
+"""Taking over a container that runs: after a reload of this process, or by adoption.
+
+Adoption is asked for by a person (`forkshim adopt`) or by systemd, which starts the same
+`forkshim run --adopt` again. Either way a claim on the container's home comes first.
+"""
+
+from __future__ import annotations
+
+import os
+
+from supervisor.cli import daemon, foreground
+from supervisor.container.handover import Orphans
+from supervisor.container.request import Order, Outcome, order_of
+from supervisor.handover import discover, reexec
+from supervisor.handover.own_command import own_command
+from supervisor.linux import signals
+from supervisor.linux.errors import ShimError
+from supervisor.state import claim, directory
+from supervisor.state.container_id import check_id
+from supervisor.state.fd_store import Deposit, DepositError
+from supervisor.systemd import delegation
+from supervisor.systemd.notify import SILENT, SOCKET_VARIABLE, Notifier
+from workers.common.records import replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from supervisor.state.log import Log
+
+
+_WHY_NOTHING = "it has ended, or its supervisor was killed before it ran"
+
+
+def adopt(container_id: str, root: str, *, detach: bool) -> int:
+    """Go on with a container whose supervisor was killed, to its end or as a daemon; as `run`.
+
+    Raises:
+        ShimError: It has a supervisor, or nothing to go on with is left.
+    """
+    command = own_command()
+    check_id(container_id)
+    kept = discover.take_kept(os.environ)
+    signals.hold()
+    claimed = claim.claim(root, container_id)
+    is_stale = claimed.is_stale
+    try:
+        past = find_past(claimed, kept)
+    except ShimError:
+        claimed.release()
+        raise
+    if past is None:
+        (claimed.release if is_stale else claimed.remove)()
+        raise ShimError("nothing to adopt: " + _WHY_NOTHING)
+    return take_over(claimed, past, detach=detach, command=command)
+
+
+def find_past(claimed: claim.Home, kept: Deposit | None) -> Deposit | None:
+    """Return what a killed supervisor has left; None if it has ended, or never was.
+
+    `kept`, if systemd has given it to us, is returned or let go.
+
+    Raises:
+        DepositError: It is not to be had, or not to be read. What systemd keeps stays there.
+    """
+    if not os.path.exists(os.path.join(claimed.state_dir, directory.HANDOVER_NAME)):
+        let_go(kept)
+        return None
+    if kept is not None and discover.is_of(kept, claimed.state_dir):
+        past = kept
+    else:
+        let_go(kept)
+        past = discover.find(claimed.state_dir)
+    try:
+        discover.look(past, claimed.state_dir).close()
+    except DepositError:
+        past.close()
+        raise
+    return past
+
+
+def let_go(kept: Deposit | None) -> None:
+    """Close what systemd has kept of another run, and have it closed there."""
+    if kept is not None:
+        kept.close()
+        Notifier(foreground.environment_of_a_main_process()).keep_no_more(discover.KEPT_NAMES)
+
+
+def take_over(claimed: claim.Home, past: Deposit, *, detach: bool, command: tuple[str, ...]) -> int:
+    """Go on with the container that `past` is of, to its end or as a daemon; as `run`.
+
+    Raises:
+        ShimError: As `going_on.go_on`.
+    """
+    os.chdir(claimed.state_dir)
+    if detach and SOCKET_VARIABLE not in os.environ:
+        daemon.detach(
+            lambda herald: _adopt_detached(claimed, past, herald, command),
+            working_directory=claimed.state_dir,
+            preserve_fds=[claimed.lock_fd, *past.fds],
+        )
+        return 0
+    notifier = Notifier(foreground.environment_of_a_main_process())
+    try:
+        if not delegation.scope_beside_unit(os.environ, ""):
+            delegation.enter_unit(os.environ)
+    except ShimError as error:
+        foreground.say(str(error))
+    if foreground.has_controlling_terminal():
+        command = ()  # a HUP is the terminal's then
+    order, supervise_it = _adopter(claimed, past, notifier, command)
+    return foreground.end_here(claimed, order, supervise_it, is_successor=True)
+
+
+def _adopt_detached(
+    claimed: claim.Home, past: Deposit, herald: daemon.Herald, command: tuple[str, ...]
+) -> None:
+    signals.hold()
+    try:
+        order, supervise_it = _adopter(claimed, past, SILENT, command, herald.started)
+    except ShimError as error:
+        herald.failed(error)
+        return
+    failed = foreground.end_detached(claimed, order, supervise_it, is_successor=True)
+    if failed is not None:
+        herald.failed(failed)
+
+
+def _adopter(
+    claimed: claim.Home,
+    past: Deposit,
+    notifier: Notifier,
+    command: tuple[str, ...],
+    on_started: Callable[[], None] | None = None,
+) -> tuple[Order, Callable[[Log], Outcome]]:
+    """Return the order of the killed supervisor, for this one, and what carries it out.
+
+    With `on_started` this one is a daemon.
+    """
+    from supervisor.container import restore  # `run` is spared it: it has no past
+
+    is_daemon = on_started is not None
+    contents = discover.look(past, claimed.state_dir)
+    order = order_of(contents.document, notifier=notifier, command=command)
+    order = replace(
+        order,
+        lock_fd=claimed.lock_fd,
+        has_job_control=not is_daemon,
+        on_started=on_started or order.on_started,
+        front={**order.front, "is_daemon": is_daemon},
+    )
+
+    def supervise_it(log: Log) -> Outcome:
+        claimed.write_pid()
+        log.notice(f"adopting, after supervisor {contents.document['pid']}")
+        left = discover.workers(claimed.state_dir)
+        return restore.go_on(order, log, contents, Orphans(past, left))
+
+    return order, supervise_it
+
+
+def go_on() -> int:
+    """Go on as the program that this process was before, to the container's end; as `run`.
+
+    Raises:
+        ShimError: As `going_on.go_on`; or what there is cannot be used.
+    """
+    from supervisor.container import restore
+
+    arrival = reexec.arrive()
+    if arrival is None:
+        raise AssertionError("nothing was handed over")
+    document = arrival.contents.document
+    is_daemon = document["front"]["is_daemon"]
+    claimed = claim.Home(document["front"]["path"], arrival.lock)
+    environment = {} if is_daemon else foreground.environment_of_a_main_process()
+    command = own_command()
+    if arrival.is_rehearsal:
+        order = order_of(document, notifier=SILENT, command=command)
+        restore.rehearse(order, arrival.contents)
+        reexec.end_rehearsal()
+    order = order_of(document, notifier=Notifier(environment), command=command)
+    order = replace(order, lock_fd=claimed.lock_fd, has_job_control=not is_daemon)
+
+    def supervise_on(log: Log) -> Outcome:
+        return restore.go_on(order, log, arrival.contents)
+
+    if is_daemon:
+        foreground.end_detached(claimed, order, supervise_on, is_successor=True)
+        return 0
+    return foreground.end_here(claimed, order, supervise_on, is_successor=True)

@@ -1,0 +1,146 @@
+"""Where every way to a supervisor ends: it supervises, here or as a daemon, and says how it went.
+
+In the foreground our exit status is the container's; a daemon's is in its state directory. Both
+leave the record that --exit-dir asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+from supervisor.container import exit_record
+from supervisor.linux.errors import AbandonedError, ShimError, StoppedError, UntrustedError, reason
+from supervisor.linux.exit_status import shell_status
+from supervisor.state import directory
+from supervisor.state.journal_log import WARNING
+from supervisor.state.log import line_for_stderr
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from supervisor.container.request import Order, Outcome
+    from supervisor.state.claim import Home
+    from supervisor.state.log import Log
+
+
+def end_here(
+    claimed: Home,
+    order: Order,
+    supervise_it: Callable[[Log], Outcome],
+    *,
+    is_successor: bool = False,
+) -> int:
+    """Supervise in the foreground; returns our own exit status. Nothing is left.
+
+    But for what a successor could not even take over: there is a container behind it.
+    """
+    log = directory.open_log(mirror_prefix=f"forkshim: {order.container_id}")
+    is_over = False  # whatever is unforeseen removes nothing
+    try:
+        outcome = _supervise_on_record(order, log, supervise_it)
+        is_over = True
+        if order.notifier.is_heard and _has_done_as_told(outcome, order):
+            return 0
+        return _exit_status(outcome)
+    except (ShimError, OSError) as error:
+        if not isinstance(error, AbandonedError):  # it could not begin
+            is_over = is_over or not is_successor
+        if isinstance(error, ShimError):
+            error.is_told = log.tell(str(error))
+        raise
+    finally:
+        log.close()
+        (claimed.remove if is_over else claimed.release)()
+
+
+def end_detached(
+    claimed: Home,
+    order: Order,
+    supervise_it: Callable[[Log], Outcome],
+    *,
+    is_successor: bool = False,
+) -> ShimError | None:
+    """Supervise in a daemon. A container that ran leaves its directory, with `exitStatus`."""
+    log = directory.open_log()
+    try:
+        _exit_status(_supervise_on_record(order, log, supervise_it))
+    except AbandonedError as error:
+        log.error(str(error))
+        return error
+    except ShimError as error:
+        log.error(str(error))
+        has_run = is_successor or os.path.exists(
+            os.path.join(claimed.state_dir, directory.EXIT_STATUS_NAME)
+        )
+        if not has_run:
+            claimed.remove()
+        return error
+    finally:
+        log.close()
+        claimed.release()
+    return None
+
+
+def environment_of_a_main_process() -> Mapping[str, str]:
+    """Return the environment, or an empty one if it was made for a process above us.
+
+    Source: systemd.exec(5), SYSTEMD_EXEC_PID (v248): a script of a unit may run us.
+    """
+    pid = os.environ.get("SYSTEMD_EXEC_PID", "")
+    return os.environ if pid in ("", str(os.getpid())) else {}
+
+
+def has_controlling_terminal() -> bool:
+    """Say whether a HUP may be a terminal's hang-up."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def say(message: str) -> None:
+    """Tell the person who has started us."""
+    line = line_for_stderr(f"forkshim: {message}", WARNING)
+    print(line, file=sys.stderr)  # noqa: T201 -- a command talks on stderr
+
+
+def _supervise_on_record(order: Order, log: Log, supervise_it: Callable[[Log], Outcome]) -> Outcome:
+    """Supervise, and leave a record of the end in the front end's `exit_dir`, if there is one."""
+    outcome = supervise_it(log)
+    exit_dir, began_ns = order.front["exit_dir"], order.front["began_ns"]
+    if exit_dir is not None:
+        record = exit_record.fields(order.container_id, outcome, began_ns, time.time_ns())
+        try:
+            exit_record.write(exit_dir, record)
+        except OSError as error:
+            log.warning(f"write {exit_dir}/{order.container_id}.json: {reason(error)}")
+        except UntrustedError as error:
+            log.warning(f"write {exit_dir}/{order.container_id}.json: {error}")
+    return outcome
+
+
+def _has_done_as_told(outcome: Outcome, order: Order) -> bool:
+    """Say whether it ended by the stop that systemd asked for: no failure of the unit.
+
+    systemd takes death by SIGTERM for clean, the status 143 not (systemd.service(5)); and it cannot
+    tell a 137 that we caused from one of the container's own.
+    """
+    if outcome.error is not None or outcome.termination is None:
+        return isinstance(outcome.error, StoppedError)
+    return outcome.was_asked_to_stop and shell_status(outcome.termination) in (
+        128 + order.stop_signal,
+        128 + signal.SIGKILL,
+    )
+
+
+def _exit_status(outcome: Outcome) -> int:
+    if outcome.error is not None:
+        raise outcome.error
+    if outcome.termination is None:
+        raise AssertionError("neither an end nor an error")
+    return shell_status(outcome.termination)

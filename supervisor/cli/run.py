@@ -1,0 +1,407 @@
+"""`forkshim run`: prepare a state directory, supervise, and end as the container ended.
+
+A front end of the state-directory protocol like any engine, only in one process: it writes
+process.json and the fifos, runs the runtime's `start` too, and joins the container's streams to its
+own descriptors, or with --detach to the sink that --log names.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from functools import partial
+
+from supervisor.cli import daemon, foreground
+from supervisor.container import exit_record
+from supervisor.container.request import Order, Outcome
+from supervisor.container.supervisor import supervise
+from supervisor.handover import discover
+from supervisor.handover.own_command import own_command
+from supervisor.linux import signals
+from supervisor.linux.errors import (
+    AlreadySupervisedError,
+    BundleError,
+    ShimError,
+    StoppedError,
+    UsageError,
+    reason_of_access,
+)
+from supervisor.linux.exit_status import signal_name
+from supervisor.oci import documents, reach, stand_in
+from supervisor.oci.command_line import RuntimeCaller, is_same_bundle, parse_state
+from supervisor.oci.invoke import ask_runtime
+from supervisor.sinks.spec import check_typed, with_absolute_path
+from supervisor.state import claim, directory
+from supervisor.state.container_id import check_id
+from supervisor.state.fd_store import DepositError
+from supervisor.state.journal_log import Kind
+from supervisor.systemd import delegation
+from supervisor.systemd.listening import take as take_listening
+from supervisor.systemd.notify import SOCKET_VARIABLE, Notifier
+from workers.common.records import dataclass, replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from supervisor.io.user_terminal import UserTerminal
+    from supervisor.state.log import Log
+    from supervisor.systemd.listening import Listening
+    from supervisor.systemd.notify_proxy import Relay
+
+DEFAULT_ROOT = "/run/forkshim"
+_CONFIG = "config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """The command line of `forkshim run`, parsed; see its --help for each word."""
+
+    container_id: str
+    bundle: str = "."
+    runtime: str = "runc"
+    runtime_args: tuple[str, ...] = ()
+    no_pivot: bool = False
+    root: str = DEFAULT_ROOT
+    detach: bool = False
+    terminal: bool = False
+    interactive: bool = False
+    stop_signal: int = 15
+    stop_timeout_s: float = 10.0
+    log: str | None = None
+    exit_dir: str | None = None
+    sdnotify: str = "supervisor"
+    adopt: bool = False
+
+
+def run(request: RunRequest) -> int:
+    """Run a container to its end, or with `detach` until it runs; returns the exit status.
+
+    Raises:
+        ShimError: Nothing was started, or the container never ran.
+    """
+    command = own_command()
+    check_id(request.container_id)
+    check_typed(request.log or "")
+    request = _settle_detach(request)
+    bundle = documents.read_bundle(_bundle_path(request.bundle))
+    terminal = bundle.terminal or request.terminal
+    if request.exit_dir is not None:
+        request = replace(request, exit_dir=exit_record.make_directory(request.exit_dir))
+    kept = discover.take_kept(os.environ)
+    listening = take_listening(os.environ, discover.KEPT_NAMES)
+    signals.hold()
+    claimed = claim.claim(request.root, request.container_id)
+    try:
+        past, why_not = None, None
+        if request.adopt or kept is not None:
+            from supervisor.cli import adopt as successor  # which imports a crew: 8 ms of a start
+
+            if request.adopt:
+                try:
+                    past = successor.find_past(claimed, kept)
+                except DepositError as error:  # which matters only if there still is a container
+                    why_not = error
+            else:
+                successor.let_go(kept)
+            if past is not None:
+                listening.close()  # the container has them
+                return successor.take_over(claimed, past, detach=request.detach, command=command)
+        _recover(claimed, request, why_not)
+        try:
+            if request.exit_dir is not None:
+                exit_record.remove(request.exit_dir, request.container_id)
+            runtime_bundle, config = _prepare(
+                claimed, request, bundle, listening, terminal=terminal
+            )
+            # Owned by this process, which ends with it.
+            relayed = _open_relay(bundle) if _is_relayed(request) else None
+        except (ShimError, OSError):
+            claimed.remove()
+            raise
+    except OSError as error:
+        raise ShimError(f"{error.filename or claimed.path}: {reason_of_access(error)}") from error
+    order = Order(
+        container_id=request.container_id,
+        bundle=runtime_bundle,
+        runtime=request.runtime,
+        config=config,
+        listening=listening,
+        starts_container=True,
+        stop_signal=request.stop_signal,
+        stop_timeout_s=request.stop_timeout_s,
+        relay=relayed,
+        front={
+            "path": claimed.path,
+            "exit_dir": request.exit_dir,
+            "is_daemon": request.detach,
+            "began_ns": time.time_ns(),
+        },
+        lock_fd=claimed.lock_fd,
+        command=command,
+        is_adoptable=True,
+        is_kept=request.adopt,
+    )
+    signum = signals.held_stop()
+    if signum is not None:
+        claimed.remove()
+        raise StoppedError(f"stopped by {signal_name(signum)} before its creation")
+    if request.detach:
+        daemon.detach(
+            lambda herald: _supervise_detached(claimed, order, herald),
+            working_directory=claimed.state_dir,
+            preserve_fds=[claimed.lock_fd, *listening.filenos()],
+        )
+        return 0
+    user_terminal = None
+    if terminal:
+        from supervisor.io.user_terminal import find_terminal
+
+        user_terminal = find_terminal(is_input=request.interactive)
+    if foreground.has_controlling_terminal():
+        # Then a hang-up is the terminal's, and the worker of a raw one has to see us go.
+        order = replace(order, command=(), is_adoptable=False)
+    is_chosen = bool(bundle.cgroups_path) or request.adopt or _is_made_by_systemd(request)
+    return _supervise_here(claimed, order, user_terminal, is_place_chosen=is_chosen)
+
+
+def _settle_detach(request: RunRequest) -> RunRequest:
+    if not request.detach:
+        return request
+    if SOCKET_VARIABLE in os.environ:
+        foreground.say("--detach: systemd supervises this process, so it stays in the foreground")
+        return replace(request, detach=False)
+    if request.interactive:
+        raise UsageError("--detach with --interactive: a daemon has no stdin to read from")
+    if request.log in (None, "passthrough"):
+        raise UsageError(
+            "--detach needs --log: where the output goes (journal, file:PATH, null, ...)"
+        )
+    return request
+
+
+def _bundle_path(path: str) -> str:
+    absolute = os.path.abspath(path)
+    try:
+        is_directory = stat.S_ISDIR(os.stat(absolute).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        is_directory = False
+    except (OSError, ValueError) as error:  # ValueError: a NUL
+        why = reason_of_access(error) if isinstance(error, OSError) else str(error)
+        raise BundleError(f"bundle {absolute}: {why}") from error
+    if not is_directory:
+        raise BundleError(f"bundle {absolute}: no such directory")
+    return absolute
+
+
+def _recover(claimed: claim.Home, request: RunRequest, why_not: DepositError | None) -> None:
+    """Clear away what an earlier supervisor left; refuse if its container still lives.
+
+    `why_not`: why nobody can go on with that.
+    """
+    if claimed.is_stale:
+        left = claimed.left_state()
+        config = os.path.join(claimed.state_dir, _CONFIG)
+        caller = RuntimeCaller(
+            name=str(left.get("runtime") or request.runtime),
+            args=tuple(map(str, left.get("runtimeArgs") or request.runtime_args)),
+            state_dir=claimed.state_dir,
+            bundle=str(left.get("bundle") or ""),
+            container_id=request.container_id,
+            config=config if os.path.exists(config) else "",
+        )
+        state = parse_state(ask_runtime(caller.name, caller.state()))
+        if state is not None and state.status != "stopped":
+            why = str(why_not) if why_not is not None else discover.why_not(claimed.state_dir)
+            way = f"`forkshim adopt {request.container_id}` goes on with it"
+            if why:
+                way = f"nobody can go on with it from here ({why})"
+            ending = " ".join(caller.delete(force=True))
+            if reach.of(caller.config_path, state.pid).danger():
+                ending = f"kill -KILL {state.pid}"  # the other would kill whatever is beside it
+            raise AlreadySupervisedError(
+                "its supervisor is gone and its container is "
+                f"{state.status} (pid {state.pid}); {way}, `{ending}` ends it"
+            )
+        discover.end_workers(claimed.state_dir)
+        if state is not None and is_same_bundle(state.bundle, caller.bundle):
+            danger = reach.of(caller.config_path, 0).danger()
+            if danger:
+                foreground.say(f"{request.container_id}: {reach.not_deleted(caller.name, danger)}")
+            else:
+                ask_runtime(caller.name, caller.delete(), caller.directory)
+        if why_not is not None:
+            anew = "its container is gone, so it is run anew"
+            foreground.say(f"{request.container_id}: {why_not}; {anew}")
+    claimed.clear()
+
+
+def _prepare(
+    claimed: claim.Home,
+    request: RunRequest,
+    bundle: documents.Bundle,
+    listening: Listening,
+    *,
+    terminal: bool,
+) -> tuple[str, str]:
+    """Write all that the core reads; return the runtime's bundle, and what is its config.json.
+
+    The bundle is the user's, and the config.json ours if anything has to be changed. Only who may
+    not mount gives the runtime a bundle of our own. Afterwards the state directory is the current
+    directory.
+    """
+    request, scope = _with_scope(request, bundle)
+    # The current directory will be another one.
+    sink = with_absolute_path(request.log or "passthrough", os.getcwd())
+    record = documents.ProcessRecord(
+        terminal=terminal,
+        stdin="passthrough" if request.interactive else "",
+        stdout=sink,
+        stderr=sink,
+        runtime_args=request.runtime_args,
+        no_pivot_root=request.no_pivot,
+        root_uid=bundle.root_uid,
+        root_gid=bundle.root_gid,
+    )
+    variant = documents.variant(
+        bundle,
+        terminal=terminal,
+        cgroups_path=scope or _choose_cgroup(request),
+        addition=_way_to_the_manager(claimed, bundle) if _is_relayed(request) else None,
+        environment=listening.environment(),
+        is_elsewhere=not (can_stand_in := stand_in.is_possible()),
+    )
+    runtime_bundle, config = bundle.path, ""
+    if variant is not None and can_stand_in:
+        config = os.path.join(claimed.state_dir, _CONFIG)
+    elif variant is not None:
+        runtime_bundle = os.path.join(claimed.state_dir, "bundle")
+    claimed.make_state_dir(
+        {
+            "bundle": runtime_bundle,
+            "runtime": request.runtime,
+            "runtimeArgs": list(request.runtime_args),
+            "noPivotRoot": request.no_pivot,
+        }
+    )
+    if config and variant is not None:
+        directory.write_file(_CONFIG, variant, 0o600)
+    elif variant is not None:
+        _make_bundle(variant, bundle.path)
+    process = bundle.document.get("process") or {}
+    directory.write_file("process.json", documents.encode_process(process, record), 0o600)
+    directory.make_fifos()
+    return runtime_bundle, config
+
+
+def _make_bundle(config: bytes, of_path: str) -> None:
+    """Make a bundle with another config.json, and links to what else the user's has."""
+    os.mkdir("bundle", 0o700)
+    os.chdir("bundle")
+    directory.write_file(_CONFIG, config, 0o600)
+    for name in os.listdir(of_path):
+        if name != _CONFIG:
+            os.symlink(os.path.join(of_path, name), name)
+    os.chdir("..")
+
+
+def _is_relayed(request: RunRequest) -> bool:
+    """Say whether the container speaks to a service manager; without one nobody would hear it."""
+    has_manager = bool(foreground.environment_of_a_main_process().get(SOCKET_VARIABLE))
+    return request.sdnotify == "container" and has_manager
+
+
+def _open_relay(bundle: documents.Bundle) -> Relay:
+    from supervisor.systemd.notify_proxy import Relay  # 4 ms, for those who want one
+
+    return Relay.make(uid=bundle.root_uid, gid=bundle.root_gid)
+
+
+def _way_to_the_manager(claimed: claim.Home, bundle: documents.Bundle) -> documents.Addition:
+    from supervisor.systemd import notify_proxy
+
+    place = notify_proxy.place_for(documents.destinations(bundle))
+    environment = {SOCKET_VARIABLE: notify_proxy.address_in(place)}
+    if "WATCHDOG_USEC" in os.environ:
+        environment["WATCHDOG_USEC"] = os.environ["WATCHDOG_USEC"]
+    return documents.Addition(
+        os.path.join(claimed.state_dir, notify_proxy.DIRECTORY), place, environment
+    )
+
+
+def _with_scope(request: RunRequest, bundle: documents.Bundle) -> tuple[RunRequest, str]:
+    """Have systemd make the container's cgroup where the unit must not be divided; "" if it may."""
+    if not request.adopt or _is_made_by_systemd(request):
+        return request, ""
+    scope = delegation.scope_beside_unit(os.environ, request.container_id)
+    if not scope or bundle.cgroups_path:
+        return request, ""
+    return replace(request, runtime_args=(*request.runtime_args, "--systemd-cgroup")), scope
+
+
+def _is_made_by_systemd(request: RunRequest) -> bool:
+    return any("systemd-cgroup" in word for word in request.runtime_args)
+
+
+def _choose_cgroup(request: RunRequest) -> str:
+    """Divide the unit's cgroup, if there is one; return the container's part, "" for none.
+
+    With --systemd-cgroup it would be the name of a scope that systemd makes, outside the unit.
+    """
+    if request.adopt and delegation.scope_beside_unit(os.environ, request.container_id):
+        return ""  # the unit stays whole
+    try:
+        payload = delegation.enter_unit(os.environ)
+    except ShimError as error:
+        foreground.say(f"{error}; the runtime chooses the container's cgroup")
+        return ""
+    return "" if _is_made_by_systemd(request) else payload
+
+
+def _supervise_here(
+    claimed: claim.Home, order: Order, user_terminal: UserTerminal | None, *, is_place_chosen: bool
+) -> int:
+    notifier = Notifier(foreground.environment_of_a_main_process())
+    order = replace(order, has_job_control=True, terminal=user_terminal, notifier=notifier)
+
+    def supervise_it(log: Log) -> Outcome:
+        claimed.write_pid()
+        look = partial(_tell_if_outside, log, is_place_chosen=is_place_chosen)
+        return supervise(replace(order, on_started=look), log)
+
+    try:
+        return foreground.end_here(claimed, order, supervise_it)
+    finally:
+        if user_terminal is not None:
+            user_terminal.restore()
+
+
+def _tell_if_outside(log: Log, *, is_place_chosen: bool) -> None:
+    """Say where the container is, if it runs beside the unit that is to have it."""
+    place = delegation.outside_of_unit(os.environ, directory.read_pid())
+    if not place:
+        return
+    message = f"the container is outside of this unit, in the cgroup {place}"
+    if is_place_chosen or delegation.is_delegated(
+        os.environ
+    ):  # then we have said what was in the way
+        log.info(message)
+    else:
+        log.warning(
+            f"{message}: the unit's limits and its stop do not cover it; "
+            "Delegate=yes in the unit puts it inside (cgroup v2)",
+            Kind.OUTSIDE,
+        )
+
+
+def _supervise_detached(claimed: claim.Home, order: Order, herald: daemon.Herald) -> None:
+    """Supervise in the daemon."""
+    signals.hold()
+    order = replace(order, on_started=herald.started)
+
+    def supervise_it(log: Log) -> Outcome:
+        claimed.write_pid()
+        return supervise(order, log)
+
+    error = foreground.end_detached(claimed, order, supervise_it)
+    if error is not None:
+        herald.failed(error)

@@ -1,0 +1,264 @@
+"""The way to the next supervisor: by a reload of this process, or by adoption when it was killed.
+
+For the first all is handed over at one moment, see `supervisor.handover.reexec`. For the second it
+is laid down beforehand and again with each change of what we hold: in the deposit, which the
+workers and, if asked to, systemd keep open.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from supervisor.handover import reexec
+from supervisor.handover.discover import KEPT_NAMES
+from supervisor.linux import fds, signals
+from supervisor.linux.errors import ShimError, reason
+from supervisor.state import directory
+from supervisor.state.fd_store import Contents, Deposit, Parcel
+from supervisor.state.journal_log import Kind
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, Protocol
+
+    from supervisor.container.request import Order
+    from supervisor.linux.event_loop import Loop
+    from supervisor.oci.invoke import RuntimeCalls
+    from supervisor.state.log import Log
+
+    class Incumbent(Protocol):
+        """The supervisor that is to be followed."""
+
+        @property
+        def is_alive(self) -> bool:
+            """Whether its container has started and not ended."""
+
+        @property
+        def is_running(self) -> bool:
+            """Whether the same, and nobody wants it to end."""
+
+        @property
+        def is_settled(self) -> bool:
+            """Whether nothing is halfway."""
+
+        def pack(self, parcel: Parcel) -> dict[str, Any]:
+            """Return all that it knows and holds."""
+
+        def pack_own(self, document: dict[str, Any], parcel: Parcel) -> None:
+            """Add what only this very process may go on with, and no adopter."""
+
+        def reloading(self) -> None:
+            """A reload has begun."""
+
+        def reload_is_over(self) -> None:
+            """It was not done."""
+
+        def laid_down(self) -> None:
+            """Who has the deposit can follow from now on."""
+
+
+_DEPOSIT = "deposit"
+_HAND_OVER = "hand over"
+_NEXT_MOMENT_S = 0.002
+_LAST_MOMENT_S = 0.25
+"""Half-gone workers and noted signals have events of their own, which come first."""
+
+_PATIENCE_S = 10.0
+"""So long something may be halfway: a worker that can be neither forked nor let go, say."""
+
+
+class Orphans(NamedTuple):
+    """What a dead supervisor has left: where its own was found, and pidfds of its workers."""
+
+    deposit: Deposit
+    workers: list[fds.Fd]
+
+
+class Past(NamedTuple):
+    """What we go on from; without orphans it was this very process, and its children are ours."""
+
+    contents: Contents
+    orphans: Orphans | None = None
+
+    @property
+    def is_parent(self) -> bool:
+        """Whether its children are ours."""
+        return self.orphans is None
+
+
+class Succession:
+    """Serves one supervisor. Owns the deposit until `close`; borrows the rest."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        calls: RuntimeCalls,
+        log: Log,
+        order: Order,
+        incumbent: Incumbent,
+        past: Past | None,
+    ) -> None:
+        """Make the deposit if the order wants one, or take that of `past`; nothing is in it yet."""
+        self._loop = loop
+        self._calls = calls
+        self._log = log
+        self._order = order
+        self._incumbent = incumbent
+        self._is_reloading = False
+        self._asked_at_s, self._moment_s = 0.0, _NEXT_MOMENT_S
+        self._is_laid_down = past is not None and past.is_parent
+        self._deposit = _open_deposit(order, past)
+        self.orphans: Sequence[fds.Fd] = past.orphans.workers if past and past.orphans else ()
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """What workers keep open for a successor."""
+        return self._deposit.fds if self._deposit else ()
+
+    # Reload.
+
+    def reload(self, *, is_yet_to_come: bool) -> None:
+        """Take up the installed version, if it shows that it can take over.
+
+        `is_yet_to_come`: the container does not run yet; `running` will say when it does.
+        """
+        if self._is_reloading:
+            self._log.info("SIGHUP: a reload is under way")
+        elif is_yet_to_come:
+            self._is_reloading = True
+        elif not self._incumbent.is_running:
+            self._log.info("SIGHUP: not reloaded, the container is on its way out")
+        else:
+            self._is_reloading = True
+            self._asked_at_s, self._moment_s = time.monotonic(), _NEXT_MOMENT_S
+            self._incumbent.reloading()
+            self._rehearse()
+
+    def running(self) -> None:
+        """The container runs now."""
+        self.changed()
+        if self._is_reloading:
+            self._is_reloading = False
+            self.reload(is_yet_to_come=False)
+
+    def _rehearse(self) -> None:
+        if not self._incumbent.is_settled:
+            self._wait_and(self._rehearse)
+            return
+        parcel = Parcel()
+        try:
+            document = self._pack_with_deposit(parcel)
+            reexec.rehearse(self._calls, self._order.command, document, parcel, self._on_verdict)
+        except ShimError as error:
+            self._refuse(str(error))
+        except OSError as error:
+            self._refuse(reason(error))
+
+    def _on_verdict(self, why_not: str) -> None:
+        if why_not:
+            self._refuse(why_not)
+        else:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Become the other version at the next moment when nothing is halfway."""
+        if not self._incumbent.is_running:
+            self._refuse("the container is on its way out")
+            return
+        signals.hold_all()
+        try:
+            why_not = self._become() if self._incumbent.is_settled else None
+        finally:
+            signals.release_all()  # whatever became of it: this program is still here
+        if why_not is not None:
+            self._refuse(why_not)
+        else:
+            self._wait_and(self._hand_over)
+
+    def _wait_and(self, look_again: Callable[[], None]) -> None:
+        """Look again in a moment, in longer and longer ones; or let it be."""
+        if time.monotonic() - self._asked_at_s > _PATIENCE_S:
+            self._refuse("its workers do not come to rest")
+            return
+        moment_s, self._moment_s = self._moment_s, min(2 * self._moment_s, _LAST_MOMENT_S)
+        self._loop.call_after(_HAND_OVER, moment_s, look_again)
+
+    def _become(self) -> str:
+        """Become the other version; returns only if that failed, with the reason."""
+        self._log.info("SIGHUP: reloading")
+        order, parcel = self._order, Parcel()
+        try:
+            document = self._pack_with_deposit(parcel)
+            return str(reexec.become(order.command, document, parcel, order.lock_fd))
+        except ShimError as error:
+            return str(error)
+        except OSError as error:
+            return reason(error)
+
+    def _refuse(self, why: str) -> None:
+        self._is_reloading = False
+        self._log.warning(
+            f"SIGHUP: not reloaded, the old version goes on: {why}", Kind.NOT_RELOADED
+        )
+        self._incumbent.reload_is_over()
+
+    def _pack_with_deposit(self, parcel: Parcel) -> dict[str, Any]:
+        """Return what this very process needs; in the deposit itself it would be a cycle."""
+        document = self._incumbent.pack(parcel)
+        self._incumbent.pack_own(document, parcel)
+        document["supervisor"]["deposit"] = {
+            "ends": [parcel.add(end) for end in self.held],
+            "nonce": self._deposit.nonce if self._deposit else "",
+        }
+        return document
+
+    # Adoption.
+
+    def changed(self) -> None:
+        """See that a successor finds what is true now; several changes make one deposit."""
+        if self._deposit is not None and self._incumbent.is_alive:
+            self._loop.call_after(_DEPOSIT, 0.0, self.lay_down)
+
+    def lay_down(self) -> None:
+        """Put it there now."""
+        if self._deposit is None or not self._incumbent.is_alive:
+            return
+        parcel = Parcel()
+        try:
+            if not self._is_laid_down:
+                # Before there is anything: a worker that waits with it for ever has to be found.
+                directory.write_handover(self._deposit.fds, self._deposit.nonce)
+            self._deposit.put(self._incumbent.pack(parcel), parcel)
+            if not self._is_laid_down and self._order.is_kept:
+                self._order.notifier.keep_no_more(KEPT_NAMES)  # of an earlier run of the unit
+                self._order.notifier.keep(dict(zip(KEPT_NAMES, self._deposit.fds, strict=True)))
+        except (ShimError, OSError) as error:
+            self._log.warning(f"nobody could go on if this supervisor were killed: {error}")
+            return
+        if not self._is_laid_down:
+            self._is_laid_down = True
+            self._incumbent.laid_down()
+
+    def close(self) -> None:
+        """Leave nothing for a successor."""
+        self._loop.cancel(_DEPOSIT)
+        self._loop.cancel(_HAND_OVER)
+        if self._deposit is not None:
+            if self._order.is_kept:
+                self._order.notifier.keep_no_more(KEPT_NAMES)
+            directory.remove_handover()
+            self._deposit.close()
+
+
+def _open_deposit(order: Order, past: Past | None) -> Deposit | None:
+    if not order.is_adoptable:
+        return None
+    if past is None:
+        return Deposit()
+    if past.orphans is not None:
+        return past.orphans.deposit
+    packed = past.contents.document["supervisor"]["deposit"]
+    front, back = (past.contents.take(end).take() for end in packed["ends"])
+    return Deposit(ends=(front, back), nonce=packed["nonce"])

@@ -1,0 +1,83 @@
+"""The other way in: going on with the process of an earlier supervisor, after a reload or adoption.
+
+What that one had is a deposit's contents, see `Supervisor.pack`.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+
+from supervisor.container.handover import Past
+from supervisor.container.supervisor import Supervisor
+from supervisor.handover import reexec
+from supervisor.linux import fds, syscalls
+from supervisor.linux.signals import SignalRouter
+from supervisor.oci import documents
+from supervisor.state.fd_store import DepositError
+from supervisor.state.log import Log
+from workers.common.records import replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from supervisor.container.handover import Orphans
+    from supervisor.container.request import Order, Outcome
+    from supervisor.state.fd_store import Contents
+
+
+def go_on(order: Order, log: Log, contents: Contents, orphans: Orphans | None = None) -> Outcome:
+    """Go on with the process of an earlier supervisor, until it is gone; as `shim.supervise`.
+
+    Args:
+        order: From `order_of`.
+        log: As for `shim.supervise`.
+        contents: What that supervisor had; owned from now on.
+        orphans: What else is left, if that supervisor is dead; owned from now on. None: it was
+            this very process, and its children are ours.
+
+    Raises:
+        ShimError: What it had cannot be used.
+    """
+    with ExitStack() as stack:
+        return _take_up(order, log, Past(contents, orphans), stack).run_on()
+
+
+def rehearse(order: Order, contents: Contents) -> None:
+    """Do what `go_on` does before it begins to serve, then supervise something small.
+
+    Raises:
+        ShimError: What there is cannot be used, or what is installed does not work.
+    """
+    with ExitStack() as stack:
+        log = Log(fds.Fd(os.dup(2)))
+        stack.callback(log.close)
+        _take_up(order, log, Past(contents), stack)
+        reexec.try_a_worker(log, f"forkshim: {order.container_id}")
+
+
+def _take_up(order: Order, log: Log, past: Past, stack: ExitStack) -> Supervisor:
+    contents = past.contents
+    stack.callback(contents.close)
+    router = SignalRouter(
+        has_job_control=order.has_job_control, has_watchdog=order.notifier.watchdog_s > 0
+    )
+    stack.callback(router.close)
+    syscalls.set_child_subreaper(True)
+    document = contents.document
+    try:
+        packed = document["supervisor"]
+        exit_fifo = contents.take(packed["exit"])
+        stack.callback(exit_fifo.close)
+        control_fifo = contents.take(packed["control"])
+        record = documents.ProcessRecord(
+            **{**packed["record"], "runtime_args": tuple(packed["record"]["runtime_args"])}
+        )
+        if packed["relay"] is not None:
+            from supervisor.systemd.notify_proxy import Relay  # for those who have one
+
+            relay = Relay.go_on(packed["relay"], contents)
+            stack.callback(relay.close)
+            order = replace(order, relay=relay)
+        return Supervisor(order, log, router, exit_fifo, control_fifo, record, past)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DepositError(f"handover: {type(error).__name__}: {error}") from error

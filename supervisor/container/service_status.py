@@ -1,0 +1,229 @@
+"""What systemd is told when: the phases of a container as a service, and the signs of life.
+
+Each phase of the end asks for the time it may take, so the unit's TimeoutStopSec= need not know
+our grace period; a drain that makes progress asks again. The sign of life comes from the loop, so
+a supervisor that hangs gives none; and with each one the workers are looked at: one that has
+something to move, room to move it to, and has not moved a byte between two looks (stopped by
+SIGSTOP, say) is killed, which is harmless to the bytes, and replaced.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+from supervisor import __version__
+from supervisor.container.lifecycle import State
+from supervisor.container.stop import KILL_OVERDUE_S
+from supervisor.io.drain import STALLED_S
+from supervisor.oci.invoke import CALL_LIMIT_S, HURRY_S
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from supervisor.io.stream import Stream
+    from supervisor.io.workers import Crew
+    from supervisor.linux.event_loop import Loop
+    from supervisor.state.log import Log
+    from supervisor.systemd.notify import Notifier
+    from workers.notify.words import Words
+
+MARGIN_S = 10.0
+"""Added to each phase, for a busy machine."""
+
+_TIMER = "sign of life"
+_REFRESH = "status"
+_REFRESH_S = 5.0
+_AT_MOST_EVERY_S = 0.5
+_ASK_AGAIN_S = 1.0
+_LIMIT_S = {
+    State.ABORTING: HURRY_S,
+    State.HELD: HURRY_S,
+    State.KILLING: CALL_LIMIT_S + KILL_OVERDUE_S,
+    State.EMPTYING: CALL_LIMIT_S,
+    State.CLEANING: 2 * CALL_LIMIT_S,
+    State.DRAINING: STALLED_S,
+    State.DELETING: CALL_LIMIT_S,
+}
+
+
+class Service:
+    """Reports one container to the service manager. Borrows everything."""
+
+    def __init__(
+        self,
+        notifier: Notifier,
+        loop: Loop,
+        crew: Crew,
+        log: Log,
+        *,
+        stop_timeout_s: float,
+        is_relayed: bool,
+        packed: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Take the grace period, and whether the container itself says when it is ready.
+
+        `packed`: go on with what the container has said to an earlier supervisor, see `pack`.
+        """
+        self._notifier = notifier
+        self._loop = loop
+        self._crew = crew
+        self._log = log
+        self._limit_s = {**_LIMIT_S, State.STOPPING: stop_timeout_s + CALL_LIMIT_S}
+        self._state = State.OPENING
+        self._text = ""
+        self._asked_at_s = 0.0
+        self._is_relayed = is_relayed
+        self._is_watched_inside = False
+        self._words = ""
+        self._is_ready = False
+        if packed is not None:
+            self._words, self._is_ready = packed["words"], packed["is_ready"]
+            self._is_watched_inside = packed["is_watched_inside"]
+        self._suspects: dict[str, tuple[int, int]] = {}
+        self._shown: list[tuple[int, tuple[int, int]]] = []
+        self._looked_at_s = -math.inf
+        if notifier.watchdog_s:
+            self._give_sign_of_life()
+
+    def pack(self) -> dict[str, Any]:
+        """Return what a successor needs."""
+        return {
+            "words": self._words,
+            "is_ready": self._is_ready,
+            "is_watched_inside": self._is_watched_inside,
+        }
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether there is a service manager."""
+        return self._notifier.is_heard
+
+    def reloading(self) -> None:
+        """Another version is about to take over."""
+        if self._is_ready:
+            self._notifier.reloading()
+
+    def go_on(self, state: State, text: str) -> None:
+        """It runs, as before: after a reload, or under another supervisor."""
+        self._state, self._text = state, text
+        if self._is_ready:
+            self._notifier.ready(self._line())
+        else:
+            self._notifier.status(self._line())
+        self._refresh_later()
+
+    def ready(self) -> None:
+        """The container's process runs."""
+        if self._is_relayed or self._state in self._limit_s:  # ready after STOPPING=1: never
+            self._notifier.status(self._line())
+        else:
+            self._is_ready = True
+            self._notifier.ready(self._line())
+        self._refresh_later()
+
+    def heard(self, words: Words) -> None:
+        """Pass on what the container says of itself; its STATUS= becomes a part of ours."""
+        # From its first sign of life on it is the one that is watched: ours would hide its silence.
+        self._is_ready |= words.state == "READY"
+        self._is_watched_inside |= words.watchdog == "1"
+        if words.status is not None:
+            self._words = words.status
+        self._notifier.pass_on(words.lines(), None if words.status is None else self._line())
+
+    def entered(self, state: State, text: str) -> None:
+        """Tell the new state in words, and ask for the time that it may take."""
+        if not self._notifier.is_heard:
+            return
+        if state in self._limit_s and self._state not in self._limit_s:
+            self._notifier.stopping()
+        self._state, self._text = state, text
+        self._ask_for_time()
+        self._notifier.status(self._line())
+
+    def look(self) -> None:
+        """Tell what a stream is up to now; soon, if that was told just now.
+
+        A container whose workers are killed all the time is no reason to flood systemd.
+        """
+        if not self._text or not self._notifier.is_heard:
+            return
+        too_soon_s = self._looked_at_s + _AT_MOST_EVERY_S - time.monotonic()
+        if too_soon_s > 0:
+            self._loop.call_after(_REFRESH, too_soon_s, self._refresh)
+        else:
+            self._refresh()
+
+    def _refresh_later(self) -> None:
+        if self._notifier.is_heard:
+            self._shown = self._moved()
+            self._loop.call_after(_REFRESH, _REFRESH_S, self._refresh)
+
+    def _refresh(self) -> None:
+        """Tell it now, and again as long as bytes move: one that is silent wakes nobody."""
+        self._looked_at_s = time.monotonic()
+        self._notifier.status(self._line())
+        if self._moved() != self._shown:
+            self._refresh_later()
+
+    def _moved(self) -> list[tuple[int, tuple[int, int]]]:
+        return [(self._crew.copied_bytes(each), each.drops) for each in self._crew.outputs]
+
+    def going_on(self) -> None:
+        """Ask for more time: the phase is a long one, and it makes progress."""
+        if time.monotonic() - self._asked_at_s >= _ASK_AGAIN_S:
+            self._ask_for_time()
+
+    def _ask_for_time(self) -> None:
+        limit_s = self._limit_s.get(self._state)
+        if limit_s is not None:
+            self._asked_at_s = time.monotonic()
+            self._notifier.extend_timeout(limit_s + MARGIN_S)
+
+    def _give_sign_of_life(self) -> None:
+        if not self._is_watched_inside:
+            self._notifier.alive()
+        self._loop.call_after(_TIMER, self._notifier.watchdog_s, self._give_sign_of_life)
+        self._loop.guarded("look at the workers", self._replace_the_stuck)()
+        self._loop.guarded("status", self.look)()
+
+    def _replace_the_stuck(self) -> None:
+        suspects = {
+            stream.name: (stream.pid, self._crew.copied_bytes(stream))
+            for stream in self._crew.outputs
+            if self._crew.could_move(stream)
+        }
+        for stream in self._crew.outputs:
+            if stream.name in suspects and suspects[stream.name] == self._suspects.get(stream.name):
+                self._log.warning(f"{stream.name}: worker {stream.pid} does not move; killing it")
+                self._crew.kill_worker(stream)
+        self._suspects = suspects
+
+    def _line(self) -> str:
+        crew = self._crew
+        moved = [self._movement(stream) for stream in crew.outputs]
+        deaths = sum(stream.deaths for stream in crew.streams)
+        text = f"{self._text}: {self._words}" if self._words else self._text
+        return ", ".join([text, *moved, f"respawned {deaths}", f"forkshim {__version__}"])
+
+    def _movement(self, stream: Stream) -> str:
+        text = f"{stream.name} {size(self._crew.copied_bytes(stream))}"
+        dropped, lines = stream.drops
+        if dropped:
+            text += f" + {size(dropped)} in {lines} lines dropped"
+        trouble = self._crew.trouble(stream)
+        return f"{text} ({trouble})" if trouble else text
+
+
+def size(count: int) -> str:
+    """Return a number of bytes as a person reads it: 0 B, 1023 B, 1.0 KiB, 12.3 GiB."""
+    if count < 1024:
+        return f"{count} B"
+    number = float(count)
+    for unit in ("KiB", "MiB", "GiB"):
+        number /= 1024
+        if number < 1023.95:
+            return f"{number:.1f} {unit}"
+    return f"{number / 1024:.1f} TiB"

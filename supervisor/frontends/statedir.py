@@ -1,0 +1,111 @@
+"""`forkshim-shim ID BUNDLE RUNTIME`: the state-directory protocol of containerd 0.2.
+
+The engine has made the current directory the state directory, written process.json and made the
+fifos; see README.md. Exit status: 0 when the process has ended, whatever its own status, and
+also when the runtime failed (its log.json says why); 1 after an error of our own, which
+shim-log.json says.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from supervisor.container.request import Order, Outcome, order_of
+from supervisor.container.supervisor import supervise
+from supervisor.handover.own_command import is_handed_over, own_command
+from supervisor.linux import fds
+from supervisor.linux.errors import RuntimeFailedError, ShimError, UsageError
+from supervisor.linux.text import printable
+from supervisor.oci.command_line import absolute
+from supervisor.state import directory
+from supervisor.state.container_id import check_id
+from supervisor.systemd.notify import SILENT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from supervisor.handover import reexec
+    from supervisor.state.log import Log
+
+_USAGE = "usage: forkshim-shim ID BUNDLE RUNTIME  (in the state directory)"
+
+
+def main() -> int:
+    """Run the command with `sys.argv`; returns its exit status."""
+    fds.ensure_stdio()
+    arguments = sys.argv[1:]
+    command = own_command()
+    if len(arguments) != 3:
+        print(_USAGE, file=sys.stderr)  # noqa: T201 -- nothing else is open yet
+        return 1
+    try:
+        arrival = _arrive()
+        if arrival is not None and arrival.is_rehearsal:
+            _rehearse(arrival, command)
+        directory.check_trust()
+        log = directory.open_log()
+    except ShimError as error:
+        print(f"forkshim-shim: {printable(str(error))}", file=sys.stderr)  # noqa: T201 -- as above
+        return 1
+    try:
+        if arrival is not None:
+            _raise_error_of(_go_on(arrival, command, log))
+        else:
+            _raise_error_of(supervise(_order(*arguments, command=command), log))
+    except RuntimeFailedError as error:
+        log.info(str(error))  # not `error`: the engine then shows the runtime's own words
+        return 0
+    except (ShimError, OSError) as error:
+        log.error(str(error))
+        return 1
+    except Exception as error:  # a bug: our stderr is /dev/null, so the log has to tell
+        log.error(f"bug: {type(error).__name__}: {error}")
+        raise
+    finally:
+        log.close()
+    return 0
+
+
+def _arrive() -> reexec.Arrival | None:
+    if not is_handed_over():
+        return None
+    from supervisor.handover import reexec  # with all that a supervisor needs later
+
+    return reexec.arrive()
+
+
+def _rehearse(arrival: reexec.Arrival, command: tuple[str, ...]) -> NoReturn:
+    from supervisor.container import restore
+    from supervisor.handover import reexec
+
+    restore.rehearse(_resumed_order(arrival, command), arrival.contents)
+    reexec.end_rehearsal()
+
+
+def _go_on(arrival: reexec.Arrival, command: tuple[str, ...], log: Log) -> Outcome:
+    from supervisor.container import restore
+
+    return restore.go_on(_resumed_order(arrival, command), log, arrival.contents)
+
+
+def _raise_error_of(outcome: Outcome) -> None:
+    if outcome.error is not None:
+        raise outcome.error
+
+
+def _resumed_order(arrival: reexec.Arrival, command: tuple[str, ...]) -> Order:
+    return order_of(arrival.contents.document, notifier=SILENT, command=command)
+
+
+def _order(container_id: str, bundle: str, runtime: str, *, command: tuple[str, ...]) -> Order:
+    check_id(container_id)
+    if not bundle or "\0" in bundle or not runtime:
+        raise UsageError("bundle and runtime must not be empty")
+    return Order(
+        container_id=container_id,
+        bundle=os.path.abspath(bundle),
+        runtime=absolute(runtime),
+        command=command,
+    )

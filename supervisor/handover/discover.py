@@ -1,0 +1,316 @@
+"""Finding what a killed supervisor had: its deposit, with whoever still has that open.
+
+Its workers do, and go on copying; so does systemd, if it was asked to (the FD store). The state
+directory names the inodes of its sockets, and a nonce. Another process may have a socket with such
+a number by now: only one of our own user and of our user namespace is looked at, and what it has
+must have been made by our user and say the nonce.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from contextlib import suppress
+from typing import NamedTuple
+
+from supervisor.linux import fds, syscalls
+from supervisor.linux.errors import reason
+from supervisor.state import directory
+from supervisor.state.fd_store import Contents, Deposit, DepositError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, MutableMapping, Sequence
+
+KEPT_NAMES = ("forkshim-front", "forkshim-back")
+"""Of a deposit's ends in systemd's FD store."""
+
+_TITLE = b"forkshim: "
+_FIRST_LISTEN_FD = 3
+_LAST_WORDS_MS = 5000
+_LONGEST_HANDOVER = 256
+_CAP_SYS_PTRACE = 19
+
+
+class Handover(NamedTuple):
+    """What the file of that name says.
+
+    `nonce` is empty in a file of an older forkshim's, whose deposit only that one can read.
+    """
+
+    inodes: tuple[str, ...]
+    nonce: str
+
+
+class AnothersDepositError(DepositError):
+    """It is that of another container: its directory was copied, or moved."""
+
+
+def take_kept(environment: MutableMapping[str, str]) -> Deposit | None:
+    """Return the deposit that systemd has given back to us; `environment` tells no more of it.
+
+    Source: sd_listen_fds(3), sd_notify(3).
+    """
+    if environment.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    names = environment.get("LISTEN_FDNAMES", "").split(":")
+    numbers = {name: _FIRST_LISTEN_FD + index for index, name in enumerate(names)}
+    if not set(KEPT_NAMES) <= numbers.keys():
+        return None
+    if set(names) == set(KEPT_NAMES):  # else there are some for whoever comes after us
+        for variable in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+            environment.pop(variable, None)
+    ends = (numbers[KEPT_NAMES[0]], numbers[KEPT_NAMES[1]])
+    for fd, name in enumerate(names, _FIRST_LISTEN_FD):
+        if fd in ends:
+            os.set_inheritable(fd, False)
+        elif name in KEPT_NAMES:
+            os.close(fd)  # an older one
+    try:
+        return Deposit(ends=ends)
+    except DepositError:  # somebody else has put them there
+        return None
+
+
+def is_of(deposit: Deposit, state_dir: str) -> bool:
+    """Say whether it is the deposit of the supervisor that was killed in `state_dir`."""
+    with suppress(DepositError):
+        wanted = _read_handover(state_dir)
+        if wanted.inodes == tuple(str(os.fstat(end).st_ino) for end in deposit.fds):
+            deposit.expect(wanted.nonce)
+            return True
+    return False
+
+
+def find(state_dir: str) -> Deposit:
+    """Return the deposit of the supervisor that was killed in `state_dir`, from one of its workers.
+
+    Raises:
+        DepositError: There is none any more, or never was; or the kernel does not let us have it.
+    """
+    wanted = _read_handover(state_dir)
+    refusals: list[str] = []
+    title = f"forkshim: {os.path.basename(os.path.dirname(state_dir))} ["
+    for pid in _holders(wanted.inodes, refusals, os.fsencode(title)):
+        try:
+            deposit = _copy(pid, wanted)
+        except PermissionError as error:
+            refusals.append(_refusal(pid, error))
+            continue
+        except OSError:  # it has ended meanwhile
+            continue
+        if deposit is not None:
+            return deposit
+    if refusals:
+        raise DepositError(refusals[0])
+    raise DepositError("no worker of it lives any more, and systemd has kept nothing")
+
+
+def why_not(state_dir: str) -> str:
+    """Return why `forkshim adopt` cannot go on with the container; empty if it can.
+
+    Changes nothing. Of a supervisor that lives it says nothing.
+    """
+    try:
+        deposit = find(state_dir)
+        try:
+            look(deposit, state_dir).close()
+        finally:
+            deposit.close()
+    except DepositError as error:
+        return str(error)
+    return ""
+
+
+def look(deposit: Deposit, state_dir: str) -> Contents:
+    """Return a copy of what is in there, which the caller owns.
+
+    Raises:
+        DepositError: Nothing that this version can read, or nothing of the one in `state_dir`.
+    """
+    contents = deposit.look()
+    front = contents.document.get("front")
+    if not isinstance(front, dict) or not contents.document.keys() >= {"order", "supervisor"}:
+        contents.close()
+        raise DepositError("handover: parts of the document are missing")
+    if front.get("path") != os.path.dirname(state_dir):
+        contents.close()
+        raise AnothersDepositError("handover: of another container")
+    return contents
+
+
+def workers(state_dir: str) -> list[fds.Fd]:
+    """Return pidfds of the workers that a killed supervisor has left; the caller owns them.
+
+    Two workers on one stream would not be harmless: a new one has to wait for their end.
+
+    Raises:
+        DepositError: As `find`.
+    """
+    found: list[fds.Fd] = []
+    inodes = _read_handover(state_dir).inodes
+    for pid in _holders(inodes):
+        with suppress(OSError):
+            pidfd = fds.Fd(os.pidfd_open(pid))
+            # Looked at once more: what the pidfd is, it stays.
+            has_one = any(inode in inodes for inode in _sockets(pid).values())
+            if has_one and _is_worker(pid) and _is_ours(pid):
+                found.append(pidfd)
+            else:
+                pidfd.close()
+    return found
+
+
+def end_workers(state_dir: str) -> None:
+    """Kill them: nobody needs what they hold. Waits until they are gone, for a while.
+
+    Where nothing leads to them there is nothing to do; another container's are left alone.
+    """
+    try:
+        deposit = find(state_dir)
+    except DepositError:
+        return
+    try:
+        look(deposit, state_dir).close()
+    except AnothersDepositError:
+        return
+    except DepositError:  # of another version, or it was killed before it had put anything there
+        pass
+    finally:
+        deposit.close()
+    for pidfd in workers(state_dir):
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL)
+        poller = select.poll()
+        poller.register(pidfd.fileno(), select.POLLIN)
+        poller.poll(_LAST_WORDS_MS)
+        pidfd.close()
+
+
+def _read_handover(state_dir: str) -> Handover:
+    try:
+        path = os.path.join(state_dir, directory.HANDOVER_NAME)
+        with open(path, "rb", opener=fds.open_without_waiting) as file:
+            words = (file.read(_LONGEST_HANDOVER) or b"").decode("ascii", "replace").split()
+    except FileNotFoundError as error:
+        raise DepositError("its supervisor has left nothing to go on with") from error
+    except OSError as error:
+        raise DepositError(f"{directory.HANDOVER_NAME}: {reason(error)}") from error
+    count = len(KEPT_NAMES)
+    inodes, boots, nonces = words[:count], words[count : count + 1], words[count + 1 :]
+    # Without the last words it is an older forkshim's, which goes on until it is reloaded.
+    if len(inodes) != count or len(nonces) > 1 or not all(map(str.isdecimal, inodes)):
+        raise DepositError(f"{directory.HANDOVER_NAME}: not a supervisor's")
+    if boots and boots[0] != directory.boot_id():
+        raise DepositError(f"{directory.HANDOVER_NAME}: of another boot of the machine")
+    return Handover(tuple(inodes), "".join(nonces))
+
+
+def _holders(
+    inodes: Sequence[str], refusals: list[str] | None = None, title: bytes = _TITLE
+) -> Iterator[int]:
+    """Return the other processes of ours that have one of these sockets open.
+
+    `refusals` gets a line for each that is called `title` and may not be looked into.
+    """
+    for name in os.listdir("/proc"):
+        if not name.isdecimal() or int(name) == os.getpid():
+            continue
+        pid = int(name)
+        try:
+            if any(found in inodes for found in _sockets(pid).values()) and _is_ours(pid):
+                yield pid
+        except PermissionError as error:
+            if refusals is not None and _is_worker(pid, title):
+                refusals.append(_refusal(pid, error))
+        except OSError:  # gone
+            continue
+
+
+def _is_ours(pid: int) -> bool:
+    """Say whether it is a process of our user, in our user namespace.
+
+    Not by the owner of /proc/PID: that is root for whoever has made himself not dumpable.
+    Source: proc(5), prctl(2) PR_SET_DUMPABLE, user_namespaces(7).
+    """
+    there, here = os.stat(f"/proc/{pid}/ns/user"), os.stat("/proc/self/ns/user")
+    if not os.path.samestat(there, here):
+        return False
+    return {*_status(pid)["Uid"].split()} == {str(os.geteuid())}
+
+
+def _status(pid: int | str) -> dict[str, str]:
+    with open(f"/proc/{pid}/status", "rb") as file:
+        lines = file.read().decode("ascii", "replace").split("\n")
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+def _refusal(pid: int, error: OSError) -> str:
+    """Say that the kernel does not let us have the descriptors of a worker, and why that may be.
+
+    Source: ptrace(2), "Ptrace access mode checking", which pidfd_getfd(2) refers to.
+    """
+    status, reasons = _status("self"), []
+    if not int(status.get("CapEff", "0"), 16) >> _CAP_SYS_PTRACE & 1:
+        reasons.append("this process lacks CAP_SYS_PTRACE")
+    if status.get("Seccomp", "0") != "0":
+        reasons.append("a seccomp filter is in force here")
+    with suppress(OSError, ValueError), open("/proc/sys/kernel/yama/ptrace_scope") as file:
+        if (scope := int(file.read(8))) > 0:
+            reasons.append(f"kernel.yama.ptrace_scope is {scope}")
+    with suppress(OSError):
+        if not _is_ours(pid):
+            reasons.append("it is another user's, or in another user namespace")
+    return (
+        f"worker {pid} lives, but the kernel refuses its descriptors ({reason(error)}): "
+        f"{', '.join(reasons) or 'a security module may forbid it'}"
+    )
+
+
+def _sockets(pid: int) -> dict[int, str]:
+    """Return the inodes of a process's sockets by their numbers. Source: proc(5), /proc/PID/fd."""
+    found = {}
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):
+            target = os.readlink(f"/proc/{pid}/fd/{fd}")
+            if target.startswith("socket:["):
+                found[int(fd)] = target.removeprefix("socket:[").removesuffix("]")
+    return found
+
+
+def _copy(pid: int, wanted: Handover) -> Deposit | None:
+    """Return the deposit that `pid` has open; None if it has only a part of it."""
+    copies: list[fds.Fd] = []
+    pidfd = fds.Fd(os.pidfd_open(pid))
+    try:
+        numbers = {inode: fd for fd, inode in _sockets(pid).items()}
+        copies.extend(
+            fds.Fd(syscalls.pidfd_getfd(pidfd.fileno(), numbers[inode]))
+            for inode in wanted.inodes
+            if inode in numbers
+        )
+        # What was copied is looked at, not what was there before: the number may be another's.
+        if [str(os.fstat(copy.fileno()).st_ino) for copy in copies] != [*wanted.inodes]:
+            return None
+        if not _is_ours(pid):  # what the pidfd is, it stays
+            return None
+        return Deposit(ends=(copies[0].take(), copies[1].take()), nonce=wanted.nonce)
+    finally:
+        for owner in (pidfd, *copies):
+            owner.close()
+
+
+def _is_worker(pid: int, title: bytes = _TITLE) -> bool:
+    """Say whether it is one of ours, and not systemd with its FD store. Source: proc(5), cmdline.
+
+    One that was forked an instant before still has its parent's title.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            if file.read().rpartition(b")")[2].split()[0] in b"ZX":
+                return False
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read(len(title)) == title
+    except (FileNotFoundError, ProcessLookupError):
+        return False

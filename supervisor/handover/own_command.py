@@ -1,0 +1,21 @@
+"""How this program was started, and how to start it anew."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+HANDOVER_VARIABLE = "FORKSHIM_HANDOVER"
+"""In the environment of a program that goes on as another one, see `supervisor.handover.reexec`."""
+
+
+def own_command() -> tuple[str, ...]:
+    """Return how to start this program anew, from any directory; call it before any chdir(2)."""
+    script = sys.argv[0]
+    words = [os.path.abspath(word) if word == script else word for word in sys.orig_argv[1:]]
+    return (sys.executable, *words)
+
+
+def is_handed_over() -> bool:
+    """Say whether this program goes on for another one; then `upgrade.arrive` knows more."""
+    return HANDOVER_VARIABLE in os.environ

@@ -1,0 +1,202 @@
+"""Taking up another version in place: rehearse it in a child, then become it by execve(2).
+
+execve keeps the pid, the children, the subreaper flag, blocked and pending signals; all else
+travels as a `deposit`. There is no way back from it, so a child does it first: the same
+program on copies of the same descriptors, up to where it would begin to serve, and then a piece of
+supervising of its own. Only a child that ends well is followed.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from supervisor.handover.own_command import HANDOVER_VARIABLE
+from supervisor.io.stream import Stream
+from supervisor.io.workers import Crew
+from supervisor.linux import fds, signals
+from supervisor.linux.errors import ShimError, reason
+from supervisor.linux.event_loop import Loop
+from supervisor.linux.exit_status import Exited
+from supervisor.linux.reaper import Reaper
+from supervisor.state.fd_store import Contents, Deposit, DepositError, Parcel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, NoReturn
+
+    from supervisor.linux.exit_status import Termination
+    from supervisor.oci.invoke import RuntimeCalls
+    from supervisor.state.log import Log
+
+READY = b"ready\n"
+_REHEARSE, _BECOME = "rehearse", "become"
+_LONGEST_REASON = 400
+
+
+class Arrival(NamedTuple):
+    """What this program was given by the one that it follows.
+
+    Attributes:
+        contents: Owned by whoever gets this.
+        lock: As `Home` has it; not open for a state directory without one.
+        is_rehearsal: Everything is a copy, and nothing may be done with it.
+    """
+
+    contents: Contents
+    lock: fds.Fd
+    is_rehearsal: bool
+
+
+def arrive() -> Arrival | None:
+    """Return what came with an exec of this program by `become` or `rehearse`; None without one.
+
+    Raises:
+        DepositError: It cannot be used.
+    """
+    text = os.environ.pop(HANDOVER_VARIABLE, None)
+    if text is None:
+        return None
+    try:
+        word, *numbers = text.split()
+        front, back, lock_fd = map(int, numbers)
+        is_rehearsal = {_REHEARSE: True, _BECOME: False}[word]
+        if lock_fd >= 0:
+            os.set_inheritable(lock_fd, False)
+    except (KeyError, ValueError, OSError):
+        raise DepositError(f"{HANDOVER_VARIABLE}: not ours: {text!r}") from None
+    lock = fds.Fd(lock_fd)
+    try:
+        deposit = Deposit(ends=(front, back))
+        try:
+            contents = deposit.look()
+        finally:
+            deposit.close()
+        try:
+            _check(contents.document, os.getppid() if is_rehearsal else os.getpid())
+        except DepositError:
+            contents.close()
+            raise
+    except DepositError:
+        lock.close()
+        raise
+    return Arrival(contents, lock, is_rehearsal)
+
+
+def _check(document: dict[str, Any], pid: int) -> None:
+    if not document.keys() >= {"front", "order", "supervisor"}:
+        raise DepositError("handover: parts of the document are missing")
+    if document.get("pid") != pid:
+        raise DepositError(f"{HANDOVER_VARIABLE}: meant for another process")
+
+
+def rehearse(
+    calls: RuntimeCalls,
+    command: Sequence[str],
+    document: dict[str, Any],
+    parcel: Parcel,
+    on_end: Callable[[str], None],
+) -> None:
+    """Have a child do it; `on_end` gets "" or, in one line, why it must not be done.
+
+    Raises:
+        ShimError: It cannot even be tried.
+    """
+    deposit = Deposit()
+
+    def judge(termination: Termination, output: bytes) -> None:
+        deposit.close()
+        # The last line is the error, or that of its traceback.
+        lines = output.decode(errors="replace").strip().splitlines()
+        if termination == Exited(0) and output.endswith(READY):
+            on_end("")
+        else:
+            detail = f": {lines[-1][:_LONGEST_REASON]}" if lines else ""
+            on_end(f"{termination}{detail}")
+
+    try:
+        deposit.put(document, parcel)
+        calls.capture(
+            command,
+            judge,
+            with_stderr=True,
+            program=command[0],
+            keep=deposit.fds,
+            environment={**_for_us(), HANDOVER_VARIABLE: _text(_REHEARSE, deposit, -1)},
+        )
+    except ShimError:
+        deposit.close()
+        raise
+
+
+def try_a_worker(log: Log, title: str) -> None:
+    """Fork a worker, see it copy and end, and reap it, with nothing of anybody else's.
+
+    Raises:
+        DepositError: It does not work.
+    """
+    loop, reaper, router = Loop(), Reaper(), signals.SignalRouter(has_job_control=False)
+
+    def reap(_signum: int) -> None:
+        reaper.reap()
+
+    loop.watch(router.fileno(), lambda: router.dispatch(reap))
+    with open(os.devnull, "r+b") as null:
+        crew = Crew(
+            loop, reaper, log, title=title, null_fd=null.fileno(), on_stream_over=lambda: None
+        )
+        source, container_side = fds.pipe()
+        client_side, sink = fds.pipe()
+        stream = Stream("rehearsal", source, sink)
+        crew.add(stream)
+        os.write(container_side.fileno(), b"!")
+        container_side.close()
+        crew.start()
+        loop.run_until(lambda: stream.is_over or stream.deaths > 0)
+        if stream.deaths or os.read(client_side.fileno(), 2) != b"!":
+            raise DepositError("a worker does not work")
+
+
+def end_rehearsal() -> NoReturn:
+    """Tell whoever rehearses that all went well."""
+    os.write(1, READY)
+    os._exit(0)
+
+
+def become(
+    command: Sequence[str], document: dict[str, Any], parcel: Parcel, lock_fd: int
+) -> ShimError:
+    """Become the program; returns only if that failed, with the reason, and all is as before.
+
+    Every signal has to be held, see `signals.hold_all`; whoever holds them lets them go again.
+    """
+    try:
+        deposit = Deposit()
+    except DepositError as error:
+        return error
+    kept = [*deposit.fds, *((lock_fd,) if lock_fd >= 0 else ())]
+    try:
+        deposit.put(document, parcel)
+        environment = {**os.environ, HANDOVER_VARIABLE: _text(_BECOME, deposit, lock_fd)}
+        for fd in kept:
+            os.set_inheritable(fd, True)
+        os.execve(command[0], [*command], environment)
+    except ShimError as error:
+        failed = error
+    except OSError as error:
+        failed = ShimError(f"exec {command[0]}: {reason(error)}")
+    for fd in kept:
+        os.set_inheritable(fd, False)
+    deposit.close()
+    return failed
+
+
+def _for_us() -> dict[str, str]:
+    """Return what the program would see that is kept from a runtime."""
+    return {name: os.environ[name] for name in ("NOTIFY_SOCKET",) if name in os.environ}
+
+
+def _text(word: str, deposit: Deposit, lock_fd: int) -> str:
+    front, back = deposit.fds
+    return f"{word} {front} {back} {lock_fd}"

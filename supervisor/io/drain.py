@@ -1,0 +1,233 @@
+"""How long the supervisor waits for output after the container's death.
+
+`judge` is the rule, pure; `DrainWatch` looks at the streams and applies it.
+
+Two things can keep a stream from its end. A stray process may hold the pipe: then nothing is
+pending, and silence of all streams for 300 ms, or 5 s of chatter, is enough to hang up on it. Or
+the client may not read: then bytes are pending, in the pipe or in the client's fifo, they may be
+the container's last words, and only 5 s without any progress end the wait. A reader of our own
+stdout (`forkshim run web | less`) may take all the time it wants, until somebody asks us to stop.
+What the container had written when it died is never cut short by a stray's chatter.
+
+A worker that could move something in such 5 s and does not (stopped by SIGSTOP, say) is no
+client's fault: it is replaced once, and its successor has the same time.
+
+An engine's client that has left does not come back, so nothing is kept for it: what is in its fifo
+does not count, and where the fifo is full it is looked at whether anybody but us has it open.
+
+While the container of an exec'd process lives none of these bounds holds: others of the container
+may have the process's streams, and their output ends when they end.
+"""
+
+from __future__ import annotations
+
+import time
+from enum import Enum
+
+from workers.common.records import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from supervisor.io.stream import Stream
+    from supervisor.io.workers import Crew
+
+IDLE_S = 0.3
+STRAY_CAP_S = 5.0
+STALLED_S = 5.0
+FIRST_LOOK_S = 0.002
+LAST_LOOK_S = 0.05
+CLOGGED_S = 0.03
+"""The rule is asked again after 2 ms, 4 ms, ... 50 ms while a drain lasts: that a client has read a
+fifo empty is no event. The end of a worker is one."""
+
+
+class Verdict(Enum):
+    """What to do with one stream now.
+
+    After STRAY it is hung up and the rest of the rule goes on: what lies in its fifo may be unread.
+    After STUCK another worker takes over. After CLOGGED one that sees whether there is a client.
+    """
+
+    WAIT = "wait"
+    DONE = "done"
+    CLOGGED = "its fifo is full, which may have no client"
+    STRAY = "a process that outlived the container holds it open"
+    STUCK = "its worker does not move"
+    STALLED = "nobody takes it (no reader, or no room), what is left is lost"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamView:
+    """One output stream as the supervisor sees it; times in seconds, monotonic.
+
+    Attributes:
+        is_reported: Its worker has sent the completion record, or we have hung up.
+        is_hung_up: We are about to: only its worker has still to die.
+        has_pending: Something is not yet taken from the container's side, or is on its way.
+        unread_bytes: In the client's fifo; 0 for other sinks.
+        is_last_word_out: All that was pending when the container died has been copied.
+        is_patient: Only a stop may end the wait for a reader, not the clock.
+        died_at_s: When the container died.
+        moved_at_s: When a byte of it last moved, on either side.
+        any_moved_at_s: When a byte of any stream last moved: one stray may hold several.
+        is_stuck: Its worker, the same one since then and not replaced by us, could move something.
+        is_clogged: It may be that no client has its full fifo open, and that was not looked at yet.
+    """
+
+    is_reported: bool
+    is_hung_up: bool
+    has_pending: bool
+    unread_bytes: int
+    is_last_word_out: bool
+    is_patient: bool
+    died_at_s: float
+    moved_at_s: float
+    any_moved_at_s: float
+    is_stuck: bool = False
+    is_clogged: bool = False
+
+
+def judge(view: StreamView, now_s: float) -> Verdict:
+    """Say whether to go on waiting for this stream."""
+    quiet_s = now_s - max(view.moved_at_s, view.died_at_s)
+    has_stalled = quiet_s >= STALLED_S and not view.is_patient
+    if view.is_reported and view.unread_bytes == 0:
+        return Verdict.DONE
+    if view.is_stuck and quiet_s >= STALLED_S:
+        return Verdict.STUCK
+    if view.is_reported or view.is_hung_up:
+        return Verdict.STALLED if has_stalled else Verdict.WAIT
+    if view.is_clogged and quiet_s >= CLOGGED_S:
+        return Verdict.CLOGGED
+    has_had_its_time = now_s - view.died_at_s >= STRAY_CAP_S
+    if not view.has_pending:
+        all_quiet_s = now_s - max(view.any_moved_at_s, view.died_at_s)
+        return Verdict.STRAY if all_quiet_s >= IDLE_S or has_had_its_time else Verdict.WAIT
+    if view.is_last_word_out and has_had_its_time:
+        return Verdict.STRAY
+    return Verdict.STALLED if has_stalled else Verdict.WAIT
+
+
+class DrainWatch:
+    """Watches the output streams from the container's death on. Borrows the crew."""
+
+    def __init__(self, crew: Crew, *, is_read: bool = True) -> None:
+        """Note what each stream still has to move: the container's last word.
+
+        `is_read`: wait until the clients have read their fifos empty, those who are away, too.
+        """
+        self._crew = crew
+        self._is_read = is_read
+        self._died_at_s = time.monotonic()
+        self._moved_at_s: dict[str, float] = {}
+        self._look_s = FIRST_LOOK_S
+        self._seen: dict[str, tuple[int, int]] = {}
+        self._last_word_at: dict[str, int] = {}
+        self._workers: dict[str, int] = {}
+        self._replaced: set[str] = set()
+        self._looked_for: set[str] = set()
+        self._given_up: dict[str, float] = {}
+        self._done: set[str] = set()
+        for stream in crew.outputs:
+            # All that it had written when it died is in its pipe: no more than the pipe holds.
+            most_bytes = stream.capacity_bytes + crew.transit_bytes(stream)
+            self._last_word_at[stream.name] = crew.copied_bytes(stream) + most_bytes
+
+    def begin(self) -> None:
+        """Start the clocks again: killing the rest of the container may have taken a while."""
+        self._died_at_s = time.monotonic()
+
+    def next_look_s(self) -> float:
+        """Return when to judge again, in seconds from now."""
+        look_s, self._look_s = self._look_s, min(self._look_s * 2, LAST_LOOK_S)
+        return look_s
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no output stream is waited for any more."""
+        return all(
+            stream.name in self._done or self._is_left(stream) for stream in self._crew.outputs
+        )
+
+    def _is_left(self, stream: Stream) -> bool:
+        """Say whether it was given up, and what was left is counted, if that can be done."""
+        if stream.name not in self._given_up:
+            return False
+        waited_s = time.monotonic() - self._given_up[stream.name]
+        return stream.is_over or waited_s >= STALLED_S
+
+    @property
+    def is_last_word_out(self) -> bool:
+        """Whether all that was pending at the end has been copied, or `STALLED_S` have passed."""
+        return time.monotonic() - self._died_at_s >= STALLED_S or all(
+            stream.is_over or self._crew.copied_bytes(stream) >= self._last_word_at[stream.name]
+            for stream in self._crew.outputs
+        )
+
+    def judge(self, *, is_stopping: bool, is_bounded: bool = True) -> list[tuple[Stream, Verdict]]:
+        """Return the streams that something is to be done about now, with the reason.
+
+        Args:
+            is_stopping: A stop was asked for, so no reader may keep us any longer.
+            is_bounded: Nobody whom we serve can have them any more.
+        """
+        judged: list[tuple[Stream, Verdict]] = []
+        now_s = time.monotonic()
+        for stream in self._crew.outputs:
+            self._note_movement(stream, now_s)
+        for stream in self._crew.outputs:
+            if stream.name in self._done or stream.name in self._given_up:
+                continue
+            verdict = judge(self._view(stream, is_stopping), now_s)
+            if verdict is Verdict.DONE:
+                self._done.add(stream.name)
+            elif verdict is not Verdict.WAIT and is_bounded:
+                judged.append((stream, verdict))
+                if verdict is Verdict.STALLED:
+                    self._given_up[stream.name] = now_s
+                elif verdict is Verdict.STUCK:
+                    self._replaced.add(stream.name)
+                    self._moved_at_s[stream.name] = now_s
+                elif verdict is Verdict.CLOGGED:
+                    self._looked_for.add(stream.name)
+        return judged
+
+    def _note_movement(self, stream: Stream, now_s: float) -> None:
+        seen = (
+            self._crew.copied_bytes(stream),
+            self._crew.unread_bytes(stream) if self._is_read else 0,
+        )
+        if self._seen.get(stream.name) != seen:
+            self._seen[stream.name] = seen
+            self._moved_at_s[stream.name] = now_s
+            self._workers[stream.name] = stream.pid
+
+    def _view(self, stream: Stream, is_stopping: bool) -> StreamView:
+        copied, unread = self._seen[stream.name]
+        has_pending = not stream.is_over and (
+            stream.has_pending() or self._crew.transit_bytes(stream) > 0
+        )
+        if not has_pending:  # it was seen empty: whatever comes now is a stray's
+            self._last_word_at[stream.name] = 0
+        return StreamView(
+            is_reported=stream.is_over,
+            is_hung_up=stream.is_hung_up,
+            has_pending=has_pending,
+            unread_bytes=unread,
+            is_last_word_out=copied >= self._last_word_at[stream.name],
+            is_patient=stream.is_passthrough and not is_stopping,
+            died_at_s=self._died_at_s,
+            moved_at_s=self._moved_at_s[stream.name],
+            any_moved_at_s=max(self._moved_at_s.values()),
+            is_stuck=(
+                stream.name not in self._replaced
+                and stream.pid == self._workers[stream.name]
+                and self._crew.could_move(stream)
+            ),
+            is_clogged=(
+                not self._is_read
+                and stream.name not in self._looked_for
+                and stream.has_own_fifo
+                and not stream.has_room()
+            ),
+        )

@@ -1,0 +1,466 @@
+"""The client's side of the streams: opening what process.json names, and who owns it.
+
+stdin comes first, since it never waits: a client that opens its stdin before its stdout is then
+not left in open(2). The outputs follow, stdout then stderr, each fifo as soon as it has a reader;
+one limit of 15 s covers them all, as in the 2016 shim. After that the names may be unlinked.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import stat
+from functools import partial
+
+from supervisor.linux import fds, spawn
+from supervisor.linux.errors import ShimError, UntrustedError, UsageError, reason
+from supervisor.sinks.spec import Sink, SinkKind, parse_sink
+from supervisor.state import trust
+from workers.common.records import dataclass, field
+from workers.copy import fifo_wait
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from supervisor.linux.event_loop import Loop
+    from supervisor.linux.exit_status import Termination
+    from supervisor.linux.reaper import Reaper
+    from supervisor.oci.documents import ProcessRecord
+    from supervisor.sinks.log_sinks import Outlet
+    from supervisor.state.fd_store import Contents, Parcel
+
+READER_WAIT_S = 15.0
+_LIMIT = "stdio reader"
+_AGAIN = "wait for a reader again"
+_PAUSE_S = 0.05
+
+
+@dataclass(slots=True)
+class Stdio:
+    """The client's side, opened. A missing stream is null: no pipe, no worker.
+
+    Attributes:
+        stdin: Where input comes from.
+        stdin_closer: Our own write end of a stdin fifo: while it is open, a client may come back.
+        sinks: By stream name, "stdout" and "stderr".
+        outlets: What is there instead for a log or the journal. Borrowed by the crew, closed here.
+        reopeners: For a sink that is a file which may be moved away: opens its name anew.
+        names: What each is, for log lines.
+        passthrough: The sinks that are a descriptor of our own caller.
+        stderr_joins_stdout: Both are the same regular file. They then share one pipe and one
+            worker: two file offsets would overwrite each other.
+    """
+
+    stdin: fds.Fd | None = None
+    stdin_closer: fds.Fd | None = None
+    sinks: dict[str, fds.Fd] = field(default_factory=dict)
+    outlets: dict[str, Outlet] = field(default_factory=dict)
+    reopeners: dict[str, Callable[[], fds.Fd]] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    passthrough: set[str] = field(default_factory=set)
+    stderr_joins_stdout: bool = False
+
+    def pack(self, parcel: Parcel) -> dict[str, Any]:
+        """Return what `go_on` needs; what the crew has taken is the crew's to pack."""
+        closer = self.stdin_closer
+        return {
+            "stdin_closer": -1 if closer is None else parcel.add(closer.fileno()),
+            "outlets": {name: outlet.pack(parcel) for name, outlet in self.outlets.items()},
+            "passthrough": sorted(self.passthrough),
+            "stderr_joins_stdout": self.stderr_joins_stdout,
+        }
+
+    def close(self) -> None:
+        """Close whatever has not been taken."""
+        owners = (self.stdin, self.stdin_closer, *self.sinks.values(), *self.outlets.values())
+        for owner in owners:
+            if owner is not None:
+                owner.close()
+
+
+def go_on(
+    packed: Mapping[str, Any],
+    contents: Contents,
+    record: ProcessRecord,
+    container_id: str,
+    bundle: str,
+) -> Stdio:
+    """Return the client's side as an earlier supervisor has packed it; nothing is opened.
+
+    Raises:
+        ShimError: The settings in `record` are not those of that supervisor.
+    """
+    closer = contents.take(packed["stdin_closer"])
+    stdio = Stdio(
+        stdin_closer=closer if closer.is_open else None,
+        passthrough=set(packed["passthrough"]),
+        stderr_joins_stdout=packed["stderr_joins_stdout"],
+    )
+    sinks = {"stdout": parse_sink(record.stdout), "stderr": parse_sink(record.stderr)}
+    for name, sink in sinks.items():
+        stdio.names[name] = str(sink)
+        if sink.kind is SinkKind.FILE and not sink.has_outlet:
+            stdio.reopeners[name] = partial(_open_log_file, sink.path)
+    if packed["outlets"]:
+        from supervisor.sinks.log_sinks import Came, open_outlets
+
+        wanted = {name: sinks[name] for name in packed["outlets"]}
+        stdio.outlets = open_outlets(
+            wanted,
+            container_id,
+            bundle,
+            is_console=record.terminal,
+            came=Came(packed["outlets"], contents),
+        )
+    return stdio
+
+
+class StdioOpener:
+    """Opens the streams one after the other and calls back once."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        reaper: Reaper,
+        *,
+        container_id: str,
+        bundle: str,
+        title: str,
+        null_fd: int,
+    ) -> None:
+        """Borrow the loop, the reaper and /dev/null. `title` names the waiting child in ps(1)."""
+        self._loop = loop
+        self._reaper = reaper
+        self._container_id = container_id
+        self._bundle = bundle
+        self._title = title
+        self._null_fd = null_fd
+        self._stdio = Stdio()
+        self._wanted: list[tuple[str, Sink]] = []
+        self._waiting: _ReaderWait | None = None
+        self._waits: list[_ReaderWait] = []
+        self._on_end: Callable[[Stdio | ShimError], None] = lambda _end: None
+
+    def begin(self, record: ProcessRecord, on_end: Callable[[Stdio | ShimError], None]) -> None:
+        """Open what `record` names; `on_end` gets the streams and their ownership, or the error."""
+        self._on_end = on_end
+        self._loop.call_after(_LIMIT, READER_WAIT_S, self._give_up)
+        try:
+            self._wanted = [("stdout", parse_sink(record.stdout))]
+            if not record.terminal:
+                self._wanted.append(("stderr", parse_sink(record.stderr)))
+            self._open_stdin(record.stdin)
+            self._open_outlets(is_console=record.terminal)
+        except ShimError as error:
+            self._fail(error)
+        else:
+            self._open_next()
+
+    def cancel(self) -> None:
+        """Stop waiting and close what is open; `on_end` is not called any more."""
+        self._loop.cancel(_LIMIT)
+        if self._waiting is not None:
+            self._waiting.end()
+            self._waiting = None
+        self._stdio.close()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no child that waited for a reader is left to be reaped."""
+        return all(wait.is_reaped for wait in self._waits)
+
+    def _open_stdin(self, path: str) -> None:
+        if path in ("", "null", os.devnull):
+            return
+        if path == "passthrough":
+            self._stdio.stdin = _duplicate(0)
+            return
+        with_path = _open_path(path)
+        try:
+            if not fds.is_fifo(with_path.fileno()):
+                self._stdio.stdin = _reopen(with_path, path, os.O_RDONLY)
+                return
+            # Non-blocking only so that open(2) does not wait for a writer: we are that writer.
+            self._stdio.stdin = _reopen(with_path, path, os.O_RDONLY | os.O_NONBLOCK)
+            self._stdio.stdin_closer = _reopen(with_path, path, os.O_WRONLY)
+            fds.grow_pipe(self._stdio.stdin.fileno())
+            os.set_blocking(self._stdio.stdin.fileno(), True)
+        finally:
+            with_path.close()
+
+    def _open_outlets(self, *, is_console: bool) -> None:
+        """Open all outlets; none of them has to be waited for."""
+        wanted = {name: sink for name, sink in self._wanted if sink.has_outlet}
+        if not wanted:
+            return
+        from supervisor.sinks.log_sinks import open_outlets
+
+        for _name, sink in self._wanted:
+            _refuse_a_second_rule(sink, [other for _, other in self._wanted])
+        self._wanted = [(name, sink) for name, sink in self._wanted if sink.is_descriptor]
+        for name, sink in wanted.items():
+            self._stdio.names[name] = str(sink)
+            if not sink.is_descriptor and sink.path:
+                _open_log_file(sink.path).close()  # the workers open it: a typo is told now
+        if wanted.get("stdout") == wanted.get("stderr") and wanted["stdout"].kind is SinkKind.FILE:
+            self._stdio.stderr_joins_stdout = True
+            del wanted["stderr"]
+        self._stdio.outlets = open_outlets(
+            wanted, self._container_id, self._bundle, is_console=is_console
+        )
+
+    def _open_next(self) -> None:
+        """Open sinks until one has to wait or none is left."""
+        while self._wanted:
+            name, sink = self._wanted.pop(0)
+            try:
+                is_open = self._open_sink(name, sink)
+            except ShimError as error:
+                self._fail(error)
+                return
+            if not is_open:
+                return
+        self._loop.cancel(_LIMIT)
+        if _is_same_file(self._stdio.sinks):
+            self._stdio.stderr_joins_stdout = True
+            self._stdio.sinks.pop("stderr").close()
+            if "stderr" in self._stdio.outlets:
+                self._stdio.outlets.pop("stderr").close()
+        self._on_end(self._stdio)
+
+    def _open_sink(self, name: str, sink: Sink) -> bool:
+        """Return False when it is left to a child to wait for a reader."""
+        self._stdio.names[name] = str(sink)
+        if sink.kind is SinkKind.NULL:
+            return True
+        if sink.kind is SinkKind.PASSTHROUGH:
+            self._stdio.passthrough.add(name)
+            self._stdio.sinks[name] = _duplicate({"stdout": 1, "stderr": 2}[name])
+            return True
+        if sink.kind is SinkKind.FILE:
+            self._stdio.sinks[name] = _open_log_file(sink.path)
+            self._stdio.reopeners[name] = partial(_open_log_file, sink.path)
+            return True
+        with_path = _open_path(sink.path)
+        if not fds.is_fifo(with_path.fileno()):
+            try:
+                self._stdio.sinks[name] = _reopen(with_path, sink.path, os.O_WRONLY)
+            finally:
+                with_path.close()
+            return True
+        try:
+            probe = _reopen(with_path, sink.path, os.O_WRONLY | os.O_NONBLOCK)
+        except _NoReaderError:
+            self._wait_for_reader(name, sink.path, with_path)
+            return False
+        except ShimError:
+            with_path.close()
+            raise
+        # The probe is closed last: a reader must never see the last writer go.
+        try:
+            self._take_fifo(name, sink.path, with_path)
+        finally:
+            with_path.close()
+            probe.close()
+        return True
+
+    def _take_fifo(self, name: str, path: str, with_path: fds.Fd) -> None:
+        sink_fd = _reopen(with_path, path, os.O_RDWR)
+        fds.grow_pipe(sink_fd.fileno())
+        self._stdio.sinks[name] = sink_fd
+
+    def _give_up(self) -> None:
+        path = self._waiting.path if self._waiting is not None else "stdio"
+        self._fail(
+            ShimError(
+                f"containerd-shim: opening {path} failed: context deadline exceeded: "
+                f"no reader came within {READER_WAIT_S:.0f} s"
+            )
+        )
+
+    def _fail(self, error: ShimError) -> None:
+        self.cancel()
+        self._on_end(error)
+
+    def _wait_for_reader(self, name: str, path: str, with_path: fds.Fd) -> None:
+        def on_reader() -> None:
+            self._take_fifo(name, path, with_path)
+
+        def on_end(error: ShimError | None) -> None:
+            self._waiting = None
+            if error is not None:
+                self._fail(error)
+            else:
+                self._open_next()
+
+        work = partial(fifo_wait.wait_for_reader, self._title, null_fd=self._null_fd)
+        wait = _ReaderWait(self._loop, self._reaper, path, with_path, work, on_reader, on_end)
+        self._waiting = wait
+        self._waits.append(wait)
+        wait.begin()
+
+
+class _ReaderWait:
+    """A child that waits for the first reader of a fifo. Owns the child, its pipe, `with_path`."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        reaper: Reaper,
+        path: str,
+        with_path: fds.Fd,
+        work: Callable[[int, int], None],
+        on_reader: Callable[[], None],
+        on_end: Callable[[ShimError | None], None],
+    ) -> None:
+        """Borrow loop and reaper.
+
+        `work` is the child's, with the fifo's and its pipe's descriptor;
+        `on_reader` takes the fifo while the child still holds it open, or raises `ShimError`;
+        `on_end` follows when the child has been let go, with None or the error.
+        """
+        self.path = path
+        self._loop = loop
+        self._reaper = reaper
+        self._with_path = with_path
+        self._work = work
+        self._on_reader = on_reader
+        self._on_end = on_end
+        self._said_rfd = fds.Fd(-1)
+        self._pid = 0
+
+    @property
+    def is_reaped(self) -> bool:
+        """Whether it has no child, or none any more."""
+        return self._pid == 0
+
+    def begin(self) -> None:
+        """Fork the child; if that fails (EAGAIN, EMFILE), `on_end` is told."""
+        try:
+            self._said_rfd, said_wfd = fds.pipe(4096)
+            os.set_blocking(self._said_rfd.fileno(), False)
+            try:
+                self._pid = spawn.fork_worker(
+                    partial(self._work, self._with_path.fileno(), said_wfd.fileno()),
+                    dies_with_us=True,
+                )
+            finally:
+                said_wfd.close()
+        except OSError as error:
+            self.end()
+            self._on_end(ShimError(f"wait for a reader of {self.path}: {reason(error)}"))
+            return
+        self._reaper.expect(self._pid, self._on_child_gone)
+        self._loop.watch(self._said_rfd.fileno(), self._on_said)
+
+    def _on_said(self) -> None:
+        if not os.read(self._said_rfd.fileno(), 1):
+            self._hang_up()  # it has died: the reaper tells its end
+            return
+        error = None
+        try:
+            self._on_reader()
+        except ShimError as caught:
+            error = caught
+        self.end()
+        self._on_end(error)
+
+    def _on_child_gone(self, _termination: Termination) -> None:
+        """Go on with another one, if it was not us who let it go."""
+        self._pid = 0
+        self._hang_up()
+        if self._with_path.is_open:
+            self._loop.call_after(_AGAIN, _PAUSE_S, self.begin)
+
+    def end(self) -> None:
+        """Let the child go; the reaper collects it. A second call does nothing."""
+        self._loop.cancel(_AGAIN)
+        self._hang_up()
+        self._with_path.close()
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)  # unreaped, so the pid is its own
+
+    def _hang_up(self) -> None:
+        if self._said_rfd.is_open:
+            self._loop.forget(self._said_rfd.fileno())
+            self._said_rfd.close()
+
+
+class _NoReaderError(ShimError):
+    """ENXIO: the fifo has no reader yet."""
+
+
+def _open_path(path: str) -> fds.Fd:
+    try:
+        return fds.Fd(os.open(path, os.O_PATH | os.O_CLOEXEC))
+    except OSError as error:
+        raise ShimError(f"stat {path}: {reason(error)}") from error
+
+
+def _reopen(with_path: fds.Fd, path: str, flags: int) -> fds.Fd:
+    """Open the very file that `with_path` holds, whatever its name is now."""
+    try:
+        return fds.reopen(with_path.fileno(), flags)
+    except OSError as error:
+        if error.errno == errno.ENXIO and fds.is_fifo(with_path.fileno()):
+            raise _NoReaderError(path) from error
+        raise ShimError(f"open {path}: {reason(error)}") from error
+
+
+def _open_log_file(path: str) -> fds.Fd:
+    """Open or create a regular file; a link in its place is not followed, see `trust`.
+
+    A hard link is refused as well: it is another file's name.
+
+    Not O_APPEND: splice(2) refuses such files. The workers write at its end, see
+    `workers.common.position`.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK | os.O_NOFOLLOW
+    parent, name = os.path.split(path)
+    directory = fds.Fd(-1)
+    try:
+        directory = trust.open_directory(parent)
+        file = fds.Fd(os.open(name, flags, 0o640, dir_fd=directory.fileno()))
+    except UntrustedError as error:
+        raise ShimError(f"open {path}: {error}") from error
+    except OSError as error:
+        raise ShimError(f"open {path}: {reason(error)}") from error
+    finally:
+        directory.close()
+    attributes = os.fstat(file.fileno())
+    if not stat.S_ISREG(attributes.st_mode):
+        file.close()
+        raise ShimError(f"open {path}: not a regular file")
+    if attributes.st_nlink > 1:
+        file.close()
+        raise ShimError(f"open {path}: not trusted: the file has another name, too (a hard link)")
+    os.set_blocking(file.fileno(), True)
+    return file
+
+
+def _refuse_a_second_rule(sink: Sink, others: list[Sink]) -> None:
+    """Refuse a log file that is also written to in another way: one would overwrite the other."""
+    for other in others:
+        if (
+            sink.has_outlet
+            and not other.has_outlet
+            and sink.path
+            and other.path
+            and os.path.realpath(sink.path) == os.path.realpath(other.path)
+        ):
+            raise UsageError(f"{sink.path}: stdout and stderr ask for different log files in it")
+
+
+def _duplicate(fd: int) -> fds.Fd:
+    return fds.Fd(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
+
+
+def _is_same_file(sinks: dict[str, fds.Fd]) -> bool:
+    if len(sinks) < 2:
+        return False
+    first, second = (os.fstat(sink.fileno()) for sink in sinks.values())
+    return stat.S_ISREG(first.st_mode) and os.path.samestat(first, second)

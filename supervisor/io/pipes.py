@@ -1,0 +1,226 @@
+"""From opened stdio to copies: the container's own pipes, or its console, joined to the clients.
+
+Who owns what afterwards: the crew has both ends of every copy; the container's side of each pipe is
+only there until the runtime has inherited it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import termios
+
+from supervisor.linux import fds, syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any
+
+    from supervisor.io.open import Stdio
+    from supervisor.io.stream import Stream
+    from supervisor.io.user_terminal import UserTerminal
+    from supervisor.io.workers import Crew
+    from supervisor.oci.documents import ProcessRecord
+    from supervisor.state.fd_store import Contents, Parcel
+
+
+_NULL_DEVICE = os.makedev(1, 3)
+
+
+def open_own_null() -> fds.Fd:
+    """Open a null device that is nobody else's, for a container; the caller owns it.
+
+    A runtime may give it to the container's root: crun before 1.23 does so, and the machine's
+    /dev/null was a user's then. It is in a file system of its own without a place, since /run
+    has no devices. Who may not mount may not give /dev/null away, either.
+
+    Raises:
+        OSError: EMFILE.
+    """
+    try:
+        root = fds.Fd(syscalls.mount_nowhere("tmpfs"))
+        try:
+            os.mknod("null", stat.S_IFCHR | 0o666, _NULL_DEVICE, dir_fd=root.fileno())
+            return fds.Fd(os.open("null", os.O_RDWR | os.O_CLOEXEC, dir_fd=root.fileno()))
+        finally:
+            root.close()
+    except OSError:  # EPERM; ENOSYS, of a seccomp filter
+        return fds.Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+
+
+class Plumbing:
+    """Builds the streams of one container. Borrows everything but the console."""
+
+    def __init__(self, record: ProcessRecord, terminal: UserTerminal | None, null_fd: int) -> None:
+        """`terminal` is the person's, joined to the container's console, or None."""
+        self._record = record
+        self._terminal = terminal
+        self._null_fd = null_fd
+        self._ptmx: fds.Fd | None = None
+        self._peer = fds.Fd(-1)
+        self._our_side: dict[str, fds.Fd] = {}
+
+    def make_pipes(self, stdio: Stdio, container_side: list[fds.Fd]) -> tuple[int, int, int]:
+        """Make a pipe for each stream that has a client's side; returns the runtime's 0, 1, 2.
+
+        Args:
+            stdio: The clients' side.
+            container_side: Gets the ends that the caller closes once the runtime has been started.
+                The others are ours until `join_pipes`.
+        """
+        ends: dict[str, int] = {}
+        if not self._record.terminal:
+            if stdio.stdin is not None:
+                rfd, wfd = self._make_pipe()
+                container_side.append(rfd)
+                ends["stdin"] = rfd.fileno()
+                self._our_side["stdin"] = wfd
+            for name in ("stdout", "stderr"):
+                if name == "stderr" and stdio.stderr_joins_stdout:
+                    ends["stderr"] = ends["stdout"]
+                elif name in stdio.sinks or name in stdio.outlets:
+                    rfd, wfd = self._make_pipe()
+                    container_side.append(wfd)
+                    ends[name] = wfd.fileno()
+                    self._our_side[name] = rfd
+        if len(ends) < 3:
+            null = open_own_null()
+            container_side.append(null)
+            ends = {**dict.fromkeys(("stdin", "stdout", "stderr"), null.fileno()), **ends}
+        return ends["stdin"], ends["stdout"], ends["stderr"]
+
+    def join_pipes(self, stdio: Stdio, crew: Crew) -> None:
+        """Join them to the clients; the crew takes what it has a stream for."""
+        from supervisor.io.stream import Stream  # while the runtime works
+
+        while self._our_side:
+            name = next(iter(self._our_side))
+            end = self._our_side.pop(name)
+            if name == "stdin" and stdio.stdin is not None:
+                crew.add(Stream("stdin", stdio.stdin, end))
+            else:
+                crew.add(self._output(name, end, stdio, name))
+
+    def _make_pipe(self) -> tuple[fds.Fd, fds.Fd]:
+        """Make a pipe whose both ends belong to the container's root, who may reopen them."""
+        rfd, wfd = fds.pipe()
+        for end in (rfd, wfd):
+            os.fchown(end.fileno(), self._record.root_uid, self._record.root_gid)
+        return rfd, wfd
+
+    def join_console(self, ptmx: fds.Fd, stdio: Stdio, crew: Crew) -> None:
+        """Take the console and join it to the clients, and to the person's terminal if any.
+
+        Until `let_go` it is open on the container's side, too: the container may close it and open
+        it again.
+        """
+        from supervisor.io.stream import Stream
+        from supervisor.oci.console_socket import peer
+
+        self._ptmx = ptmx
+        self._peer = peer(ptmx.fileno())
+        if self._terminal is not None:
+            self.fit_to_window()
+            crew.raw_terminal = self._terminal.make_raw()
+        if stdio.stdin is not None:
+            crew.add(Stream("stdin", stdio.stdin, fds.Fd(os.dup(ptmx.fileno()))))
+        source = fds.Fd(os.dup(ptmx.fileno()))
+        crew.add(self._output("console", source, stdio, "stdout"))
+
+    def _output(self, name: str, source: fds.Fd, stdio: Stdio, setting: str) -> Stream:
+        from supervisor.io.stream import Stream
+
+        # A console that nobody reads would block the container: nowhere is a sink as well.
+        sink = stdio.sinks.get(setting) or fds.Fd(os.dup(self._null_fd))
+        return Stream(
+            name,
+            source,
+            sink,
+            sink_name=stdio.names[setting],
+            is_passthrough=setting in stdio.passthrough,
+            outlet=stdio.outlets.get(setting),
+            reopen=stdio.reopeners.get(setting),
+            setting=setting,
+        )
+
+    def pack(self, parcel: Parcel) -> dict[str, Any]:
+        """Return what `go_on` needs."""
+        return {"console": -1 if self._ptmx is None else parcel.add(self._ptmx.fileno())}
+
+    def pack_peer(self, parcel: Parcel) -> int:
+        """Return the container's side of the console, for this very process alone.
+
+        In the deposit it would outlive the container, whose console would never end; an adopter
+        opens its own.
+        """
+        return parcel.add(self._peer.fileno()) if self._peer.is_open else -1
+
+    def go_on(
+        self,
+        packed: Mapping[str, Any],
+        streams: Iterable[Mapping[str, Any]],
+        contents: Contents,
+        stdio: Stdio,
+        crew: Crew,
+        *,
+        is_parent: bool,
+    ) -> None:
+        """Take the console and the streams of an earlier supervisor, see `Crew.go_on`."""
+        from supervisor.io.stream import Stream
+        from supervisor.oci.console_socket import peer
+
+        ptmx = contents.take(packed["console"])
+        if ptmx.is_open:
+            self._ptmx = ptmx
+            self._peer = contents.take(packed.get("peer", -1))
+            if not self._peer.is_open:
+                self._peer = peer(ptmx.fileno())
+        for each in streams:
+            setting = each["setting"]
+            scratch = [contents.take(index) for index in each["scratch"]]
+            outlet = stdio.outlets.get(setting)
+            stream = Stream(
+                each["name"],
+                contents.take(each["source"]),
+                contents.take(each["sink"]),
+                sink_name=stdio.names.get(setting, ""),
+                is_passthrough=setting in stdio.passthrough,
+                outlet=outlet,
+                reopen=None if outlet else stdio.reopeners.get(setting),
+                setting=setting,
+                packed=each,
+                scratch=(scratch[0], scratch[1]) if scratch else None,
+            )
+            crew.go_on(stream, contents.take(each["report"]), is_parent=is_parent)
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Set the console's size; without a console nothing happens."""
+        if self._ptmx is not None:
+            try:
+                termios.tcsetwinsize(self._ptmx.fileno(), (rows, columns))
+            except termios.error as error:
+                raise OSError(*error.args) from error
+
+    def fit_to_window(self) -> None:
+        """Give the console the size of the person's terminal."""
+        if self._terminal is None:
+            return
+        try:
+            self.resize(*self._terminal.size())
+        except OSError as error:
+            if error.errno != errno.EIO:  # the person's terminal was hung up: no window any more
+                raise
+
+    def let_go(self) -> None:
+        """Let the console end when nobody else has it open: its container is dead."""
+        self._peer.close()
+
+    def close(self) -> None:
+        """Close the console and give the person's terminal back."""
+        self.let_go()
+        if self._terminal is not None:
+            self._terminal.restore()
+        if self._ptmx is not None:
+            self._ptmx.close()

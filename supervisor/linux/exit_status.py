@@ -1,0 +1,143 @@
+"""How a child ended, as values: `Exited` and `Killed` never share a number.
+
+Pure. The state-directory protocol has one number for both (128+n for a signal); only
+`shell_status` makes it, at the last moment.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from workers.common.records import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class SigInfo(Protocol):
+        """The fields of `os.waitid`'s result that tell how a child ended (waitid(2))."""
+
+        @property
+        def si_code(self) -> int:
+            """CLD_EXITED, CLD_KILLED or CLD_DUMPED."""
+
+        @property
+        def si_status(self) -> int:
+            """The exit status or the signal, as `si_code` says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The process called _exit(2) with this status, 0 to 255."""
+
+    exit_status: int
+
+    def __str__(self) -> str:
+        """Say it in a log line."""
+        return f"exit status {self.exit_status}"
+
+
+@dataclass(frozen=True, slots=True)
+class Killed:
+    """A signal ended the process. `signum` is an int: 34 to 64 are no `signal.Signals`."""
+
+    signum: int
+    core_dumped: bool = False
+
+    def __str__(self) -> str:
+        """Say it in a log line."""
+        dumped = ", core dumped" if self.core_dumped else ""
+        return f"killed by {signal_name(self.signum)}{dumped}"
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """It has ended, and nobody who could tell how has seen it: `reason` says why not."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        """Say it in a log line."""
+        return f"unknown ({self.reason})"
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """It has ended, and of how only the one number of `shell_status` was written down."""
+
+    status: int
+
+    def __str__(self) -> str:
+        """Say it in a log line."""
+        return f"status {self.status}, as was written down"
+
+
+Termination = Exited | Killed | Unknown | Recorded
+
+_SIGNAL_BASE, _MOST_STATUS = 128, 255
+UNKNOWN_STATUS = 69
+"""EX_UNAVAILABLE of sysexits.h: ours, where the process's own is not to be had."""
+
+
+def from_siginfo(info: SigInfo) -> Termination:
+    """Read what waitid(2) with WEXITED returned."""
+    if info.si_code == os.CLD_EXITED:
+        return Exited(info.si_status)
+    return Killed(info.si_status, core_dumped=info.si_code == os.CLD_DUMPED)
+
+
+def from_wait_status(status: int) -> Termination:
+    """Read the number that wait(2) fills in."""
+    if os.WIFSIGNALED(status):
+        return Killed(os.WTERMSIG(status), core_dumped=os.WCOREDUMP(status))
+    return Exited(os.WEXITSTATUS(status))
+
+
+def shell_status(termination: Termination) -> int:
+    """Return the one number of sh(1): the status, or 128 + signal; `UNKNOWN_STATUS` for unknown."""
+    if isinstance(termination, Exited):
+        return termination.exit_status
+    if isinstance(termination, Unknown):
+        return UNKNOWN_STATUS
+    if isinstance(termination, Recorded):
+        return termination.status
+    return 128 + termination.signum
+
+
+def protocol_status(termination: Termination) -> str:
+    """Return what `exitStatus` says: that number in decimal, or `unknown`."""
+    return "unknown" if isinstance(termination, Unknown) else str(shell_status(termination))
+
+
+def from_protocol_status(text: str) -> Termination | None:
+    """Read what `exitStatus` says; None unless it is a number. Over 128 it may be a signal's."""
+    if not (text.isascii() and text.isdecimal()) or int(text) > _MOST_STATUS:
+        return None
+    status = int(text)
+    return Exited(status) if status <= _SIGNAL_BASE else Recorded(status)
+
+
+def _numbers() -> dict[str, int]:
+    """Return the numbers of signals by name; of two names the usual one is first."""
+    names = (name for name in sorted(dir(signal)) if name.startswith("SIG") and "_" not in name)
+    return {name: int(getattr(signal, name)) for name in names}
+
+
+def signal_number(name: str) -> int:
+    """Return 15 for SIGTERM.
+
+    Raises:
+        KeyError: No signal is called so.
+    """
+    return _numbers()[name]
+
+
+def signal_name(signum: int) -> str:
+    """Return SIGTERM for 15, SIGRTMIN+6 for 40 (signal(7))."""
+    if signal.SIGRTMIN < signum < signal.SIGRTMAX:
+        return f"SIGRTMIN+{signum - signal.SIGRTMIN}"
+    for name, number in _numbers().items():
+        if number == signum:
+            return name
+    return f"signal {signum}"  # 32 and 33 belong to the C library

@@ -1,0 +1,115 @@
+"""The one place that waits for children.
+
+Why one, and why not `subprocess`: as a subreaper we inherit processes we never forked and have to
+reap them, so somebody has to call waitid(P_ALL). That call takes any child's status, also one that
+`Popen.wait` is about to ask for, which then reports 0 for /bin/false. So nobody else waits.
+
+Why not a pidfd in the loop for each child: it costs two system calls a child and says nothing
+of inherited orphans, which need SIGCHLD and P_ALL all the same. SIGCHLD coalesces, hence the
+loop until the kernel has no more. Waiting per known pid instead would leave strangers as zombies.
+
+A status can arrive before we know whose it is: the container may end before its runtime has, and
+only then do we read its pid. Statuses of strangers are therefore remembered, boundedly, until
+`forget_strangers`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from supervisor.linux import exit_status
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    OnExit = Callable[[exit_status.Termination], None]
+
+_MOST_IN_A_ROUND = 256
+_MOST_STRANGERS = 4096
+"""Statuses remembered while the container's pid is unknown; the oldest go first."""
+
+
+class Reaper:
+    """Reaps every child; tells those who asked."""
+
+    def __init__(self) -> None:
+        """Expect nobody yet and remember strangers."""
+        self._expected: dict[int, OnExit] = {}
+        self._strangers: dict[int, exit_status.Termination] | None = {}
+        self._last_looks: dict[int, Callable[[], None]] = {}
+
+    def look_before(self, pid: int, look: Callable[[], None]) -> None:
+        """Call `look` when the child `pid` is a zombie, before it is reaped: /proc still has it."""
+        self._last_looks[pid] = look
+
+    def expect(self, pid: int, on_exit: OnExit) -> None:
+        """Call `on_exit` once when the child `pid` has ended: at once, if it is remembered."""
+        if self._strangers and pid in self._strangers:
+            on_exit(self._strangers.pop(pid))
+            return
+        self._expected[pid] = on_exit
+
+    def is_ours(self, pid: int) -> bool:
+        """Say whether `pid` is a living child, an unreaped one or a remembered one."""
+        if self._strangers and pid in self._strangers:
+            return True
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except (ChildProcessError, OverflowError):  # the latter: more than a pid_t holds
+            return False
+        return True
+
+    def living_strangers(self) -> list[int]:
+        """Return the children that nobody expects: inherited, or left by a runtime.
+
+        Source: proc(5), /proc/[pid]/task/[tid]/children; unreaped ones are listed as well.
+        """
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            return [int(word) for word in file.read().split() if int(word) not in self._expected]
+
+    def forget_strangers(self) -> None:
+        """Reap strangers silently from now on: the container's pid is known."""
+        self._strangers = None
+
+    def reap(self) -> bool:
+        """Collect children that have ended. Call it on each SIGCHLD; never blocks.
+
+        Returns:
+            Whether there may be more: a container that makes orphans without end must not keep
+            the loop from a TERM. Then call it again in the next round.
+        """
+        for _each in range(_MOST_IN_A_ROUND):
+            try:
+                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return False
+            if info is None:
+                return False
+            look = self._last_looks.pop(info.si_pid, None)
+            if look is not None:
+                look()
+            os.waitid(os.P_PID, info.si_pid, os.WEXITED)
+            self._tell(info.si_pid, exit_status.from_siginfo(info))
+        return True
+
+    def is_expected(self, pid: int) -> bool:
+        """Say whether `pid` is a child of our own making: a worker, or the runtime."""
+        return pid in self._expected
+
+    def _tell(self, pid: int, termination: exit_status.Termination) -> None:
+        on_exit = self._expected.pop(pid, None)
+        if on_exit is not None:
+            on_exit(termination)
+        elif self._strangers is not None:
+            self._strangers[pid] = termination
+            if len(self._strangers) > _MOST_STRANGERS:
+                del self._strangers[next(iter(self._strangers))]
+
+
+def wait_for(pid: int) -> exit_status.Termination:
+    """Wait for one child, in a process that has no `Reaper` and no loop yet."""
+    info = os.waitid(os.P_PID, pid, os.WEXITED)
+    if info is None:
+        raise AssertionError("waitid(2) without WNOHANG returned nothing")
+    return exit_status.from_siginfo(info)

@@ -1,0 +1,263 @@
+"""Command lines of an OCI runtime (runc, crun), and what it says when it fails. Pure.
+
+The order of the arguments is the one of containerd 0.2's shim: --log first, the engine's own
+global options before the verb. Source: runc(8) and its subcommands' pages, runtime.md.
+"""
+
+from __future__ import annotations
+
+import os
+
+import orjson
+
+from workers.common.records import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from supervisor.oci.documents import CheckpointRecord
+
+
+_MOST_CHARACTERS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeCaller:
+    """Builds the argv of each operation on one container.
+
+    Attributes:
+        name: argv[0], as the engine named the runtime.
+        args: Global options of the engine (`runtimeArgs`).
+        state_dir: Absolute; the log and the pid file go here.
+        bundle: Absolute path of the bundle.
+        container_id: Checked by the front end.
+        config: What `create` reads in the place of the bundle's config.json; "" for that.
+    """
+
+    name: str
+    args: tuple[str, ...]
+    state_dir: str
+    bundle: str
+    container_id: str
+    config: str = ""
+
+    @property
+    def config_path(self) -> str:
+        """The config.json that `create` reads."""
+        return self.config or os.path.join(self.bundle, "config.json")
+
+    @property
+    def directory(self) -> str:
+        """Where the runtime works, and with it the hooks: the bundle, while it is there."""
+        return self.bundle if os.path.isdir(self.bundle) else "/"
+
+    @property
+    def log_path(self) -> str:
+        """The runtime's own log, JSON lines of `level`, `msg` and `time`."""
+        return os.path.join(self.state_dir, "log.json")
+
+    @property
+    def pid_path(self) -> str:
+        """Where the runtime writes the container's pid, in decimal without a newline."""
+        return os.path.join(self.state_dir, "pid")
+
+    def create(
+        self, *, console_socket: str | None, no_pivot: bool, preserved_fds: int = 0
+    ) -> list[str]:
+        """runc-create(8); returns once the container exists and waits for `start`."""
+        return [
+            *self._logged("create", "--bundle", self.bundle),
+            *_console(console_socket),
+            *_flag("--no-pivot", no_pivot),
+            *(("--preserve-fds", str(preserved_fds)) if preserved_fds else ()),
+            *("--pid-file", self.pid_path, self.container_id),
+        ]
+
+    def exec(self, *, console_socket: str | None) -> list[str]:
+        """runc-exec(8), detached; the process is the state directory's process.json."""
+        process_path = os.path.join(self.state_dir, "process.json")
+        return [
+            *self._logged("exec", "-d", "--process", process_path),
+            *_console(console_socket),
+            *("--pid-file", self.pid_path, self.container_id),
+        ]
+
+    def restore(
+        self,
+        checkpoint_dir: str,
+        options: CheckpointRecord,
+        *,
+        unique: str,
+        console_socket: str | None,
+        no_pivot: bool,
+    ) -> list[str]:
+        """runc-restore(8), detached; takes the bundle from its working directory.
+
+        Args:
+            checkpoint_dir: Absolute path of the images.
+            options: How the checkpoint was taken.
+            unique: Part of the work directory's name that no other restore will ever choose.
+            console_socket: As for `create`; the 2016 shim had none here and could not restore one.
+            no_pivot: Pass --no-pivot.
+        """
+        work_path = os.path.join(checkpoint_dir, "criu.work", f"restore-{unique}")
+        return [
+            *self._logged("restore", "-d", "--image-path", checkpoint_dir),
+            *("--work-path", work_path),
+            *_flag("--shell-job", options.shell),
+            *_flag("--tcp-established", options.tcp),
+            *_flag("--ext-unix-sk", options.unix_sockets),
+            *_flag("--no-pivot", no_pivot),
+            *(word for ns in options.empty_ns for word in ("--empty-ns", ns)),
+            *_console(console_socket),
+            *("--pid-file", self.pid_path, self.container_id),
+        ]
+
+    def start(self) -> list[str]:
+        """runc-start(8)."""
+        return self._logged("start", self.container_id)
+
+    def state(self) -> list[str]:
+        """runc-state(8); prints the state of runtime.md as JSON."""
+        return self._plain("state", self.container_id)
+
+    def kill(self, signum: int) -> list[str]:
+        """runc-kill(8): one signal to the container's init."""
+        return self._plain("kill", self.container_id, str(signum))
+
+    def kill_all(self) -> list[str]:
+        """Kill every process of the container; also those left after init, in a shared pid ns."""
+        return self._plain("kill", "--all", self.container_id, "SIGKILL")
+
+    def delete(self, *, force: bool = False) -> list[str]:
+        """runc-delete(8); `force` kills what still runs."""
+        return self._plain("delete", *_flag("--force", force), self.container_id)
+
+    def _logged(self, *words: str) -> list[str]:
+        return [self.name, "--log", self.log_path, "--log-format", "json", *self.args, *words]
+
+    def _plain(self, *words: str) -> list[str]:
+        return [self.name, *self.args, *words]
+
+
+def _flag(word: str, given: bool) -> tuple[str, ...]:
+    return (word,) if given else ()
+
+
+def _console(socket_path: str | None) -> tuple[str, ...]:
+    return () if socket_path is None else ("--console-socket", socket_path)
+
+
+def absolute(name: str) -> str:
+    """Make a runtime named by a relative path absolute: the calls have different directories."""
+    return os.path.abspath(name) if "/" in name else name
+
+
+def find_program(name: str, search_path: str) -> str | None:
+    """Return the path to exec for `name`, or None if no directory of `search_path` has it.
+
+    A name with a slash is a path already and is not looked for: exec(2) will say what is wrong.
+    """
+    if "/" in name:
+        return name
+    for directory in search_path.split(":"):
+        path = os.path.join(directory, name)
+        # Not below the current directory: that may be a bundle from anywhere.
+        if os.path.isabs(path) and os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return None
+
+
+def errors(log: bytes) -> str:
+    """Return all messages of level `error` or worse in a runtime's log: in order, each once.
+
+    The first may be a consequence and the last the reason: runc tells first what it could not
+    clean up. logrus has a detail in the field `error`. Lines that are not JSON objects are passed
+    over: the runtime may have been killed in one.
+    """
+    found: dict[str, None] = {}
+    for line in log.split(b"\n"):
+        entry = _json_object(line)
+        message, detail = entry.get("msg"), entry.get("error")
+        if entry.get("level") in ("error", "fatal", "panic") and isinstance(message, str):
+            found[f"{message}: {detail}" if isinstance(detail, str) else message] = None
+    return _bounded([message for message in found if message])
+
+
+def words(stderr: bytes) -> str:
+    """Return the lines that a runtime has written to stderr as one: in order, each once."""
+    lines = (line.strip() for line in stderr.decode(errors="replace").split("\n"))
+    return _bounded([line for line in dict.fromkeys(lines) if line])
+
+
+def _bounded(messages: list[str]) -> str:
+    """Join them; of too many the last ones stay, where the reason is."""
+    while len(messages) > 1 and sum(map(len, messages)) > _MOST_CHARACTERS:
+        del messages[0]
+    return "; ".join(messages)[-_MOST_CHARACTERS:]
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeState:
+    """What `state` printed: see runtime.md. `created` is RFC 3339 with nanoseconds, UTC."""
+
+    status: str
+    pid: int
+    bundle: str
+    created: str
+
+
+def parse_state(output: bytes) -> RuntimeState | None:
+    """Read the JSON of `state`; None if it is none."""
+    fields = _json_object(output)
+    if not isinstance(fields.get("status"), str):
+        return None
+    pid, bundle, created = fields.get("pid"), fields.get("bundle"), fields.get("created")
+    return RuntimeState(
+        status=fields["status"],
+        pid=pid if isinstance(pid, int) else 0,
+        bundle=bundle if isinstance(bundle, str) else "",
+        created=created if isinstance(created, str) else "",
+    )
+
+
+def is_ours(
+    state: RuntimeState, *, before_create: str, now: str, is_child: bool, bundle: str
+) -> bool:
+    """Say whether the container of our id is the one our failed `create` made.
+
+    The id may have existed before, which is why `create` failed; deleting it would take away
+    somebody else's container, also a stopped or a merely created one.
+
+    Args:
+        state: What the runtime says of the id now.
+        before_create: The time before our `create`, as RFC 3339 in UTC with nanoseconds.
+        now: The time after it. What is younger than that was made before the clock was set back.
+        is_child: The state's pid is a child of ours, which nobody else's container can be.
+        bundle: Our bundle.
+    """
+    if is_child:
+        return True
+    is_new = _sortable(before_create) <= _sortable(state.created) <= _sortable(now)
+    return is_same_bundle(state.bundle, bundle) and is_new
+
+
+def is_same_bundle(one: str, other: str) -> bool:
+    """Say whether two paths of bundles lead to the same place: runc resolves symbolic links."""
+    return bool(one) and os.path.realpath(one) == os.path.realpath(other)
+
+
+def _sortable(time: str) -> str:
+    """Make RFC 3339 UTC times comparable as text: Go leaves out trailing zeros of the fraction."""
+    seconds, _dot, fraction = time.removesuffix("Z").partition(".")
+    return f"{seconds}.{fraction:0<9}"
+
+
+def _json_object(text: bytes | Sequence[int]) -> dict[str, Any]:
+    try:
+        value = orjson.loads(bytes(text))
+    except orjson.JSONDecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}

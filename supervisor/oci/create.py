@@ -1,0 +1,337 @@
+"""From a runtime's create, exec or restore to a pid and a console, or to an error and its remains.
+
+Three things have to come together: the runtime's exit with 0, a pid file that names a child of
+ours, and with a terminal the console. The runtime may be quick and its container dead before
+we have read the pid; the reaper remembers that status.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from supervisor.linux import fds
+from supervisor.linux.errors import MachineError, RuntimeFailedError, ShimError, StoppedError
+from supervisor.linux.exit_status import Exited, Killed, Termination
+from supervisor.oci import command_line, reach, stand_in
+from supervisor.oci.invoke import HURRY_S
+from supervisor.state import directory
+from supervisor.state.log import rfc3339
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from supervisor.linux.event_loop import Loop
+    from supervisor.linux.reaper import Reaper
+    from supervisor.oci.console_socket import ConsoleSocket
+    from supervisor.oci.documents import CheckpointRecord, ProcessRecord
+    from supervisor.oci.invoke import RuntimeCalls
+    from supervisor.state.log import Log
+
+CONSOLE_WAIT_S = 10.0
+"""How long a runtime that has succeeded may still owe us its console."""
+
+_LIMIT = "console"
+_MOST_LOG = 1 << 20
+
+
+class Creation:
+    """One create, exec or restore. Owns the console until it is taken."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        reaper: Reaper,
+        calls: RuntimeCalls,
+        caller: command_line.RuntimeCaller,
+        record: ProcessRecord,
+        checkpoint: CheckpointRecord | None = None,
+        *,
+        from_three: tuple[int, ...] = (),
+    ) -> None:
+        """Borrow everything; nothing happens before `begin`.
+
+        `from_three`: what the container's process gets as descriptors 3, 4, ... of a `create`.
+        """
+        self._from_three = from_three
+        self._loop = loop
+        self._reaper = reaper
+        self._calls = calls
+        self._caller = caller
+        self._record = record
+        self.checkpoint = checkpoint
+        self._socket: ConsoleSocket | None = None
+        self._watched_fd = -1
+        self._runtime_pid = 0
+        self._has_succeeded = False
+        self._is_over = False
+        self._is_cancelled = False
+        self._on_end: Callable[[ShimError | None], None] = lambda _error: None
+        self.began_at = rfc3339(0)
+        self._was_killed = False
+        self.pid = 0
+        self.console: fds.Fd | None = None
+
+    @property
+    def verb(self) -> str:
+        """The runtime's word for what is being done."""
+        if self._record.is_exec:
+            return "exec"
+        return "create" if self.checkpoint is None else "restore"
+
+    def begin(
+        self, stdio: tuple[int, int, int], on_end: Callable[[ShimError | None], None]
+    ) -> None:
+        """Start the runtime on `stdio` (lent); `on_end` gets None or what went wrong.
+
+        Raises:
+            ShimError: Nothing was started; `on_end` is not called.
+        """
+        self._on_end = on_end
+        directory.remove_stale_pid()
+        if self._record.terminal:
+            from supervisor.oci.console_socket import ConsoleSocket  # 3 ms, for those who want one
+
+            try:
+                self._socket = ConsoleSocket()
+            except OSError as error:
+                raise ShimError(f"console socket: {error.strerror}") from error
+            self._watch_console()
+        self.began_at = rfc3339(time.time_ns())
+        try:
+            self._runtime_pid = self._calls.run(
+                self._argv(),
+                self._on_exit,
+                cwd=self._caller.bundle,
+                stdio=stdio,
+                limit_s=None,
+                prepare=self._put_config if self._caller.config else None,
+                from_three=self._from_three,
+            )
+        except ShimError:
+            self._close_socket()
+            raise
+
+    def cancel(self) -> None:
+        """Let the runtime finish, for 5 s, then kill it; `on_end` follows.
+
+        A runc that is killed halfway leaves directories and cgroups that no later command of its
+        own finds, and the id cannot be used again. What it has finished can be deleted properly.
+        """
+        self._is_cancelled = True
+        self._calls.hurry(self._runtime_pid, HURRY_S)
+        if self._has_succeeded:
+            self._fail(StoppedError("stopped while waiting for the console"))
+
+    def clean_up(self, log: Log, on_end: Callable[[], None]) -> None:
+        """Take away what one that has failed has left, if it is ours; `on_end` follows.
+
+        An exec'd process may have come to life although its exec failed for us. Without a pid file
+        it is told by being a child of ours that is none of our own.
+        """
+        if self._record.is_exec:
+            for pid in self._reaper.living_strangers():
+                os.kill(pid, signal.SIGKILL)
+            on_end()
+            return
+        remains = Remains(
+            self._reaper,
+            self._calls,
+            self._caller,
+            log,
+            began_at=self.began_at,
+            was_killed=self._was_killed,
+        )
+        remains.delete(on_end)
+
+    def _argv(self) -> list[str]:
+        socket_path = None if self._socket is None else self._socket.path
+        no_pivot = self._record.no_pivot_root
+        if self._record.is_exec:
+            return self._caller.exec(console_socket=socket_path)
+        if self.checkpoint is None:
+            return self._caller.create(
+                console_socket=socket_path,
+                no_pivot=no_pivot,
+                preserved_fds=len(self._from_three),
+            )
+        return self._caller.restore(
+            self._record.checkpoint,
+            self.checkpoint,
+            unique=f"{time.time_ns()}-{os.getpid()}-{os.urandom(4).hex()}",
+            console_socket=socket_path,
+            no_pivot=no_pivot,
+        )
+
+    def _put_config(self) -> None:
+        """Have the runtime read our config.json under the name of the bundle's."""
+        stand_in.put(self._caller.config, os.path.join(self._caller.bundle, "config.json"))
+
+    def _watch_console(self) -> None:
+        if self._socket is not None:
+            self._watched_fd = self._socket.fileno()
+            self._loop.watch(self._watched_fd, self._on_console)
+
+    def _on_console(self) -> None:
+        if self._socket is None:
+            return
+        try:
+            received = self._socket.receive()
+        except ConnectionError as error:
+            self._close_socket()
+            self._fail_once_reaped(ShimError(f"console: {error}"))
+            return
+        if received is None:
+            self._loop.forget(self._watched_fd)
+            self._watch_console()
+            return
+        self.console = received
+        self._close_socket()
+        self._join()
+
+    def _fail_once_reaped(self, error: ShimError) -> None:
+        # A runtime that failed hangs up too, and its own log says more than we could.
+        if self._has_succeeded:
+            self._fail(error)
+
+    def _on_exit(self, termination: Termination) -> None:
+        self._was_killed = isinstance(termination, Killed)
+        if self._is_cancelled and termination != Exited(0):
+            self._fail(StoppedError(f"stopped while the runtime's {self.verb} ran"))
+        elif termination != Exited(0):
+            self._fail(self._explain(termination))
+        else:
+            try:
+                self.pid = directory.read_pid()
+            except ShimError as error:
+                self._fail(error)
+                return
+            if self._reaper.is_expected(self.pid):
+                worker, self.pid = self.pid, 0
+                self._fail(MachineError(f"pid: {worker} is a process of this supervisor's own"))
+                return
+            if not self._reaper.is_ours(self.pid):
+                self._fail(ShimError(f"pid: {self.pid} is no child of this supervisor"))
+                return
+            self._has_succeeded = True
+            self._loop.call_after(_LIMIT, CONSOLE_WAIT_S, self._on_no_console)
+            self._join()
+
+    def _on_no_console(self) -> None:
+        self._fail(
+            ShimError(f"console: the runtime sent none within {CONSOLE_WAIT_S:.0f} s of its exit")
+        )
+
+    def _join(self) -> None:
+        if self._has_succeeded and (self.console is not None or not self._record.terminal):
+            self._end(None)
+        elif self._has_succeeded and self._socket is None:
+            self._fail(ShimError("console: the runtime hung up without sending one"))
+
+    def _fail(self, error: ShimError) -> None:
+        if self.console is not None:
+            self.console.close()
+            self.console = None
+        self._end(error)
+
+    def _end(self, error: ShimError | None) -> None:
+        if self._is_over:
+            return
+        self._is_over = True
+        self._loop.cancel(_LIMIT)
+        self._close_socket()
+        self._on_end(error)
+
+    def _close_socket(self) -> None:
+        if self._socket is not None:
+            self._loop.forget(self._watched_fd)
+            self._socket.close()
+            self._socket = None
+
+    def _explain(self, termination: Termination) -> RuntimeFailedError:
+        message = explain(self._caller.log_path)
+        detail = f": {message}" if message else ""
+        return RuntimeFailedError(f"{self._caller.name} {self.verb}: {termination}{detail}")
+
+
+def explain(log_path: str) -> str:
+    """Return all errors in a runtime's log; empty if it wrote none."""
+    try:
+        with open(log_path, "rb", opener=fds.open_without_waiting) as file:
+            return command_line.errors(file.read(_MOST_LOG) or b"")
+    except OSError:
+        return ""  # ENOENT: it wrote none; EISDIR, EAGAIN: somebody has put something in its place
+
+
+class Remains:
+    """Deletes what a failed create left, and never another's container of the same id."""
+
+    def __init__(
+        self,
+        reaper: Reaper,
+        calls: RuntimeCalls,
+        caller: command_line.RuntimeCaller,
+        log: Log,
+        *,
+        began_at: str,
+        was_killed: bool = False,
+    ) -> None:
+        """Borrow everything. `began_at`: when the create began, RFC 3339 in UTC.
+
+        `was_killed`: the runtime did not end by itself, and may have left half a container.
+        """
+        self._was_killed = was_killed
+        self._reaper = reaper
+        self._calls = calls
+        self._caller = caller
+        self._log = log
+        self._began_at = began_at
+        self._on_end: Callable[[], None] = lambda: None
+
+    def delete(self, on_end: Callable[[], None]) -> None:
+        """Ask the runtime for the id's state; delete the container if it is the one we made."""
+        self._on_end = on_end
+        try:
+            self._calls.capture(self._caller.state(), self._on_state)
+        except ShimError as error:
+            self._log.warning(str(error))
+            on_end()
+
+    def _on_state(self, _termination: Termination, output: bytes) -> None:
+        state = command_line.parse_state(output)
+        if state is None and not self._was_killed:
+            self._on_end()  # the runtime knows no such container: nothing is left
+            return
+        if state is None:  # half of one may be left, which only `delete --force` takes away
+            self._force_delete(0)
+            return
+        is_child = state.pid > 0 and self._reaper.is_ours(state.pid)
+        if not command_line.is_ours(
+            state,
+            before_create=self._began_at,
+            now=rfc3339(time.time_ns()),
+            is_child=is_child,
+            bundle=self._caller.bundle,
+        ):
+            self._log.info(f"{self._caller.container_id}: another's container, left alone")
+            self._on_end()
+            return
+        self._force_delete(state.pid if is_child else 0)
+
+    def _force_delete(self, pid: int) -> None:
+        danger = reach.of(self._caller.config_path, pid).danger()
+        if danger:
+            self._log.warning(reach.not_deleted(self._caller.name, danger))
+            self._on_end()
+            return
+        try:
+            self._calls.run(
+                self._caller.delete(force=True),
+                lambda _termination: self._on_end(),
+                cwd=self._caller.directory,
+            )
+        except ShimError as error:
+            self._log.warning(str(error))
+            self._on_end()

@@ -1,0 +1,112 @@
+"""How far a kill by cgroup reaches: what shares a cgroup need not belong to the container.
+
+A runtime's `kill --all`, and its `delete` of a container without a pid namespace of its own, signal
+every process of the container's cgroup. With a pid namespace of its own the death of the init is
+the death of all its processes, and a kill by cgroup could only reach others. Without one it is
+needed, and allowed unless the cgroup is the root, or the supervisor's, or above the supervisor's.
+
+Source: runtime-spec, config-linux.md, Namespaces; runc, `signalAllProcesses`; pid_namespaces(7).
+"""
+
+from __future__ import annotations
+
+import os
+
+from supervisor.linux import procfs
+from supervisor.linux.errors import ShimError
+from supervisor.oci import documents
+from supervisor.systemd import delegation
+from workers.common.records import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+_LOOKED_UP = ("devices", "freezer", "memory", "pids")
+"""On cgroup v1 the runtimes find and freeze a container's processes in these hierarchies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Of one container.
+
+    Attributes:
+        shares_pids: Its processes can outlive its init: there is no pid namespace of its own.
+        places: The container's cgroups by controller; "" is cgroup v2. Empty if they are unknown.
+        wanted: `linux.cgroupsPath`, which counts where the cgroups are unknown.
+    """
+
+    shares_pids: bool
+    places: Mapping[str, str]
+    wanted: str
+
+    def pack(self) -> dict[str, Any]:
+        """Return what `unpack` needs."""
+        places = {name: os.fsencode(path).decode("latin-1") for name, path in self.places.items()}
+        return {"shares_pids": self.shares_pids, "places": places, "wanted": self.wanted}
+
+    def danger(self) -> str:
+        """Return the cgroup by which a kill would reach others than the container, "" for none."""
+        if not self.shares_pids:
+            return ""
+        own = delegation.membership("self")
+        on_v1 = [] if delegation.is_unified() else [name for name in _LOOKED_UP if name in own]
+        for name in on_v1 or [""]:
+            place = self.places.get(name)
+            if place is None:
+                place = os.path.normpath("/" + self.wanted.lstrip("/")) if self.wanted else None
+            if place is not None and _is_above(place, own.get(name, "/")):
+                return place
+        return ""
+
+
+def of(config_path: str, pid: int) -> Reach:
+    """Return the reach of the container of a config.json, its init being `pid`; 0 if unknown.
+
+    A config.json that cannot be read leads to no kill by cgroup.
+    """
+    try:
+        read = documents.read_config(config_path)
+    except ShimError:
+        return Reach(shares_pids=False, places={}, wanted="")
+    shares_pids = shares(read.document)
+    return Reach(shares_pids, _places(pid) if shares_pids else {}, read.cgroups_path)
+
+
+def unpack(packed: Mapping[str, Any]) -> Reach:
+    """Return what `Reach.pack` has packed."""
+    places = {name: os.fsdecode(path.encode("latin-1")) for name, path in packed["places"].items()}
+    return Reach(packed["shares_pids"], places, packed["wanted"])
+
+
+def shares(document: Mapping[str, Any]) -> bool:
+    """Say whether config.json has no pid namespace, or joins one that has a path. Pure."""
+    linux = document.get("linux")
+    found = linux.get("namespaces") if isinstance(linux, dict) else None
+    return not any(
+        isinstance(each, dict) and each.get("type") == "pid" and not each.get("path")
+        for each in (found if isinstance(found, list) else ())
+    )
+
+
+def _places(pid: int) -> dict[str, str]:
+    """Return where `pid` is; nothing of one that is ending: cgroup v1 then says `/`."""
+    try:
+        places = delegation.membership(pid) if pid else {}
+        return {} if not pid or procfs.is_ending(pid) else places
+    except OSError:  # EMFILE
+        return {}
+
+
+def _is_above(place: str, own: str) -> bool:
+    """Say whether `place` is the root, `own` or above it."""
+    return place == "/" or place == own or own.startswith(place.rstrip("/") + "/")
+
+
+def not_deleted(runtime: str, danger: str) -> str:
+    """Say why the runtime keeps a container."""
+    return (
+        f"{runtime} delete is left out: the container has no pid namespace of its own and is in "
+        f"cgroup {danger}, where {runtime} would kill every process"
+    )

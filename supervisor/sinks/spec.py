@@ -1,0 +1,305 @@
+"""What a stdout or stderr setting means: `containerdStdout`, `containerdStderr`, `--log`. Pure.
+
+    KIND[,OPTION=VALUE]...[:PATH]
+
+- `file:PATH`: a regular file, created with mode 0640 if missing, written at its end. With
+  `max-size=10M` it is rotated between two lines, and `keep=5` old files stay
+- `cri:PATH`: the same in the log format of Kubernetes, with the same options
+- `journal`: native records; `priority=5` of lines that name none, `tag=web`, `max-line=1M`,
+  `annotation=com.example.*` (may be repeated), `json=yes`, `join=indented`
+- `journal-stream`: lines, as systemd's own StandardOutput=journal; `priority=5`, `tag=web`
+- `null`: nowhere; so are "" and /dev/null
+- `passthrough`: the descriptor 1 or 2 that the supervisor was started with
+- `path:PATH` or any other PATH: a fifo, a device or an existing file, opened as it is: not created,
+  not truncated. One that is called like a kind is `./null`
+
+Each but `null` takes `policy=block`, `drop-new` or `drop-old`, for when it takes nothing, and with
+the last two `buffer=1M`, how much waits before something is dropped.
+
+A path is taken as it is, whatever characters are in it, unless an option stands at its end: options
+come before the colon. What a person types as a bare path has a slash in it (`check_typed`); an
+engine's setting may be any path.
+
+Sizes are whole numbers of bytes, or of k, m, g or t with `i`, `b` or `ib` behind it: all of them
+powers of 1024, in capitals or not. systemd (SystemMaxFileSize=10M) and Docker (max-size=10m) read
+the same words as the same numbers.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+
+from supervisor.linux.errors import UsageError
+from workers.common.records import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DEFAULT_KEEP = 5
+DEFAULT_MAX_LINE_BYTES = 1 << 20
+DEFAULT_BUFFER_BYTES = 1 << 20
+
+
+class SinkKind(Enum):
+    """How a sink is opened."""
+
+    NULL = "null"
+    PATH = "path"
+    FILE = "file"
+    CRI = "cri"
+    JOURNAL = "journal"
+    JOURNAL_STREAM = "journal-stream"
+    PASSTHROUGH = "passthrough"
+
+
+@dataclass(frozen=True, slots=True)
+class Sink:
+    """Where a stream goes.
+
+    Attributes:
+        kind: Decides which of the others mean something.
+        path: Of PATH, FILE and CRI; else empty.
+        max_bytes: Where a FILE or CRI is rotated; 0 is nowhere.
+        keep: How many old files stay then.
+        priority: Of a JOURNAL or JOURNAL_STREAM, 0 to 7; None is the stream's default.
+        tag: Of a JOURNAL or JOURNAL_STREAM; "" is none.
+        max_line_bytes: The longest line that is one record of a JOURNAL.
+        annotations: Patterns of the bundle's annotations that become fields of a JOURNAL.
+        is_json: Lines of a JOURNAL that are JSON objects become fields.
+        is_joined: A line of a JOURNAL that begins with a blank belongs to the one before.
+        policy: "block", "drop-new" or "drop-old", see `workers.lines.drop`.
+        buffer_bytes: How much waits with the last two.
+    """
+
+    kind: SinkKind
+    path: str = ""
+    max_bytes: int = 0
+    keep: int = DEFAULT_KEEP
+    priority: int | None = None
+    tag: str = ""
+    max_line_bytes: int = DEFAULT_MAX_LINE_BYTES
+    annotations: tuple[str, ...] = ()
+    is_json: bool = False
+    is_joined: bool = False
+    policy: str = "block"
+    buffer_bytes: int = DEFAULT_BUFFER_BYTES
+
+    @property
+    def has_outlet(self) -> bool:
+        """Whether it is more than a descriptor to copy to: see `supervisor.sinks.log_sinks`."""
+        return self.kind in _WITH_OUTLET or self.max_bytes > 0 or self.policy != "block"
+
+    @property
+    def is_descriptor(self) -> bool:
+        """Whether there is a descriptor to be opened, too, behind the outlet if it has one."""
+        return self.kind in (SinkKind.PATH, SinkKind.PASSTHROUGH) or not self.has_outlet
+
+    def __str__(self) -> str:
+        """Name it in a log line."""
+        return self.path or self.kind.value
+
+
+def parse_sink(text: str) -> Sink:
+    """Read the setting; any word that is none of the others is a path.
+
+    Raises:
+        UsageError: A kind of ours with an option or a path that it does not take.
+    """
+    if text in ("", os.devnull):
+        return Sink(SinkKind.NULL)
+    head, colon, path = text.partition(":")
+    word, *settings = head.split(",")
+    kind = _KINDS.get(word)
+    if kind is None:
+        return Sink(SinkKind.PATH, text)
+    _refuse_options_at_the_end(text, head, path)
+    if kind in _WITH_PATH and not path:
+        raise UsageError(f"sink {text}: {word} needs a path, as in {word}:/var/log/web")
+    if kind not in _WITH_PATH and colon:
+        raise UsageError(f"sink {text}: {word} takes no path")
+    return _with_options(text, Sink(kind, path), settings)
+
+
+def is_journal_setting(text: str) -> bool:
+    """Say whether a setting, which may be wrong in all else, means the journal."""
+    return _KINDS.get(_word(text)) in (SinkKind.JOURNAL, SinkKind.JOURNAL_STREAM)
+
+
+def check_typed(text: str) -> Sink:
+    """Read a setting that a person has typed: a bare path has to look like one.
+
+    Raises:
+        UsageError: As `parse_sink`; or the kind is unknown; or options stand behind a bare path.
+    """
+    sink = parse_sink(text)
+    if not text or _KINDS.get(_word(text)) is not None:
+        return sink
+    word = _word(text)
+    if "/" not in word:
+        import difflib  # for a person who has mistyped
+
+        close = difflib.get_close_matches(word.lower(), _KINDS, n=1)
+        meant = f" (did you mean {close[0]}?)" if close else ""
+        raise UsageError(
+            f"sink {text}: no kind is called {word}{meant}; there are {', '.join(_KINDS)}; "
+            f"a path has a slash in it, as in ./{text}"
+        )
+    _refuse_options_at_the_end(text, "path", text)
+    return sink
+
+
+def _word(text: str) -> str:
+    return text.partition(":")[0].partition(",")[0]
+
+
+def _refuse_options_at_the_end(text: str, head: str, path: str) -> None:
+    options: list[str] = []
+    place, comma, last = path.rpartition(",")
+    while comma and _is_option(last):
+        options.insert(0, last)
+        path = place
+        place, comma, last = path.rpartition(",")
+    if options:
+        raise UsageError(
+            f"sink {text}: {','.join(options)} stands behind the path; "
+            f"options come before the colon: {','.join([head, *options])}:{path}"
+        )
+
+
+def _is_option(word: str) -> bool:
+    name, equals, value = word.partition("=")
+    return name in _OPTION_NAMES and bool(equals) and not set("/:").intersection(value)
+
+
+def with_absolute_path(text: str, directory: str) -> str:
+    """Return the setting with its path, if it has one, made independent of the current directory.
+
+    Raises:
+        UsageError: As `parse_sink`.
+    """
+    path = parse_sink(text).path
+    return text.removesuffix(path) + os.path.join(directory, path) if path else text
+
+
+def _with_options(text: str, sink: Sink, settings: list[str]) -> Sink:
+    allowed = _OPTIONS.get(sink.kind, {})
+    values: dict[str, int | str | tuple[str, ...]] = {}
+    for setting in settings:
+        name, _equals, value = setting.partition("=")
+        if name not in allowed:
+            known = ", ".join(allowed) or "no options"
+            raise UsageError(f"sink {text}: option {name}: {sink.kind.value} takes {known}")
+        option = allowed[name]
+        before = values.get(option.attribute, ())
+        if not isinstance(before, tuple):
+            raise UsageError(f"sink {text}: option {name}: given twice")
+        parsed = option.read(value)
+        if parsed is None:
+            raise UsageError(f"sink {text}: option {name}: {value!r} is not {option.values}")
+        values[option.attribute] = before + parsed if isinstance(parsed, tuple) else parsed
+    if "keep" in values and "max_bytes" not in values:
+        raise UsageError(f"sink {text}: option keep: says nothing without max-size")
+    if "buffer_bytes" in values and values.get("policy", "block") == "block":
+        raise UsageError(f"sink {text}: option buffer: says nothing without drop-new or drop-old")
+    return Sink(sink.kind, sink.path, **values)  # type: ignore[arg-type] # as `_OPTIONS` pairs them
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """Where an option goes, how it is read (None if it cannot be), and what may be given."""
+
+    attribute: str
+    read: Callable[[str], int | str | tuple[str, ...] | None]
+    values: str
+
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_LETTERS = "bBgGiIkKmMtT"
+_LONGEST_WORD = 128
+
+
+def _size(least: int, most: int) -> Callable[[str], int | None]:
+    def read(text: str) -> int | None:
+        digits = text.rstrip(_LETTERS)
+        number, unit = _decimal(digits), text[len(digits) :].lower()
+        letter = unit.removesuffix("b").removesuffix("i")
+        if number is None or letter not in _UNITS or unit in ("i", "ib"):
+            return None
+        size = number * _UNITS[letter]
+        return size if least <= size <= most else None
+
+    return read
+
+
+def _number(least: int, most: int) -> Callable[[str], int | None]:
+    def read(text: str) -> int | None:
+        number = _decimal(text)
+        return number if number is not None and least <= number <= most else None
+
+    return read
+
+
+def _tag(text: str) -> str | None:
+    return text if _is_word(text) else None
+
+
+def _pattern(text: str) -> tuple[str, ...] | None:
+    return (text,) if _is_word(text) else None
+
+
+def _is_word(text: str) -> bool:
+    return 0 < len(text) <= _LONGEST_WORD and all("!" <= character <= "~" for character in text)
+
+
+def _decimal(text: str) -> int | None:
+    """Return the number, or None: int() would take signs, blanks and other alphabets, too."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 15 else None
+
+
+def _only(word: str) -> Callable[[str], bool | None]:
+    def read(text: str) -> bool | None:
+        return True if text == word else None
+
+    return read
+
+
+def _policy(text: str) -> str | None:
+    return text if text in ("block", "drop-new", "drop-old") else None
+
+
+_POLICY = {
+    "policy": _Option("policy", _policy, "block, drop-new or drop-old"),
+    "buffer": _Option(
+        "buffer_bytes", _size(512 << 10, 64 << 20), "a size from 512K to 64M, as in 4M"
+    ),
+}
+_ROTATION = {
+    "max-size": _Option("max_bytes", _size(64 << 10, 1 << 40), "a size from 64K to 1T, as in 10M"),
+    "keep": _Option("keep", _number(1, 1000), "a number from 1 to 1000"),
+}
+_PRIORITY = _Option("priority", _number(0, 7), "a number from 0 (emerg) to 7 (debug)")
+_TAG = _Option("tag", _tag, "1 to 128 characters of ASCII without blanks")
+_OPTIONS: dict[SinkKind, dict[str, _Option]] = {
+    SinkKind.FILE: {**_ROTATION, **_POLICY},
+    SinkKind.CRI: {**_ROTATION, **_POLICY},
+    SinkKind.JOURNAL: {
+        "priority": _PRIORITY,
+        "tag": _TAG,
+        "max-line": _Option(
+            "max_line_bytes", _size(1 << 10, 16 << 20), "a size from 1K to 16M, as in 64K"
+        ),
+        "annotation": _Option("annotations", _pattern, "a pattern of names"),
+        "json": _Option("is_json", _only("yes"), "yes"),
+        "join": _Option("is_joined", _only("indented"), "indented"),
+        **_POLICY,
+    },
+    SinkKind.JOURNAL_STREAM: {"priority": _PRIORITY, "tag": _TAG, **_POLICY},
+    SinkKind.PASSTHROUGH: _POLICY,
+    SinkKind.PATH: _POLICY,
+}
+_OPTION_NAMES = frozenset(name for options in _OPTIONS.values() for name in options)
+_KINDS = {kind.value: kind for kind in SinkKind}
+_WITH_PATH = frozenset({SinkKind.FILE, SinkKind.CRI, SinkKind.PATH})
+_WITH_OUTLET = frozenset({SinkKind.CRI, SinkKind.JOURNAL, SinkKind.JOURNAL_STREAM})

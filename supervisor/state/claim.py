@@ -1,0 +1,232 @@
+"""ROOT/ID: what `forkshim run` keeps of a container beside the protocol's own files.
+
+    ROOT/ID/             0700, locked with flock(2) for as long as its supervisor lives
+    ROOT/ID/state.json   bundle, runtime, runtimeArgs, noPivotRoot: as the 2016 daemon wrote it
+    ROOT/ID/supervisor.pid
+    ROOT/ID/init/        the state directory of the container's init
+
+The lock is on the directory itself, so nothing is left of it; a second `run` of a living id finds
+it taken and touches nothing. A directory without a lock is what a killed supervisor left.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from contextlib import suppress
+
+import orjson
+
+from supervisor.linux import fds
+from supervisor.linux.errors import (
+    AlreadySupervisedError,
+    ShimError,
+    UntrustedError,
+    reason_of_access,
+)
+from supervisor.state import directory, trust
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+PID_NAME = "supervisor.pid"
+_DEAD_LOCK_S = 2.0
+_LOOK_AGAIN_S = 0.01
+STATE_NAME = "state.json"
+_OURS = frozenset({PID_NAME, STATE_NAME, "init"})
+
+
+class Home:
+    """A claimed ROOT/ID. Owns the lock until `release` or `remove`."""
+
+    def __init__(self, path: str, lock: fds.Fd) -> None:
+        """Take the lock; use `claim`."""
+        self.path = path
+        self._lock = lock
+
+    @property
+    def state_dir(self) -> str:
+        """Absolute path of the state directory of the container's init."""
+        return os.path.join(self.path, "init")
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether an earlier supervisor has left its state directory."""
+        return os.path.lexists(self.state_dir)
+
+    @property
+    def lock_fd(self) -> int:
+        """Lend the lock's descriptor, which a daemon has to keep."""
+        return self._lock.fileno()
+
+    def left_state(self) -> dict[str, Any]:
+        """Return the state.json of the earlier supervisor; empty if it is not readable."""
+        try:
+            path = os.path.join(self.path, STATE_NAME)
+            with open(path, "rb", opener=fds.open_without_waiting) as file:
+                state = orjson.loads(file.read(1 << 20) or b"")
+        except (FileNotFoundError, orjson.JSONDecodeError):
+            return {}
+        return state if isinstance(state, dict) else {}
+
+    def clear(self) -> None:
+        """Remove what an earlier supervisor has left; the claim stays."""
+        temporary = {name for name in os.listdir(self.path) if name.startswith(".")}
+        for name in (STATE_NAME, PID_NAME, *temporary):
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(self.path, name))
+        if self.is_stale:
+            _remove_tree(self.state_dir)
+
+    def make_state_dir(self, state: dict[str, Any]) -> None:
+        """Write state.json and make the state directory, which becomes the current directory."""
+        os.chdir(self.path)
+        directory.write_file(STATE_NAME, orjson.dumps(state))
+        os.mkdir("init", 0o700)
+        os.chdir("init")
+
+    def write_pid(self) -> None:
+        """Write our pid, for `kill -TERM`. The current directory is the state directory."""
+        os.chdir("..")
+        directory.write_file(PID_NAME, f"{os.getpid()}\n".encode())
+        os.chdir("init")
+
+    def remove(self) -> None:
+        """Remove the directory and give the claim back, in this order: nobody sees half of it."""
+        os.chdir("/")
+        # Somebody may have removed it under us, and somebody else have made it anew since.
+        if _is_still_there(self.path, self._lock):
+            self.clear()
+            os.rmdir(self.path)
+        self.release()
+
+    def release(self) -> None:
+        """Give the claim back and leave the files."""
+        self._lock.close()
+
+
+def claim(root: str, container_id: str) -> Home:
+    """Lock ROOT/ID for this process and its forks, making it if it is not there.
+
+    Raises:
+        AlreadySupervisedError: A living supervisor has it.
+        ShimError: It cannot be made or opened, or is no directory.
+        UntrustedError: Others can put names into ROOT, ROOT/ID or ROOT/ID/init.
+    """
+    path = os.path.join(os.path.abspath(root), container_id)
+    try:
+        trust.open_directory(os.path.dirname(path), make=0o755).close()
+        deadline_s = time.monotonic() + _DEAD_LOCK_S
+        while True:
+            lock = _open_directory(path)
+            _check_trust(lock, path)
+            try:
+                fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.close()
+                if time.monotonic() < deadline_s and _is_of_a_dead(path):
+                    time.sleep(_LOOK_AGAIN_S)
+                    continue
+                raise AlreadySupervisedError(f"already supervised{_by_whom(path)}") from None
+            if _is_still_there(path, lock):
+                return _checked(path, lock)
+            lock.close()  # its owner removed it between our open and our lock
+    except OSError as error:
+        raise ShimError(f"{error.filename or path}: {reason_of_access(error)}") from error
+
+
+def _is_of_a_dead(path: str) -> bool:
+    """Say whether the lock's owner has died: a worker that it was forking has it a moment longer.
+
+    It is the first thing that the worker closes (`isolate.become`).
+    """
+    try:
+        with open(os.path.join(path, PID_NAME), opener=fds.open_without_waiting) as file:
+            pid = int(file.read(16))
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            return stat.read().rpartition(b") ")[2][:1] in b"ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return os.path.exists(os.path.join(path, PID_NAME))
+    except ValueError:  # not written yet
+        return False
+
+
+def _checked(path: str, lock: fds.Fd) -> Home:
+    """Return the claim, if everything in the directory is what a supervisor makes there.
+
+    Else it is somebody's data (`--root /var/lib mysql`), and not ours to clear away.
+    """
+    strangers = {
+        name
+        for name in os.listdir(path)
+        if name not in _OURS and not name.startswith((f".{STATE_NAME}.", f".{PID_NAME}."))
+    }
+    if strangers:
+        lock.close()
+        raise ShimError(f"{path}: not a directory of forkshim's: it holds {min(strangers)!r}")
+    home = Home(path, lock)
+    if home.is_stale:
+        try:
+            trust.open_below("init", lock.fileno(), home.state_dir).close()
+        except OSError as error:
+            lock.close()
+            raise ShimError(f"{home.state_dir}: {reason_of_access(error)}") from error
+        except UntrustedError:
+            lock.close()
+            raise
+    return home
+
+
+def _check_trust(lock: fds.Fd, path: str) -> None:
+    try:
+        trust.check(lock.fileno(), path, may_be_sticky=False)
+    except UntrustedError:
+        lock.close()
+        raise
+
+
+def _remove_tree(path: str) -> None:
+    """Remove a directory and all that is in it; no link is followed.
+
+    Not shutil's, whose import takes 3 ms, and comes when an upgrade may have taken its file away.
+    """
+    for _name, directories, files, fd in os.fwalk(path, topdown=False, onerror=_raise):
+        for name in files:
+            os.unlink(name, dir_fd=fd)
+        for name in directories:
+            try:
+                os.rmdir(name, dir_fd=fd)
+            except NotADirectoryError:  # a link to one
+                os.unlink(name, dir_fd=fd)
+    os.rmdir(path)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _open_directory(path: str) -> fds.Fd:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        with suppress(FileExistsError):  # whose it is, the lock will say
+            os.mkdir(path, 0o700)
+        with suppress(FileNotFoundError):  # its owner removed it in between
+            return fds.Fd(os.open(path, flags))
+
+
+def _is_still_there(path: str, lock: fds.Fd) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(lock.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _by_whom(path: str) -> str:
+    try:
+        name = os.path.join(path, PID_NAME)
+        with open(name, "rb", opener=fds.open_without_waiting) as file:
+            return f" by process {int(file.read(20) or b'')}"
+    except (OSError, ValueError):
+        return ""  # it is only now beginning, or ending

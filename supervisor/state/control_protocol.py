@@ -1,0 +1,99 @@
+"""The messages of the `control` fifo, from bytes to values. Pure.
+
+A message is a line of three decimal numbers, `type width height`: 0 closes stdin, 1 resizes the
+console, others are from the future or from 2016-06 and are passed over. Or it is `reopen`, or
+`attach STREAM FIFO`, which no engine of 2016 sends. A line that is none is passed over too, and the
+next good one counts again.
+"""
+
+from __future__ import annotations
+
+from workers.common.records import dataclass
+
+_LONGEST_LINE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class CloseStdin:
+    """Let go of our write end of the client's stdin fifo."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """Set the console's size, ioctl_tty(2) TIOCSWINSZ: each 0 to 65535."""
+
+    columns: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reopen:
+    """Open every log file anew by its name: somebody has moved the old one away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """Let somebody hear a stream, "stdout" or "stderr", by a fifo in the state directory."""
+
+    stream: str
+    fifo: str
+
+
+Message = CloseStdin | Resize | Reopen | Attach
+
+_IN_A_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+_LONGEST_NAME = 80
+
+
+class ControlParser:
+    """Keeps the beginning of a line until its end has come; never more than 256 bytes of it."""
+
+    def __init__(self) -> None:
+        """Start at the beginning of a line."""
+        self._begun = b""
+        self._is_too_long = False
+
+    @property
+    def rest(self) -> str:
+        """What has begun and not ended, for `feed` of a successor."""
+        return "x" * (_LONGEST_LINE + 1) if self._is_too_long else self._begun.decode("latin-1")
+
+    def feed(self, data: bytes) -> list[Message]:
+        """Take what read(2) returned and return the messages that are complete now."""
+        *lines, begun = (self._begun + data).split(b"\n")
+        messages = []
+        for line in lines:
+            message = None if self._is_too_long else _parse(line)
+            self._is_too_long = False
+            if message is not None:
+                messages.append(message)
+        if len(begun) > _LONGEST_LINE:
+            self._is_too_long, begun = True, b""
+        self._begun = begun
+        return messages
+
+
+def _parse(line: bytes) -> Message | None:
+    words = line.split()
+    if words == [b"reopen"]:
+        return Reopen()
+    if len(words) == 3 and words[0] == b"attach":
+        stream, fifo = words[1].decode("latin-1"), words[2].decode("latin-1")
+        is_good = stream in ("stdout", "stderr") and _is_listeners(fifo)
+        return Attach(stream, fifo) if is_good else None
+    if len(words) != 3 or len(line) > _LONGEST_LINE:
+        return None
+    if not all(word.removeprefix(b"-").isdigit() for word in words):
+        return None
+    kind, columns, rows = (int(word) for word in words)
+    if kind == 0:
+        return CloseStdin()
+    if kind == 1:
+        return Resize(columns & 0xFFFF, rows & 0xFFFF)  # the 2016 shim cut them to uint16 as well
+    return None
+
+
+def _is_listeners(fifo: str) -> bool:
+    """Say whether it is `attach.NAME`: a fifo of the state directory, and none of ours."""
+    name = fifo.removeprefix("attach.")
+    return name != fifo and 0 < len(name) <= _LONGEST_NAME and _IN_A_NAME.issuperset(name)

@@ -1,0 +1,340 @@
+"""All that a supervisor holds, in one place that outlives it: a document and its descriptors.
+
+The place is a socket pair with one message in it, whose descriptors the kernel keeps (unix(7),
+SCM_RIGHTS) for as long as anybody has the pair open. So a successor gets everything from whoever
+still has two descriptors: the next program after exec, a worker, systemd's FD store. The first
+descriptor is a sealed memfd with the document, JSON, in which every other one is an index.
+
+Sockets are found by the numbers of their inodes, which others may have as well by then. So a
+deposit has a nonce, which is in its message, and in a file of the state directory (`handover`) that
+only its owner can read; and whoever made the sockets and the document has to be of our own user.
+
+A document is written for the same version only: `VERSION` goes up with each change of its shape or
+of what is in the shared memory that it leads to, and no other number is read.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from contextlib import suppress
+
+import orjson
+
+from supervisor.linux import fds
+from supervisor.linux.errors import ShimError, reason
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from typing import Any
+
+VERSION = 8
+_WORD = b"forkshim-handover"
+_MESSAGE_BYTES = 64
+_NONCE_BYTES = 16
+_CREDENTIALS = struct.Struct("iII")
+_MOST_FDS = 253  # SCM_MAX_FD
+_MOST_DOCUMENT = 64 << 20
+_SO_PEEK_OFF = 42  # asm-generic/socket.h; the module `socket` lacks it
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+
+class DepositError(ShimError):
+    """What is there cannot be used; the message says why."""
+
+
+class Parcel:
+    """Descriptors on their way into a document: lent, in their order."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.fds: list[int] = []
+
+    def add(self, fd: int) -> int:
+        """Take `fd` along and return what stands for it in the document; -1 for none."""
+        if fd < 0:
+            return -1
+        self.fds.append(fd)
+        return len(self.fds) - 1
+
+
+class Contents:
+    """What was taken out. Owns the descriptors until somebody asks for them."""
+
+    def __init__(self, document: dict[str, Any], received: list[fds.Fd]) -> None:
+        """Take both."""
+        self.document = document
+        self._received = received
+
+    def take(self, index: int) -> fds.Fd:
+        """Return the descriptor that `index` stands for in the document, and its ownership.
+
+        Raises:
+            DepositError: There is none, or it was taken already.
+        """
+        if index == -1:
+            return fds.Fd(-1)
+        if not 0 <= index < len(self._received) or not self._received[index].is_open:
+            raise DepositError(f"handover: no descriptor {index}")
+        return fds.Fd(self._received[index].take())
+
+    def close(self) -> None:
+        """Close what nobody has asked for."""
+        for each in self._received:
+            each.close()
+
+
+class Deposit:
+    """The socket pair. Owned until `close`, with what is in it if nobody else has it open."""
+
+    def __init__(self, *, ends: tuple[int, int] | None = None, nonce: str | None = None) -> None:
+        """Make an empty one, or take over the `ends` of one that is there.
+
+        `nonce`: what its message has to say; None where nobody else can have given us the ends.
+
+        Raises:
+            DepositError: `ends` are no such pair, and closed.
+        """
+        self._nonce = os.urandom(_NONCE_BYTES).hex() if ends is None else nonce
+        try:
+            import socket  # 3 ms, for those who have one
+
+            if ends is None:
+                pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+            else:
+                pair = _sockets(ends)
+        except OSError as error:
+            raise DepositError(f"handover: {reason(error)}") from error
+        except ImportError as error:  # EMFILE, as late as this, is that or an OSError
+            raise DepositError(f"handover: {error}") from error
+        self._front, self._back = pair
+
+    def expect(self, nonce: str) -> None:
+        """Have `look` refuse what does not say this nonce."""
+        self._nonce = nonce
+
+    @property
+    def nonce(self) -> str:
+        """What its message says, which is not to be guessed; of a found one after `look`."""
+        return self._nonce or ""
+
+    @property
+    def fds(self) -> tuple[int, int]:
+        """Lend both ends; who keeps them keeps what is in there."""
+        return (self._front.fileno(), self._back.fileno())
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has been put there so far. Changes nothing, unlike `look`."""
+        return not fds.is_readable(self._front.fileno())
+
+    def put(self, document: dict[str, Any], parcel: Parcel) -> None:
+        """Put these in the place of what is there: at every instant one of both is there.
+
+        Raises:
+            DepositError: They cannot be put; what was there still is.
+        """
+        try:
+            import array
+            import socket
+
+            memfd = _memfd(orjson.dumps({**document, "fds": len(parcel.fds)}))
+            try:
+                rights = array.array("i", [memfd.fileno(), *parcel.fds])
+                if len(rights) > _MOST_FDS:
+                    raise DepositError(f"handover: {len(rights)} descriptors")
+                self._back.sendmsg(
+                    [self._message().ljust(_MESSAGE_BYTES, b"\0")],
+                    [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)],
+                    socket.MSG_DONTWAIT,
+                )
+            finally:
+                memfd.close()
+        except OSError as error:
+            raise DepositError(f"handover: {reason(error)}") from error
+        except (ImportError, TypeError, ValueError) as error:  # EMFILE; a name that is no UTF-8
+            raise DepositError(f"handover: {error}") from error
+        self._drop_all_but_the_last()
+
+    def _message(self) -> bytes:
+        return b"%b %d %b" % (_WORD, VERSION, self.nonce.encode())
+
+    def look(self) -> Contents:
+        """Return a copy of what is there: new descriptors, close-on-exec, which the caller owns.
+
+        Only for one process at a time, and not beside `put`.
+
+        Raises:
+            DepositError: Nothing is there, or not what this version can read.
+        """
+        import socket
+
+        self._check_whose_it_is()
+        self._drop_all_but_the_last()
+        try:
+            message, received = _receive(self._front, socket.MSG_PEEK)
+        except OSError as error:
+            raise DepositError(f"handover: {reason(error)}") from error
+        try:
+            self._check_nonce(message)  # another one may have come since it was looked at
+            return Contents(_document(received), received[1:])
+        except BaseException:
+            for each in received:
+                each.close()
+            raise
+        finally:
+            if received:
+                received[0].close()
+
+    def _check_whose_it_is(self) -> None:
+        """Look at the first message and take nothing: an inode can lead to a stranger's sockets.
+
+        No descriptor is received before its sender is known: what a stranger sends may make our
+        close(2) of it sleep.
+
+        Raises:
+            DepositError: It is no supervisor's, or of another version, or there is none.
+        """
+        import socket
+
+        try:
+            option = (socket.SOL_SOCKET, _SO_PEEK_OFF)
+            # A supervisor that was killed between two steps may have left another one.
+            offset = self._front.getsockopt(*option)
+            self._front.setsockopt(*option, -1)
+            message = self._front.recv(_MESSAGE_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            makers = {_maker(end) for end in (self._front, self._back)}
+            try:
+                self._check(message, makers)
+            except DepositError:
+                self._front.setsockopt(*option, offset)
+                raise
+        except BlockingIOError as error:
+            raise DepositError("handover: nothing has been laid down there yet") from error
+        except OSError as error:
+            raise DepositError(f"handover: {reason(error)}") from error
+
+    def _check(self, message: bytes, makers: set[int]) -> None:
+        word, version, nonce = [*message.rstrip(b"\0").split(b" "), b"", b""][:3]
+        if word != _WORD:
+            raise DepositError("handover: not a supervisor's")
+        for uid in makers - {os.geteuid()}:
+            raise DepositError(f"handover: made by user {uid}")
+        if version != b"%d" % VERSION:
+            raise DepositError(
+                f"handover: state version {version.decode(errors='replace')!s:.20}, "
+                f"this forkshim reads {VERSION}"
+            )
+        if self._nonce is None:
+            self._nonce = nonce.decode("ascii", "replace")
+        self._check_nonce(message)
+
+    def _check_nonce(self, message: bytes) -> None:
+        if message.rstrip(b"\0") != self._message():
+            raise DepositError("handover: not what the supervisor has laid down")
+
+    def _drop_all_but_the_last(self) -> None:
+        """Of two messages the newer one counts: a supervisor was killed between the two steps."""
+        import socket
+
+        while self._has_a_second():
+            self._front.recv(1, socket.MSG_DONTWAIT)  # its descriptors, not asked for, are closed
+
+    def _has_a_second(self) -> bool:
+        import socket
+
+        # Peeks from behind the first one (SO_PEEK_OFF, socket(7)).
+        self._front.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, _MESSAGE_BYTES)
+        try:
+            return bool(self._front.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return False
+        finally:
+            self._front.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, -1)
+
+    def close(self) -> None:
+        """Close both ends."""
+        self._front.close()
+        self._back.close()
+
+
+def _sockets(ends: tuple[int, int]) -> tuple[socket.socket, socket.socket]:
+    import socket
+
+    taken: list[socket.socket] = []
+    is_such_a_pair = False
+    try:
+        taken.extend(socket.socket(fileno=end) for end in ends)
+        kinds = {(each.family, each.type) for each in taken}
+        is_such_a_pair = kinds == {(socket.AF_UNIX, socket.SOCK_DGRAM)}
+    finally:
+        if not is_such_a_pair:
+            for each in taken:
+                each.detach()
+            for end in ends:
+                with suppress(OSError):  # EBADF
+                    os.close(end)
+    if not is_such_a_pair:
+        raise DepositError("handover: not a supervisor's")
+    front, back = taken
+    return front, back
+
+
+def _maker(end: socket.socket) -> int:
+    """Return the user who has made the pair. Source: unix(7), SO_PEERCRED of socketpair(2)."""
+    import socket
+
+    _pid, uid, _gid = _CREDENTIALS.unpack(
+        end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    )
+    return int(uid)
+
+
+def _memfd(content: bytes) -> fds.Fd:
+    memfd = fds.Fd(os.memfd_create("forkshim:handover", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(memfd.fileno(), rest) :]
+        fcntl.fcntl(memfd.fileno(), fcntl.F_ADD_SEALS, _SEALS)
+    except OSError:
+        memfd.close()
+        raise
+    return memfd
+
+
+def _receive(front: socket.socket, flags: int) -> tuple[bytes, list[fds.Fd]]:
+    import array
+    import socket
+
+    message, ancillary, _flags, _address = front.recvmsg(
+        _MESSAGE_BYTES,
+        socket.CMSG_SPACE(_MOST_FDS * 4),
+        flags | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC,
+    )
+    received = array.array("i")
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            received.frombytes(content[: len(content) - len(content) % received.itemsize])
+    return message, [fds.Fd(fd) for fd in received]
+
+
+def _document(received: list[fds.Fd]) -> dict[str, Any]:
+    if not received:
+        raise DepositError("handover: not a supervisor's")
+    memfd = received[0].fileno()
+    attributes = os.fstat(memfd)
+    size = attributes.st_size
+    if attributes.st_uid != os.geteuid():
+        raise DepositError(f"handover: a document of user {attributes.st_uid}")
+    if fcntl.fcntl(memfd, fcntl.F_GET_SEALS) & _SEALS != _SEALS or size > _MOST_DOCUMENT:
+        raise DepositError("handover: not a sealed document")
+    try:
+        document = orjson.loads(os.pread(memfd, size, 0))
+    except orjson.JSONDecodeError as error:
+        raise DepositError(f"handover: {error}") from error
+    if not isinstance(document, dict) or document.get("fds") != len(received) - 1:
+        raise DepositError("handover: descriptors are missing")
+    return document

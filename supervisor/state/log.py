@@ -1,0 +1,118 @@
+"""shim-log.json: what the supervisor says of itself, one valid JSON object a line.
+
+The engine reads the records of level `error`; a person reads all of them. Notices and warnings also
+go to the journal, where the container's lines do (`use_journal`), and in the foreground to stderr:
+with a priority `<N>` if that is systemd's journal, which is not told twice.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+
+import orjson
+
+from supervisor.linux import fds
+from supervisor.linux.text import printable
+from supervisor.state.journal_log import ERR, JOURNAL_SOCKET, NOTICE, WARNING, JournalLog, Kind
+
+LOG_NAME = "shim-log.json"
+_LONGEST_MESSAGE = 4096
+
+
+class Log:
+    """Appends records. Owns its descriptor until `close`."""
+
+    def __init__(self, fd: fds.Fd, mirror_prefix: str | None = None) -> None:
+        """Write to `fd`, opened O_APPEND; with a prefix also to descriptor 2, as plain text."""
+        self._fd = fd
+        self._mirror_prefix = mirror_prefix
+        self._journal: JournalLog | None = None
+
+    def use_journal(self, container_id: str, path: str = JOURNAL_SOCKET) -> None:
+        """Send notices, warnings and `tell` to the journal, too, as records about the container."""
+        try:
+            self._journal = JournalLog(container_id, path)
+        except OSError as error:  # EMFILE
+            self.warning(f"a socket for the journal: {error.strerror}; messages go to stderr")
+
+    def info(self, message: str) -> None:
+        """Note what went as it should."""
+        self._write("info", message)
+
+    def notice(self, message: str, kind: Kind = Kind.OTHER) -> None:
+        """Note what is as it should be, and what an operator may look for all the same."""
+        self._write("info", message)
+        self._mirror(message, NOTICE, kind)
+
+    def warning(self, message: str, kind: Kind = Kind.OTHER) -> None:
+        """Note what an operator may want to know, while we go on."""
+        self._write("warn", message)
+        self._mirror(message, WARNING, kind)
+
+    def error(self, message: str) -> None:
+        """Note why the shim ends without a container; the engine shows it to its client."""
+        self._write("error", message)
+
+    def tell(self, message: str) -> bool:
+        """Send the command's own error to the journal; False if stderr has to be told as well."""
+        sent = self._journal is not None and self._journal.send(printable(message), ERR, Kind.OTHER)
+        return sent and is_journal(2)
+
+    def _mirror(self, message: str, priority: int, kind: Kind = Kind.OTHER) -> None:
+        sent = self._journal is not None and self._journal.send(printable(message), priority, kind)
+        if self._mirror_prefix is None or (sent and is_journal(2)):
+            return
+        line = line_for_stderr(f"{self._mirror_prefix}: {message}", priority)
+        # A pipe with room for PIPE_BUF bytes takes them without waiting; one without has a
+        # reader who is slow or stopped, for whom the supervisor does not wait.
+        if not fds.is_writable(2):
+            return
+        try:
+            os.write(2, line.encode(errors="replace")[: select.PIPE_BUF - 1] + b"\n")
+        except OSError:
+            return  # EIO, EPIPE: nobody is left to read it, and the file has it
+
+    def _write(self, level: str, message: str) -> None:
+        clean = printable(message[:_LONGEST_MESSAGE])
+        record = {"level": level, "msg": clean, "time": rfc3339(time.time_ns())}
+        try:
+            os.write(self._fd.fileno(), orjson.dumps(record) + b"\n")
+        except OSError:
+            # ENOSPC, EDQUOT
+            self._mirror(f"{LOG_NAME}: could not be written; {clean}", WARNING)
+
+    def close(self) -> None:
+        """Close the file and the way to the journal."""
+        self._fd.close()
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
+
+def is_journal(fd: int) -> bool:
+    """Say whether systemd has connected a descriptor to the journal.
+
+    Source: systemd.exec(5), JOURNAL_STREAM: device and inode of stdout or stderr.
+    """
+    try:
+        stat = os.fstat(fd)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{stat.st_dev}:{stat.st_ino}"
+
+
+def line_for_stderr(line: str, priority: int) -> str:
+    """Return a line for stderr, printable, with its priority where journald reads one.
+
+    Source: sd-daemon(3); SyslogLevelPrefix= in systemd.exec(5).
+    """
+    head = f"<{priority}>" if is_journal(2) else ""
+    return head + printable(line)
+
+
+def rfc3339(time_ns: int) -> str:
+    """Format nanoseconds since the epoch in UTC: 2016-11-09T12:00:00.000000001Z."""
+    seconds, fraction = divmod(time_ns, 10**9)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{fraction:09}Z"

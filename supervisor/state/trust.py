@@ -1,0 +1,136 @@
+"""Which directories are believed: those in which only root and we can put a name.
+
+A name in a directory that others may write is no identity: they rename what is above it, and put a
+link or a directory of their own in its place. So a path is walked from the root directory, one
+component after the other by its descriptor (openat(2)), and each of them is looked at. As
+logrotate does it: its owner is root or us, and only the owner (or the group root) may write to it;
+of one with the sticky bit, as /tmp, only what root or we own in it is followed. So are links.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import suppress
+
+from supervisor.linux import fds
+from supervisor.linux.errors import UntrustedError
+
+_MOST_LINKS = 40
+"""As the kernel's own walk, path_resolution(7)."""
+
+_WALK = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def check(fd: int, path: str, *, may_be_sticky: bool = True) -> None:
+    """Refuse a directory in which others can put a name; `path` is what it is called.
+
+    Raises:
+        UntrustedError: It is not root's and not ours, or others may write to it.
+    """
+    attributes = os.fstat(fd)
+    if not _is_ours(attributes):
+        raise UntrustedError(f"{path}: not trusted: it belongs to user {attributes.st_uid}")
+    mode = attributes.st_mode
+    writable = mode & (stat.S_IWOTH | (stat.S_IWGRP if attributes.st_gid != 0 else 0))
+    if writable and not (may_be_sticky and mode & stat.S_ISVTX):
+        raise UntrustedError(
+            f"{path}: not trusted: others may write to it (mode {mode & 0o7777:o})"
+        )
+
+
+def open_directory(path: str, *, make: int | None = None) -> fds.Fd:
+    """Open a directory by a walk that nobody but root and us can lead astray.
+
+    Args:
+        path: Links in it are followed, if they are root's or ours.
+        make: The mode of directories that are missing, and then made; None makes none.
+
+    Returns:
+        A descriptor to read from and to open names by; the caller owns it.
+
+    Raises:
+        OSError: As open(2); `filename` is where.
+        UntrustedError: One of its components is not believed, see `check`.
+
+    Source: path_resolution(7); openat(2), O_NOFOLLOW; logrotate(8), `su`.
+    """
+    todo = [part for part in os.path.join(os.getcwd(), path).split("/") if part not in ("", ".")]
+    here, links = fds.Fd(os.open("/", _WALK)), 0
+    try:
+        check(here.fileno(), "/")
+        while todo:
+            name = todo.pop(0)
+            try:
+                target = _link_target(name, here.fileno(), path)
+                if target is None:
+                    entered = _enter(name, here.fileno(), make)
+                    here.close()
+                    here = entered
+                    check(here.fileno(), os.readlink(f"/proc/self/fd/{here.fileno()}"))
+                    continue
+            except OSError as error:
+                error.filename = path
+                raise
+            links += 1
+            if links > _MOST_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+            if target.startswith("/"):
+                here.close()
+                here = fds.Fd(os.open("/", _WALK))
+            todo[:0] = [part for part in target.split("/") if part not in ("", ".")]
+        try:
+            return fds.Fd(os.open(".", _READ, dir_fd=here.fileno()))
+        except OSError as error:
+            error.filename = path
+            raise
+    finally:
+        here.close()
+
+
+def open_below(name: str, parent_fd: int, path: str) -> fds.Fd:
+    """Open a directory of a directory that is believed: its own, and nobody else's to write to.
+
+    Raises:
+        OSError: As open(2); ENOTDIR for a link.
+        UntrustedError: As `check`.
+    """
+    below = fds.Fd(os.open(name, _READ, dir_fd=parent_fd))
+    try:
+        check(below.fileno(), path, may_be_sticky=False)
+    except UntrustedError:
+        below.close()
+        raise
+    return below
+
+
+def _is_ours(attributes: os.stat_result) -> bool:
+    return attributes.st_uid in (0, os.geteuid())
+
+
+def _link_target(name: str, here_fd: int, path: str) -> str | None:
+    """Return where a link of root's or ours leads; None if it is none, or not there."""
+    try:
+        attributes = os.stat(name, dir_fd=here_fd, follow_symlinks=False)
+        if not stat.S_ISLNK(attributes.st_mode):
+            return None
+        if not _is_ours(attributes):
+            raise UntrustedError(
+                f"{path}: not trusted: the link {name!r} belongs to user {attributes.st_uid}"
+            )
+        return os.readlink(name, dir_fd=here_fd)
+    except FileNotFoundError:
+        return None
+
+
+def _enter(name: str, here_fd: int, make: int | None) -> fds.Fd:
+    try:
+        return fds.Fd(os.open(name, _WALK, dir_fd=here_fd))
+    except FileNotFoundError:
+        if make is None:
+            raise
+    with suppress(FileExistsError):  # another one was faster
+        os.mkdir(name, make, dir_fd=here_fd)
+    return fds.Fd(os.open(name, _WALK, dir_fd=here_fd))

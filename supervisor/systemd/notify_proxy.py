@@ -1,0 +1,113 @@
+"""--sdnotify=container: the container's own sd_notify socket, and where it is mounted.
+
+The container gets a socket of its own, and never the manager's. A worker reads it, see
+`workers.notify.reader`; `supervisor.children.notify_worker` follows that worker. What is owned here
+outlives each worker: the socket, and the memory with what the last one has left.
+
+Source: sd_notify(3), unix(7).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from workers.common import cgroup_names
+from workers.notify.memory import NotifyMemory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from supervisor.state.fd_store import Contents, Parcel
+
+DIRECTORY = "notify"
+_NAME = "notify.sock"
+
+
+class Relay:
+    """The container's socket. Owned until `close`, which leaves the file to its directory."""
+
+    def __init__(self, made: socket.socket, memory: NotifyMemory) -> None:
+        """Take both; see `make` and `go_on`."""
+        self.socket = made
+        self.memory = memory
+        self.cgroups: dict[bytes, bytes] = {}
+
+    @classmethod
+    def make(cls, *, uid: int, gid: int) -> Relay:
+        """Make DIRECTORY in the current directory with the socket in it, for this host's `uid`.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        os.mkdir(DIRECTORY, 0o755)
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        path = f"{DIRECTORY}/{_NAME}"
+        made.bind(path)
+        os.chmod(path, 0o666)  # noqa: S103 -- whichever user the service in the container becomes
+        for each in (DIRECTORY, path):
+            os.chown(each, uid, gid)
+        return cls(made, NotifyMemory())
+
+    @classmethod
+    def go_on(cls, packed: Mapping[str, Any], contents: Contents) -> Relay:
+        """Take over an earlier supervisor's, which has packed it.
+
+        Raises:
+            OSError: A descriptor is no socket.
+            ValueError: The memory is not ours.
+        """
+        relay = cls(
+            socket.socket(fileno=contents.take(packed["socket"]).take()),
+            NotifyMemory(fd=contents.take(packed["memory"]).take()),
+        )
+        relay.cgroups = {
+            name.encode("latin-1"): path.encode("latin-1")
+            for name, path in packed["cgroups"].items()
+        }
+        return relay
+
+    def pack(self, parcel: Parcel) -> dict[str, Any]:
+        """Return what `go_on` needs."""
+        return {
+            "socket": parcel.add(self.socket.fileno()),
+            "memory": parcel.add(self.memory.fd),
+            "cgroups": {
+                name.decode("latin-1"): path.decode("latin-1")
+                for name, path in self.cgroups.items()
+            },
+        }
+
+    def belongs_to(self, pid: int) -> None:
+        """Take the cgroup that `pid`, just created, is in for the container's."""
+        self.cgroups = cgroup_names.membership(pid)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the container can speak."""
+        return self.socket.fileno() >= 0
+
+    def close(self) -> None:
+        """Close it: a process that speaks from now on gets ECONNREFUSED."""
+        if self.is_open:
+            self.socket.close()
+            self.memory.close()
+
+
+def place_for(destinations: set[str]) -> str:
+    """Return where the directory is mounted in a container with mounts at `destinations`.
+
+    /run/notify, as runc has it. Unless /run is a mount, it would be made in the user's own root
+    file system; /dev nearly always is one.
+    """
+    if "/run" not in destinations and "/dev" in destinations:
+        return "/dev/notify"
+    return "/run/notify"
+
+
+def address_in(place: str) -> str:
+    """Return the container's NOTIFY_SOCKET."""
+    return f"{place}/{_NAME}"

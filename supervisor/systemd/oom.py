@@ -1,0 +1,65 @@
+"""Whether the kernel's OOM killer has struck a container.
+
+Its victim looks like one of anybody's SIGKILL, and a shell whose child it was ends with 137. Only
+the cgroup's count tells: `oom_kill` in memory.events (cgroup v2) or in memory.oom_control (v1,
+Linux 4.13).
+
+Source: Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst.
+"""
+
+from __future__ import annotations
+
+import os
+
+from supervisor.systemd import delegation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+
+class OomWatch:
+    """Counts from its making on: a cgroup may have had a container before."""
+
+    def __init__(self, pid: int, packed: Mapping[str, Any] | None = None) -> None:
+        """Find the cgroup of `pid`. Of a process that is gone already nothing is known.
+
+        `packed`: go on with the count of an earlier supervisor.
+        """
+        if packed is not None:
+            self._path = os.fsdecode(str(packed["path"]).encode("latin-1"))
+            self._before = int(packed["before"])
+            return
+        try:
+            self._path = _counter_path(delegation.membership(pid))
+        except OSError:  # EMFILE: no reason to leave a container that is there
+            self._path = ""
+        self._before = _read(self._path)
+
+    def pack(self) -> dict[str, Any]:
+        """Return what a successor needs."""
+        # A cgroup's name is bytes, and the handover is UTF-8.
+        return {"path": os.fsencode(self._path).decode("latin-1"), "before": self._before}
+
+    def kills(self) -> int:
+        """Return how many processes of the cgroup were killed since; 0 where nobody counts.
+
+        Ask before the cgroup is removed.
+        """
+        return max(0, _read(self._path) - self._before)
+
+
+def _counter_path(membership: dict[str, str]) -> str:
+    if "memory" in membership:
+        return f"{delegation.ROOT}/memory{membership['memory']}/memory.oom_control"
+    return f"{delegation.ROOT}{membership.get('', '/')}/memory.events"
+
+
+def _read(path: str) -> int:
+    try:
+        with open(path, "rb") as file:
+            counts = dict(line.split() for line in file)
+        return int(counts.get(b"oom_kill", 0))
+    except (OSError, ValueError):  # no memory controller here, or a cgroup that we cannot see
+        return 0

@@ -1,0 +1,331 @@
+"""Moving bytes from one descriptor to another until end of file.
+
+The first choice is splice(2): the bytes never enter this process, so a worker that is killed at
+any instant loses none and repeats none; its successor goes on where the kernel stands.
+
+Directly from pipe to pipe, and only so. Between a pipe and anything else, splice(2) holds the
+pipe's lock while it sleeps in the other file (seen in Linux 6.18: splice_file_to_pipe,
+iter_file_splice_write), and whoever then reads, writes or asks FIONREAD of that pipe sleeps
+with it, uninterruptibly: a client on a silent console could not even be killed. So there the bytes
+take a detour through a scratch pipe that nobody else touches, and a source that is no pipe is only
+spliced when poll(2) has said that it will not sleep. *The parent owns* the scratch pipe: what a
+killed worker leaves in it is what its successor moves first.
+
+Where the kernel refuses splice
+(EINVAL: O_APPEND files, some devices) read(2) and write(2) have to do, and a kill may
+then lose what was on its way: what the scratch pipe held.
+
+Blocking descriptors are the rule. One that came non-blocking from outside (a shell's stdin) is
+waited for with poll(2): its flags are shared with strangers and not ours to change.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import os
+import select
+import stat
+import termios
+
+from workers.common import position
+from workers.common.records import dataclass
+from workers.copy.batching import SMALL_BYTES, Pace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    class Tally(Protocol):
+        """What a copy tells of its progress; see `workers.process.counters`."""
+
+        def moved(self, copied_bytes: int) -> None:
+            """So many bytes have reached the sink."""
+
+        def in_transit(self, transit_bytes: int) -> None:
+            """So many bytes are between source and sink now."""
+
+        @property
+        def is_shown(self) -> bool:
+            """Whether the listeners have heard what is in the scratch pipe."""
+
+        def shown(self, *, is_shown: bool) -> None:
+            """They have, or something else comes."""
+
+        def missed(self, listener: int, missed_bytes: int) -> None:
+            """So many bytes came too fast for a listener."""
+
+
+SPLICE_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 16
+_TTY_BYTES = 1 << 12
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Descriptors of one copy, all borrowed.
+
+    `scratch` is the (read, write) pair of the parent's pipe, or None where both sides are pipes and
+    nobody listens.
+    `source_is_console`: EIO from it is end of file, since nobody has the terminal open (pty(7)).
+    `sink_is_log`: the sink is a file that may be opened more than once, and grows at its end.
+    `listeners`: numbers and pipes of those who hear what has room there, and `tee` to do that.
+    `capacity_bytes`: what the source pipe holds; 0 if it is none. As the parent knows it, because
+    F_GETPIPE_SZ takes the pipe's lock: a worker that waits in poll(2) can be killed at least.
+    """
+
+    source_fd: int
+    sink_fd: int
+    scratch: tuple[int, int] | None = None
+    source_is_console: bool = False
+    sink_is_log: bool = False
+    listeners: tuple[tuple[int, int], ...] = ()
+    tee: Callable[[int, int, int], int] | None = None
+    capacity_bytes: int = 0
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """Every descriptor that the copy needs."""
+        return (self.source_fd, self.sink_fd, *self.intake_fds[1:])
+
+    @property
+    def intake_fds(self) -> tuple[int, ...]:
+        """Those that are needed although the sink is another one."""
+        return (self.source_fd, *(self.scratch or ()), *(fd for _number, fd in self.listeners))
+
+
+class CopyError(Exception):
+    """The copy cannot go on; `errno` as the kernel gave it, `side` "source", "sink" or ""."""
+
+    def __init__(self, error: OSError, side: str) -> None:
+        """Keep the errno: only a report leaves this process."""
+        super().__init__(error.strerror)
+        self.errno = error.errno or 0
+        self.side = side
+
+
+def pace_of(route: Route, most_bytes: int = SPLICE_BYTES, small_bytes: int = SMALL_BYTES) -> Pace:
+    """Return the pace for a copy that takes `most_bytes` at once, fewer than `small_bytes` small.
+
+    None of its pauses is for a console, on either side: somebody sits there, and types. Nor is
+    there one for stdin, which goes by `workers.copy.stdin`: whatever comes, the container waits for
+    it.
+    """
+    is_console = route.source_is_console or os.isatty(route.sink_fd)
+    capacity_bytes = 0 if is_console else min(route.capacity_bytes, most_bytes)
+    return Pace(capacity_bytes, small_bytes=small_bytes)
+
+
+def copy(route: Route, tally: Tally) -> None:
+    """Copy to end of file, telling `tally` what has left the source and what has reached the sink.
+
+    Raises:
+        CopyError: A side failed for good. What was not copied is still in the source or scratch.
+    """
+    if route.scratch is None:
+        _splice_to_end(route, tally)
+    else:
+        _copy_by_scratch(route, route.scratch, tally)
+
+
+def _splice_to_end(route: Route, tally: Tally) -> None:
+    pace = pace_of(route)
+    while True:
+        try:
+            moved = os.splice(route.source_fd, route.sink_fd, SPLICE_BYTES)
+        except BlockingIOError:
+            _wait_until_ready(route.source_fd, route.sink_fd)
+            continue
+        except OSError as error:
+            raise CopyError(error, "sink" if error.errno in _SINK_ERRNOS else "") from error
+        if moved == 0:
+            return
+        tally.moved(moved)
+        if moved < pace.seen_below_bytes:
+            pace.came(moved)
+            pace.rest()
+
+
+def _copy_by_scratch(route: Route, scratch: tuple[int, int], tally: Tally) -> None:
+    readable = select.poll()
+    readable.register(route.source_fd, select.POLLIN)
+    pace = pace_of(route)
+    to_position = position.keeper_of(route.sink_fd, is_log=route.sink_is_log)
+    show(route, scratch, tally)
+    while True:
+        # First what is in there: on the first round a killed predecessor may have left it.
+        empty_scratch(route, scratch, tally, to_position)
+        pace.rest()
+        readable.poll()
+        try:
+            moved = fill_scratch(route, scratch, tally)
+        except BlockingIOError:
+            continue
+        if moved == 0:
+            return
+        pace.came(moved)
+
+
+def fill_scratch(
+    route: Route, scratch: tuple[int, int], tally: Tally, limit_bytes: int = SPLICE_BYTES
+) -> int:
+    """Move what the readable source has into the empty scratch pipe; 0 is end of file.
+
+    At most `limit_bytes`, which is not less than CHUNK_BYTES.
+
+    Raises:
+        BlockingIOError: The source had nothing after all.
+        CopyError: The source failed.
+    """
+    # Before they move: a supervisor that looks at the empty source must not think us idle.
+    tally.in_transit(1)
+    if route.listeners:
+        tally.shown(is_shown=False)
+    moved = 0
+    try:
+        moved = _fill(route, scratch, limit_bytes)
+    finally:
+        tally.in_transit(moved)
+    show(route, scratch, tally)
+    return moved
+
+
+def show(route: Route, scratch: tuple[int, int], tally: Tally) -> None:
+    """Let the listeners hear what is in the scratch pipe, if they have not; none is waited for.
+
+    A worker that is killed amidst this has some of it heard twice.
+    """
+    if route.tee is None or not route.listeners or tally.is_shown:
+        return
+    pending = pending_bytes(scratch[0])
+    for number, fd in route.listeners:
+        try:
+            heard = route.tee(scratch[0], fd, pending) if pending else 0
+        except BlockingIOError:
+            heard = 0
+        except BrokenPipeError:  # who has left misses nothing
+            continue
+        if heard < pending:
+            tally.missed(number, pending - heard)
+    tally.shown(is_shown=True)
+
+
+def _fill(route: Route, scratch: tuple[int, int], limit_bytes: int) -> int:
+    try:
+        moved = os.splice(route.source_fd, scratch[1], limit_bytes, flags=os.SPLICE_F_NONBLOCK)
+        return _fill_up(route, scratch, moved) if route.source_is_console else moved
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if _is_console_end(route, error):
+            return 0
+        if error.errno != errno.EINVAL:
+            raise CopyError(error, "source") from error
+    try:
+        return os.write(scratch[1], os.read(route.source_fd, CHUNK_BYTES) or b"")
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise CopyError(error, "source") from error
+
+
+def _fill_up(route: Route, scratch: tuple[int, int], moved: int) -> int:
+    """Add what a console has beside the first `moved` bytes: it gives 4095 at a time (tty_read).
+
+    Whatever ends it (EIO: nobody has the terminal open) is met again by whoever asks next.
+    """
+    readable = select.poll()
+    readable.register(route.source_fd, select.POLLIN)
+    while 0 < moved <= CHUNK_BYTES - _TTY_BYTES and readable.poll(0):
+        try:
+            more = os.splice(route.source_fd, scratch[1], _TTY_BYTES, flags=os.SPLICE_F_NONBLOCK)
+        except OSError:
+            break
+        if more == 0:
+            break
+        moved += more
+    return moved
+
+
+def empty_scratch(
+    route: Route,
+    scratch: tuple[int, int],
+    tally: Tally,
+    to_position: Callable[[], object] = lambda: None,
+) -> None:
+    """Move what the scratch pipe holds to the sink, waiting for room.
+
+    `to_position` is called before each move, see `workers.common.position`.
+
+    Raises:
+        CopyError: The sink failed; the rest is still in the scratch pipe.
+    """
+    while pending := pending_bytes(scratch[0]):
+        tally.in_transit(pending)
+        to_position()
+        try:
+            tally.moved(os.splice(scratch[0], route.sink_fd, pending))
+        except BlockingIOError:
+            _poll_one(route.sink_fd, select.POLLOUT)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise CopyError(error, "sink") from error
+            _write_scratch(route.sink_fd, scratch, pending, tally)
+    tally.in_transit(0)
+
+
+def _write_scratch(sink_fd: int, scratch: tuple[int, int], pending: int, tally: Tally) -> None:
+    """Write all that the scratch pipe holds with write(2); on an error put the rest back.
+
+    All of it, so that the pipe is empty then, and the rest is again first in line.
+    """
+    rest = memoryview(os.read(scratch[0], pending))
+    while rest:
+        try:
+            written = os.write(sink_fd, rest)
+        except BlockingIOError:
+            _poll_one(sink_fd, select.POLLOUT)
+            continue
+        except OSError as error:
+            os.write(scratch[1], rest)
+            raise CopyError(error, "sink") from error
+        tally.moved(written)
+        rest = rest[written:]
+
+
+_SINK_ERRNOS = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ECONNRESET})
+"""splice(2) does not say which side failed; these can only come from writing."""
+
+
+def _is_console_end(route: Route, error: OSError) -> bool:
+    return route.source_is_console and error.errno == errno.EIO
+
+
+def never_waits(fd: int) -> bool:
+    """Say whether splice(2) into `fd`, which poll(2) finds writable, takes what fits and no more.
+
+    True for pipes, by SPLICE_F_NONBLOCK, for sockets that are non-blocking, and for files.
+    """
+    mode = os.fstat(fd).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
+
+
+def pending_bytes(fd: int) -> int:
+    """Return how many bytes a pipe holds (FIONREAD in pipe(7))."""
+    count = array.array("i", [0])
+    fcntl.ioctl(fd, termios.FIONREAD, count)
+    return count[0]
+
+
+def _wait_until_ready(source_fd: int, sink_fd: int) -> None:
+    # EAGAIN does not say whose: when both are ready, the next splice moves at least one byte.
+    _poll_one(source_fd, select.POLLIN)
+    _poll_one(sink_fd, select.POLLOUT)
+
+
+def _poll_one(fd: int, events: int) -> None:
+    poller = select.poll()
+    poller.register(fd, events)
+    poller.poll()

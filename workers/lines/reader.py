@@ -1,0 +1,106 @@
+"""From the container's pipe into the line buffer: every byte is always in exactly one place.
+
+    source pipe --splice--> scratch pipe --readv--> line buffer
+
+Nobody but the stream's one living worker reads the scratch pipe, and only this module fills it. So
+the number of bytes that have left it tells how many have arrived here, even if the worker
+was killed in readv(2) or right after it: what it held before is committed first. Reading from the
+source itself could not be counted like that, because the container goes on writing.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from enum import Enum
+
+from workers.copy import splice
+from workers.lines.buffer import INTAKE_BYTES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from workers.lines.buffer import LineBuffer
+
+_SMALL_BYTES = 32 << 10
+"""A batch takes 0.1 ms, however few bytes are in it; a page of small writes comes meanwhile."""
+
+
+class Took(Enum):
+    """What came of a wait for bytes."""
+
+    SOME = "there may be more in the buffer now"
+    NOTHING = "the source was silent for as long as was asked"
+    THE_END = "end of file"
+
+
+class Intake:
+    """Fills one line buffer. Borrows everything."""
+
+    def __init__(self, route: splice.Route, buffer: LineBuffer, tally: splice.Tally) -> None:
+        """Go on where a killed predecessor stopped. `route.scratch` is needed.
+
+        `tally` is told of what is on its way here; to take it back is the caller's part.
+        """
+        if route.scratch is None:
+            raise ValueError("an intake needs a scratch pipe")
+        self._route = route
+        self._scratch = route.scratch
+        self._buffer = buffer
+        self._tally = tally
+        self._readable = select.poll()
+        self._readable.register(route.source_fd, select.POLLIN)
+        self._pace = splice.pace_of(route, INTAKE_BYTES, _SMALL_BYTES)
+        splice.show(route, self._scratch, tally)
+        pending = buffer.read().pending
+        if pending:
+            self._keep(pending - splice.pending_bytes(self._scratch[0]))
+
+    @property
+    def scratch_rfd(self) -> int:
+        """Lend the end of the scratch pipe from which it reads."""
+        return self._scratch[0]
+
+    def take(self, consumed: int, timeout_ms: int | None = None) -> Took:
+        """Take what the source has, waiting for it at most `timeout_ms`; None is for ever.
+
+        Args:
+            consumed: The position up to which the sink has everything: that room is free.
+            timeout_ms: 0 only looks.
+
+        Raises:
+            engines.CopyError: The source failed.
+        """
+        self._buffer.make_room(consumed)
+        in_scratch = splice.pending_bytes(self._scratch[0])
+        if in_scratch == 0:
+            if timeout_ms != 0:
+                self.rest()
+            if not self._readable.poll(timeout_ms):
+                return Took.NOTHING
+            try:
+                in_scratch = splice.fill_scratch(
+                    self._route, self._scratch, self._tally, INTAKE_BYTES
+                )
+            except BlockingIOError:  # somebody else has taken it: it is a shared terminal
+                return Took.SOME
+            if in_scratch == 0:
+                return Took.THE_END
+            self._pace.came(in_scratch)
+        self._pull(in_scratch)
+        return Took.SOME
+
+    def rest(self) -> None:
+        """Let small writes gather, where that pays: for whoever waits himself, before he does."""
+        self._pace.rest()
+
+    def _pull(self, in_scratch: int) -> None:
+        state = self._buffer.read()
+        self._buffer.commit(state._replace(pending=in_scratch))
+        start = state.taken - state.base
+        end = min(start + in_scratch, self._buffer.room_bytes)
+        self._keep(os.readv(self._scratch[0], [self._buffer.memory.room(start, end)]))
+
+    def _keep(self, arrived: int) -> None:
+        """Take what has arrived behind the last byte, in one step."""
+        state = self._buffer.read()
+        self._buffer.commit(state._replace(taken=state.taken + arrived, pending=0))

@@ -1,0 +1,83 @@
+"""What a notify worker leaves to its successor, and to the supervisor: words that wait, counters.
+
+A worker is killed at any instant. So it notes what waits before it takes the datagram off the
+socket: the words are told twice at worst, and never lost.
+"""
+
+from __future__ import annotations
+
+from workers.common.shared_memory import Memory
+from workers.notify import words
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from workers.notify.words import Words
+
+_SEEN, _BUSY, _MERGED, _CURRENT, _LENGTH = 0, 1, 2, 3, 4
+_ROOM = 4096
+"""Bytes for each of two copies. Four messages, one with a status of 1 KiB, take 2 KiB at most."""
+
+
+class NotifyMemory:
+    """Owned by the supervisor; written by the one living worker. No number in it is trusted."""
+
+    def __init__(self, *, fd: int = -1) -> None:
+        """Make it; `fd`: see `Memory`."""
+        self._memory = Memory("forkshim:notify", 2 * _ROOM, fd=fd)
+
+    @property
+    def fd(self) -> int:
+        """Lend the descriptor."""
+        return self._memory.fd
+
+    @property
+    def seen(self) -> int:
+        """How many datagrams were taken off the socket."""
+        return self._memory.words[_SEEN]
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the worker is taking one off, which can sleep: see `workers.notify.reader`."""
+        return bool(self._memory.words[_BUSY])
+
+    @property
+    def merged(self) -> int:
+        """How many had to be merged with others."""
+        return self._memory.words[_MERGED]
+
+    def begin(self) -> None:
+        """Note that a datagram is about to be taken off."""
+        self._memory.words[_BUSY] = 1
+
+    def done(self) -> None:
+        """Note that it has been."""
+        self._memory.words[_SEEN] = (self._memory.words[_SEEN] + 1) % 2**64
+        self._memory.words[_BUSY] = 0
+
+    def abandoned(self) -> None:
+        """Note that the worker was killed."""
+        self._memory.words[_BUSY] = 0
+
+    def count_merged(self) -> None:
+        """Count one that had to be merged."""
+        self._memory.words[_MERGED] = (self._memory.words[_MERGED] + 1) % 2**64
+
+    def waiting(self) -> list[Words]:
+        """Return the messages that an earlier worker has left."""
+        current = self._memory.words[_CURRENT] & 1
+        length = min(self._memory.words[_LENGTH + current], _ROOM)
+        text = bytes(self._memory.room(current * _ROOM, current * _ROOM + length))
+        messages = [words.parse(each) for each in text.split(b"\0")]
+        return [each for each in messages if each != words.NOTHING]
+
+    def keep(self, messages: list[Words]) -> None:
+        """Leave these in place of the earlier ones, in one step."""
+        text = b"\0".join(words.encode(each) for each in messages)
+        other = 1 - (self._memory.words[_CURRENT] & 1)
+        self._memory.room(other * _ROOM, other * _ROOM + len(text))[:] = text
+        self._memory.words[_LENGTH + other] = len(text)
+        self._memory.words[_CURRENT] = other
+
+    def close(self) -> None:
+        """Give it back."""
+        self._memory.close()

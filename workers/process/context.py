@@ -1,0 +1,130 @@
+"""What every worker is handed before the fork: its name, its slot, its way to report."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import select
+import signal
+import time
+
+from workers.common.records import dataclass
+from workers.process import isolate, report
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from workers.process.counters import Ledger
+    from workers.process.orphan import Parting
+
+
+_EXIT_FIRST_S = 0.001
+"""So long an end of file waits to be told: see `Desk.send_and_keep`."""
+
+
+@dataclass(slots=True)
+class Desk:
+    """One worker's place. Every descriptor is borrowed from the parent across the fork.
+
+    Attributes:
+        stream: "stdin", "stdout", "stderr" or "console", as the report names it.
+        title: As ps(1) shows the worker.
+        slot: The stream's count in `ledger`.
+        report_wfd: The only write end of the report pipe once the parent has closed its own, so
+            that this worker's death is the parent's end of file.
+        null_fd: /dev/null, open for reading and writing.
+        held: What the worker has no use for, and keeps for whoever supervises after our parent;
+            the first can be read when something has been laid down there.
+        predecessors: pidfds of workers that have been told to go, and may still be at it.
+        hold_s: So long the sink is to be left alone, by a worker that has something else to do;
+            for ever: the stream is given up, and what is left of it is only to be counted.
+        rest_s: So long nothing is to be done at all, but to be there.
+        told_dropped_bytes: So much of what was dropped has been told.
+        parting: What to do when our parent dies, for a worker that nobody can adopt.
+        copied_bytes: By this worker; the ledger has the stream's total.
+    """
+
+    stream: str
+    title: str
+    ledger: Ledger
+    slot: int
+    report_wfd: int
+    null_fd: int
+    held: tuple[int, ...] = ()
+    predecessors: tuple[int, ...] = ()
+    hold_s: float = 0.0
+    rest_s: float = 0.0
+    told_dropped_bytes: int = 0
+    parting: Parting | None = None
+    copied_bytes: int = 0
+
+    def sit_down(self, keep_fds: Iterable[int]) -> None:
+        """Become the worker, see `isolate.become`, when those before it have gone, and rested."""
+        kept = (*keep_fds, *self.held, *self.predecessors, self.report_wfd)
+        isolate.become(self.title, kept, self.null_fd)
+        if self.parting is not None:
+            self.parting.prepare()
+        for pidfd in self.predecessors:
+            poller = select.poll()
+            poller.register(pidfd, select.POLLIN)
+            poller.poll()
+            os.close(pidfd)
+        if self.rest_s > 0:
+            select.poll().poll(self.rest_s * 1000)
+
+    @property
+    def is_to_count(self) -> bool:
+        """Whether the stream is given up, see `hold_s`."""
+        return math.isinf(self.hold_s)
+
+    def moved(self, copied_bytes: int) -> None:
+        """Count bytes that have reached the sink."""
+        self.copied_bytes += copied_bytes
+        self.ledger.add(self.slot, copied_bytes)
+
+    def in_transit(self, transit_bytes: int) -> None:
+        """Note what is between source and sink."""
+        self.ledger.set_transit(self.slot, transit_bytes)
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the listeners have heard what is between source and sink."""
+        return self.ledger.is_shown(self.slot)
+
+    def shown(self, *, is_shown: bool) -> None:
+        """Note that they have, or that something else comes."""
+        self.ledger.set_shown(self.slot, is_shown=is_shown)
+
+    def missed(self, listener: int, missed_bytes: int) -> None:
+        """Count what came too fast for a listener."""
+        self.ledger.add_missed(listener, missed_bytes)
+
+    def send(self, record: report.Report) -> None:
+        """Write the completion record. A parent that is gone is told nothing."""
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self.report_wfd, report.encode(record))
+
+    def send_and_keep(self, record: report.Report) -> None:
+        """Write the completion record; the last thing that the worker of an output does.
+
+        An end of file is told after a pause. It is the container's end nearly always, which wakes
+        every worker before the kernel tells our parent; what keeps those who wait for `exitStatus`
+        waiting is then that all processors are busy with ends of file, for which nobody waits.
+
+        `held` is kept until another worker has it, or somebody comes for it, who ends this process:
+        if there is something in it, how the container ends may be known to nobody else.
+        """
+        if not record.errno:
+            time.sleep(_EXIT_FIRST_S)
+        self.send(record)
+        os.close(self.report_wfd)  # all has been said: our parent need not wait for our end
+        while self.held and _is_readable(self.held[0]):
+            signal.pause()
+
+
+def _is_readable(fd: int) -> bool:
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(0))

@@ -1,0 +1,79 @@
+"""Counters in shared memory: what each stream has moved, what is on its way, and who moves it.
+
+The parent makes the ledger before it forks and owns it; a worker adds to its own slot. So the
+count survives the worker, and the parent can see progress without a message. A worker that is
+killed between its splice(2) and its count leaves the count up to one chunk short: the bytes
+themselves are never in doubt, see `workers.copy.splice`.
+"""
+
+from __future__ import annotations
+
+from workers.common.shared_memory import Memory
+
+_COPIED, _TRANSIT, _SHOWN, _WORDS = 0, 1, 2, 3
+_MISSED = 64
+"""Words before are the streams', those from here on the listeners'."""
+
+MOST_LISTENERS = 16
+
+MOST_BYTES = 1 << 62
+"""A count above that is a worker's invention: sums of two still fit into JSON's 64 bits."""
+
+
+class Ledger:
+    """Unsigned 64-bit numbers.
+
+    For each stream bytes copied, bytes in transit, and whether the listeners have heard what is in
+    the scratch pipe; for each listener bytes missed.
+    """
+
+    def __init__(self, *, fd: int = -1) -> None:
+        """Make zeroed memory that stays shared across fork(2); `fd`: see `Memory`."""
+        self._memory = Memory("forkshim:ledger", fd=fd)
+        # One aligned store of eight bytes: a reader never sees half a number.
+        self._numbers = self._memory.words
+
+    @property
+    def fd(self) -> int:
+        """Lend the descriptor of the memory."""
+        return self._memory.fd
+
+    def copied_bytes(self, slot: int) -> int:
+        """Return how many bytes the stream has moved since it began."""
+        return min(self._numbers[_WORDS * slot + _COPIED], MOST_BYTES)
+
+    def transit_bytes(self, slot: int) -> int:
+        """Return how many bytes have left the source and not reached the sink yet."""
+        return min(self._numbers[_WORDS * slot + _TRANSIT], MOST_BYTES)
+
+    def add(self, slot: int, copied_bytes: int) -> None:
+        """Count bytes. Only the one living worker of the slot calls it."""
+        self._numbers[_WORDS * slot + _COPIED] += copied_bytes
+
+    def set_transit(self, slot: int, transit_bytes: int) -> None:
+        """Say what is between source and sink now; a successor begins by setting it right."""
+        self._numbers[_WORDS * slot + _TRANSIT] = transit_bytes
+
+    def is_shown(self, slot: int) -> bool:
+        """Say whether the listeners have heard what is between source and sink."""
+        return bool(self._numbers[_WORDS * slot + _SHOWN])
+
+    def set_shown(self, slot: int, *, is_shown: bool) -> None:
+        """Note that they have, or that something else comes."""
+        self._numbers[_WORDS * slot + _SHOWN] = is_shown
+
+    def missed_bytes(self, listener: int) -> int:
+        """Return how many bytes came too fast for a listener."""
+        return min(self._numbers[_MISSED + listener], MOST_BYTES)
+
+    def add_missed(self, listener: int, missed_bytes: int) -> None:
+        """Count bytes. Only the one living worker of the listener's stream calls it."""
+        self._numbers[_MISSED + listener] += missed_bytes
+
+    def forget_missed(self, listener: int) -> None:
+        """Begin with none for another listener."""
+        self._numbers[_MISSED + listener] = 0
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._memory.close()

@@ -1,0 +1,65 @@
+"""The log format of the Kubernetes container runtime interface, as `kubectl logs` reads it. Pure.
+
+    2016-10-06T00:17:09.669794202Z stdout F a whole line
+    2016-10-06T00:17:09.669794202Z stdout P a piece of a line that is not at its end
+
+The bytes of a line stay as they are: empty, NUL, invalid UTF-8, a carriage return. All records
+of one batch have one time, when the batch was written. A line longer than 16 KiB is cut, as
+containerd does. What a container ends with when its last byte is no newline is P as well, as
+containerd and conmon have it: the reader takes away the newline after a P, and so
+`kubectl logs` shows the very bytes.
+"""
+
+from __future__ import annotations
+
+import time
+
+from workers.common.records import dataclass
+from workers.lines import framing
+
+
+def timestamp(stamp_ns: int) -> bytes:
+    """Return nanoseconds since 1970 as RFC 3339 with nine digits, in UTC."""
+    stamp_s, rest_ns = divmod(stamp_ns, 1_000_000_000)
+    return b"%04d-%02d-%02dT%02d:%02d:%02d.%09dZ" % (*time.gmtime(stamp_s)[:6], rest_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class CriFormat:
+    """The records of one stream, "stdout" or "stderr"."""
+
+    stream: str
+    limit_bytes: int = 16 << 10
+
+    def rewrite(self, content: bytes, stamp_ns: int) -> bytes:
+        """Return the records of `content`; the same arguments give the same bytes."""
+        head = timestamp(stamp_ns) + b" " + self.stream.encode()
+        line_head = head + b" F "
+        parts: list[bytes | memoryview] = []
+        for start, end, is_piece in framing.runs(content, self.limit_bytes):
+            if is_piece:
+                parts += (head, b" P ", content[start:end], b"\n")
+            else:
+                # One pass over all lines. After the last newline it leaves a head too many.
+                lines = content[start:end].replace(b"\n", b"\n" + line_head)
+                parts += (line_head, memoryview(lines)[: -len(line_head)])
+        return b"".join(parts)
+
+    def source_bytes(self, content: bytes, written: bytes) -> int:
+        """Return how much of `content` the whole records in `written` stand for."""
+        return framing.end_of_nth(content, self.limit_bytes, written.count(b"\n"))
+
+
+@dataclass(frozen=True, slots=True)
+class PlainFormat:
+    """The bytes as they are. A line longer than the limit may end in another file."""
+
+    limit_bytes: int
+
+    def rewrite(self, content: bytes, _stamp_ns: int) -> bytes:
+        """Return `content`."""
+        return content
+
+    def source_bytes(self, _content: bytes, written: bytes) -> int:
+        """Return the length of `written`."""
+        return len(written)
