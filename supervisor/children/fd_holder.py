@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _AGAIN = "keeper"
 
 
-class Keeper:
+class FdHolder:
     """At most one such process, a child of ours. Owned until `leave` and its end."""
 
     def __init__(

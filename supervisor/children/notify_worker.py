@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from supervisor.linux.event_loop import Loop
     from supervisor.linux.exit_status import Termination
     from supervisor.linux.reaper import Reaper
-    from supervisor.state.fd_store import Contents, Parcel
+    from supervisor.state.fd_store import FdReader, FdWriter
     from supervisor.state.log import Log
-    from supervisor.systemd.notify_proxy import Relay
+    from supervisor.systemd.notify_proxy import NotifyProxy
     from workers.notify.words import Words
 
 FEATURE = "notify"
@@ -57,7 +57,7 @@ class _Hand:
         return self.is_reaped and not self.words_rfd.is_open
 
 
-class RelayWorker:
+class NotifyWorker:
     """Has one notify worker for as long as the container lives. Borrows the relay."""
 
     feature = FEATURE
@@ -67,7 +67,7 @@ class RelayWorker:
         loop: Loop,
         reaper: Reaper,
         log: Log,
-        relay: Relay,
+        relay: NotifyProxy,
         *,
         title: str,
         null_fd: int,
@@ -95,18 +95,18 @@ class RelayWorker:
 
     # Life.
 
-    def pack(self, parcel: Parcel) -> dict[str, Any]:
+    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
         """Return what `go_on` needs."""
         hand = self._hand
         if hand is None:
             return {"pid": 0, "words": -1, "until": -1}
         return {
             "pid": hand.pid,
-            "words": parcel.add(hand.words_rfd.fileno()),
-            "until": parcel.add(hand.until_wfd.fileno()),
+            "words": fd_writer.add(hand.words_rfd.fileno()),
+            "until": fd_writer.add(hand.until_wfd.fileno()),
         }
 
-    def go_on(self, packed: Mapping[str, Any], contents: Contents, *, is_parent: bool) -> None:
+    def go_on(self, packed: Mapping[str, Any], contents: FdReader, *, is_parent: bool) -> None:
         """Take over the worker of an earlier supervisor: what it has told is in its pipe."""
         words_rfd, until_wfd = contents.take(packed["words"]), contents.take(packed["until"])
         if words_rfd.is_open:

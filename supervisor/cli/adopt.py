@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 
 from supervisor.cli import daemon, foreground
-from supervisor.container.handover import Orphans
-from supervisor.container.request import Order, Outcome, order_of
+from supervisor.container.handover import Leftovers
+from supervisor.container.request import Outcome, StartRequest, request_of
 from supervisor.handover import discover, reexec
 from supervisor.handover.own_command import own_command
 from supervisor.linux import signals
 from supervisor.linux.errors import ShimError
 from supervisor.state import claim, directory
 from supervisor.state.container_id import check_id
-from supervisor.state.fd_store import Deposit, DepositError
+from supervisor.state.fd_store import FdStore, FdStoreError
 from supervisor.systemd import delegation
 from supervisor.systemd.notify import SILENT, SOCKET_VARIABLE, Notifier
 from workers.common.records import replace
@@ -55,7 +55,7 @@ def adopt(container_id: str, root: str, *, detach: bool) -> int:
     return take_over(claimed, past, detach=detach, command=command)
 
 
-def find_past(claimed: claim.Home, kept: Deposit | None) -> Deposit | None:
+def find_past(claimed: claim.Claim, kept: FdStore | None) -> FdStore | None:
     """Return what a killed supervisor has left; None if it has ended, or never was.
 
     `kept`, if systemd has given it to us, is returned or let go.
@@ -73,20 +73,22 @@ def find_past(claimed: claim.Home, kept: Deposit | None) -> Deposit | None:
         past = discover.find(claimed.state_dir)
     try:
         discover.look(past, claimed.state_dir).close()
-    except DepositError:
+    except FdStoreError:
         past.close()
         raise
     return past
 
 
-def let_go(kept: Deposit | None) -> None:
+def let_go(kept: FdStore | None) -> None:
     """Close what systemd has kept of another run, and have it closed there."""
     if kept is not None:
         kept.close()
         Notifier(foreground.environment_of_a_main_process()).keep_no_more(discover.KEPT_NAMES)
 
 
-def take_over(claimed: claim.Home, past: Deposit, *, detach: bool, command: tuple[str, ...]) -> int:
+def take_over(
+    claimed: claim.Claim, past: FdStore, *, detach: bool, command: tuple[str, ...]
+) -> int:
     """Go on with the container that `past` is of, to its end or as a daemon; as `run`.
 
     Raises:
@@ -113,7 +115,7 @@ def take_over(claimed: claim.Home, past: Deposit, *, detach: bool, command: tupl
 
 
 def _adopt_detached(
-    claimed: claim.Home, past: Deposit, herald: daemon.Herald, command: tuple[str, ...]
+    claimed: claim.Claim, past: FdStore, herald: daemon.Herald, command: tuple[str, ...]
 ) -> None:
     signals.hold()
     try:
@@ -127,12 +129,12 @@ def _adopt_detached(
 
 
 def _adopter(
-    claimed: claim.Home,
-    past: Deposit,
+    claimed: claim.Claim,
+    past: FdStore,
     notifier: Notifier,
     command: tuple[str, ...],
     on_started: Callable[[], None] | None = None,
-) -> tuple[Order, Callable[[Log], Outcome]]:
+) -> tuple[StartRequest, Callable[[Log], Outcome]]:
     """Return the order of the killed supervisor, for this one, and what carries it out.
 
     With `on_started` this one is a daemon.
@@ -141,7 +143,7 @@ def _adopter(
 
     is_daemon = on_started is not None
     contents = discover.look(past, claimed.state_dir)
-    order = order_of(contents.document, notifier=notifier, command=command)
+    order = request_of(contents.document, notifier=notifier, command=command)
     order = replace(
         order,
         lock_fd=claimed.lock_fd,
@@ -154,7 +156,7 @@ def _adopter(
         claimed.write_pid()
         log.notice(f"adopting, after supervisor {contents.document['pid']}")
         left = discover.workers(claimed.state_dir)
-        return restore.go_on(order, log, contents, Orphans(past, left))
+        return restore.go_on(order, log, contents, Leftovers(past, left))
 
     return order, supervise_it
 
@@ -172,14 +174,14 @@ def go_on() -> int:
         raise AssertionError("nothing was handed over")
     document = arrival.contents.document
     is_daemon = document["front"]["is_daemon"]
-    claimed = claim.Home(document["front"]["path"], arrival.lock)
+    claimed = claim.Claim(document["front"]["path"], arrival.lock)
     environment = {} if is_daemon else foreground.environment_of_a_main_process()
     command = own_command()
     if arrival.is_rehearsal:
-        order = order_of(document, notifier=SILENT, command=command)
-        restore.rehearse(order, arrival.contents)
+        order = request_of(document, notifier=SILENT, command=command)
+        restore.dry_run(order, arrival.contents)
         reexec.end_rehearsal()
-    order = order_of(document, notifier=Notifier(environment), command=command)
+    order = request_of(document, notifier=Notifier(environment), command=command)
     order = replace(order, lock_fd=claimed.lock_fd, has_job_control=not is_daemon)
 
     def supervise_on(log: Log) -> Outcome:

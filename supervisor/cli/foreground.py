@@ -22,14 +22,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from supervisor.container.request import Order, Outcome
-    from supervisor.state.claim import Home
+    from supervisor.container.request import Outcome, StartRequest
+    from supervisor.state.claim import Claim
     from supervisor.state.log import Log
 
 
 def end_here(
-    claimed: Home,
-    order: Order,
+    claimed: Claim,
+    order: StartRequest,
     supervise_it: Callable[[Log], Outcome],
     *,
     is_successor: bool = False,
@@ -58,8 +58,8 @@ def end_here(
 
 
 def end_detached(
-    claimed: Home,
-    order: Order,
+    claimed: Claim,
+    order: StartRequest,
     supervise_it: Callable[[Log], Outcome],
     *,
     is_successor: bool = False,
@@ -109,7 +109,9 @@ def say(message: str) -> None:
     print(line, file=sys.stderr)  # noqa: T201 -- a command talks on stderr
 
 
-def _supervise_on_record(order: Order, log: Log, supervise_it: Callable[[Log], Outcome]) -> Outcome:
+def _supervise_on_record(
+    order: StartRequest, log: Log, supervise_it: Callable[[Log], Outcome]
+) -> Outcome:
     """Supervise, and leave a record of the end in the front end's `exit_dir`, if there is one."""
     outcome = supervise_it(log)
     exit_dir, began_ns = order.front["exit_dir"], order.front["began_ns"]
@@ -124,7 +126,7 @@ def _supervise_on_record(order: Order, log: Log, supervise_it: Callable[[Log], O
     return outcome
 
 
-def _has_done_as_told(outcome: Outcome, order: Order) -> bool:
+def _has_done_as_told(outcome: Outcome, order: StartRequest) -> bool:
     """Say whether it ended by the stop that systemd asked for: no failure of the unit.
 
     systemd takes death by SIGTERM for clean, the status 143 not (systemd.service(5)); and it cannot

@@ -14,7 +14,7 @@ from functools import partial
 
 from supervisor.cli import daemon, foreground
 from supervisor.container import exit_record
-from supervisor.container.request import Order, Outcome
+from supervisor.container.request import Outcome, StartRequest
 from supervisor.container.supervisor import supervise
 from supervisor.handover import discover
 from supervisor.handover.own_command import own_command
@@ -29,12 +29,12 @@ from supervisor.linux.errors import (
 )
 from supervisor.linux.exit_status import signal_name
 from supervisor.oci import documents, reach, stand_in
-from supervisor.oci.command_line import RuntimeCaller, is_same_bundle, parse_state
+from supervisor.oci.command_line import RuntimeCommand, is_same_bundle, parse_state
 from supervisor.oci.invoke import ask_runtime
 from supervisor.sinks.spec import check_typed, with_absolute_path
 from supervisor.state import claim, directory
 from supervisor.state.container_id import check_id
-from supervisor.state.fd_store import DepositError
+from supervisor.state.fd_store import FdStoreError
 from supervisor.state.journal_log import Kind
 from supervisor.systemd import delegation
 from supervisor.systemd.listening import take as take_listening
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from supervisor.io.user_terminal import UserTerminal
     from supervisor.state.log import Log
     from supervisor.systemd.listening import Listening
-    from supervisor.systemd.notify_proxy import Relay
+    from supervisor.systemd.notify_proxy import NotifyProxy
 
 DEFAULT_ROOT = "/run/forkshim"
 _CONFIG = "config.json"
@@ -99,7 +99,7 @@ def run(request: RunRequest) -> int:
             if request.adopt:
                 try:
                     past = successor.find_past(claimed, kept)
-                except DepositError as error:  # which matters only if there still is a container
+                except FdStoreError as error:  # which matters only if there still is a container
                     why_not = error
             else:
                 successor.let_go(kept)
@@ -120,7 +120,7 @@ def run(request: RunRequest) -> int:
             raise
     except OSError as error:
         raise ShimError(f"{error.filename or claimed.path}: {reason_of_access(error)}") from error
-    order = Order(
+    order = StartRequest(
         container_id=request.container_id,
         bundle=runtime_bundle,
         runtime=request.runtime,
@@ -193,7 +193,7 @@ def _bundle_path(path: str) -> str:
     return absolute
 
 
-def _recover(claimed: claim.Home, request: RunRequest, why_not: DepositError | None) -> None:
+def _recover(claimed: claim.Claim, request: RunRequest, why_not: FdStoreError | None) -> None:
     """Clear away what an earlier supervisor left; refuse if its container still lives.
 
     `why_not`: why nobody can go on with that.
@@ -201,7 +201,7 @@ def _recover(claimed: claim.Home, request: RunRequest, why_not: DepositError | N
     if claimed.is_stale:
         left = claimed.left_state()
         config = os.path.join(claimed.state_dir, _CONFIG)
-        caller = RuntimeCaller(
+        caller = RuntimeCommand(
             name=str(left.get("runtime") or request.runtime),
             args=tuple(map(str, left.get("runtimeArgs") or request.runtime_args)),
             state_dir=claimed.state_dir,
@@ -236,7 +236,7 @@ def _recover(claimed: claim.Home, request: RunRequest, why_not: DepositError | N
 
 
 def _prepare(
-    claimed: claim.Home,
+    claimed: claim.Claim,
     request: RunRequest,
     bundle: documents.Bundle,
     listening: Listening,
@@ -252,7 +252,7 @@ def _prepare(
     request, scope = _with_scope(request, bundle)
     # The current directory will be another one.
     sink = with_absolute_path(request.log or "passthrough", os.getcwd())
-    record = documents.ProcessRecord(
+    record = documents.ProcessConfig(
         terminal=terminal,
         stdin="passthrough" if request.interactive else "",
         stdout=sink,
@@ -310,13 +310,13 @@ def _is_relayed(request: RunRequest) -> bool:
     return request.sdnotify == "container" and has_manager
 
 
-def _open_relay(bundle: documents.Bundle) -> Relay:
-    from supervisor.systemd.notify_proxy import Relay  # 4 ms, for those who want one
+def _open_relay(bundle: documents.Bundle) -> NotifyProxy:
+    from supervisor.systemd.notify_proxy import NotifyProxy  # 4 ms, for those who want one
 
-    return Relay.make(uid=bundle.root_uid, gid=bundle.root_gid)
+    return NotifyProxy.make(uid=bundle.root_uid, gid=bundle.root_gid)
 
 
-def _way_to_the_manager(claimed: claim.Home, bundle: documents.Bundle) -> documents.Addition:
+def _way_to_the_manager(claimed: claim.Claim, bundle: documents.Bundle) -> documents.Addition:
     from supervisor.systemd import notify_proxy
 
     place = notify_proxy.place_for(documents.destinations(bundle))
@@ -358,7 +358,11 @@ def _choose_cgroup(request: RunRequest) -> str:
 
 
 def _supervise_here(
-    claimed: claim.Home, order: Order, user_terminal: UserTerminal | None, *, is_place_chosen: bool
+    claimed: claim.Claim,
+    order: StartRequest,
+    user_terminal: UserTerminal | None,
+    *,
+    is_place_chosen: bool,
 ) -> int:
     notifier = Notifier(foreground.environment_of_a_main_process())
     order = replace(order, has_job_control=True, terminal=user_terminal, notifier=notifier)
@@ -393,7 +397,7 @@ def _tell_if_outside(log: Log, *, is_place_chosen: bool) -> None:
         )
 
 
-def _supervise_detached(claimed: claim.Home, order: Order, herald: daemon.Herald) -> None:
+def _supervise_detached(claimed: claim.Claim, order: StartRequest, herald: daemon.Herald) -> None:
     """Supervise in the daemon."""
     signals.hold()
     order = replace(order, on_started=herald.started)

@@ -14,15 +14,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from supervisor.children.notify_worker import RelayWorker
+    from supervisor.children.notify_worker import NotifyWorker
     from supervisor.container.container_init import ContainerInit
     from supervisor.container.init_process import Process
-    from supervisor.container.service_status import Service
+    from supervisor.container.service_status import ServiceStatus
     from supervisor.io.open import StdioOpener
     from supervisor.io.stream import Stream
-    from supervisor.io.workers import Crew
+    from supervisor.io.workers import StreamSet
     from supervisor.linux.event_loop import Loop
-    from supervisor.oci.invoke import RuntimeCalls
+    from supervisor.oci.invoke import RuntimeInvoker
     from supervisor.state.log import Log
 
 REAP_LIMIT_S = 5.0
@@ -30,14 +30,14 @@ _LATE = "late children"
 _LOOK = "drain"
 
 
-class Ending:
+class ExitSequence:
     """Follows one end. Borrows everything."""
 
     def __init__(
         self,
         loop: Loop,
-        crew: Crew,
-        service: Service,
+        stream_set: StreamSet,
+        service: ServiceStatus,
         log: Log,
         *,
         is_stopping: Callable[[], bool],
@@ -51,7 +51,7 @@ class Ending:
         container go on.
         """
         self._loop = loop
-        self._crew = crew
+        self._stream_set = stream_set
         self._service = service
         self._log = log
         self._is_stopping = is_stopping
@@ -70,8 +70,8 @@ class Ending:
         except OSError as error:
             # The engine will find no status, which is the truth; our caller gets it all the same.
             self._log.error(f"write exitStatus: {error.strerror}")
-        self._crew.let_go()
-        self._watch = DrainWatch(self._crew, is_read=self._keeps_unread)
+        self._stream_set.let_go()
+        self._watch = DrainWatch(self._stream_set, is_read=self._keeps_unread)
         self._tell(process)
 
     def _tell(self, process: Process) -> None:
@@ -96,7 +96,7 @@ class Ending:
         if container is not None:
             container.expect(self._on_container_end)
         if self._watch is None:
-            self._watch = DrainWatch(self._crew, is_read=False)
+            self._watch = DrainWatch(self._stream_set, is_read=False)
         self._watch.begin()
         self._on_drained = on_drained
         self.look()
@@ -109,7 +109,7 @@ class Ending:
         is_bounded = is_stopping or self._container is None or not self._container.is_alive
         if is_bounded and not self._is_hurried:
             self._is_hurried = True
-            self._crew.hurry()
+            self._stream_set.hurry()
         for stream, verdict in self._watch.judge(is_stopping=is_stopping, is_bounded=is_bounded):
             self._carry_out(stream, verdict)
         if self._on_drained is None:
@@ -127,15 +127,15 @@ class Ending:
 
     def _tell_of_unread(self) -> None:
         """Say what is lost with us, since no client was waited for."""
-        for stream in self._crew.outputs:
-            lost = 0 if self._keeps_unread else self._crew.unread_bytes(stream)
+        for stream in self._stream_set.outputs:
+            lost = 0 if self._keeps_unread else self._stream_set.unread_bytes(stream)
             if lost:
                 self._log.warning(f"{stream.name}: {lost} bytes were never read: it has no client")
 
     def _tell_of_others(self) -> None:
         if not self._is_told:
             self._is_told = True
-            names = " and ".join(each.name for each in self._crew.outputs if not each.is_over)
+            names = " and ".join(each.name for each in self._stream_set.outputs if not each.is_over)
             self._log.info(f"{names}: others of the container go on with it")
             self._on_told()
 
@@ -148,30 +148,30 @@ class Ending:
     def _carry_out(self, stream: Stream, verdict: Verdict) -> None:
         if verdict is Verdict.STUCK:
             self._log.warning(f"{stream.name}: worker {stream.pid} does not move; killing it")
-            self._crew.kill_worker(stream)
+            self._stream_set.kill_worker(stream)
             return
         if verdict is Verdict.CLOGGED:
-            self._crew.look_for_client(stream)
+            self._stream_set.look_for_client(stream)
             return
-        copied = self._crew.copied_bytes(stream)
-        lost = self._crew.unread_bytes(stream)
+        copied = self._stream_set.copied_bytes(stream)
+        lost = self._stream_set.unread_bytes(stream)
         self._log.warning(
             f"{stream.name}: given up after {copied} bytes"
             f"{f', of which {lost} were never read' if lost else ''}: {verdict.value}",
             Kind.LOST,
         )
         if verdict is Verdict.STRAY:
-            self._crew.hang_up(stream)
+            self._stream_set.hang_up(stream)
         else:
-            self._crew.give_up(stream)
+            self._stream_set.give_up(stream)
 
     def leave_nobody(
-        self, calls: RuntimeCalls, opener: StdioOpener, relay_worker: RelayWorker | None = None
+        self, calls: RuntimeInvoker, opener: StdioOpener, notify_worker: NotifyWorker | None = None
     ) -> None:
         """Kill and reap each process that still works for us; boundedly."""
-        self._crew.stop()
-        if relay_worker is not None:
-            relay_worker.stop()
+        self._stream_set.stop()
+        if notify_worker is not None:
+            notify_worker.stop()
         calls.kill_running()
         is_late: list[bool] = []
         # A worker that sleeps uninterruptibly dies when it can: no reason for us to hang with it.
@@ -180,12 +180,12 @@ class Ending:
             lambda: (
                 bool(is_late)
                 or (
-                    not self._crew.has_workers
+                    not self._stream_set.has_workers
                     and calls.is_idle
                     and opener.is_idle
-                    and (relay_worker is None or relay_worker.is_gone)
+                    and (notify_worker is None or notify_worker.is_gone)
                 )
             )
         )
-        if relay_worker is not None:
-            relay_worker.close()
+        if notify_worker is not None:
+            notify_worker.close()

@@ -15,7 +15,7 @@ from supervisor.handover.discover import KEPT_NAMES
 from supervisor.linux import fds, signals
 from supervisor.linux.errors import ShimError, reason
 from supervisor.state import directory
-from supervisor.state.fd_store import Contents, Deposit, Parcel
+from supervisor.state.fd_store import FdReader, FdStore, FdWriter
 from supervisor.state.journal_log import Kind
 
 TYPE_CHECKING = False
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, Protocol
 
-    from supervisor.container.request import Order
+    from supervisor.container.request import StartRequest
     from supervisor.linux.event_loop import Loop
-    from supervisor.oci.invoke import RuntimeCalls
+    from supervisor.oci.invoke import RuntimeInvoker
     from supervisor.state.log import Log
 
     class Incumbent(Protocol):
@@ -43,10 +43,10 @@ if TYPE_CHECKING:
         def is_settled(self) -> bool:
             """Whether nothing is halfway."""
 
-        def pack(self, parcel: Parcel) -> dict[str, Any]:
+        def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
             """Return all that it knows and holds."""
 
-        def pack_own(self, document: dict[str, Any], parcel: Parcel) -> None:
+        def pack_own(self, document: dict[str, Any], fd_writer: FdWriter) -> None:
             """Add what only this very process may go on with, and no adopter."""
 
         def reloading(self) -> None:
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
         def reload_is_over(self) -> None:
             """It was not done."""
 
-        def laid_down(self) -> None:
+        def published(self) -> None:
             """Who has the deposit can follow from now on."""
 
 
@@ -69,18 +69,18 @@ _PATIENCE_S = 10.0
 """So long something may be halfway: a worker that can be neither forked nor let go, say."""
 
 
-class Orphans(NamedTuple):
+class Leftovers(NamedTuple):
     """What a dead supervisor has left: where its own was found, and pidfds of its workers."""
 
-    deposit: Deposit
+    deposit: FdStore
     workers: list[fds.Fd]
 
 
-class Past(NamedTuple):
+class Inherited(NamedTuple):
     """What we go on from; without orphans it was this very process, and its children are ours."""
 
-    contents: Contents
-    orphans: Orphans | None = None
+    contents: FdReader
+    orphans: Leftovers | None = None
 
     @property
     def is_parent(self) -> bool:
@@ -88,17 +88,17 @@ class Past(NamedTuple):
         return self.orphans is None
 
 
-class Succession:
+class HandoverManager:
     """Serves one supervisor. Owns the deposit until `close`; borrows the rest."""
 
     def __init__(
         self,
         loop: Loop,
-        calls: RuntimeCalls,
+        calls: RuntimeInvoker,
         log: Log,
-        order: Order,
+        order: StartRequest,
         incumbent: Incumbent,
-        past: Past | None,
+        past: Inherited | None,
     ) -> None:
         """Make the deposit if the order wants one, or take that of `past`; nothing is in it yet."""
         self._loop = loop
@@ -108,7 +108,7 @@ class Succession:
         self._incumbent = incumbent
         self._is_reloading = False
         self._asked_at_s, self._moment_s = 0.0, _NEXT_MOMENT_S
-        self._is_laid_down = past is not None and past.is_parent
+        self._is_published = past is not None and past.is_parent
         self._deposit = _open_deposit(order, past)
         self.orphans: Sequence[fds.Fd] = past.orphans.workers if past and past.orphans else ()
 
@@ -134,7 +134,7 @@ class Succession:
             self._is_reloading = True
             self._asked_at_s, self._moment_s = time.monotonic(), _NEXT_MOMENT_S
             self._incumbent.reloading()
-            self._rehearse()
+            self._dry_run()
 
     def running(self) -> None:
         """The container runs now."""
@@ -143,14 +143,14 @@ class Succession:
             self._is_reloading = False
             self.reload(is_yet_to_come=False)
 
-    def _rehearse(self) -> None:
+    def _dry_run(self) -> None:
         if not self._incumbent.is_settled:
-            self._wait_and(self._rehearse)
+            self._wait_and(self._dry_run)
             return
-        parcel = Parcel()
+        fd_writer = FdWriter()
         try:
-            document = self._pack_with_deposit(parcel)
-            reexec.rehearse(self._calls, self._order.command, document, parcel, self._on_verdict)
+            document = self._pack_with_deposit(fd_writer)
+            reexec.dry_run(self._calls, self._order.command, document, fd_writer, self._on_verdict)
         except ShimError as error:
             self._refuse(str(error))
         except OSError as error:
@@ -188,10 +188,10 @@ class Succession:
     def _become(self) -> str:
         """Become the other version; returns only if that failed, with the reason."""
         self._log.info("SIGHUP: reloading")
-        order, parcel = self._order, Parcel()
+        order, fd_writer = self._order, FdWriter()
         try:
-            document = self._pack_with_deposit(parcel)
-            return str(reexec.become(order.command, document, parcel, order.lock_fd))
+            document = self._pack_with_deposit(fd_writer)
+            return str(reexec.become(order.command, document, fd_writer, order.lock_fd))
         except ShimError as error:
             return str(error)
         except OSError as error:
@@ -204,12 +204,12 @@ class Succession:
         )
         self._incumbent.reload_is_over()
 
-    def _pack_with_deposit(self, parcel: Parcel) -> dict[str, Any]:
+    def _pack_with_deposit(self, fd_writer: FdWriter) -> dict[str, Any]:
         """Return what this very process needs; in the deposit itself it would be a cycle."""
-        document = self._incumbent.pack(parcel)
-        self._incumbent.pack_own(document, parcel)
+        document = self._incumbent.pack(fd_writer)
+        self._incumbent.pack_own(document, fd_writer)
         document["supervisor"]["deposit"] = {
-            "ends": [parcel.add(end) for end in self.held],
+            "ends": [fd_writer.add(end) for end in self.held],
             "nonce": self._deposit.nonce if self._deposit else "",
         }
         return document
@@ -219,27 +219,27 @@ class Succession:
     def changed(self) -> None:
         """See that a successor finds what is true now; several changes make one deposit."""
         if self._deposit is not None and self._incumbent.is_alive:
-            self._loop.call_after(_DEPOSIT, 0.0, self.lay_down)
+            self._loop.call_after(_DEPOSIT, 0.0, self.publish)
 
-    def lay_down(self) -> None:
+    def publish(self) -> None:
         """Put it there now."""
         if self._deposit is None or not self._incumbent.is_alive:
             return
-        parcel = Parcel()
+        fd_writer = FdWriter()
         try:
-            if not self._is_laid_down:
+            if not self._is_published:
                 # Before there is anything: a worker that waits with it for ever has to be found.
                 directory.write_handover(self._deposit.fds, self._deposit.nonce)
-            self._deposit.put(self._incumbent.pack(parcel), parcel)
-            if not self._is_laid_down and self._order.is_kept:
+            self._deposit.put(self._incumbent.pack(fd_writer), fd_writer)
+            if not self._is_published and self._order.is_kept:
                 self._order.notifier.keep_no_more(KEPT_NAMES)  # of an earlier run of the unit
                 self._order.notifier.keep(dict(zip(KEPT_NAMES, self._deposit.fds, strict=True)))
         except (ShimError, OSError) as error:
             self._log.warning(f"nobody could go on if this supervisor were killed: {error}")
             return
-        if not self._is_laid_down:
-            self._is_laid_down = True
-            self._incumbent.laid_down()
+        if not self._is_published:
+            self._is_published = True
+            self._incumbent.published()
 
     def close(self) -> None:
         """Leave nothing for a successor."""
@@ -252,13 +252,13 @@ class Succession:
             self._deposit.close()
 
 
-def _open_deposit(order: Order, past: Past | None) -> Deposit | None:
+def _open_deposit(order: StartRequest, past: Inherited | None) -> FdStore | None:
     if not order.is_adoptable:
         return None
     if past is None:
-        return Deposit()
+        return FdStore()
     if past.orphans is not None:
         return past.orphans.deposit
     packed = past.contents.document["supervisor"]["deposit"]
     front, back = (past.contents.take(end).take() for end in packed["ends"])
-    return Deposit(ends=(front, back), nonce=packed["nonce"])
+    return FdStore(ends=(front, back), nonce=packed["nonce"])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from supervisor.linux.event_loop import Loop
     from supervisor.linux.exit_status import Termination
     from supervisor.linux.reaper import Reaper
-    from supervisor.state.fd_store import Contents, Parcel
+    from supervisor.state.fd_store import FdReader, FdWriter
 
 
 class Process:
@@ -57,7 +57,7 @@ class Process:
         loop: Loop,
         reaper: Reaper,
         packed: Mapping[str, Any],
-        contents: Contents,
+        contents: FdReader,
         *,
         is_parent: bool,
     ) -> Process:
@@ -66,10 +66,10 @@ class Process:
         exit_status = directory.ExitStatusFile(packed["exit_status"])
         return cls(payload, exit_status, OomWatch(payload.pid, packed["oom"]))
 
-    def pack(self, parcel: Parcel) -> dict[str, Any]:
+    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
         """Return what `go_on` needs, among what others have packed."""
         return {
-            "payload": self._payload.pack(parcel),
+            "payload": self._payload.pack(fd_writer),
             "exit_status": self._exit_status.pack(),
             "oom": self._oom.pack(),
         }

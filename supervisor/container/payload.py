@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from supervisor.linux.event_loop import Loop
     from supervisor.linux.exit_status import Termination
     from supervisor.linux.reaper import Reaper
-    from supervisor.state.fd_store import Contents, Parcel
+    from supervisor.state.fd_store import FdReader, FdWriter
 
 _LOOK_AGAIN = "reaped by its parent"
 _SHORTEST_LOOK_S = 0.002
@@ -62,9 +62,9 @@ class Payload:
             pidfd = fds.Fd(-1)
         return cls(loop, reaper, pid, pidfd)
 
-    def pack(self, parcel: Parcel) -> dict[str, Any]:
+    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
         """Return what `go_on` needs."""
-        pidfd = parcel.add(self._pidfd.fileno())
+        pidfd = fd_writer.add(self._pidfd.fileno())
         return {"pid": self.pid, "pidfd": pidfd, "is_child": self._is_child}
 
     @classmethod
@@ -73,7 +73,7 @@ class Payload:
         loop: Loop,
         reaper: Reaper,
         packed: Mapping[str, Any],
-        contents: Contents,
+        contents: FdReader,
         *,
         is_parent: bool,
     ) -> Payload:

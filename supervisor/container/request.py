@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from supervisor.linux.errors import ShimError
     from supervisor.linux.exit_status import Termination
     from supervisor.systemd.notify import Notifier
-    from supervisor.systemd.notify_proxy import Relay
+    from supervisor.systemd.notify_proxy import NotifyProxy
 
 NOT_LISTENING = Listening()
 
-_PACKED_ORDER = (
+_PACKED_REQUEST = (
     "container_id",
     "bundle",
     "runtime",
@@ -36,7 +36,7 @@ _PACKED_ORDER = (
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class StartRequest:
     """What a front end wants.
 
     Attributes:
@@ -72,7 +72,7 @@ class Order:
     terminal: UserTerminal | None = None
     on_started: Callable[[], None] = lambda: None
     notifier: Notifier = SILENT
-    relay: Relay | None = None
+    relay: NotifyProxy | None = None
     front: Mapping[str, Any] = field(default_factory=dict)
     lock_fd: int = -1
     command: tuple[str, ...] = ()
@@ -111,15 +111,17 @@ class Outcome:
     streams: tuple[StreamEnd, ...] = ()
 
 
-def pack(order: Order) -> dict[str, Any]:
+def pack(order: StartRequest) -> dict[str, Any]:
     """Return what `order_of` needs."""
-    return {name: getattr(order, name) for name in _PACKED_ORDER}
+    return {name: getattr(order, name) for name in _PACKED_REQUEST}
 
 
-def order_of(document: Mapping[str, Any], *, notifier: Notifier, command: tuple[str, ...]) -> Order:
+def request_of(
+    document: Mapping[str, Any], *, notifier: Notifier, command: tuple[str, ...]
+) -> StartRequest:
     """Return the order of an earlier supervisor, whose `document` this is, for us to carry out."""
-    return Order(
-        **{name: document["order"][name] for name in _PACKED_ORDER},
+    return StartRequest(
+        **{name: document["order"][name] for name in _PACKED_REQUEST},
         front=document["front"],
         notifier=notifier,
         command=command,

@@ -8,24 +8,26 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 
-from supervisor.container.handover import Past
+from supervisor.container.handover import Inherited
 from supervisor.container.supervisor import Supervisor
 from supervisor.handover import reexec
 from supervisor.linux import fds, syscalls
 from supervisor.linux.signals import SignalRouter
 from supervisor.oci import documents
-from supervisor.state.fd_store import DepositError
+from supervisor.state.fd_store import FdStoreError
 from supervisor.state.log import Log
 from workers.common.records import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from supervisor.container.handover import Orphans
-    from supervisor.container.request import Order, Outcome
-    from supervisor.state.fd_store import Contents
+    from supervisor.container.handover import Leftovers
+    from supervisor.container.request import Outcome, StartRequest
+    from supervisor.state.fd_store import FdReader
 
 
-def go_on(order: Order, log: Log, contents: Contents, orphans: Orphans | None = None) -> Outcome:
+def go_on(
+    order: StartRequest, log: Log, contents: FdReader, orphans: Leftovers | None = None
+) -> Outcome:
     """Go on with the process of an earlier supervisor, until it is gone; as `shim.supervise`.
 
     Args:
@@ -39,10 +41,10 @@ def go_on(order: Order, log: Log, contents: Contents, orphans: Orphans | None = 
         ShimError: What it had cannot be used.
     """
     with ExitStack() as stack:
-        return _take_up(order, log, Past(contents, orphans), stack).run_on()
+        return _take_up(order, log, Inherited(contents, orphans), stack).run_restored()
 
 
-def rehearse(order: Order, contents: Contents) -> None:
+def dry_run(order: StartRequest, contents: FdReader) -> None:
     """Do what `go_on` does before it begins to serve, then supervise something small.
 
     Raises:
@@ -51,11 +53,11 @@ def rehearse(order: Order, contents: Contents) -> None:
     with ExitStack() as stack:
         log = Log(fds.Fd(os.dup(2)))
         stack.callback(log.close)
-        _take_up(order, log, Past(contents), stack)
+        _take_up(order, log, Inherited(contents), stack)
         reexec.try_a_worker(log, f"forkshim: {order.container_id}")
 
 
-def _take_up(order: Order, log: Log, past: Past, stack: ExitStack) -> Supervisor:
+def _take_up(order: StartRequest, log: Log, past: Inherited, stack: ExitStack) -> Supervisor:
     contents = past.contents
     stack.callback(contents.close)
     router = SignalRouter(
@@ -69,15 +71,15 @@ def _take_up(order: Order, log: Log, past: Past, stack: ExitStack) -> Supervisor
         exit_fifo = contents.take(packed["exit"])
         stack.callback(exit_fifo.close)
         control_fifo = contents.take(packed["control"])
-        record = documents.ProcessRecord(
+        record = documents.ProcessConfig(
             **{**packed["record"], "runtime_args": tuple(packed["record"]["runtime_args"])}
         )
         if packed["relay"] is not None:
-            from supervisor.systemd.notify_proxy import Relay  # for those who have one
+            from supervisor.systemd.notify_proxy import NotifyProxy  # for those who have one
 
-            relay = Relay.go_on(packed["relay"], contents)
+            relay = NotifyProxy.go_on(packed["relay"], contents)
             stack.callback(relay.close)
             order = replace(order, relay=relay)
         return Supervisor(order, log, router, exit_fifo, control_fifo, record, past)
     except (KeyError, TypeError, ValueError) as error:
-        raise DepositError(f"handover: {type(error).__name__}: {error}") from error
+        raise FdStoreError(f"handover: {type(error).__name__}: {error}") from error

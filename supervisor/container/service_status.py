@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from supervisor.io.stream import Stream
-    from supervisor.io.workers import Crew
+    from supervisor.io.workers import StreamSet
     from supervisor.linux.event_loop import Loop
     from supervisor.state.log import Log
     from supervisor.systemd.notify import Notifier
@@ -49,14 +49,14 @@ _LIMIT_S = {
 }
 
 
-class Service:
+class ServiceStatus:
     """Reports one container to the service manager. Borrows everything."""
 
     def __init__(
         self,
         notifier: Notifier,
         loop: Loop,
-        crew: Crew,
+        stream_set: StreamSet,
         log: Log,
         *,
         stop_timeout_s: float,
@@ -69,7 +69,7 @@ class Service:
         """
         self._notifier = notifier
         self._loop = loop
-        self._crew = crew
+        self._stream_set = stream_set
         self._log = log
         self._limit_s = {**_LIMIT_S, State.STOPPING: stop_timeout_s + CALL_LIMIT_S}
         self._state = State.OPENING
@@ -169,7 +169,9 @@ class Service:
             self._refresh_later()
 
     def _moved(self) -> list[tuple[int, tuple[int, int]]]:
-        return [(self._crew.copied_bytes(each), each.drops) for each in self._crew.outputs]
+        return [
+            (self._stream_set.copied_bytes(each), each.drops) for each in self._stream_set.outputs
+        ]
 
     def going_on(self) -> None:
         """Ask for more time: the phase is a long one, and it makes progress."""
@@ -191,29 +193,29 @@ class Service:
 
     def _replace_the_stuck(self) -> None:
         suspects = {
-            stream.name: (stream.pid, self._crew.copied_bytes(stream))
-            for stream in self._crew.outputs
-            if self._crew.could_move(stream)
+            stream.name: (stream.pid, self._stream_set.copied_bytes(stream))
+            for stream in self._stream_set.outputs
+            if self._stream_set.could_move(stream)
         }
-        for stream in self._crew.outputs:
+        for stream in self._stream_set.outputs:
             if stream.name in suspects and suspects[stream.name] == self._suspects.get(stream.name):
                 self._log.warning(f"{stream.name}: worker {stream.pid} does not move; killing it")
-                self._crew.kill_worker(stream)
+                self._stream_set.kill_worker(stream)
         self._suspects = suspects
 
     def _line(self) -> str:
-        crew = self._crew
-        moved = [self._movement(stream) for stream in crew.outputs]
-        deaths = sum(stream.deaths for stream in crew.streams)
+        stream_set = self._stream_set
+        moved = [self._movement(stream) for stream in stream_set.outputs]
+        deaths = sum(stream.deaths for stream in stream_set.streams)
         text = f"{self._text}: {self._words}" if self._words else self._text
         return ", ".join([text, *moved, f"respawned {deaths}", f"forkshim {__version__}"])
 
     def _movement(self, stream: Stream) -> str:
-        text = f"{stream.name} {size(self._crew.copied_bytes(stream))}"
+        text = f"{stream.name} {size(self._stream_set.copied_bytes(stream))}"
         dropped, lines = stream.drops
         if dropped:
             text += f" + {size(dropped)} in {lines} lines dropped"
-        trouble = self._crew.trouble(stream)
+        trouble = self._stream_set.trouble(stream)
         return f"{text} ({trouble})" if trouble else text
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from supervisor.linux.event_loop import Loop
     from supervisor.linux.exit_status import Termination
-    from supervisor.oci.command_line import RuntimeCaller
-    from supervisor.oci.invoke import RuntimeCalls
+    from supervisor.oci.command_line import RuntimeCommand
+    from supervisor.oci.invoke import RuntimeInvoker
     from supervisor.state.log import Log
 
 KILL_OVERDUE_S = 5.0
@@ -40,8 +40,8 @@ class Stopper:
     def __init__(
         self,
         loop: Loop,
-        calls: RuntimeCalls,
-        caller: RuntimeCaller,
+        calls: RuntimeInvoker,
+        caller: RuntimeCommand,
         log: Log,
         *,
         is_exec: bool,

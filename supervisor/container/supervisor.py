@@ -27,7 +27,7 @@ from supervisor.container.request import Outcome, StreamEnd
 from supervisor.container.request import pack as pack_order
 from supervisor.io.open import Stdio, StdioOpener
 from supervisor.io.open import go_on as go_on_with_stdio
-from supervisor.io.pipes import Plumbing
+from supervisor.io.pipes import Pipes
 from supervisor.linux import fds, headroom, procfs, syscalls
 from supervisor.linux.errors import (
     AbandonedError,
@@ -41,9 +41,9 @@ from supervisor.linux.exit_status import Exited, Killed, Termination, shell_stat
 from supervisor.linux.reaper import Reaper
 from supervisor.linux.signals import FORWARDED_SIGNALS, STOP_SIGNALS, SignalRouter
 from supervisor.oci import documents, reach
-from supervisor.oci.command_line import RuntimeCaller
-from supervisor.oci.create import Creation, explain
-from supervisor.oci.invoke import HURRY_S, RuntimeCalls
+from supervisor.oci.command_line import RuntimeCommand
+from supervisor.oci.create import CreateOperation, explain
+from supervisor.oci.invoke import HURRY_S, RuntimeInvoker
 from supervisor.sinks.spec import is_journal_setting
 from supervisor.state import control_protocol, directory
 from supervisor.state.journal_log import Kind
@@ -54,20 +54,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from supervisor.children.notify_worker import RelayWorker
-    from supervisor.container.exit import Ending
-    from supervisor.container.handover import Past, Succession
+    from supervisor.children.notify_worker import NotifyWorker
+    from supervisor.container.exit import ExitSequence
+    from supervisor.container.handover import HandoverManager, Inherited
     from supervisor.container.init_process import Process
-    from supervisor.container.request import Order
-    from supervisor.container.service_status import Service
+    from supervisor.container.request import StartRequest
+    from supervisor.container.service_status import ServiceStatus
     from supervisor.container.stop import Stopper
     from supervisor.io.stream import Stream
-    from supervisor.io.workers import Crew
-    from supervisor.state.fd_store import Parcel
+    from supervisor.io.workers import StreamSet
+    from supervisor.state.fd_store import FdWriter
     from supervisor.state.log import Log
 
 
-def supervise(order: Order, log: Log) -> Outcome:
+def supervise(order: StartRequest, log: Log) -> Outcome:
     """Supervise one process in the current directory, its state directory, until it is gone.
 
     Order of the start: signals, subreaper, `exit`, `control`, process.json, stdio, the runtime.
@@ -110,21 +110,21 @@ class Supervisor:
     """Owns everything that lives as long as the supervised process."""
 
     # These come by `_equip`.
-    _succession: Succession
-    _crew: Crew
+    _handover: HandoverManager
+    _stream_set: StreamSet
     _stopper: Stopper
-    _service: Service
-    _ending: Ending
+    _service: ServiceStatus
+    _ending: ExitSequence
 
     def __init__(
         self,
-        order: Order,
+        order: StartRequest,
         log: Log,
         router: SignalRouter,
         exit_fifo: fds.Fd,
         control_fifo: fds.Fd,
-        record: documents.ProcessRecord,
-        past: Past | None = None,
+        record: documents.ProcessConfig,
+        past: Inherited | None = None,
     ) -> None:
         """`past`: what an earlier supervisor had, for this one to go on with; see `run_on`."""
         self._order = order
@@ -144,10 +144,10 @@ class Supervisor:
         self._reaper = Reaper()
         state_dir = os.getcwd()
         null_fd = self._null.fileno()
-        self._calls = RuntimeCalls(
+        self._calls = RuntimeInvoker(
             self._loop, self._reaper, name=order.runtime, cwd=state_dir, null_fd=null_fd
         )
-        self._caller = RuntimeCaller(
+        self._caller = RuntimeCommand(
             name=order.runtime,
             args=record.runtime_args,
             state_dir=state_dir,
@@ -164,7 +164,7 @@ class Supervisor:
             null_fd=null_fd,
         )
         self._stdio = Stdio()
-        self._creation = Creation(
+        self._creation = CreateOperation(
             self._loop,
             self._reaper,
             self._calls,
@@ -172,7 +172,7 @@ class Supervisor:
             record,
             from_three=order.listening.filenos(),
         )
-        self._plumbing = Plumbing(record, order.terminal, null_fd)
+        self._pipes = Pipes(record, order.terminal, null_fd)
         self._state = State.OPENING
         self._is_taking_steps = False
         self._events: list[Event] = []
@@ -202,7 +202,7 @@ class Supervisor:
             Action.DELETE: self._delete,
         }
 
-        self._relay_worker: RelayWorker | None = None
+        self._notify_worker: NotifyWorker | None = None
         self._is_equipped = False
         if past is not None:
             self._equip(past)
@@ -210,33 +210,33 @@ class Supervisor:
         elif order.notifier.is_heard:
             self._equip()
 
-    def _equip(self, past: Past | None = None) -> None:
+    def _equip(self, past: Inherited | None = None) -> None:
         """Import and make what is needed from the start of the runtime on; once."""
         if self._is_equipped:
             return
         self._is_equipped = True
         # This one is used later still, when an upgrade may have taken the file away.
         from supervisor.container import init_process as process  # noqa: F401
-        from supervisor.container.exit import Ending
-        from supervisor.container.handover import Succession
-        from supervisor.container.service_status import Service
+        from supervisor.container.exit import ExitSequence
+        from supervisor.container.handover import HandoverManager
+        from supervisor.container.service_status import ServiceStatus
         from supervisor.container.stop import Stopper
-        from supervisor.io.workers import Crew
+        from supervisor.io.workers import StreamSet
 
         order, log = self._order, self._log
         packed = past.contents.document["supervisor"] if past else None
-        self._succession = Succession(self._loop, self._calls, log, order, self, past)
-        self._crew = Crew(
+        self._handover = HandoverManager(self._loop, self._calls, log, order, self, past)
+        self._stream_set = StreamSet(
             self._loop,
             self._reaper,
             log,
             title=self._title,
             null_fd=self._null.fileno(),
             on_stream_over=lambda: self._ending.look(),
-            on_change=self._succession.changed,
+            on_change=self._handover.changed,
             on_trouble=lambda: self._service.look(),
-            held=self._succession.held,
-            ledger=past.contents.take(packed["crew"]["ledger"]) if past and packed else None,
+            held=self._handover.held,
+            counters=past.contents.take(packed["crew"]["ledger"]) if past and packed else None,
         )
         self._stopper = Stopper(
             self._loop,
@@ -246,18 +246,18 @@ class Supervisor:
             is_exec=self._record.is_exec,
             signal_init=self._signal_init,
         )
-        self._service = Service(
+        self._service = ServiceStatus(
             order.notifier,
             self._loop,
-            self._crew,
+            self._stream_set,
             log,
             stop_timeout_s=order.stop_timeout_s,
             is_relayed=order.relay is not None,
             packed=packed["service"] if packed else None,
         )
-        self._ending = Ending(
+        self._ending = ExitSequence(
             self._loop,
-            self._crew,
+            self._stream_set,
             self._service,
             log,
             is_stopping=lambda: self._is_stopping,
@@ -265,9 +265,9 @@ class Supervisor:
             on_told=self._exit_fifo.close,
         )
         if order.relay is not None:
-            from supervisor.children.notify_worker import RelayWorker
+            from supervisor.children.notify_worker import NotifyWorker
 
-            self._relay_worker = RelayWorker(
+            self._notify_worker = NotifyWorker(
                 self._loop,
                 self._reaper,
                 log,
@@ -275,7 +275,7 @@ class Supervisor:
                 title=self._title,
                 null_fd=self._null.fileno(),
                 on_words=self._service.heard,
-                on_change=self._succession.changed,
+                on_change=self._handover.changed,
             )
 
     def run(self, checkpoint: documents.CheckpointRecord | None) -> Outcome:
@@ -285,7 +285,7 @@ class Supervisor:
         self._opener.begin(self._record, self._on_stdio)
         return self._serve()
 
-    def run_on(self) -> Outcome:
+    def run_restored(self) -> Outcome:
         """Go on where an earlier supervisor stopped."""
         self._take_title()
         self._tell_the_journal()
@@ -295,10 +295,10 @@ class Supervisor:
             f"version {__version__} goes on, process {self._pid}",
             kind,
         )
-        self._crew.renew(self._succession.orphans)
+        self._stream_set.renew(self._handover.orphans)
         self._order.on_started()
         self._service.go_on(self._state, self._description())
-        self._succession.changed()
+        self._handover.changed()
         self._expect_the_end()
         self._reap()  # who died in between
         return self._serve()
@@ -330,8 +330,10 @@ class Supervisor:
         self._loop.run_until(lambda: self._state is State.ENDED)
         self._equip()  # to be tidied up, if it has not come to that
         streams = tuple(
-            StreamEnd(stream.name, self._crew.copied_bytes(stream), stream.deaths, *stream.drops)
-            for stream in self._crew.streams
+            StreamEnd(
+                stream.name, self._stream_set.copied_bytes(stream), stream.deaths, *stream.drops
+            )
+            for stream in self._stream_set.streams
         )
         self._tidy_up()
         process = self._process
@@ -386,10 +388,10 @@ class Supervisor:
         elif signum in STOP_SIGNALS:
             self._stop(signum)
         elif signum == signal.SIGWINCH and self._order.terminal is not None:
-            self._loop.guarded("window size", self._plumbing.fit_to_window)()
+            self._loop.guarded("window size", self._pipes.fit_to_window)()
         elif signum == signal.SIGHUP and self._order.command:
             self._equip()
-            self._succession.reload(is_yet_to_come=not self._is_started)
+            self._handover.reload(is_yet_to_come=not self._is_started)
         elif signum in FORWARDED_SIGNALS:
             self._forward(signum)
 
@@ -452,8 +454,8 @@ class Supervisor:
             if self._order.relay is not None:  # whoever cannot be told from others is not heard
                 self._order.relay.belongs_to(process.pid)
             if self._creation.console is not None:
-                self._plumbing.join_console(self._creation.console, self._stdio, self._crew)
-                self._crew.start()
+                self._pipes.join_console(self._creation.console, self._stdio, self._stream_set)
+                self._stream_set.start()
         except OSError:
             process.close()
             raise
@@ -467,8 +469,8 @@ class Supervisor:
         """Serve the process that is there now, up to its end, which may have been."""
         if self._process is None:
             raise AssertionError("nothing to expect")
-        if self._relay_worker is not None:
-            self._loop.guarded(self._relay_worker.feature, self._relay_worker.start)()
+        if self._notify_worker is not None:
+            self._loop.guarded(self._notify_worker.feature, self._notify_worker.start)()
         if self._record.is_exec:
             self._container = ContainerInit.of_exec(self._loop, self._process.pid)
         # Only now: what an engine sent to `control` earlier has waited in the fifo.
@@ -483,8 +485,8 @@ class Supervisor:
         return self._process.pid if self._process else self._creation.pid
 
     def _on_init_exit(self) -> None:
-        if self._relay_worker is not None:  # its last words, before the phases of its end
-            self._relay_worker.finish(self._after_the_last_words)
+        if self._notify_worker is not None:  # its last words, before the phases of its end
+            self._notify_worker.finish(self._after_the_last_words)
         else:
             self._after_the_last_words()
 
@@ -528,8 +530,8 @@ class Supervisor:
 
     def _feature_failed(self, feature: str, error: Exception) -> None:
         self._log.warning(f"{feature}: {type(error).__name__}: {error}; it is off from now on")
-        if self._relay_worker is not None and feature == self._relay_worker.feature:
-            self._relay_worker.give_up()
+        if self._notify_worker is not None and feature == self._notify_worker.feature:
+            self._notify_worker.give_up()
 
     def _serve_control(self) -> None:
         try:
@@ -538,16 +540,16 @@ class Supervisor:
             return
         for message in self._control.feed(data):
             if isinstance(message, control_protocol.Resize):
-                self._plumbing.resize(message.columns, message.rows)
+                self._pipes.resize(message.columns, message.rows)
             elif isinstance(message, control_protocol.Reopen):
-                self._crew.reopen()
+                self._stream_set.reopen()
             elif isinstance(message, control_protocol.Attach):
-                self._crew.attach(message.stream, message.fifo)
+                self._stream_set.attach(message.stream, message.fifo)
             elif self._stdio.stdin_closer is not None:
                 # Only our own end: what lies in the fifo, or still comes, is delivered first.
                 self._stdio.stdin_closer.close()
                 self._stdio.stdin_closer = None
-                self._succession.lay_down()
+                self._handover.publish()
 
     @property
     def _is_ours_to_start(self) -> bool:
@@ -564,7 +566,7 @@ class Supervisor:
     def _create(self) -> None:
         container_side: list[fds.Fd] = []
         try:
-            stdio = self._plumbing.make_pipes(self._stdio, container_side)
+            stdio = self._pipes.make_pipes(self._stdio, container_side)
             self._creation.begin(stdio, self._on_creation_end)
         except ShimError as error:
             self._error = error
@@ -574,7 +576,7 @@ class Supervisor:
                 owner.close()
             self._order.listening.close()
         self._equip()
-        self._plumbing.join_pipes(self._stdio, self._crew)
+        self._pipes.join_pipes(self._stdio, self._stream_set)
         is_engines = not self._order.starts_container and not self._is_of_one_step
         if is_engines and not self._record.terminal and self._error is None:
             # It waits for the pid file, and needs some time from there to its `start`. A terminal
@@ -594,12 +596,12 @@ class Supervisor:
             if self._order.starts_container and self._error is None:
                 self._held_stderr = self._stream_of_the_runtime()
                 self._loop.call_after(_STDERR, _LOOK_AT_STDERR_S, self._look_at_stderr)
-            self._crew.start(but=self._held_stderr)
+            self._stream_set.start(but=self._held_stderr)
 
     def _stream_of_the_runtime(self) -> Stream | None:
         """Return the stream that has the runtime's own stderr: the container's, until its exec."""
         name = "stdout" if self._stdio.stderr_joins_stdout else "stderr"
-        return next((stream for stream in self._crew.streams if stream.name == name), None)
+        return next((stream for stream in self._stream_set.streams if stream.name == name), None)
 
     def _look_at_stderr(self) -> None:
         """Release the stream if hooks say more than waits for the end of the `create`."""
@@ -622,7 +624,7 @@ class Supervisor:
             return
         if isinstance(error, RuntimeFailedError) and explain(self._caller.log_path):
             fds.discard_pending(stream.source.fileno(), self._null.fileno())
-        self._crew.start()
+        self._stream_set.start()
 
     def _start(self) -> None:
         if not self._is_ours_to_start:
@@ -694,7 +696,7 @@ class Supervisor:
         self._service.ready()
         for signum in sorted(self._early_signals):
             self._signal_init(signum)
-        self._succession.running()
+        self._handover.running()
 
     def _send_stop_signal(self) -> None:
         order = self._order
@@ -705,10 +707,10 @@ class Supervisor:
         if self._process is None:
             raise AssertionError("an exit to record, and none seen")
         self._ending.record(self._process)
-        self._plumbing.let_go()
+        self._pipes.let_go()
 
     def _drain(self) -> None:
-        self._plumbing.let_go()  # also where there never was a process
+        self._pipes.let_go()  # also where there never was a process
         self._ending.drain(self._then(Event.DRAINED), self._container)
 
     def _delete(self) -> None:
@@ -736,7 +738,7 @@ class Supervisor:
     @property
     def is_settled(self) -> bool:
         """Whether nothing is halfway: no worker is about to go, no signal was noted."""
-        return self._crew.is_settled and not self._router.has_notes
+        return self._stream_set.is_settled and not self._router.has_notes
 
     def reloading(self) -> None:
         """Tell that another version is being tried."""
@@ -747,15 +749,15 @@ class Supervisor:
         if self._state is State.RUNNING:
             self._service.go_on(self._state, self._description())
 
-    def laid_down(self) -> None:
+    def published(self) -> None:
         """Have somebody who keeps what has been laid down."""
-        self._crew.hold()
+        self._stream_set.hold()
 
-    def pack(self, parcel: Parcel) -> dict[str, Any]:
+    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
         """Return all that this supervisor knows and holds, for `_remember` of its successor."""
         if self._process is None:
             raise AssertionError("nothing to hand over")
-        order, relay, relay_worker = self._order, self._order.relay, self._relay_worker
+        order, relay, notify_worker = self._order, self._order.relay, self._notify_worker
         return {
             "pid": os.getpid(),
             "version": __version__,
@@ -763,26 +765,26 @@ class Supervisor:
             "order": pack_order(order),
             "supervisor": {
                 "record": asdict(self._record),
-                "exit": parcel.add(self._exit_fifo.fileno()),
-                "control": parcel.add(self._control_fifo.fileno()),
+                "exit": fd_writer.add(self._exit_fifo.fileno()),
+                "control": fd_writer.add(self._control_fifo.fileno()),
                 "control_rest": self._control.rest,
-                "relay": relay.pack(parcel) if relay and relay.is_open else None,
-                "relay_worker": relay_worker.pack(parcel) if relay_worker else None,
-                **self._process.pack(parcel),
+                "relay": relay.pack(fd_writer) if relay and relay.is_open else None,
+                "relay_worker": notify_worker.pack(fd_writer) if notify_worker else None,
+                **self._process.pack(fd_writer),
                 "began_at": self._creation.began_at,
                 "reach": self._stopper.reach.pack() if self._stopper.reach else None,
-                "stdio": self._stdio.pack(parcel),
-                "plumbing": self._plumbing.pack(parcel),
-                "crew": self._crew.pack(parcel),
+                "stdio": self._stdio.pack(fd_writer),
+                "plumbing": self._pipes.pack(fd_writer),
+                "crew": self._stream_set.pack(fd_writer),
                 "service": self._service.pack(),
             },
         }
 
-    def pack_own(self, document: dict[str, Any], parcel: Parcel) -> None:
+    def pack_own(self, document: dict[str, Any], fd_writer: FdWriter) -> None:
         """Add to what `pack` has returned what only this very process goes on with."""
-        document["supervisor"]["plumbing"]["peer"] = self._plumbing.pack_peer(parcel)
+        document["supervisor"]["plumbing"]["peer"] = self._pipes.pack_peer(fd_writer)
 
-    def _remember(self, past: Past) -> None:
+    def _remember(self, past: Inherited) -> None:
         """Be what `pack` says."""
         from supervisor.container.init_process import Process
 
@@ -802,29 +804,31 @@ class Supervisor:
         self._stdio = go_on_with_stdio(
             packed["stdio"], contents, self._record, self._order.container_id, self._order.bundle
         )
-        self._plumbing.go_on(
+        self._pipes.go_on(
             packed["plumbing"],
             packed["crew"]["streams"],
             contents,
             self._stdio,
-            self._crew,
+            self._stream_set,
             is_parent=is_parent,
         )
-        if self._relay_worker is not None:
-            self._relay_worker.go_on(packed["relay_worker"], contents, is_parent=is_parent)
-        self._crew.listeners.go_on(packed["crew"]["listeners"], contents, self._crew.streams)
-        self._crew.go_on_with(packed["crew"], is_parent=is_parent)
+        if self._notify_worker is not None:
+            self._notify_worker.go_on(packed["relay_worker"], contents, is_parent=is_parent)
+        self._stream_set.attach_clients.go_on(
+            packed["crew"]["listeners"], contents, self._stream_set.streams
+        )
+        self._stream_set.go_on_with(packed["crew"], is_parent=is_parent)
 
     def _tidy_up(self) -> None:
         """Leave no process and no descriptor behind."""
-        self._succession.close()
-        self._plumbing.close()
+        self._handover.close()
+        self._pipes.close()
         if self._process is not None:
             self._process.close()
         if self._container is not None:
             self._container.close()
-        self._ending.leave_nobody(self._calls, self._opener, self._relay_worker)
-        self._crew.close()
+        self._ending.leave_nobody(self._calls, self._opener, self._notify_worker)
+        self._stream_set.close()
         self._stdio.close()
         self._control_fifo.close()
         self._null.close()

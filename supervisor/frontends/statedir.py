@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-from supervisor.container.request import Order, Outcome, order_of
+from supervisor.container.request import Outcome, StartRequest, request_of
 from supervisor.container.supervisor import supervise
 from supervisor.handover.own_command import is_handed_over, own_command
 from supervisor.linux import fds
@@ -43,7 +43,7 @@ def main() -> int:
     try:
         arrival = _arrive()
         if arrival is not None and arrival.is_rehearsal:
-            _rehearse(arrival, command)
+            _dry_run(arrival, command)
         directory.check_trust()
         log = directory.open_log()
     except ShimError as error:
@@ -76,11 +76,11 @@ def _arrive() -> reexec.Arrival | None:
     return reexec.arrive()
 
 
-def _rehearse(arrival: reexec.Arrival, command: tuple[str, ...]) -> NoReturn:
+def _dry_run(arrival: reexec.Arrival, command: tuple[str, ...]) -> NoReturn:
     from supervisor.container import restore
     from supervisor.handover import reexec
 
-    restore.rehearse(_resumed_order(arrival, command), arrival.contents)
+    restore.dry_run(_resumed_order(arrival, command), arrival.contents)
     reexec.end_rehearsal()
 
 
@@ -95,15 +95,17 @@ def _raise_error_of(outcome: Outcome) -> None:
         raise outcome.error
 
 
-def _resumed_order(arrival: reexec.Arrival, command: tuple[str, ...]) -> Order:
-    return order_of(arrival.contents.document, notifier=SILENT, command=command)
+def _resumed_order(arrival: reexec.Arrival, command: tuple[str, ...]) -> StartRequest:
+    return request_of(arrival.contents.document, notifier=SILENT, command=command)
 
 
-def _order(container_id: str, bundle: str, runtime: str, *, command: tuple[str, ...]) -> Order:
+def _order(
+    container_id: str, bundle: str, runtime: str, *, command: tuple[str, ...]
+) -> StartRequest:
     check_id(container_id)
     if not bundle or "\0" in bundle or not runtime:
         raise UsageError("bundle and runtime must not be empty")
-    return Order(
+    return StartRequest(
         container_id=container_id,
         bundle=os.path.abspath(bundle),
         runtime=absolute(runtime),

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from supervisor.linux import fds, syscalls
 from supervisor.linux.errors import reason
 from supervisor.state import directory
-from supervisor.state.fd_store import Contents, Deposit, DepositError
+from supervisor.state.fd_store import FdReader, FdStore, FdStoreError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,11 +43,11 @@ class Handover(NamedTuple):
     nonce: str
 
 
-class AnothersDepositError(DepositError):
+class ForeignFdStoreError(FdStoreError):
     """It is that of another container: its directory was copied, or moved."""
 
 
-def take_kept(environment: MutableMapping[str, str]) -> Deposit | None:
+def take_kept(environment: MutableMapping[str, str]) -> FdStore | None:
     """Return the deposit that systemd has given back to us; `environment` tells no more of it.
 
     Source: sd_listen_fds(3), sd_notify(3).
@@ -68,14 +68,14 @@ def take_kept(environment: MutableMapping[str, str]) -> Deposit | None:
         elif name in KEPT_NAMES:
             os.close(fd)  # an older one
     try:
-        return Deposit(ends=ends)
-    except DepositError:  # somebody else has put them there
+        return FdStore(ends=ends)
+    except FdStoreError:  # somebody else has put them there
         return None
 
 
-def is_of(deposit: Deposit, state_dir: str) -> bool:
+def is_of(deposit: FdStore, state_dir: str) -> bool:
     """Say whether it is the deposit of the supervisor that was killed in `state_dir`."""
-    with suppress(DepositError):
+    with suppress(FdStoreError):
         wanted = _read_handover(state_dir)
         if wanted.inodes == tuple(str(os.fstat(end).st_ino) for end in deposit.fds):
             deposit.expect(wanted.nonce)
@@ -83,7 +83,7 @@ def is_of(deposit: Deposit, state_dir: str) -> bool:
     return False
 
 
-def find(state_dir: str) -> Deposit:
+def find(state_dir: str) -> FdStore:
     """Return the deposit of the supervisor that was killed in `state_dir`, from one of its workers.
 
     Raises:
@@ -103,8 +103,8 @@ def find(state_dir: str) -> Deposit:
         if deposit is not None:
             return deposit
     if refusals:
-        raise DepositError(refusals[0])
-    raise DepositError("no worker of it lives any more, and systemd has kept nothing")
+        raise FdStoreError(refusals[0])
+    raise FdStoreError("no worker of it lives any more, and systemd has kept nothing")
 
 
 def why_not(state_dir: str) -> str:
@@ -118,12 +118,12 @@ def why_not(state_dir: str) -> str:
             look(deposit, state_dir).close()
         finally:
             deposit.close()
-    except DepositError as error:
+    except FdStoreError as error:
         return str(error)
     return ""
 
 
-def look(deposit: Deposit, state_dir: str) -> Contents:
+def look(deposit: FdStore, state_dir: str) -> FdReader:
     """Return a copy of what is in there, which the caller owns.
 
     Raises:
@@ -133,10 +133,10 @@ def look(deposit: Deposit, state_dir: str) -> Contents:
     front = contents.document.get("front")
     if not isinstance(front, dict) or not contents.document.keys() >= {"order", "supervisor"}:
         contents.close()
-        raise DepositError("handover: parts of the document are missing")
+        raise FdStoreError("handover: parts of the document are missing")
     if front.get("path") != os.path.dirname(state_dir):
         contents.close()
-        raise AnothersDepositError("handover: of another container")
+        raise ForeignFdStoreError("handover: of another container")
     return contents
 
 
@@ -169,13 +169,13 @@ def end_workers(state_dir: str) -> None:
     """
     try:
         deposit = find(state_dir)
-    except DepositError:
+    except FdStoreError:
         return
     try:
         look(deposit, state_dir).close()
-    except AnothersDepositError:
+    except ForeignFdStoreError:
         return
-    except DepositError:  # of another version, or it was killed before it had put anything there
+    except FdStoreError:  # of another version, or it was killed before it had put anything there
         pass
     finally:
         deposit.close()
@@ -194,16 +194,16 @@ def _read_handover(state_dir: str) -> Handover:
         with open(path, "rb", opener=fds.open_without_waiting) as file:
             words = (file.read(_LONGEST_HANDOVER) or b"").decode("ascii", "replace").split()
     except FileNotFoundError as error:
-        raise DepositError("its supervisor has left nothing to go on with") from error
+        raise FdStoreError("its supervisor has left nothing to go on with") from error
     except OSError as error:
-        raise DepositError(f"{directory.HANDOVER_NAME}: {reason(error)}") from error
+        raise FdStoreError(f"{directory.HANDOVER_NAME}: {reason(error)}") from error
     count = len(KEPT_NAMES)
     inodes, boots, nonces = words[:count], words[count : count + 1], words[count + 1 :]
     # Without the last words it is an older forkshim's, which goes on until it is reloaded.
     if len(inodes) != count or len(nonces) > 1 or not all(map(str.isdecimal, inodes)):
-        raise DepositError(f"{directory.HANDOVER_NAME}: not a supervisor's")
+        raise FdStoreError(f"{directory.HANDOVER_NAME}: not a supervisor's")
     if boots and boots[0] != directory.boot_id():
-        raise DepositError(f"{directory.HANDOVER_NAME}: of another boot of the machine")
+        raise FdStoreError(f"{directory.HANDOVER_NAME}: of another boot of the machine")
     return Handover(tuple(inodes), "".join(nonces))
 
 
@@ -279,7 +279,7 @@ def _sockets(pid: int) -> dict[int, str]:
     return found
 
 
-def _copy(pid: int, wanted: Handover) -> Deposit | None:
+def _copy(pid: int, wanted: Handover) -> FdStore | None:
     """Return the deposit that `pid` has open; None if it has only a part of it."""
     copies: list[fds.Fd] = []
     pidfd = fds.Fd(os.pidfd_open(pid))
@@ -295,7 +295,7 @@ def _copy(pid: int, wanted: Handover) -> Deposit | None:
             return None
         if not _is_ours(pid):  # what the pidfd is, it stays
             return None
-        return Deposit(ends=(copies[0].take(), copies[1].take()), nonce=wanted.nonce)
+        return FdStore(ends=(copies[0].take(), copies[1].take()), nonce=wanted.nonce)
     finally:
         for owner in (pidfd, *copies):
             owner.close()

@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 from supervisor.handover.own_command import HANDOVER_VARIABLE
 from supervisor.io.stream import Stream
-from supervisor.io.workers import Crew
+from supervisor.io.workers import StreamSet
 from supervisor.linux import fds, signals
 from supervisor.linux.errors import ShimError, reason
 from supervisor.linux.event_loop import Loop
 from supervisor.linux.exit_status import Exited
 from supervisor.linux.reaper import Reaper
-from supervisor.state.fd_store import Contents, Deposit, DepositError, Parcel
+from supervisor.state.fd_store import FdReader, FdStore, FdStoreError, FdWriter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from supervisor.linux.exit_status import Termination
-    from supervisor.oci.invoke import RuntimeCalls
+    from supervisor.oci.invoke import RuntimeInvoker
     from supervisor.state.log import Log
 
 READY = b"ready\n"
@@ -44,7 +44,7 @@ class Arrival(NamedTuple):
         is_rehearsal: Everything is a copy, and nothing may be done with it.
     """
 
-    contents: Contents
+    contents: FdReader
     lock: fds.Fd
     is_rehearsal: bool
 
@@ -65,20 +65,20 @@ def arrive() -> Arrival | None:
         if lock_fd >= 0:
             os.set_inheritable(lock_fd, False)
     except (KeyError, ValueError, OSError):
-        raise DepositError(f"{HANDOVER_VARIABLE}: not ours: {text!r}") from None
+        raise FdStoreError(f"{HANDOVER_VARIABLE}: not ours: {text!r}") from None
     lock = fds.Fd(lock_fd)
     try:
-        deposit = Deposit(ends=(front, back))
+        deposit = FdStore(ends=(front, back))
         try:
             contents = deposit.look()
         finally:
             deposit.close()
         try:
             _check(contents.document, os.getppid() if is_rehearsal else os.getpid())
-        except DepositError:
+        except FdStoreError:
             contents.close()
             raise
-    except DepositError:
+    except FdStoreError:
         lock.close()
         raise
     return Arrival(contents, lock, is_rehearsal)
@@ -86,16 +86,16 @@ def arrive() -> Arrival | None:
 
 def _check(document: dict[str, Any], pid: int) -> None:
     if not document.keys() >= {"front", "order", "supervisor"}:
-        raise DepositError("handover: parts of the document are missing")
+        raise FdStoreError("handover: parts of the document are missing")
     if document.get("pid") != pid:
-        raise DepositError(f"{HANDOVER_VARIABLE}: meant for another process")
+        raise FdStoreError(f"{HANDOVER_VARIABLE}: meant for another process")
 
 
-def rehearse(
-    calls: RuntimeCalls,
+def dry_run(
+    calls: RuntimeInvoker,
     command: Sequence[str],
     document: dict[str, Any],
-    parcel: Parcel,
+    fd_writer: FdWriter,
     on_end: Callable[[str], None],
 ) -> None:
     """Have a child do it; `on_end` gets "" or, in one line, why it must not be done.
@@ -103,7 +103,7 @@ def rehearse(
     Raises:
         ShimError: It cannot even be tried.
     """
-    deposit = Deposit()
+    deposit = FdStore()
 
     def judge(termination: Termination, output: bytes) -> None:
         deposit.close()
@@ -116,7 +116,7 @@ def rehearse(
             on_end(f"{termination}{detail}")
 
     try:
-        deposit.put(document, parcel)
+        deposit.put(document, fd_writer)
         calls.capture(
             command,
             judge,
@@ -143,19 +143,19 @@ def try_a_worker(log: Log, title: str) -> None:
 
     loop.watch(router.fileno(), lambda: router.dispatch(reap))
     with open(os.devnull, "r+b") as null:
-        crew = Crew(
+        stream_set = StreamSet(
             loop, reaper, log, title=title, null_fd=null.fileno(), on_stream_over=lambda: None
         )
         source, container_side = fds.pipe()
         client_side, sink = fds.pipe()
         stream = Stream("rehearsal", source, sink)
-        crew.add(stream)
+        stream_set.add(stream)
         os.write(container_side.fileno(), b"!")
         container_side.close()
-        crew.start()
+        stream_set.start()
         loop.run_until(lambda: stream.is_over or stream.deaths > 0)
         if stream.deaths or os.read(client_side.fileno(), 2) != b"!":
-            raise DepositError("a worker does not work")
+            raise FdStoreError("a worker does not work")
 
 
 def end_rehearsal() -> NoReturn:
@@ -165,19 +165,19 @@ def end_rehearsal() -> NoReturn:
 
 
 def become(
-    command: Sequence[str], document: dict[str, Any], parcel: Parcel, lock_fd: int
+    command: Sequence[str], document: dict[str, Any], fd_writer: FdWriter, lock_fd: int
 ) -> ShimError:
     """Become the program; returns only if that failed, with the reason, and all is as before.
 
     Every signal has to be held, see `signals.hold_all`; whoever holds them lets them go again.
     """
     try:
-        deposit = Deposit()
-    except DepositError as error:
+        deposit = FdStore()
+    except FdStoreError as error:
         return error
     kept = [*deposit.fds, *((lock_fd,) if lock_fd >= 0 else ())]
     try:
-        deposit.put(document, parcel)
+        deposit.put(document, fd_writer)
         environment = {**os.environ, HANDOVER_VARIABLE: _text(_BECOME, deposit, lock_fd)}
         for fd in kept:
             os.set_inheritable(fd, True)
@@ -197,6 +197,6 @@ def _for_us() -> dict[str, str]:
     return {name: os.environ[name] for name in ("NOTIFY_SOCKET",) if name in os.environ}
 
 
-def _text(word: str, deposit: Deposit, lock_fd: int) -> str:
+def _text(word: str, deposit: FdStore, lock_fd: int) -> str:
     front, back = deposit.fds
     return f"{word} {front} {back} {lock_fd}"

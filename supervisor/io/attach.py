@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from supervisor.io.stream import Stream
     from supervisor.linux.event_loop import Loop
-    from supervisor.state.fd_store import Contents, Parcel
+    from supervisor.state.fd_store import FdReader, FdWriter
     from supervisor.state.log import Log
-    from workers.process.counters import Ledger
+    from workers.process.counters import StreamCounters
 
 ASKING, LET_IN, TURNED_AWAY, NOTHING_TO_HEAR = 0o600, 0o400, 0o200, 0
 """Modes of a listener's fifo, which tell him what became of it; he makes it with the first. No
@@ -42,16 +42,16 @@ class _Listener:
     pipe: fds.Fd
 
 
-class Listeners:
+class AttachClients:
     """All listeners of one container. Owns their fifos, our ends of them."""
 
     def __init__(
-        self, loop: Loop, log: Log, ledger: Ledger, on_left: Callable[[Stream], None]
+        self, loop: Loop, log: Log, counters: StreamCounters, on_left: Callable[[Stream], None]
     ) -> None:
         """Borrow everything; `on_left` follows when a listener of a stream has gone."""
         self._loop = loop
         self._log = log
-        self._ledger = ledger
+        self._counters = counters
         self._on_left = on_left
         self._listeners: list[_Listener] = []
 
@@ -69,7 +69,7 @@ class Listeners:
         try:
             pipe = fds.Fd(os.open(fifo, flags))
         except OSError as error:
-            self.turn_away(fifo, error)
+            self.reject(fifo, error)
             return False
         if not fds.is_fifo(pipe.fileno()):
             self._log.warning(f"attach {fifo}: not a fifo")
@@ -90,16 +90,16 @@ class Listeners:
             pipe.close()
             return False
         fds.grow_pipe(pipe.fileno())
-        self._ledger.forget_missed(number)
+        self._counters.forget_missed(number)
         self._take(_Listener(stream, number, fifo, pipe))
         return True
 
-    def let_in(self, stream: Stream) -> None:
+    def accept(self, stream: Stream) -> None:
         """Tell those who ask that what the stream takes from now on is heard."""
         for each in self._of(stream):
             os.fchmod(each.pipe.fileno(), LET_IN)
 
-    def turn_away(self, fifo: str, error: OSError) -> None:
+    def reject(self, fifo: str, error: OSError) -> None:
         """Tell whoever reads `fifo`, which cannot be opened or not be used, and the log.
 
         Takes no descriptor: want of them is why one is turned away.
@@ -116,20 +116,20 @@ class Listeners:
         for each in self._of(stream):
             self._let_go(each)
 
-    def pack(self, parcel: Parcel) -> list[dict[str, Any]]:
+    def pack(self, fd_writer: FdWriter) -> list[dict[str, Any]]:
         """Return what `go_on` of a successor needs."""
         return [
             {
                 "stream": each.stream.name,
                 "number": each.number,
                 "name": each.name,
-                "pipe": parcel.add(each.pipe.fileno()),
+                "pipe": fd_writer.add(each.pipe.fileno()),
             }
             for each in self._listeners
         ]
 
     def go_on(
-        self, packed: Iterable[Mapping[str, Any]], contents: Contents, streams: Iterable[Stream]
+        self, packed: Iterable[Mapping[str, Any]], contents: FdReader, streams: Iterable[Stream]
     ) -> None:
         """Take those of an earlier supervisor."""
         by_name = {stream.name: stream for stream in streams}
@@ -162,7 +162,7 @@ class Listeners:
         self._listeners.remove(listener)
         self._loop.forget(listener.pipe.fileno())
         listener.pipe.close()
-        missed = self._ledger.missed_bytes(listener.number)
+        missed = self._counters.missed_bytes(listener.number)
         if missed:
             self._log.info(
                 f"{listener.name}: has missed {missed} bytes of {listener.stream.name}: too slow"

@@ -29,7 +29,7 @@ from workers.common.records import dataclass
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from supervisor.io.stream import Stream
-    from supervisor.io.workers import Crew
+    from supervisor.io.workers import StreamSet
 
 IDLE_S = 0.3
 STRAY_CAP_S = 5.0
@@ -111,12 +111,12 @@ def judge(view: StreamView, now_s: float) -> Verdict:
 class DrainWatch:
     """Watches the output streams from the container's death on. Borrows the crew."""
 
-    def __init__(self, crew: Crew, *, is_read: bool = True) -> None:
+    def __init__(self, stream_set: StreamSet, *, is_read: bool = True) -> None:
         """Note what each stream still has to move: the container's last word.
 
         `is_read`: wait until the clients have read their fifos empty, those who are away, too.
         """
-        self._crew = crew
+        self._stream_set = stream_set
         self._is_read = is_read
         self._died_at_s = time.monotonic()
         self._moved_at_s: dict[str, float] = {}
@@ -128,10 +128,10 @@ class DrainWatch:
         self._looked_for: set[str] = set()
         self._given_up: dict[str, float] = {}
         self._done: set[str] = set()
-        for stream in crew.outputs:
+        for stream in stream_set.outputs:
             # All that it had written when it died is in its pipe: no more than the pipe holds.
-            most_bytes = stream.capacity_bytes + crew.transit_bytes(stream)
-            self._last_word_at[stream.name] = crew.copied_bytes(stream) + most_bytes
+            most_bytes = stream.capacity_bytes + stream_set.in_flight_bytes(stream)
+            self._last_word_at[stream.name] = stream_set.copied_bytes(stream) + most_bytes
 
     def begin(self) -> None:
         """Start the clocks again: killing the rest of the container may have taken a while."""
@@ -146,7 +146,8 @@ class DrainWatch:
     def is_over(self) -> bool:
         """Whether no output stream is waited for any more."""
         return all(
-            stream.name in self._done or self._is_left(stream) for stream in self._crew.outputs
+            stream.name in self._done or self._is_left(stream)
+            for stream in self._stream_set.outputs
         )
 
     def _is_left(self, stream: Stream) -> bool:
@@ -160,8 +161,9 @@ class DrainWatch:
     def is_last_word_out(self) -> bool:
         """Whether all that was pending at the end has been copied, or `STALLED_S` have passed."""
         return time.monotonic() - self._died_at_s >= STALLED_S or all(
-            stream.is_over or self._crew.copied_bytes(stream) >= self._last_word_at[stream.name]
-            for stream in self._crew.outputs
+            stream.is_over
+            or self._stream_set.copied_bytes(stream) >= self._last_word_at[stream.name]
+            for stream in self._stream_set.outputs
         )
 
     def judge(self, *, is_stopping: bool, is_bounded: bool = True) -> list[tuple[Stream, Verdict]]:
@@ -173,9 +175,9 @@ class DrainWatch:
         """
         judged: list[tuple[Stream, Verdict]] = []
         now_s = time.monotonic()
-        for stream in self._crew.outputs:
+        for stream in self._stream_set.outputs:
             self._note_movement(stream, now_s)
-        for stream in self._crew.outputs:
+        for stream in self._stream_set.outputs:
             if stream.name in self._done or stream.name in self._given_up:
                 continue
             verdict = judge(self._view(stream, is_stopping), now_s)
@@ -194,8 +196,8 @@ class DrainWatch:
 
     def _note_movement(self, stream: Stream, now_s: float) -> None:
         seen = (
-            self._crew.copied_bytes(stream),
-            self._crew.unread_bytes(stream) if self._is_read else 0,
+            self._stream_set.copied_bytes(stream),
+            self._stream_set.unread_bytes(stream) if self._is_read else 0,
         )
         if self._seen.get(stream.name) != seen:
             self._seen[stream.name] = seen
@@ -205,7 +207,7 @@ class DrainWatch:
     def _view(self, stream: Stream, is_stopping: bool) -> StreamView:
         copied, unread = self._seen[stream.name]
         has_pending = not stream.is_over and (
-            stream.has_pending() or self._crew.transit_bytes(stream) > 0
+            stream.has_pending() or self._stream_set.in_flight_bytes(stream) > 0
         )
         if not has_pending:  # it was seen empty: whatever comes now is a stray's
             self._last_word_at[stream.name] = 0
@@ -222,7 +224,7 @@ class DrainWatch:
             is_stuck=(
                 stream.name not in self._replaced
                 and stream.pid == self._workers[stream.name]
-                and self._crew.could_move(stream)
+                and self._stream_set.could_move(stream)
             ),
             is_clogged=(
                 not self._is_read

@@ -16,7 +16,7 @@ from functools import partial
 
 from supervisor.linux import fds, spawn
 from supervisor.linux.errors import ShimError, UntrustedError, UsageError, reason
-from supervisor.sinks.spec import Sink, SinkKind, parse_sink
+from supervisor.sinks.spec import SinkKind, SinkSpec, parse_sink
 from supervisor.state import trust
 from workers.common.records import dataclass, field
 from workers.copy import fifo_wait
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from supervisor.linux.event_loop import Loop
     from supervisor.linux.exit_status import Termination
     from supervisor.linux.reaper import Reaper
-    from supervisor.oci.documents import ProcessRecord
-    from supervisor.sinks.log_sinks import Outlet
-    from supervisor.state.fd_store import Contents, Parcel
+    from supervisor.oci.documents import ProcessConfig
+    from supervisor.sinks.log_sinks import Sink
+    from supervisor.state.fd_store import FdReader, FdWriter
 
 READER_WAIT_S = 15.0
 _LIMIT = "stdio reader"
@@ -58,18 +58,18 @@ class Stdio:
     stdin: fds.Fd | None = None
     stdin_closer: fds.Fd | None = None
     sinks: dict[str, fds.Fd] = field(default_factory=dict)
-    outlets: dict[str, Outlet] = field(default_factory=dict)
+    outlets: dict[str, Sink] = field(default_factory=dict)
     reopeners: dict[str, Callable[[], fds.Fd]] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     passthrough: set[str] = field(default_factory=set)
     stderr_joins_stdout: bool = False
 
-    def pack(self, parcel: Parcel) -> dict[str, Any]:
+    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
         """Return what `go_on` needs; what the crew has taken is the crew's to pack."""
         closer = self.stdin_closer
         return {
-            "stdin_closer": -1 if closer is None else parcel.add(closer.fileno()),
-            "outlets": {name: outlet.pack(parcel) for name, outlet in self.outlets.items()},
+            "stdin_closer": -1 if closer is None else fd_writer.add(closer.fileno()),
+            "outlets": {name: outlet.pack(fd_writer) for name, outlet in self.outlets.items()},
             "passthrough": sorted(self.passthrough),
             "stderr_joins_stdout": self.stderr_joins_stdout,
         }
@@ -84,8 +84,8 @@ class Stdio:
 
 def go_on(
     packed: Mapping[str, Any],
-    contents: Contents,
-    record: ProcessRecord,
+    contents: FdReader,
+    record: ProcessConfig,
     container_id: str,
     bundle: str,
 ) -> Stdio:
@@ -140,12 +140,12 @@ class StdioOpener:
         self._title = title
         self._null_fd = null_fd
         self._stdio = Stdio()
-        self._wanted: list[tuple[str, Sink]] = []
+        self._wanted: list[tuple[str, SinkSpec]] = []
         self._waiting: _ReaderWait | None = None
         self._waits: list[_ReaderWait] = []
         self._on_end: Callable[[Stdio | ShimError], None] = lambda _end: None
 
-    def begin(self, record: ProcessRecord, on_end: Callable[[Stdio | ShimError], None]) -> None:
+    def begin(self, record: ProcessConfig, on_end: Callable[[Stdio | ShimError], None]) -> None:
         """Open what `record` names; `on_end` gets the streams and their ownership, or the error."""
         self._on_end = on_end
         self._loop.call_after(_LIMIT, READER_WAIT_S, self._give_up)
@@ -232,7 +232,7 @@ class StdioOpener:
                 self._stdio.outlets.pop("stderr").close()
         self._on_end(self._stdio)
 
-    def _open_sink(self, name: str, sink: Sink) -> bool:
+    def _open_sink(self, name: str, sink: SinkSpec) -> bool:
         """Return False when it is left to a child to wait for a reader."""
         self._stdio.names[name] = str(sink)
         if sink.kind is SinkKind.NULL:
@@ -442,7 +442,7 @@ def _open_log_file(path: str) -> fds.Fd:
     return file
 
 
-def _refuse_a_second_rule(sink: Sink, others: list[Sink]) -> None:
+def _refuse_a_second_rule(sink: SinkSpec, others: list[SinkSpec]) -> None:
     """Refuse a log file that is also written to in another way: one would overwrite the other."""
     for other in others:
         if (

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from supervisor.io.open import Stdio
     from supervisor.io.stream import Stream
     from supervisor.io.user_terminal import UserTerminal
-    from supervisor.io.workers import Crew
-    from supervisor.oci.documents import ProcessRecord
-    from supervisor.state.fd_store import Contents, Parcel
+    from supervisor.io.workers import StreamSet
+    from supervisor.oci.documents import ProcessConfig
+    from supervisor.state.fd_store import FdReader, FdWriter
 
 
 _NULL_DEVICE = os.makedev(1, 3)
@@ -50,10 +50,10 @@ def open_own_null() -> fds.Fd:
         return fds.Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
 
 
-class Plumbing:
+class Pipes:
     """Builds the streams of one container. Borrows everything but the console."""
 
-    def __init__(self, record: ProcessRecord, terminal: UserTerminal | None, null_fd: int) -> None:
+    def __init__(self, record: ProcessConfig, terminal: UserTerminal | None, null_fd: int) -> None:
         """`terminal` is the person's, joined to the container's console, or None."""
         self._record = record
         self._terminal = terminal
@@ -91,7 +91,7 @@ class Plumbing:
             ends = {**dict.fromkeys(("stdin", "stdout", "stderr"), null.fileno()), **ends}
         return ends["stdin"], ends["stdout"], ends["stderr"]
 
-    def join_pipes(self, stdio: Stdio, crew: Crew) -> None:
+    def join_pipes(self, stdio: Stdio, stream_set: StreamSet) -> None:
         """Join them to the clients; the crew takes what it has a stream for."""
         from supervisor.io.stream import Stream  # while the runtime works
 
@@ -99,9 +99,9 @@ class Plumbing:
             name = next(iter(self._our_side))
             end = self._our_side.pop(name)
             if name == "stdin" and stdio.stdin is not None:
-                crew.add(Stream("stdin", stdio.stdin, end))
+                stream_set.add(Stream("stdin", stdio.stdin, end))
             else:
-                crew.add(self._output(name, end, stdio, name))
+                stream_set.add(self._output(name, end, stdio, name))
 
     def _make_pipe(self) -> tuple[fds.Fd, fds.Fd]:
         """Make a pipe whose both ends belong to the container's root, who may reopen them."""
@@ -110,7 +110,7 @@ class Plumbing:
             os.fchown(end.fileno(), self._record.root_uid, self._record.root_gid)
         return rfd, wfd
 
-    def join_console(self, ptmx: fds.Fd, stdio: Stdio, crew: Crew) -> None:
+    def join_console(self, ptmx: fds.Fd, stdio: Stdio, stream_set: StreamSet) -> None:
         """Take the console and join it to the clients, and to the person's terminal if any.
 
         Until `let_go` it is open on the container's side, too: the container may close it and open
@@ -123,11 +123,11 @@ class Plumbing:
         self._peer = peer(ptmx.fileno())
         if self._terminal is not None:
             self.fit_to_window()
-            crew.raw_terminal = self._terminal.make_raw()
+            stream_set.raw_terminal = self._terminal.make_raw()
         if stdio.stdin is not None:
-            crew.add(Stream("stdin", stdio.stdin, fds.Fd(os.dup(ptmx.fileno()))))
+            stream_set.add(Stream("stdin", stdio.stdin, fds.Fd(os.dup(ptmx.fileno()))))
         source = fds.Fd(os.dup(ptmx.fileno()))
-        crew.add(self._output("console", source, stdio, "stdout"))
+        stream_set.add(self._output("console", source, stdio, "stdout"))
 
     def _output(self, name: str, source: fds.Fd, stdio: Stdio, setting: str) -> Stream:
         from supervisor.io.stream import Stream
@@ -145,25 +145,25 @@ class Plumbing:
             setting=setting,
         )
 
-    def pack(self, parcel: Parcel) -> dict[str, Any]:
+    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
         """Return what `go_on` needs."""
-        return {"console": -1 if self._ptmx is None else parcel.add(self._ptmx.fileno())}
+        return {"console": -1 if self._ptmx is None else fd_writer.add(self._ptmx.fileno())}
 
-    def pack_peer(self, parcel: Parcel) -> int:
+    def pack_peer(self, fd_writer: FdWriter) -> int:
         """Return the container's side of the console, for this very process alone.
 
         In the deposit it would outlive the container, whose console would never end; an adopter
         opens its own.
         """
-        return parcel.add(self._peer.fileno()) if self._peer.is_open else -1
+        return fd_writer.add(self._peer.fileno()) if self._peer.is_open else -1
 
     def go_on(
         self,
         packed: Mapping[str, Any],
         streams: Iterable[Mapping[str, Any]],
-        contents: Contents,
+        contents: FdReader,
         stdio: Stdio,
-        crew: Crew,
+        stream_set: StreamSet,
         *,
         is_parent: bool,
     ) -> None:
@@ -193,7 +193,7 @@ class Plumbing:
                 packed=each,
                 scratch=(scratch[0], scratch[1]) if scratch else None,
             )
-            crew.go_on(stream, contents.take(each["report"]), is_parent=is_parent)
+            stream_set.go_on(stream, contents.take(each["report"]), is_parent=is_parent)
 
     def resize(self, columns: int, rows: int) -> None:
         """Set the console's size; without a console nothing happens."""

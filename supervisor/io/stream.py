@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any, Protocol
 
-    from supervisor.sinks.log_sinks import Outlet
-    from supervisor.state.fd_store import Parcel
+    from supervisor.sinks.log_sinks import Sink
+    from supervisor.state.fd_store import FdWriter
 
     class Watch(Protocol):
         """What follows one worker: `supervisor.io.worker_process.WorkerWatch`."""
@@ -62,7 +62,7 @@ class Stream:
         *,
         sink_name: str = "",
         is_passthrough: bool = False,
-        outlet: Outlet | None = None,
+        outlet: Sink | None = None,
         reopen: Callable[[], fds.Fd] | None = None,
         setting: str = "",
         packed: Mapping[str, Any] | None = None,
@@ -118,7 +118,7 @@ class Stream:
         if outlet is not None:
             self.capacity_bytes += outlet.held_bytes
 
-    def pack(self, parcel: Parcel) -> dict[str, Any]:
+    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
         """Return what a successor needs; the outlet is packed elsewhere.
 
         A worker that is half gone is left out: another one sees what it has seen.
@@ -127,10 +127,10 @@ class Stream:
         return {
             "name": self.name,
             "setting": self.setting,
-            "source": parcel.add(self.source.fileno()),
-            "sink": parcel.add(self.sink.fileno()),
-            "scratch": [parcel.add(end.fileno()) for end in self.scratch or ()],
-            "report": parcel.add(self.watch.fileno()) if self.watch and has_worker else -1,
+            "source": fd_writer.add(self.source.fileno()),
+            "sink": fd_writer.add(self.sink.fileno()),
+            "scratch": [fd_writer.add(end.fileno()) for end in self.scratch or ()],
+            "report": fd_writer.add(self.watch.fileno()) if self.watch and has_worker else -1,
             "capacity_bytes": self.capacity_bytes,
             **{name: getattr(self, name) for name in _KEPT},
             "pid": self.pid if has_worker else 0,
@@ -155,7 +155,7 @@ class Stream:
         return dropped + self.left_bytes, lines + self.left_lines
 
     @property
-    def never_waits(self) -> bool:
+    def is_lossy(self) -> bool:
         """Whether a policy drops what the sink does not take."""
         return self.outlet is not None and self.outlet.policy != BLOCK
 

@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from supervisor.linux.errors import ShimError
     from supervisor.linux.exit_status import Termination
     from supervisor.state.log import Log
-    from workers.process.counters import Ledger
+    from workers.process.counters import StreamCounters
     from workers.process.report import Report
 
 
-class Teller:
+class StreamLog:
     """Tells of one crew's streams, and notes in them what was told. Borrows everything."""
 
-    def __init__(self, log: Log, ledger: Ledger, on_trouble: Callable[[], None]) -> None:
+    def __init__(self, log: Log, counters: StreamCounters, on_trouble: Callable[[], None]) -> None:
         """`on_trouble` follows when a stream is worse off, or has dropped something."""
         self._log = log
-        self._ledger = ledger
+        self._counters = counters
         self._on_trouble = on_trouble
 
     def died(self, stream: Stream, termination: Termination) -> None:
@@ -66,11 +66,11 @@ class Teller:
     def failed(self, stream: Stream, failed: Report, choice: Mend) -> None:
         """A worker has failed, the first of a row; `choice` follows."""
         follows = choice.value
-        if stream.never_waits:
+        if stream.is_lossy:
             follows = "lines are dropped when the buffer is full, and it is tried again"
         self._log.warning(
             f"{stream.name}{_target(stream)}: {os.strerror(failed.errno)} "
-            f"({failed.errno_name}) after {self._ledger.copied_bytes(stream.slot)} bytes; "
+            f"({failed.errno_name}) after {self._counters.copied_bytes(stream.slot)} bytes; "
             f"{follows}",
             Kind.SINK,
         )

@@ -16,18 +16,18 @@ import time
 from functools import partial
 
 from supervisor.children import restart_policy
-from supervisor.children.fd_holder import Keeper
+from supervisor.children.fd_holder import FdHolder
 from supervisor.children.restart_policy import Mend
-from supervisor.io.attach import Listeners
-from supervisor.io.stream_log import Teller
+from supervisor.io.attach import AttachClients
+from supervisor.io.stream_log import StreamLog
 from supervisor.io.worker_process import WorkerWatch
 from supervisor.linux import exit_status, fds, spawn, syscalls
 from supervisor.linux.errors import ShimError, UntrustedError
 from workers.common.records import replace
 from workers.copy import output, stdin
 from workers.process import report
-from workers.process.context import Desk
-from workers.process.counters import Ledger
+from workers.process.context import WorkerContext
+from workers.process.counters import StreamCounters
 from workers.process.orphan import Parting
 
 TYPE_CHECKING = False
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from supervisor.io.stream import Stream
     from supervisor.linux.event_loop import Loop
     from supervisor.linux.reaper import Reaper
-    from supervisor.state.fd_store import Parcel
+    from supervisor.state.fd_store import FdWriter
     from supervisor.state.log import Log
 
 
@@ -47,7 +47,7 @@ _REOPEN = "reopen"
 _REOPEN_EVERY_S = 0.1
 
 
-class Crew:
+class StreamSet:
     """All streams of one container. Owns the streams and the ledger."""
 
     def __init__(
@@ -62,7 +62,7 @@ class Crew:
         on_change: Callable[[], None] = lambda: None,
         on_trouble: Callable[[], None] = lambda: None,
         held: tuple[int, ...] = (),
-        ledger: fds.Fd | None = None,
+        counters: fds.Fd | None = None,
     ) -> None:
         """Borrow loop, reaper, log and /dev/null; `on_stream_over` follows each stream's end.
 
@@ -78,13 +78,13 @@ class Crew:
         self._on_stream_over = on_stream_over
         self._on_change = on_change
         self._held = held
-        self._ledger = Ledger(fd=-1 if ledger is None else ledger.take())
-        self._teller = Teller(log, self._ledger, on_trouble)
-        self.listeners = Listeners(loop, log, self._ledger, self._listener_left)
+        self._counters = StreamCounters(fd=-1 if counters is None else counters.take())
+        self._teller = StreamLog(log, self._counters, on_trouble)
+        self.attach_clients = AttachClients(loop, log, self._counters, self._listener_left)
         self._leaving: dict[int, Stream] = {}
         self._predecessors: list[fds.Fd] = []
         self._is_closing = False
-        self._keeper = Keeper(loop, reaper, log, title=title, null_fd=null_fd, held=held)
+        self._fd_holder = FdHolder(loop, reaper, log, title=title, null_fd=null_fd, held=held)
         self._is_to_hold = False
         self._is_to_reopen = False
         self._reopened_at_s = -math.inf
@@ -105,15 +105,17 @@ class Crew:
     @property
     def has_workers(self) -> bool:
         """Whether a worker has still to be reaped."""
-        return bool(self._leaving or self._keeper.pid) or any(stream.pid for stream in self.streams)
+        return bool(self._leaving or self._fd_holder.pid) or any(
+            stream.pid for stream in self.streams
+        )
 
     def copied_bytes(self, stream: Stream) -> int:
         """Return what the stream has moved so far."""
-        return self._ledger.copied_bytes(stream.slot)
+        return self._counters.copied_bytes(stream.slot)
 
-    def transit_bytes(self, stream: Stream) -> int:
+    def in_flight_bytes(self, stream: Stream) -> int:
         """Return what its worker has taken and not delivered."""
-        return self._ledger.transit_bytes(stream.slot)
+        return self._counters.in_flight_bytes(stream.slot)
 
     def start(self, *, but: Stream | None = None) -> None:
         """Fork the worker of each stream that has none, except for that of `but`."""
@@ -121,13 +123,13 @@ class Crew:
             if stream is not but and not stream.pid and not stream.is_over:
                 self._fork(stream)
 
-    def pack(self, parcel: Parcel) -> dict[str, Any]:
+    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
         """Return what a successor's crew needs."""
         return {
-            "ledger": parcel.add(self._ledger.fd),
-            "streams": [stream.pack(parcel) for stream in self.streams],
-            "listeners": self.listeners.pack(parcel),
-            "keeper": self._keeper.pid,
+            "ledger": fd_writer.add(self._counters.fd),
+            "streams": [stream.pack(fd_writer) for stream in self.streams],
+            "listeners": self.attach_clients.pack(fd_writer),
+            "keeper": self._fd_holder.pid,
             "is_to_reopen": self._is_to_reopen,
         }
 
@@ -152,7 +154,7 @@ class Crew:
         """Take the rest of what `pack` has said, behind the streams."""
         self._is_to_hold = bool(self._held)
         self._is_to_reopen = packed["is_to_reopen"]
-        self._keeper.go_on(packed["keeper"] if is_parent else 0)
+        self._fd_holder.go_on(packed["keeper"] if is_parent else 0)
 
     def renew(self, predecessors: Sequence[fds.Fd] = ()) -> None:
         """Have a worker of this supervisor's own code for each stream.
@@ -186,14 +188,14 @@ class Crew:
     def _keep_it(self) -> None:
         """Have a keeper where no worker will come any more."""
         if self._is_to_hold and all(stream.is_over for stream in self.streams):
-            self._keeper.come()
+            self._fd_holder.come()
 
     def _relieve(self) -> None:
         """End the predecessors, as soon as others hold what they hold."""
         if not self._predecessors:
             return
         living = [stream for stream in self.streams if not stream.is_over]
-        is_held = any(stream.pid for stream in living) if living else self._keeper.come()
+        is_held = any(stream.pid for stream in living) if living else self._fd_holder.come()
         if not is_held:
             self._loop.call_after(_RELIEF, restart_policy.FORK_AGAIN_S, self._relieve)
             return
@@ -240,13 +242,13 @@ class Crew:
         return (
             bool(stream.pid)
             and not self._is_left_alone(stream)
-            and (stream.has_pending() or self.transit_bytes(stream) > 0)
+            and (stream.has_pending() or self.in_flight_bytes(stream) > 0)
             and stream.has_room()
         )
 
     def _is_left_alone(self, stream: Stream) -> bool:
         """Say whether its worker may be waiting on purpose: the sink has failed lately."""
-        return self._is_held(stream) or (stream.never_waits and bool(self.trouble(stream)))
+        return self._is_held(stream) or (stream.is_lossy and bool(self.trouble(stream)))
 
     def _is_held(self, stream: Stream) -> bool:
         return time.monotonic() < stream.held_until_s
@@ -330,9 +332,9 @@ class Crew:
             try:
                 stream.scratch = fds.pipe()
             except OSError as error:  # EMFILE
-                self.listeners.turn_away(fifo, error)
+                self.attach_clients.reject(fifo, error)
                 return
-        if self.listeners.add(stream, fifo) and stream is not None:
+        if self.attach_clients.add(stream, fifo) and stream is not None:
             self._on_change()
             self._dismiss(stream)
 
@@ -369,7 +371,7 @@ class Crew:
         stream = self._leaving.pop(pid)
         # Not sooner: one that is being killed in splice(2) may still take what comes, unheard.
         if stream.watch is not None and stream not in self._leaving.values():
-            self.listeners.let_in(stream)
+            self.attach_clients.accept(stream)
 
     def look_for_client(self, stream: Stream) -> None:
         """Go on with a stream only if somebody else has its fifo open, else give it up.
@@ -413,7 +415,7 @@ class Crew:
     def stop(self) -> None:
         """Kill every worker; harmless to the bytes. Wait until `has_workers` is over."""
         self._is_closing = True
-        self._keeper.leave()
+        self._fd_holder.leave()
         self._loop.cancel(_REOPEN)
         self._loop.cancel(_RELIEF)
         for stream in self.streams:
@@ -422,12 +424,12 @@ class Crew:
 
     def close(self) -> None:
         """Close every descriptor: the clients see end of file."""
-        self.listeners.close()
+        self.attach_clients.close()
         for stream in self.streams:
             stream.close()
         for each in self._predecessors:
             each.close()
-        self._ledger.close()
+        self._counters.close()
 
     def _kill(self, stream: Stream) -> None:
         # Reaped, but its pipe not yet read to the end: the pid may be somebody else's by now.
@@ -459,18 +461,18 @@ class Crew:
         self._watch(stream, report_rfd)
         stream.failed_forks = 0
         if stream not in self._leaving.values():
-            self.listeners.let_in(stream)
+            self.attach_clients.accept(stream)
         return True
 
     def _fork_behind(self, predecessors: Sequence[fds.Fd], stream: Stream, hold_s: float) -> fds.Fd:
         """Fork it, and return the read end of its report pipe; the caller owns that."""
         report_rfd, report_wfd = fds.pipe(report.MOST_BYTES)
         os.set_blocking(report_rfd.fileno(), False)
-        is_busy = stream.never_waits or math.isinf(hold_s)
-        desk = Desk(
+        is_busy = stream.is_lossy or math.isinf(hold_s)
+        context = WorkerContext(
             stream=stream.name,
             title=f"{self._title} [{stream.name}]",
-            ledger=self._ledger,
+            counters=self._counters,
             slot=stream.slot,
             report_wfd=report_wfd.fileno(),
             null_fd=self._null_fd,
@@ -483,7 +485,7 @@ class Crew:
         )
         stream.copied_bytes_at_fork = self.copied_bytes(stream)
         try:
-            stream.pid = spawn.fork_worker(self._work(stream, desk))
+            stream.pid = spawn.fork_worker(self._work(stream, context))
         except OSError:
             report_rfd.close()
             raise
@@ -509,16 +511,16 @@ class Crew:
         if not stream.pid and not stream.is_over:
             self._fork(stream)
 
-    def _work(self, stream: Stream, desk: Desk) -> Callable[[], None]:
+    def _work(self, stream: Stream, context: WorkerContext) -> Callable[[], None]:
         if stream.is_input:
-            return partial(stdin.work, desk, stream.route, self.raw_terminal)
+            return partial(stdin.work, context, stream.route, self.raw_terminal)
         route = stream.route
-        listeners = self.listeners.of(stream)
-        if listeners:
-            route = replace(route, listeners=listeners, tee=syscalls.tee)
+        attach_clients = self.attach_clients.of(stream)
+        if attach_clients:
+            route = replace(route, attach_clients=attach_clients, tee=syscalls.tee)
         if stream.outlet is not None:
-            return partial(stream.outlet.work, desk, route)
-        return partial(output.work, desk, route)
+            return partial(stream.outlet.work, context, route)
+        return partial(output.work, context, route)
 
     def _watch(self, stream: Stream, report_rfd: fds.Fd) -> None:
         stream.watch = WorkerWatch(
@@ -552,7 +554,7 @@ class Crew:
         others = (each for each in self.streams if each is not stream and not each.is_over)
         # Of those that come to their end together each is the last one but for the others.
         is_last = not any(each.watch and not each.watch.has_reported for each in others)
-        if self._is_to_hold and is_last and not self._keeper.come():
+        if self._is_to_hold and is_last and not self._fd_holder.come():
             again = partial(self._send_away, stream)
             self._loop.call_after(self._timer(stream), restart_policy.FORK_AGAIN_S, again)
         else:
@@ -608,7 +610,7 @@ class Crew:
 
     def _go_on_after(self, stream: Stream, failed: report.Report) -> None:
         """Have another worker go on, in place of the one that has failed, if that still lives."""
-        if failed.errno == errno.EAGAIN and stream.never_waits:
+        if failed.errno == errno.EAGAIN and stream.is_lossy:
             stream.trouble = ""
             stream.errors_in_a_row = 0
             self._teller.dropped(stream)
@@ -653,7 +655,7 @@ class Crew:
         self._loop.cancel(self._timer(stream))
         stream.trouble = ""
         self._teller.dropped(stream)
-        self.listeners.end(stream)
+        self.attach_clients.end(stream)
         stream.finish()
         self._keep_it()  # if it was sent away before there was something to keep
         self._on_change()

@@ -24,7 +24,7 @@ _MOST_CHARACTERS = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class RuntimeCaller:
+class RuntimeCommand:
     """Builds the argv of each operation on one container.
 
     Attributes:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from supervisor.linux.event_loop import Loop
     from supervisor.linux.reaper import Reaper
     from supervisor.oci.console_socket import ConsoleSocket
-    from supervisor.oci.documents import CheckpointRecord, ProcessRecord
-    from supervisor.oci.invoke import RuntimeCalls
+    from supervisor.oci.documents import CheckpointRecord, ProcessConfig
+    from supervisor.oci.invoke import RuntimeInvoker
     from supervisor.state.log import Log
 
 CONSOLE_WAIT_S = 10.0
@@ -37,16 +37,16 @@ _LIMIT = "console"
 _MOST_LOG = 1 << 20
 
 
-class Creation:
+class CreateOperation:
     """One create, exec or restore. Owns the console until it is taken."""
 
     def __init__(
         self,
         loop: Loop,
         reaper: Reaper,
-        calls: RuntimeCalls,
-        caller: command_line.RuntimeCaller,
-        record: ProcessRecord,
+        calls: RuntimeInvoker,
+        caller: command_line.RuntimeCommand,
+        record: ProcessConfig,
         checkpoint: CheckpointRecord | None = None,
         *,
         from_three: tuple[int, ...] = (),
@@ -136,7 +136,7 @@ class Creation:
                 os.kill(pid, signal.SIGKILL)
             on_end()
             return
-        remains = Remains(
+        remains = FailedCreateCleanup(
             self._reaper,
             self._calls,
             self._caller,
@@ -265,14 +265,14 @@ def explain(log_path: str) -> str:
         return ""  # ENOENT: it wrote none; EISDIR, EAGAIN: somebody has put something in its place
 
 
-class Remains:
+class FailedCreateCleanup:
     """Deletes what a failed create left, and never another's container of the same id."""
 
     def __init__(
         self,
         reaper: Reaper,
-        calls: RuntimeCalls,
-        caller: command_line.RuntimeCaller,
+        calls: RuntimeInvoker,
+        caller: command_line.RuntimeCommand,
         log: Log,
         *,
         began_at: str,

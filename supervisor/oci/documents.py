@@ -32,7 +32,7 @@ _MOST_UID = 2**32 - 2  # (uid_t)-1 means "leave as it is" to chown(2)
 
 
 @dataclass(frozen=True, slots=True)
-class ProcessRecord:
+class ProcessConfig:
     """What process.json asks of the shim.
 
     Attributes:
@@ -82,7 +82,7 @@ class Bundle:
     document: Mapping[str, Any]
 
 
-def read_process(path: str) -> ProcessRecord:
+def read_process(path: str) -> ProcessConfig:
     """Read process.json.
 
     Raises:
@@ -93,7 +93,7 @@ def read_process(path: str) -> ProcessRecord:
     if checkpoint and not checkpoint.startswith("/"):
         # config.json would be looked for below the state directory, the images below the bundle.
         raise fields.wrong("checkpoint", "an absolute path", checkpoint)
-    return ProcessRecord(
+    return ProcessConfig(
         terminal=fields.boolean("terminal"),
         is_exec=fields.boolean("exec"),
         stdin=fields.path("containerdStdin"),
@@ -107,7 +107,7 @@ def read_process(path: str) -> ProcessRecord:
     )
 
 
-def encode_process(process: Mapping[str, Any], record: ProcessRecord) -> bytes:
+def encode_process(process: Mapping[str, Any], record: ProcessConfig) -> bytes:
     """Return process.json: the OCI `process` object with the shim's fields beside its own."""
     shim_fields = {
         "terminal": record.terminal,

@@ -31,7 +31,7 @@ CALL_LIMIT_S = 10.0
 _MOST_OUTPUT = 1 << 20
 
 
-class RuntimeCalls:
+class RuntimeInvoker:
     """Starts the runtime and knows which of its processes still run."""
 
     def __init__(self, loop: Loop, reaper: Reaper, *, name: str, cwd: str, null_fd: int) -> None:

@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any, Protocol
 
-    from supervisor.sinks.spec import Sink
-    from supervisor.state.fd_store import Contents, Parcel
+    from supervisor.sinks.spec import SinkSpec
+    from supervisor.state.fd_store import FdReader, FdWriter
     from workers.copy.splice import Route
     from workers.lines.buffer import LineBuffer
-    from workers.process.context import Desk
+    from workers.process.context import WorkerContext
 
-    class Outlet(Protocol):
+    class Sink(Protocol):
         """What the workers of one stream write to, one after the other."""
 
         @property
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
         def has_room(self, sink_fd: int) -> bool:
             """Say whether a worker that writes now would not have to wait."""
 
-        def work(self, desk: Desk, route: Route) -> None:
+        def work(self, context: WorkerContext, route: Route) -> None:
             """Be a worker, to its report; in the child."""
 
         def renew(self) -> None:
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
                 UntrustedError: What is there by its name is not believed.
             """
 
-        def pack(self, parcel: Parcel) -> dict[str, Any]:
+        def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
             """Return what `open_outlets` of a successor is given for this stream."""
 
         def close(self) -> None:
@@ -89,7 +89,7 @@ class Came(NamedTuple):
     """What was packed of each stream's outlet, and the descriptors that belong to it."""
 
     packed: Mapping[str, dict[str, Any]]
-    contents: Contents
+    contents: FdReader
 
 
 class Drops(NamedTuple):
@@ -100,13 +100,13 @@ class Drops(NamedTuple):
 
 
 def open_outlets(
-    wanted: Mapping[str, Sink],
+    wanted: Mapping[str, SinkSpec],
     container_id: str,
     bundle: str,
     *,
     is_console: bool,
     came: Came | None = None,
-) -> dict[str, Outlet]:
+) -> dict[str, Sink]:
     """Open what is wanted of each stream, "stdout" and "stderr"; the caller owns the outlets.
 
     Streams with the same log file share it. `came`: what an earlier supervisor has packed of the
@@ -117,7 +117,7 @@ def open_outlets(
         ShimError: A file cannot be opened; there is no journald.
         UsageError: Two different sinks for one file.
     """
-    opened: dict[str, Outlet] = {}
+    opened: dict[str, Sink] = {}
     who = Origin(container_id, name=container_id, epoch=os.urandom(16).hex())
     try:
         for name, sink in wanted.items():
@@ -131,7 +131,7 @@ def open_outlets(
             elif sink.kind is SinkKind.JOURNAL_STREAM:
                 opened[name] = _open_journal_stream(name, sink, container_id, kept)
             elif sink.is_descriptor:
-                opened[name] = _BufferedOutlet(_make_buffered(name, sink, kept))
+                opened[name] = _BufferedSink(_make_buffered(name, sink, kept))
             else:
                 names = [name for name, other in wanted.items() if _is_same_file(sink, other)]
                 opened.update(_open_log(names, sink, kept))
@@ -142,7 +142,7 @@ def open_outlets(
     return opened
 
 
-def _is_same_file(sink: Sink, other: Sink) -> bool:
+def _is_same_file(sink: SinkSpec, other: SinkSpec) -> bool:
     if not other.path or os.path.realpath(sink.path) != os.path.realpath(other.path):
         return False
     if replace(sink, path="") != replace(other, path=""):
@@ -150,7 +150,7 @@ def _is_same_file(sink: Sink, other: Sink) -> bool:
     return True
 
 
-def _open_log(names: list[str], sink: Sink, kept: tuple[int, ...]) -> dict[str, Outlet]:
+def _open_log(names: list[str], sink: SinkSpec, kept: tuple[int, ...]) -> dict[str, Sink]:
     # Of the directory only: a link in the place of the file is not followed, now or later.
     directory_path, file_name = os.path.split(sink.path)
     try:
@@ -175,10 +175,10 @@ def _open_log(names: list[str], sink: Sink, kept: tuple[int, ...]) -> dict[str, 
         directory.close()
         raise ShimError(f"shared memory for {sink.path}: {reason(error)}") from error
     site = _LogSite(log, directory, directory_path)
-    return {name: _LogOutlet(site, name) for name in names}
+    return {name: _LogSink(site, name) for name in names}
 
 
-def _described(who: Origin, sink: Sink, bundle: str) -> Origin:
+def _described(who: Origin, sink: SinkSpec, bundle: str) -> Origin:
     extra = _annotation_fields(bundle, sink.annotations) if sink.annotations else ()
     return replace(who, tag=sink.tag, extra=extra)
 
@@ -189,8 +189,8 @@ def _unpacked(origin: dict[str, Any]) -> Origin:
 
 
 def _open_journal(
-    stream: str, sink: Sink, origin: Origin, kept: tuple[int, ...], *, is_console: bool
-) -> Outlet:
+    stream: str, sink: SinkSpec, origin: Origin, kept: tuple[int, ...], *, is_console: bool
+) -> Sink:
     try:
         journal = Journal(
             origin,
@@ -206,7 +206,7 @@ def _open_journal(
         )
     except OSError as error:
         raise ShimError(f"connect to {JOURNAL_SOCKET}: {reason(error)}") from error
-    return _JournalOutlet(journal, origin)
+    return _JournalSink(journal, origin)
 
 
 def _annotation_fields(bundle: str, patterns: Iterable[str]) -> tuple[tuple[str, str], ...]:
@@ -218,8 +218,8 @@ def _annotation_fields(bundle: str, patterns: Iterable[str]) -> tuple[tuple[str,
 
 
 def _open_journal_stream(
-    stream: str, sink: Sink, container_id: str, kept: tuple[int, ...]
-) -> Outlet:
+    stream: str, sink: SinkSpec, container_id: str, kept: tuple[int, ...]
+) -> Sink:
     try:
         with open("/proc/self/cgroup", "rb") as cgroups:
             unit = unit_of(cgroups.read())
@@ -236,17 +236,17 @@ def _open_journal_stream(
     except ShimError:
         to.close()
         raise
-    return _JournalStreamOutlet(to, buffered)
+    return _JournalStreamSink(to, buffered)
 
 
-def _make_buffered(stream: str, sink: Sink, kept: tuple[int, ...]) -> Buffered:
+def _make_buffered(stream: str, sink: SinkSpec, kept: tuple[int, ...]) -> Buffered:
     try:
         return Buffered(stream, sink.policy, sink.buffer_bytes, kept)
     except OSError as error:  # EMFILE, ENOMEM
         raise ShimError(f"a buffer for {sink}: {reason(error)}") from error
 
 
-def _buffer_bytes(sink: Sink) -> int:
+def _buffer_bytes(sink: SinkSpec) -> int:
     return 0 if sink.policy == BLOCK else sink.buffer_bytes
 
 
@@ -255,7 +255,7 @@ def _drops(buffer: LineBuffer) -> Drops:
     return Drops(min(state.dropped_bytes, MOST_BYTES), min(state.dropped_lines, MOST_BYTES))
 
 
-def _priority(stream: str, sink: Sink) -> int:
+def _priority(stream: str, sink: SinkSpec) -> int:
     return PRIORITIES[stream] if sink.priority is None else sink.priority
 
 
@@ -295,15 +295,15 @@ class _LogSite:
         self._directory = fresh
         self.log.dir_fd = fresh.fileno()
 
-    def pack(self, parcel: Parcel) -> dict[str, Any]:
-        return {"fds": [parcel.add(fd) for fd in self.log.fds]}
+    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
+        return {"fds": [fd_writer.add(fd) for fd in self.log.fds]}
 
     def close(self) -> None:
         self.log.close()
         self._directory.close()
 
 
-class _LogOutlet:
+class _LogSink:
     """One stream of a log file."""
 
     is_file = True
@@ -330,20 +330,20 @@ class _LogOutlet:
     def has_room(self, _sink_fd: int) -> bool:
         return True
 
-    def work(self, desk: Desk, route: Route) -> None:
-        log_output.work(desk, route, self._site.log, self._stream)
+    def work(self, context: WorkerContext, route: Route) -> None:
+        log_output.work(context, route, self._site.log, self._stream)
 
     def renew(self) -> None:
         self._site.renew()  # the file itself is opened anew by each worker
 
-    def pack(self, parcel: Parcel) -> dict[str, Any]:
-        return self._site.pack(parcel)
+    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
+        return self._site.pack(fd_writer)
 
     def close(self) -> None:
         self._site.close()
 
 
-class _JournalOutlet:
+class _JournalSink:
     """One stream in the journal."""
 
     is_file = False
@@ -367,15 +367,15 @@ class _JournalOutlet:
     def has_room(self, _sink_fd: int) -> bool:
         return fds.is_writable(self._journal.socket.fileno())
 
-    def work(self, desk: Desk, route: Route) -> None:
-        native_output.work(desk, route, self._journal, self._supervisor_pid)
+    def work(self, context: WorkerContext, route: Route) -> None:
+        native_output.work(context, route, self._journal, self._supervisor_pid)
 
     def renew(self) -> None:
         self._journal.reconnect()
 
-    def pack(self, parcel: Parcel) -> dict[str, Any]:
+    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
         return {
-            "fds": [parcel.add(fd) for fd in self._journal.fds],
+            "fds": [fd_writer.add(fd) for fd in self._journal.fds],
             "origin": asdict(self._origin),
         }
 
@@ -383,7 +383,7 @@ class _JournalOutlet:
         self._journal.close()
 
 
-class _JournalStreamOutlet:
+class _JournalStreamSink:
     """One stream in the journal, of which journald makes the records."""
 
     is_file = False
@@ -406,19 +406,19 @@ class _JournalStreamOutlet:
     def has_room(self, _sink_fd: int) -> bool:
         return fds.is_writable(self._stream.socket.fileno())
 
-    def work(self, desk: Desk, route: Route) -> None:
+    def work(self, context: WorkerContext, route: Route) -> None:
         if self._buffered is None:
-            stream_output.work(desk, route, self._stream)
+            stream_output.work(context, route, self._stream)
         else:
             socket_fd = self._stream.socket.fileno()
-            buffered_fd.work(desk, route, self._buffered, socket_fd, lingers=True)
+            buffered_fd.work(context, route, self._buffered, socket_fd, lingers=True)
 
     def renew(self) -> None:
         self._stream.reconnect()
 
-    def pack(self, parcel: Parcel) -> dict[str, Any]:
+    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
         more = () if self._buffered is None else self._buffered.fds
-        return {"fds": [parcel.add(fd) for fd in (self._stream.socket.fileno(), *more)]}
+        return {"fds": [fd_writer.add(fd) for fd in (self._stream.socket.fileno(), *more)]}
 
     def close(self) -> None:
         self._stream.close()
@@ -426,7 +426,7 @@ class _JournalStreamOutlet:
             self._buffered.close()
 
 
-class _BufferedOutlet:
+class _BufferedSink:
     """What stands before a descriptor, so that the container need not wait for it."""
 
     is_file = False
@@ -448,14 +448,14 @@ class _BufferedOutlet:
     def has_room(self, sink_fd: int) -> bool:
         return fds.is_writable(sink_fd)
 
-    def work(self, desk: Desk, route: Route) -> None:
-        buffered_fd.work(desk, route, self._buffered, route.sink_fd)
+    def work(self, context: WorkerContext, route: Route) -> None:
+        buffered_fd.work(context, route, self._buffered, route.sink_fd)
 
     def renew(self) -> None:
         pass  # the stream has the descriptor, which is as good as it was
 
-    def pack(self, parcel: Parcel) -> dict[str, Any]:
-        return {"fds": [parcel.add(fd) for fd in self._buffered.fds]}
+    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
+        return {"fds": [fd_writer.add(fd) for fd in self._buffered.fds]}
 
     def close(self) -> None:
         self._buffered.close()

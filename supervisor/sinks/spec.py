@@ -55,7 +55,7 @@ class SinkKind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Sink:
+class SinkSpec:
     """Where a stream goes.
 
     Attributes:
@@ -101,25 +101,25 @@ class Sink:
         return self.path or self.kind.value
 
 
-def parse_sink(text: str) -> Sink:
+def parse_sink(text: str) -> SinkSpec:
     """Read the setting; any word that is none of the others is a path.
 
     Raises:
         UsageError: A kind of ours with an option or a path that it does not take.
     """
     if text in ("", os.devnull):
-        return Sink(SinkKind.NULL)
+        return SinkSpec(SinkKind.NULL)
     head, colon, path = text.partition(":")
     word, *settings = head.split(",")
     kind = _KINDS.get(word)
     if kind is None:
-        return Sink(SinkKind.PATH, text)
+        return SinkSpec(SinkKind.PATH, text)
     _refuse_options_at_the_end(text, head, path)
     if kind in _WITH_PATH and not path:
         raise UsageError(f"sink {text}: {word} needs a path, as in {word}:/var/log/web")
     if kind not in _WITH_PATH and colon:
         raise UsageError(f"sink {text}: {word} takes no path")
-    return _with_options(text, Sink(kind, path), settings)
+    return _with_options(text, SinkSpec(kind, path), settings)
 
 
 def is_journal_setting(text: str) -> bool:
@@ -127,7 +127,7 @@ def is_journal_setting(text: str) -> bool:
     return _KINDS.get(_word(text)) in (SinkKind.JOURNAL, SinkKind.JOURNAL_STREAM)
 
 
-def check_typed(text: str) -> Sink:
+def check_typed(text: str) -> SinkSpec:
     """Read a setting that a person has typed: a bare path has to look like one.
 
     Raises:
@@ -183,7 +183,7 @@ def with_absolute_path(text: str, directory: str) -> str:
     return text.removesuffix(path) + os.path.join(directory, path) if path else text
 
 
-def _with_options(text: str, sink: Sink, settings: list[str]) -> Sink:
+def _with_options(text: str, sink: SinkSpec, settings: list[str]) -> SinkSpec:
     allowed = _OPTIONS.get(sink.kind, {})
     values: dict[str, int | str | tuple[str, ...]] = {}
     for setting in settings:
@@ -203,7 +203,7 @@ def _with_options(text: str, sink: Sink, settings: list[str]) -> Sink:
         raise UsageError(f"sink {text}: option keep: says nothing without max-size")
     if "buffer_bytes" in values and values.get("policy", "block") == "block":
         raise UsageError(f"sink {text}: option buffer: says nothing without drop-new or drop-old")
-    return Sink(sink.kind, sink.path, **values)  # type: ignore[arg-type] # as `_OPTIONS` pairs them
+    return SinkSpec(sink.kind, sink.path, **values)  # type: ignore[arg-type] # as `_OPTIONS` pairs them
 
 
 @dataclass(frozen=True, slots=True)

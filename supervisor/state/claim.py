@@ -38,7 +38,7 @@ STATE_NAME = "state.json"
 _OURS = frozenset({PID_NAME, STATE_NAME, "init"})
 
 
-class Home:
+class Claim:
     """A claimed ROOT/ID. Owns the lock until `release` or `remove`."""
 
     def __init__(self, path: str, lock: fds.Fd) -> None:
@@ -107,7 +107,7 @@ class Home:
         self._lock.close()
 
 
-def claim(root: str, container_id: str) -> Home:
+def claim(root: str, container_id: str) -> Claim:
     """Lock ROOT/ID for this process and its forks, making it if it is not there.
 
     Raises:
@@ -153,7 +153,7 @@ def _is_of_a_dead(path: str) -> bool:
         return False
 
 
-def _checked(path: str, lock: fds.Fd) -> Home:
+def _checked(path: str, lock: fds.Fd) -> Claim:
     """Return the claim, if everything in the directory is what a supervisor makes there.
 
     Else it is somebody's data (`--root /var/lib mysql`), and not ours to clear away.
@@ -166,7 +166,7 @@ def _checked(path: str, lock: fds.Fd) -> Home:
     if strangers:
         lock.close()
         raise ShimError(f"{path}: not a directory of forkshim's: it holds {min(strangers)!r}")
-    home = Home(path, lock)
+    home = Claim(path, lock)
     if home.is_stale:
         try:
             trust.open_below("init", lock.fileno(), home.state_dir).close()

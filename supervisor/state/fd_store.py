@@ -41,11 +41,11 @@ _SO_PEEK_OFF = 42  # asm-generic/socket.h; the module `socket` lacks it
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
-class DepositError(ShimError):
+class FdStoreError(ShimError):
     """What is there cannot be used; the message says why."""
 
 
-class Parcel:
+class FdWriter:
     """Descriptors on their way into a document: lent, in their order."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Parcel:
         return len(self.fds) - 1
 
 
-class Contents:
+class FdReader:
     """What was taken out. Owns the descriptors until somebody asks for them."""
 
     def __init__(self, document: dict[str, Any], received: list[fds.Fd]) -> None:
@@ -77,7 +77,7 @@ class Contents:
         if index == -1:
             return fds.Fd(-1)
         if not 0 <= index < len(self._received) or not self._received[index].is_open:
-            raise DepositError(f"handover: no descriptor {index}")
+            raise FdStoreError(f"handover: no descriptor {index}")
         return fds.Fd(self._received[index].take())
 
     def close(self) -> None:
@@ -86,7 +86,7 @@ class Contents:
             each.close()
 
 
-class Deposit:
+class FdStore:
     """The socket pair. Owned until `close`, with what is in it if nobody else has it open."""
 
     def __init__(self, *, ends: tuple[int, int] | None = None, nonce: str | None = None) -> None:
@@ -106,9 +106,9 @@ class Deposit:
             else:
                 pair = _sockets(ends)
         except OSError as error:
-            raise DepositError(f"handover: {reason(error)}") from error
+            raise FdStoreError(f"handover: {reason(error)}") from error
         except ImportError as error:  # EMFILE, as late as this, is that or an OSError
-            raise DepositError(f"handover: {error}") from error
+            raise FdStoreError(f"handover: {error}") from error
         self._front, self._back = pair
 
     def expect(self, nonce: str) -> None:
@@ -130,7 +130,7 @@ class Deposit:
         """Whether nothing has been put there so far. Changes nothing, unlike `look`."""
         return not fds.is_readable(self._front.fileno())
 
-    def put(self, document: dict[str, Any], parcel: Parcel) -> None:
+    def put(self, document: dict[str, Any], fd_writer: FdWriter) -> None:
         """Put these in the place of what is there: at every instant one of both is there.
 
         Raises:
@@ -140,11 +140,11 @@ class Deposit:
             import array
             import socket
 
-            memfd = _memfd(orjson.dumps({**document, "fds": len(parcel.fds)}))
+            memfd = _memfd(orjson.dumps({**document, "fds": len(fd_writer.fds)}))
             try:
-                rights = array.array("i", [memfd.fileno(), *parcel.fds])
+                rights = array.array("i", [memfd.fileno(), *fd_writer.fds])
                 if len(rights) > _MOST_FDS:
-                    raise DepositError(f"handover: {len(rights)} descriptors")
+                    raise FdStoreError(f"handover: {len(rights)} descriptors")
                 self._back.sendmsg(
                     [self._message().ljust(_MESSAGE_BYTES, b"\0")],
                     [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)],
@@ -153,15 +153,15 @@ class Deposit:
             finally:
                 memfd.close()
         except OSError as error:
-            raise DepositError(f"handover: {reason(error)}") from error
+            raise FdStoreError(f"handover: {reason(error)}") from error
         except (ImportError, TypeError, ValueError) as error:  # EMFILE; a name that is no UTF-8
-            raise DepositError(f"handover: {error}") from error
+            raise FdStoreError(f"handover: {error}") from error
         self._drop_all_but_the_last()
 
     def _message(self) -> bytes:
         return b"%b %d %b" % (_WORD, VERSION, self.nonce.encode())
 
-    def look(self) -> Contents:
+    def look(self) -> FdReader:
         """Return a copy of what is there: new descriptors, close-on-exec, which the caller owns.
 
         Only for one process at a time, and not beside `put`.
@@ -176,10 +176,10 @@ class Deposit:
         try:
             message, received = _receive(self._front, socket.MSG_PEEK)
         except OSError as error:
-            raise DepositError(f"handover: {reason(error)}") from error
+            raise FdStoreError(f"handover: {reason(error)}") from error
         try:
             self._check_nonce(message)  # another one may have come since it was looked at
-            return Contents(_document(received), received[1:])
+            return FdReader(_document(received), received[1:])
         except BaseException:
             for each in received:
                 each.close()
@@ -208,22 +208,22 @@ class Deposit:
             makers = {_maker(end) for end in (self._front, self._back)}
             try:
                 self._check(message, makers)
-            except DepositError:
+            except FdStoreError:
                 self._front.setsockopt(*option, offset)
                 raise
         except BlockingIOError as error:
-            raise DepositError("handover: nothing has been laid down there yet") from error
+            raise FdStoreError("handover: nothing has been laid down there yet") from error
         except OSError as error:
-            raise DepositError(f"handover: {reason(error)}") from error
+            raise FdStoreError(f"handover: {reason(error)}") from error
 
     def _check(self, message: bytes, makers: set[int]) -> None:
         word, version, nonce = [*message.rstrip(b"\0").split(b" "), b"", b""][:3]
         if word != _WORD:
-            raise DepositError("handover: not a supervisor's")
+            raise FdStoreError("handover: not a supervisor's")
         for uid in makers - {os.geteuid()}:
-            raise DepositError(f"handover: made by user {uid}")
+            raise FdStoreError(f"handover: made by user {uid}")
         if version != b"%d" % VERSION:
-            raise DepositError(
+            raise FdStoreError(
                 f"handover: state version {version.decode(errors='replace')!s:.20}, "
                 f"this forkshim reads {VERSION}"
             )
@@ -233,7 +233,7 @@ class Deposit:
 
     def _check_nonce(self, message: bytes) -> None:
         if message.rstrip(b"\0") != self._message():
-            raise DepositError("handover: not what the supervisor has laid down")
+            raise FdStoreError("handover: not what the supervisor has laid down")
 
     def _drop_all_but_the_last(self) -> None:
         """Of two messages the newer one counts: a supervisor was killed between the two steps."""
@@ -277,7 +277,7 @@ def _sockets(ends: tuple[int, int]) -> tuple[socket.socket, socket.socket]:
                 with suppress(OSError):  # EBADF
                     os.close(end)
     if not is_such_a_pair:
-        raise DepositError("handover: not a supervisor's")
+        raise FdStoreError("handover: not a supervisor's")
     front, back = taken
     return front, back
 
@@ -323,18 +323,18 @@ def _receive(front: socket.socket, flags: int) -> tuple[bytes, list[fds.Fd]]:
 
 def _document(received: list[fds.Fd]) -> dict[str, Any]:
     if not received:
-        raise DepositError("handover: not a supervisor's")
+        raise FdStoreError("handover: not a supervisor's")
     memfd = received[0].fileno()
     attributes = os.fstat(memfd)
     size = attributes.st_size
     if attributes.st_uid != os.geteuid():
-        raise DepositError(f"handover: a document of user {attributes.st_uid}")
+        raise FdStoreError(f"handover: a document of user {attributes.st_uid}")
     if fcntl.fcntl(memfd, fcntl.F_GET_SEALS) & _SEALS != _SEALS or size > _MOST_DOCUMENT:
-        raise DepositError("handover: not a sealed document")
+        raise FdStoreError("handover: not a sealed document")
     try:
         document = orjson.loads(os.pread(memfd, size, 0))
     except orjson.JSONDecodeError as error:
-        raise DepositError(f"handover: {error}") from error
+        raise FdStoreError(f"handover: {error}") from error
     if not isinstance(document, dict) or document.get("fds") != len(received) - 1:
-        raise DepositError("handover: descriptors are missing")
+        raise FdStoreError("handover: descriptors are missing")
     return document

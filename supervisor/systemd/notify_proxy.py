@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from supervisor.state.fd_store import Contents, Parcel
+    from supervisor.state.fd_store import FdReader, FdWriter
 
 DIRECTORY = "notify"
 _NAME = "notify.sock"
 
 
-class Relay:
+class NotifyProxy:
     """The container's socket. Owned until `close`, which leaves the file to its directory."""
 
     def __init__(self, made: socket.socket, memory: NotifyMemory) -> None:
@@ -36,7 +36,7 @@ class Relay:
         self.cgroups: dict[bytes, bytes] = {}
 
     @classmethod
-    def make(cls, *, uid: int, gid: int) -> Relay:
+    def make(cls, *, uid: int, gid: int) -> NotifyProxy:
         """Make DIRECTORY in the current directory with the socket in it, for this host's `uid`.
 
         Raises:
@@ -53,7 +53,7 @@ class Relay:
         return cls(made, NotifyMemory())
 
     @classmethod
-    def go_on(cls, packed: Mapping[str, Any], contents: Contents) -> Relay:
+    def go_on(cls, packed: Mapping[str, Any], contents: FdReader) -> NotifyProxy:
         """Take over an earlier supervisor's, which has packed it.
 
         Raises:
@@ -70,11 +70,11 @@ class Relay:
         }
         return relay
 
-    def pack(self, parcel: Parcel) -> dict[str, Any]:
+    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
         """Return what `go_on` needs."""
         return {
-            "socket": parcel.add(self.socket.fileno()),
-            "memory": parcel.add(self.memory.fd),
+            "socket": fd_writer.add(self.socket.fileno()),
+            "memory": fd_writer.add(self.memory.fd),
             "cgroups": {
                 name.decode("latin-1"): path.decode("latin-1")
                 for name, path in self.cgroups.items()

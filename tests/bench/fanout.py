@@ -40,8 +40,8 @@ _SETTLED_S = 0.2
 def cases(setting: Setting) -> Iterator[Case]:
     """The one case; nobody but forkshim."""
 
-    def side(who: str, listeners: int) -> Variant:
-        return Variant(who, partial(_measure, setting, listeners), is_ours=listeners > 0)
+    def side(who: str, attach_clients: int) -> Variant:
+        return Variant(who, partial(_measure, setting, attach_clients), is_ours=attach_clients > 0)
 
     yield Case(
         "fanout",
@@ -50,7 +50,7 @@ def cases(setting: Setting) -> Iterator[Case]:
     )
 
 
-def _measure(setting: Setting, listeners: int) -> Sample:
+def _measure(setting: Setting, attach_clients: int) -> Sample:
     total = setting.scale.bulk_bytes
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -76,7 +76,7 @@ def _measure(setting: Setting, listeners: int) -> Sample:
                         stdout=subprocess.DEVNULL,
                     )
                 )
-                for _ in range(listeners)
+                for _ in range(attach_clients)
             ]
             heard = [_until_heard(directory, rfd, each.pid) for each in hearing]
             before = sum(map(processes.written_bytes, heard))
@@ -88,8 +88,8 @@ def _measure(setting: Setting, listeners: int) -> Sample:
             after = sum(map(processes.written_bytes, heard))
             let_go(directory)
     found = {"MB/s": total / 1e6 / took_s, "CPU s/GB": cpu_s / (total / 1e9)}
-    if listeners:
-        found["heard"] = (after - before) / total / listeners
+    if attach_clients:
+        found["heard"] = (after - before) / total / attach_clients
     return found
 
 

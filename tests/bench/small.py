@@ -28,8 +28,8 @@ from tests.bench.sites import MEMORY, WAIT, make_site, running
 from tests.harness.forked import finishing, forked
 from workers.copy import output
 from workers.copy.splice import Route
-from workers.process.context import Desk
-from workers.process.counters import Ledger
+from workers.process.context import WorkerContext
+from workers.process.counters import StreamCounters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -151,7 +151,9 @@ def _worker(source_fd: int, sink_fd: int) -> AbstractContextManager[object]:
     def work() -> None:
         report_wfd = os.memfd_create("report")
         null_fd = os.open(os.devnull, os.O_RDWR)
-        desk = Desk("stdout", "forkshim: bench [stdout]", Ledger(), 0, report_wfd, null_fd)
-        output.work(desk, Route(source_fd, sink_fd, capacity_bytes=streams.PIPE_BYTES))
+        context = WorkerContext(
+            "stdout", "forkshim: bench [stdout]", StreamCounters(), 0, report_wfd, null_fd
+        )
+        output.work(context, Route(source_fd, sink_fd, capacity_bytes=streams.PIPE_BYTES))
 
     return forked(work)

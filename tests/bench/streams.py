@@ -58,7 +58,7 @@ class Plumbed:
     pids: list[int]
 
 
-Plumbing = Callable[[Path, Path], AbstractContextManager[Plumbed]]
+Pipes = Callable[[Path, Path], AbstractContextManager[Plumbed]]
 """Runs a bundle, with a directory for what it needs besides."""
 
 
@@ -189,8 +189,8 @@ def variants(
         conmon_much: How many bytes conmon moves, if that is less: a rate is a rate.
     """
 
-    def side(who: str, plumbing: Plumbing, total: int, **more: object) -> Variant:
-        measure = partial(_measure, setting.rootfs, plumbing, script, total, size, terminal)
+    def side(who: str, pipes: Pipes, total: int, **more: object) -> Variant:
+        measure = partial(_measure, setting.rootfs, pipes, script, total, size, terminal)
         return Variant(who, measure, **more)  # type: ignore[arg-type] # `lack` and `is_ours`
 
     return [
@@ -207,13 +207,13 @@ def variants(
 
 
 def _measure(
-    rootfs: Path, plumbing: Plumbing, script: str, total: int, size: int, terminal: bool
+    rootfs: Path, pipes: Pipes, script: str, total: int, size: int, terminal: bool
 ) -> Sample:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         words = script.format(size=size, writes=total // size)
         bundle = make_site(directory, rootfs, b"", words, terminal=terminal)
-        with plumbing(directory, bundle) as plumbed:
+        with pipes(directory, bundle) as plumbed:
             let_go(directory)
             cpu_s = processes.cpu_s(plumbed.pids)
             began = time.perf_counter()

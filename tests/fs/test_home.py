@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from supervisor.linux import fds
-from supervisor.state.claim import Home
+from supervisor.state.claim import Claim
 
 if TYPE_CHECKING:
     from pyfakefs.fake_filesystem import FakeFilesystem
@@ -18,12 +18,12 @@ PATH = "/run/forkshim/web"
 
 
 @pytest.fixture
-def home(fs: FakeFilesystem) -> Home:
+def home(fs: FakeFilesystem) -> Claim:
     fs.create_dir(PATH)
-    return Home(PATH, fds.Fd(-1))
+    return Claim(PATH, fds.Fd(-1))
 
 
-def test_the_state_of_an_earlier_supervisor_is_read(home: Home, fs: FakeFilesystem) -> None:
+def test_the_state_of_an_earlier_supervisor_is_read(home: Claim, fs: FakeFilesystem) -> None:
     state: dict[str, Any] = {"bundle": "/b", "runtime": "runc", "runtimeArgs": ["x"]}
     fs.create_file(f"{PATH}/state.json", contents=json.dumps(state))
     assert home.left_state() == state
@@ -31,14 +31,14 @@ def test_the_state_of_an_earlier_supervisor_is_read(home: Home, fs: FakeFilesyst
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "null", '"x"'])
 def test_a_state_that_is_missing_or_torn_is_empty(
-    home: Home, fs: FakeFilesystem, content: str | None
+    home: Claim, fs: FakeFilesystem, content: str | None
 ) -> None:
     if content is not None:
         fs.create_file(f"{PATH}/state.json", contents=content)
     assert home.left_state() == {}
 
 
-def test_a_home_is_stale_when_it_has_a_state_directory(home: Home, fs: FakeFilesystem) -> None:
+def test_a_home_is_stale_when_it_has_a_state_directory(home: Claim, fs: FakeFilesystem) -> None:
     assert home.state_dir == f"{PATH}/init"
     assert not home.is_stale
     fs.create_file(f"{PATH}/supervisor.pid")
@@ -48,14 +48,14 @@ def test_a_home_is_stale_when_it_has_a_state_directory(home: Home, fs: FakeFiles
 
 
 def test_a_home_with_a_dangling_link_for_its_state_directory_is_stale(
-    home: Home, fs: FakeFilesystem
+    home: Claim, fs: FakeFilesystem
 ) -> None:
     fs.create_symlink(f"{PATH}/init", "/nowhere")
     assert home.is_stale
 
 
 def test_a_state_directory_is_made_private_and_becomes_the_current_one(
-    home: Home, fs: FakeFilesystem
+    home: Claim, fs: FakeFilesystem
 ) -> None:
     home.make_state_dir({"bundle": "/b"})
     assert os.getcwd() == f"{PATH}/init"
@@ -63,7 +63,7 @@ def test_a_state_directory_is_made_private_and_becomes_the_current_one(
     assert home.left_state() == {"bundle": "/b"}
 
 
-def test_the_supervisors_pid_is_beside_the_state_directory(home: Home, fs: FakeFilesystem) -> None:
+def test_the_supervisors_pid_is_beside_the_state_directory(home: Claim, fs: FakeFilesystem) -> None:
     home.make_state_dir({})
     home.write_pid()
     assert fs.get_object(f"{PATH}/supervisor.pid").contents == f"{os.getpid()}\n"

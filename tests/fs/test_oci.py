@@ -23,7 +23,7 @@ def _write(fs: FakeFilesystem, path: str, document: Any) -> None:
 
 def test_an_empty_object_is_a_process_with_every_default(fs: FakeFilesystem) -> None:
     _write(fs, PROCESS_PATH, {})
-    assert documents.read_process(PROCESS_PATH) == documents.ProcessRecord(
+    assert documents.read_process(PROCESS_PATH) == documents.ProcessConfig(
         terminal=False,
         is_exec=False,
         stdin="",
@@ -49,7 +49,7 @@ SHIM_FIELDS: dict[str, Any] = {
     "rootUID": 1,
     "rootGID": MOST_UID,
 }
-RECORD = documents.ProcessRecord(
+RECORD = documents.ProcessConfig(
     True, True, "in", "/out", "/err", ("--a", "b"), True, "/cp", 1, MOST_UID
 )
 
@@ -61,7 +61,7 @@ def test_each_field_is_read_and_the_runtimes_own_are_left_alone(fs: FakeFilesyst
 
 def test_null_counts_as_absent(fs: FakeFilesystem) -> None:
     _write(fs, PROCESS_PATH, dict.fromkeys(SHIM_FIELDS))
-    assert documents.read_process(PROCESS_PATH) == documents.ProcessRecord()
+    assert documents.read_process(PROCESS_PATH) == documents.ProcessConfig()
 
 
 def test_what_is_written_is_read_again_beside_the_processs_own_fields(fs: FakeFilesystem) -> None:
@@ -154,7 +154,7 @@ def test_16_mib_are_read_and_a_byte_more_is_refused(fs: FakeFilesystem, excess: 
         with pytest.raises(RecordError, match=f"larger than {16 << 20} bytes"):
             documents.read_process(PROCESS_PATH)
     else:
-        assert documents.read_process(PROCESS_PATH) == documents.ProcessRecord()
+        assert documents.read_process(PROCESS_PATH) == documents.ProcessConfig()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import tty
 from typing import TYPE_CHECKING
 
 from supervisor.io.stream import Stream
-from supervisor.io.workers import Crew
+from supervisor.io.workers import StreamSet
 from supervisor.linux import fds
 from tests.harness import waiting
 from tests.harness.forked import has_no_children
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.harness.yard import Yard
+    from tests.harness.rig import Rig
 
 
 class Site:
@@ -30,18 +30,18 @@ class Site:
         troubles: How often the crew has said that a stream is worse or better off.
     """
 
-    def __init__(self, yard: Yard, held: tuple[int, ...] = ()) -> None:
-        self.yard = yard
+    def __init__(self, rig: Rig, held: tuple[int, ...] = ()) -> None:
+        self.rig = rig
         self.held = held
         self.on_over: Callable[[], None] = lambda: None
         self.overs = 0
         self.troubles = 0
-        self.crew = Crew(
-            yard.loop,
-            yard.reaper,
-            yard.log,
+        self.stream_set = StreamSet(
+            rig.loop,
+            rig.reaper,
+            rig.log,
             title="forkshim: site",
-            null_fd=yard.null.fileno(),
+            null_fd=rig.null.fileno(),
             on_stream_over=self._note_over,
             on_trouble=self._note_trouble,
             held=held,
@@ -70,7 +70,7 @@ class Site:
             sink_rfd, sink = fds.pipe()
             reader = self.own(sink_rfd.take())
         stream = Stream(name, source_rfd, sink, sink_name="the sink")
-        self.crew.add(stream)
+        self.stream_set.add(stream)
         return self.own(source_wfd.take()), reader, stream
 
     def console(self, sink: fds.Fd) -> tuple[int, Stream]:
@@ -78,7 +78,7 @@ class Site:
         master, slave = pty.openpty()
         tty.setraw(slave)
         stream = Stream("console", fds.Fd(master), sink, sink_name="the sink")
-        self.crew.add(stream)
+        self.stream_set.add(stream)
         return self.own(slave), stream
 
     def stdin(self) -> tuple[int, int, Stream]:
@@ -86,7 +86,7 @@ class Site:
         source_rfd, source_wfd = fds.pipe()
         sink_rfd, sink_wfd = fds.pipe()
         stream = Stream("stdin", source_rfd, sink_wfd)
-        self.crew.add(stream)
+        self.stream_set.add(stream)
         return self.own(source_wfd.take()), self.own(sink_rfd.take()), stream
 
     def fifo_sink(self, path: Path) -> tuple[int, fds.Fd]:
@@ -96,7 +96,7 @@ class Site:
         return reader, fds.Fd(os.open(path, os.O_RDWR))
 
     def run_until(self, is_over: Callable[[], bool]) -> None:
-        self.yard.run_until(is_over)
+        self.rig.run_until(is_over)
 
     def kill_worker_of(self, stream: Stream) -> None:
         """Kill the worker and serve until another one has its place."""
@@ -106,9 +106,9 @@ class Site:
         self.run_until(lambda: stream.is_over or stream.pid not in (0, killed))
 
     def close(self) -> None:
-        self.crew.stop()
-        self.run_until(lambda: not self.crew.has_workers)
-        self.crew.close()
+        self.stream_set.stop()
+        self.run_until(lambda: not self.stream_set.has_workers)
+        self.stream_set.close()
         for owner in self._owned:
             owner.close()
         assert has_no_children()

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 def wait_laid_down(state_dir: Path) -> None:
     """Wait until a killed supervisor's container could be adopted. No event tells: looks."""
-    waiting.wait_true(lambda: _is_laid_down(state_dir))
+    waiting.wait_true(lambda: _is_published(state_dir))
 
 
-def _is_laid_down(state_dir: Path) -> bool:
+def _is_published(state_dir: Path) -> bool:
     try:
         deposit = discover.find(str(state_dir))
     except (ShimError, FileNotFoundError):

@@ -52,19 +52,19 @@ def run(module: str, words: Sequence[str]) -> int:
     hears, says = os.pipe()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _ended)
-    keeper = subprocess.Popen(
+    fd_holder = subprocess.Popen(
         [*_MOUNT, "sh", "-euc", _PREPARE, "sh", *_program(__name__, directory, module, *words)],
         stdin=hears,
         start_new_session=True,  # Ctrl-C is for us, and the keeper is to outlive it
     )
     os.close(hears)
     try:
-        return keeper.wait()
+        return fd_holder.wait()
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     finally:
         os.close(says)
-        keeper.wait()
+        fd_holder.wait()
 
 
 def _ended(signum: int, _frame: object) -> None:

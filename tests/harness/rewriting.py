@@ -13,8 +13,8 @@ from tests.harness.forked import forked
 from workers.copy import splice
 from workers.lines.buffer import BLOCK
 from workers.process import report
-from workers.process.context import Desk
-from workers.process.counters import Ledger
+from workers.process.context import WorkerContext
+from workers.process.counters import StreamCounters
 from workers.sinks import log_output
 from workers.sinks.log_file import LogFile
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 class Feed:
     """One stream's source, scratch and report pipes. Owns them until `close`."""
 
-    def __init__(self, name: str, ledger: Ledger, slot: int) -> None:
+    def __init__(self, name: str, counters: StreamCounters, slot: int) -> None:
         self.name = name
-        self.ledger = ledger
+        self.counters = counters
         self.slot = slot
         self.held: tuple[int, ...] = ()
         self.source_rfd, self.source_wfd = fds.pipe()
@@ -44,13 +44,13 @@ class Feed:
         scratch = (self.scratch[0].fileno(), self.scratch[1].fileno())
         return splice.Route(self.source_rfd.fileno(), -1, scratch)
 
-    def desk(self, *, hold_s: float = 0.0, told_dropped_bytes: int = 0) -> Desk:
-        return Desk(
+    def context(self, *, hold_s: float = 0.0, told_dropped_bytes: int = 0) -> WorkerContext:
+        return WorkerContext(
             stream=self.name,
             hold_s=hold_s,
             told_dropped_bytes=told_dropped_bytes,
             title=f"forkshim: bench [{self.name}]",
-            ledger=self.ledger,
+            counters=self.counters,
             slot=self.slot,
             report_wfd=self.report_wfd.fileno(),
             null_fd=self.null.fileno(),
@@ -156,9 +156,9 @@ class LogSite:
             policy=policy,
             buffer_bytes=buffer_bytes,
         )
-        self.ledger = Ledger()
+        self.counters = StreamCounters()
         self.feeds = {
-            stream: Feed(stream, self.ledger, slot) for slot, stream in enumerate(formats)
+            stream: Feed(stream, self.counters, slot) for slot, stream in enumerate(formats)
         }
 
     def __enter__(self) -> LogSite:
@@ -168,13 +168,13 @@ class LogSite:
         for feed in self.feeds.values():
             feed.close()
         self.log.close()
-        self.ledger.close()
+        self.counters.close()
         self._directory.close()
 
     def worker(self, stream: str, hold_s: float = 0.0, told: int = 0) -> Callable[[], None]:
         feed = self.feeds[stream]
         return lambda: log_output.work(
-            feed.desk(hold_s=hold_s, told_dropped_bytes=told), feed.route, self.log, stream
+            feed.context(hold_s=hold_s, told_dropped_bytes=told), feed.route, self.log, stream
         )
 
     def run(self, stream: str) -> report.Report | None:
@@ -183,7 +183,7 @@ class LogSite:
     def wait_written(self, stream: str, size: int) -> None:
         """Wait until so many bytes of the stream have been counted."""
         slot = self.feeds[stream].slot
-        waiting.wait_true(lambda: self.ledger.copied_bytes(slot) >= size)
+        waiting.wait_true(lambda: self.counters.copied_bytes(slot) >= size)
 
     def files(self) -> list[Path]:
         """Return the log and the old ones, the oldest first."""

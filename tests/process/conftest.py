@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.harness.crew_site import Site
-from tests.harness.yard import Yard
+from tests.harness.rig import Rig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,17 +31,17 @@ def signal_state(no_leaks: None) -> Iterator[None]:
 
 
 @pytest.fixture
-def yard(signal_state: None, tmp_path: Path) -> Iterator[Yard]:
+def rig(signal_state: None, tmp_path: Path) -> Iterator[Rig]:
     """Return a loop, a reaper, a log and /dev/null, wired as in a shim."""
-    made = Yard(tmp_path)
+    made = Rig(tmp_path)
     yield made
     made.close()
 
 
 @pytest.fixture
-def site(yard: Yard) -> Iterator[Site]:
+def site(rig: Rig) -> Iterator[Site]:
     """Return a crew that has no streams yet."""
-    made = Site(yard)
+    made = Site(rig)
     yield made
     made.close()
 

@@ -10,7 +10,7 @@ import pytest
 
 from supervisor.handover import discover
 from supervisor.linux.exit_status import Exited
-from supervisor.state.fd_store import Deposit, Parcel
+from supervisor.state.fd_store import FdStore, FdWriter
 from tests.harness.forked import forked
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def _started(ends: list[int], names: str, check: Callable[[dict[str, str]], None
 @pytest.fixture
 def ends() -> list[int]:
     """The ends of a deposit with something in it; open for as long as this process lives."""
-    deposit = Deposit()
-    deposit.put({"word": "said"}, Parcel())
+    deposit = FdStore()
+    deposit.put({"word": "said"}, FdWriter())
     kept = [os.dup(end) for end in deposit.fds]
     deposit.close()
     return kept

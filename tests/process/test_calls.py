@@ -14,15 +14,15 @@ import pytest
 from supervisor.linux import spawn
 from supervisor.linux.errors import RuntimeMissingError, ShimError
 from supervisor.linux.exit_status import Exited, Killed, Termination
-from supervisor.oci.command_line import RuntimeCaller
-from supervisor.oci.create import Remains, explain
-from supervisor.oci.invoke import RuntimeCalls, ask_runtime
+from supervisor.oci.command_line import RuntimeCommand
+from supervisor.oci.create import FailedCreateCleanup, explain
+from supervisor.oci.invoke import RuntimeInvoker, ask_runtime
 from tests.harness.forked import has_no_children
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.harness.yard import Yard
+    from tests.harness.rig import Rig
 
 pytestmark = pytest.mark.process
 
@@ -33,62 +33,62 @@ def _script(path: Path, text: str) -> str:
     return str(path)
 
 
-def _calls(yard: Yard, name: str, cwd: str = "/") -> RuntimeCalls:
-    return RuntimeCalls(yard.loop, yard.reaper, name=name, cwd=cwd, null_fd=yard.null.fileno())
+def _calls(rig: Rig, name: str, cwd: str = "/") -> RuntimeInvoker:
+    return RuntimeInvoker(rig.loop, rig.reaper, name=name, cwd=cwd, null_fd=rig.null.fileno())
 
 
 def test_a_runtime_is_looked_for_in_path(
-    yard: Yard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeMissingError, match=r"^runtime not installed on system$"):
-        _calls(yard, "runtime")
+        _calls(rig, "runtime")
     with pytest.raises(RuntimeMissingError, match=r"^runtime not installed on system$"):
         ask_runtime("runtime", ["runtime"])
     _script(tmp_path / "runtime", "exit 7")
     ended: list[Termination] = []
-    _calls(yard, "runtime").run(["runtime"], ended.append)
-    yard.run_until(lambda: bool(ended))
+    _calls(rig, "runtime").run(["runtime"], ended.append)
+    rig.run_until(lambda: bool(ended))
     assert ended == [Exited(7)]
 
 
-def test_a_call_gets_its_arguments_and_the_state_directory(yard: Yard, tmp_path: Path) -> None:
+def test_a_call_gets_its_arguments_and_the_state_directory(rig: Rig, tmp_path: Path) -> None:
     runtime = _script(tmp_path / "runtime", f'echo "$PWD $*" >> {tmp_path}/called')
-    calls = _calls(yard, runtime, cwd=str(tmp_path))
+    calls = _calls(rig, runtime, cwd=str(tmp_path))
     ended: list[Termination] = []
     calls.run([runtime, "a", "b c"], ended.append)
     calls.run([runtime, "d"], ended.append, cwd="/")
     assert not calls.is_idle
-    yard.run_until(lambda: len(ended) == 2)
+    rig.run_until(lambda: len(ended) == 2)
     assert calls.is_idle
-    assert yard.loop._deadlines_ns == {}
+    assert rig.loop._deadlines_ns == {}
     assert sorted((tmp_path / "called").read_text().splitlines()) == ["/ d", f"{tmp_path} a b c"]
 
 
-def test_a_runtime_that_takes_too_long_is_killed(yard: Yard, tmp_path: Path) -> None:
+def test_a_runtime_that_takes_too_long_is_killed(rig: Rig, tmp_path: Path) -> None:
     runtime = _script(tmp_path / "runtime", "read forever < fifo")
     os.mkfifo(tmp_path / "fifo")
-    calls = _calls(yard, runtime, cwd=str(tmp_path))
+    calls = _calls(rig, runtime, cwd=str(tmp_path))
     ended: list[Termination] = []
     calls.run([runtime], ended.append, limit_s=0.001)
-    yard.run_until(lambda: bool(ended))
+    rig.run_until(lambda: bool(ended))
     assert ended == [Killed(signal.SIGKILL)]
 
 
-def test_a_runtime_without_a_limit_is_killed_on_request(yard: Yard, tmp_path: Path) -> None:
+def test_a_runtime_without_a_limit_is_killed_on_request(rig: Rig, tmp_path: Path) -> None:
     runtime = _script(tmp_path / "runtime", "read forever < fifo")
     os.mkfifo(tmp_path / "fifo")
-    calls = _calls(yard, runtime, cwd=str(tmp_path))
+    calls = _calls(rig, runtime, cwd=str(tmp_path))
     ended: list[Termination] = []
     pid = calls.run([runtime], ended.append, limit_s=None)
-    assert yard.loop._deadlines_ns == {}
+    assert rig.loop._deadlines_ns == {}
     calls.kill(pid)
-    yard.run_until(lambda: bool(ended))
+    rig.run_until(lambda: bool(ended))
     calls.kill(pid)  # reaped: the number is somebody else's by now
     for _each in range(2):
         calls.run([runtime], ended.append)
     calls.kill_running()
-    yard.run_until(lambda: calls.is_idle)
+    rig.run_until(lambda: calls.is_idle)
     assert ended == [Killed(signal.SIGKILL)] * 3
 
 
@@ -101,45 +101,45 @@ def test_a_runtime_without_a_limit_is_killed_on_request(yard: Yard, tmp_path: Pa
     ],
 )
 def test_a_runtime_that_cannot_be_started_is_said_in_the_words_of_go(
-    yard: Yard, name: str, cwd: str | None, said: str
+    rig: Rig, name: str, cwd: str | None, said: str
 ) -> None:
-    calls = _calls(yard, name)
+    calls = _calls(rig, name)
     ended: list[Termination] = []
     with pytest.raises(ShimError) as caught:
         calls.run([name], ended.append, cwd=cwd)
     assert str(caught.value) == said
-    yard.run_until(has_no_children)
+    rig.run_until(has_no_children)
     assert calls.is_idle
     assert ended == []
 
 
-def test_what_a_runtime_prints_is_handed_over_at_its_end(yard: Yard, tmp_path: Path) -> None:
+def test_what_a_runtime_prints_is_handed_over_at_its_end(rig: Rig, tmp_path: Path) -> None:
     runtime = _script(tmp_path / "runtime", "head -c 300000 /dev/zero; exit 3")
     got: list[tuple[Termination, bytes]] = []
-    _calls(yard, runtime).capture([runtime], lambda end, output: got.append((end, output)))
-    yard.run_until(lambda: bool(got))
+    _calls(rig, runtime).capture([runtime], lambda end, output: got.append((end, output)))
+    rig.run_until(lambda: bool(got))
     assert got == [(Exited(3), bytes(300_000))]
 
 
 def test_a_pipe_that_a_child_of_the_runtime_still_holds_is_not_waited_for(
-    yard: Yard, tmp_path: Path
+    rig: Rig, tmp_path: Path
 ) -> None:
     os.mkfifo(tmp_path / "fifo")
     hold = os.open(tmp_path / "fifo", os.O_RDWR)
     runtime = _script(tmp_path / "runtime", f"(read go < {tmp_path}/fifo) & exit 0")
     got: list[tuple[Termination, bytes]] = []
-    _calls(yard, runtime).capture([runtime], lambda end, output: got.append((end, output)))
-    yard.run_until(lambda: bool(got))
+    _calls(rig, runtime).capture([runtime], lambda end, output: got.append((end, output)))
+    rig.run_until(lambda: bool(got))
     assert got == [(Exited(0), b"")]
     os.write(hold, b"go\n")
-    yard.run_until(has_no_children)  # the orphan came to us
+    rig.run_until(has_no_children)  # the orphan came to us
     os.close(hold)
 
 
-def test_a_capture_that_cannot_be_started_leaves_no_pipe(yard: Yard) -> None:
+def test_a_capture_that_cannot_be_started_leaves_no_pipe(rig: Rig) -> None:
     with pytest.raises(ShimError, match="fork/exec /no/such"):
-        _calls(yard, "/no/such").capture(["x"], lambda _end, _output: None)
-    yard.run_until(has_no_children)
+        _calls(rig, "/no/such").capture(["x"], lambda _end, _output: None)
+    rig.run_until(has_no_children)
 
 
 def test_a_front_end_asks_the_runtime_and_waits(tmp_path: Path) -> None:
@@ -175,18 +175,18 @@ BEGAN_AT = "2016-11-09T12:00:00.000000000Z"
 LATER, EARLIER = "2016-11-09T12:00:01Z", "2016-11-09T11:59:59Z"
 
 
-def _remains(yard: Yard, directory: Path, state: object, *, tail: str = "") -> list[str]:
+def _remains(rig: Rig, directory: Path, state: object, *, tail: str = "") -> list[str]:
     """Run `Remains` against a runtime that records its verbs and prints `state`."""
     (directory / "state").write_text(state if isinstance(state, str) else json.dumps(state))
     text = f'echo "$@" >> {directory}/called\n[ "$1" = state ] && cat {directory}/state\n{tail}'
     runtime = _script(directory / "runtime", text)
-    calls = _calls(yard, runtime)
-    caller = RuntimeCaller(runtime, (), str(directory), "/bundle", "web")
+    calls = _calls(rig, runtime)
+    caller = RuntimeCommand(runtime, (), str(directory), "/bundle", "web")
     ended: list[bool] = []
-    Remains(yard.reaper, calls, caller, yard.log, began_at=BEGAN_AT).delete(
+    FailedCreateCleanup(rig.reaper, calls, caller, rig.log, began_at=BEGAN_AT).delete(
         lambda: ended.append(True)
     )
-    yard.run_until(lambda: bool(ended) and calls.is_idle and has_no_children())
+    rig.run_until(lambda: bool(ended) and calls.is_idle and has_no_children())
     assert ended == [True]
     called = directory / "called"
     return called.read_text().splitlines() if called.exists() else []
@@ -195,10 +195,10 @@ def _remains(yard: Yard, directory: Path, state: object, *, tail: str = "") -> l
 DELETED = ["state web", "delete --force web"]
 
 
-def test_a_container_that_our_create_has_left_is_deleted(yard: Yard, tmp_path: Path) -> None:
+def test_a_container_that_our_create_has_left_is_deleted(rig: Rig, tmp_path: Path) -> None:
     state = {"status": "created", "pid": 0, "bundle": "/bundle", "created": LATER}
-    assert _remains(yard, tmp_path, state) == DELETED
-    assert yard.messages() == []
+    assert _remains(rig, tmp_path, state) == DELETED
+    assert rig.messages() == []
 
 
 @pytest.mark.parametrize(
@@ -212,47 +212,47 @@ def test_a_container_that_our_create_has_left_is_deleted(yard: Yard, tmp_path: P
     ],
 )
 def test_anothers_container_of_our_id_is_left_alone(
-    yard: Yard, tmp_path: Path, bundle: str, created: str, pid: int
+    rig: Rig, tmp_path: Path, bundle: str, created: str, pid: int
 ) -> None:
     state = {"status": "running", "pid": pid, "bundle": bundle, "created": created}
-    assert _remains(yard, tmp_path, state) == ["state web"]
-    assert yard.messages("info") == ["web: another's container, left alone"]
+    assert _remains(rig, tmp_path, state) == ["state web"]
+    assert rig.messages("info") == ["web: another's container, left alone"]
 
 
 def test_a_container_whose_init_is_our_child_is_ours_whatever_it_says(
-    yard: Yard, tmp_path: Path
+    rig: Rig, tmp_path: Path
 ) -> None:
     pid = spawn.fork_worker(lambda: None)
     state = {"status": "running", "pid": pid, "bundle": "/other", "created": EARLIER}
-    assert _remains(yard, tmp_path, state) == DELETED
+    assert _remains(rig, tmp_path, state) == DELETED
 
 
-def test_nothing_is_deleted_where_the_runtime_knows_nothing(yard: Yard, tmp_path: Path) -> None:
-    assert _remains(yard, tmp_path, "container does not exist") == ["state web"]
+def test_nothing_is_deleted_where_the_runtime_knows_nothing(rig: Rig, tmp_path: Path) -> None:
+    assert _remains(rig, tmp_path, "container does not exist") == ["state web"]
 
 
 def test_a_runtime_that_is_gone_by_the_time_of_the_delete_is_said_and_not_waited_for(
-    yard: Yard, tmp_path: Path
+    rig: Rig, tmp_path: Path
 ) -> None:
     state = {"status": "created", "pid": 0, "bundle": "/bundle", "created": LATER}
-    assert _remains(yard, tmp_path, state, tail='rm "$0"') == ["state web"]
-    (message,) = yard.messages("warn")
+    assert _remains(rig, tmp_path, state, tail='rm "$0"') == ["state web"]
+    (message,) = rig.messages("warn")
     assert message == f"fork/exec {tmp_path}/runtime: no such file or directory"
 
 
 def test_a_runtime_that_cannot_be_asked_is_said_and_not_waited_for(
-    yard: Yard, tmp_path: Path
+    rig: Rig, tmp_path: Path
 ) -> None:
     runtime = str(tmp_path / "nowhere")
-    calls = _calls(yard, runtime)
-    caller = RuntimeCaller(runtime, (), str(tmp_path), "/bundle", "web")
+    calls = _calls(rig, runtime)
+    caller = RuntimeCommand(runtime, (), str(tmp_path), "/bundle", "web")
     ended: list[bool] = []
-    Remains(yard.reaper, calls, caller, yard.log, began_at=BEGAN_AT).delete(
+    FailedCreateCleanup(rig.reaper, calls, caller, rig.log, began_at=BEGAN_AT).delete(
         lambda: ended.append(True)
     )
     assert ended == [True]
-    assert yard.messages("warn") == [f"fork/exec {runtime}: no such file or directory"]
-    yard.run_until(has_no_children)
+    assert rig.messages("warn") == [f"fork/exec {runtime}: no such file or directory"]
+    rig.run_until(has_no_children)
 
 
 def test_a_runtimes_log_explains_a_failure_or_nothing_does(tmp_path: Path) -> None:

@@ -23,43 +23,43 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.harness.crew_site import Site
-    from workers.process.context import Desk
+    from workers.process.context import WorkerContext
 
 pytestmark = pytest.mark.process
 
 
 def test_each_stream_is_copied_and_is_over_at_its_end(site: Site) -> None:
     ends = [site.output("stdout"), site.output("stderr")]
-    site.crew.start()
+    site.stream_set.start()
     for number, (writer, _reader, _stream) in enumerate(ends):
         os.write(writer, b"%d" % number)
         site.disown(writer)
     site.run_until(lambda: all(stream.is_over for _w, _r, stream in ends))
-    site.run_until(lambda: not site.crew.has_workers)
+    site.run_until(lambda: not site.stream_set.has_workers)
     for number, (_writer, reader, stream) in enumerate(ends):
         assert os.read(reader, 99) == b"%d" % number
-        assert site.crew.copied_bytes(stream) == 1
+        assert site.stream_set.copied_bytes(stream) == 1
         assert not waiting.has_hung_up(reader)  # the client's side stays open to the end
         assert not stream.has_pending()
     assert site.overs == 2
-    assert site.yard.messages() == []
+    assert site.rig.messages() == []
 
 
 def test_a_crashed_worker_is_replaced_on_the_same_descriptors(site: Site) -> None:
     writer, reader, stream = site.output()
-    site.crew.start()
+    site.stream_set.start()
     route = stream.route
     for number in range(3):
         os.write(writer, b"%d" % number)
         waiting.wait_readable(reader)
         assert os.read(reader, 99) == b"%d" % number
-        waiting.wait_true(lambda number=number: site.crew.copied_bytes(stream) == number + 1)  # type: ignore[misc] # bound now
+        waiting.wait_true(lambda number=number: site.stream_set.copied_bytes(stream) == number + 1)  # type: ignore[misc] # bound now
         site.kill_worker_of(stream)
         assert stream.route == route
     assert route.capacity_bytes == fcntl.fcntl(route.source_fd, fcntl.F_GETPIPE_SZ)
     assert stream.deaths == 3
-    assert site.crew.copied_bytes(stream) == 3
-    assert [message for message in site.yard.messages("warn") if "replaced" in message] == [
+    assert site.stream_set.copied_bytes(stream) == 3
+    assert [message for message in site.rig.messages("warn") if "replaced" in message] == [
         "stdout: worker killed by SIGKILL, replaced; 1 so far",
         "stdout: worker killed by SIGKILL, replaced; 2 so far",
     ]
@@ -72,7 +72,7 @@ def test_what_a_worker_was_killed_amidst_arrives_whole(site: Site) -> None:
     writer, reader, stream = site.output()
     os.write(writer, content)
     site.disown(writer)
-    site.crew.start()
+    site.stream_set.start()
     got = b""
     while len(got) < len(content):
         waiting.wait_readable(reader)
@@ -88,10 +88,10 @@ def test_a_worker_that_dies_again_and_again_without_progress_is_given_pauses(
     monkeypatch.setattr(output, "work", lambda _desk, _route: os._exit(3))
     monkeypatch.setattr(restart_policy, "_SHORTEST_PAUSE_S", 1e-6)
     _writer, _reader, stream = site.output()
-    site.crew.start()
+    site.stream_set.start()
     site.run_until(lambda: stream.deaths == 20)
     assert stream.deaths_without_progress == 20
-    assert site.yard.messages("warn") == [
+    assert site.rig.messages("warn") == [
         *(
             f"stdout: worker exit status 3, replaced; {deaths} so far"
             for deaths in (1, 2, 4, 8, 16)
@@ -108,31 +108,31 @@ def test_a_stream_whose_workers_do_not_live_says_so_until_one_does(
     monkeypatch.setattr(output, "work", lambda _desk, _route: os._exit(3))
     monkeypatch.setattr(restart_policy, "_SHORTEST_PAUSE_S", 1e-6)
     writer, reader, stream = site.output()
-    site.crew.start()
-    site.run_until(lambda: site.crew.trouble(stream) != "")
+    site.stream_set.start()
+    site.run_until(lambda: site.stream_set.trouble(stream) != "")
     assert site.troubles > 0
     assert stream.deaths == restart_policy.DEGRADED_AFTER
-    assert site.crew.trouble(stream) == "degraded: its workers do not live: exit status 3"
+    assert site.stream_set.trouble(stream) == "degraded: its workers do not live: exit status 3"
     monkeypatch.setattr(output, "work", work)
     os.write(writer, b"x")
     site.run_until(lambda: stream.deaths > restart_policy.DEGRADED_AFTER and stream.pid > 0)
     waiting.wait_readable(reader)
-    waiting.wait_true(lambda: site.crew.copied_bytes(stream) == 1)
-    assert site.crew.trouble(stream) == ""
-    assert site.yard.messages("info") == [
+    waiting.wait_true(lambda: site.stream_set.copied_bytes(stream) == 1)
+    assert site.stream_set.trouble(stream) == ""
+    assert site.rig.messages("info") == [
         "stdout: moves again, after: degraded: its workers do not live: exit status 3"
     ]
 
 
 def test_progress_makes_the_earlier_deaths_forgotten(site: Site) -> None:
     writer, reader, stream = site.output()
-    site.crew.start()
+    site.stream_set.start()
     for _each in range(2):
         site.kill_worker_of(stream)
     assert stream.deaths_without_progress == 2
     os.write(writer, b"x")
     waiting.wait_readable(reader)
-    waiting.wait_true(lambda: site.crew.copied_bytes(stream) == 1)
+    waiting.wait_true(lambda: site.stream_set.copied_bytes(stream) == 1)
     site.kill_worker_of(stream)
     assert (stream.deaths, stream.deaths_without_progress) == (3, 0)
 
@@ -143,34 +143,34 @@ def test_a_report_that_is_junk_counts_as_a_crash(
 ) -> None:
     work = output.work
 
-    def junk(desk: Desk, _route: splice.Route) -> None:
+    def junk(context: WorkerContext, _route: splice.Route) -> None:
         monkeypatch.setattr(output, "work", work)
         rest = memoryview(record)
         while rest:
-            rest = rest[os.write(desk.report_wfd, rest) :]
+            rest = rest[os.write(context.report_wfd, rest) :]
         os._exit(0)
 
     monkeypatch.setattr(output, "work", junk)
     writer, reader, stream = site.output()
-    site.crew.start()
+    site.stream_set.start()
     monkeypatch.setattr(output, "work", work)
     os.write(writer, b"x")
     site.disown(writer)
     site.run_until(lambda: stream.is_over)
     assert os.read(reader, 9) == b"x"
     assert stream.deaths == 1
-    assert any(message.startswith("stdout: worker: ") for message in site.yard.messages("warn"))
+    assert any(message.startswith("stdout: worker: ") for message in site.rig.messages("warn"))
 
 
 def test_a_sink_that_nobody_reads_hangs_up_on_the_container(site: Site) -> None:
     writer, reader, stream = site.output()
-    site.crew.start()
+    site.stream_set.start()
     site.disown(reader)
     os.write(writer, b"x")
     site.run_until(lambda: stream.is_over)
     with pytest.raises(BrokenPipeError):
         os.write(writer, b"y")
-    assert site.yard.messages("warn") == [
+    assert site.rig.messages("warn") == [
         f"stdout the sink: Broken pipe (EPIPE) after 0 bytes; {Mend.HANG_UP.value}"
     ]
 
@@ -179,14 +179,14 @@ def test_a_console_whose_sink_nobody_reads_is_read_on_and_thrown_away(site: Site
     sink_rfd, sink = fds.pipe()
     slave, stream = site.console(sink)
     sink_rfd.close()
-    site.crew.start()
+    site.stream_set.start()
     os.write(slave, b"x")
-    site.run_until(lambda: site.yard.log_path.stat().st_size > 0)
+    site.run_until(lambda: site.rig.log_path.stat().st_size > 0)
     for _each in range(100):
         os.write(slave, b"y" * 1000)  # more than a terminal would hold
     site.disown(slave)
     site.run_until(lambda: stream.is_over)
-    assert site.yard.messages("warn") == [
+    assert site.rig.messages("warn") == [
         f"console the sink: Broken pipe (EPIPE) after 0 bytes; {Mend.DISCARD.value}"
     ]
 
@@ -196,12 +196,12 @@ def test_a_full_disk_is_tried_again_and_said_once(
 ) -> None:
     monkeypatch.setattr(restart_policy, "_SHORTEST_PAUSE_S", 1e-6)
     writer, _reader, stream = site.output(sink=fds.Fd(os.open("/dev/full", os.O_WRONLY)))
-    site.crew.start()
+    site.stream_set.start()
     for errors in range(1, 6):
         os.write(writer, b"x")
         site.run_until(lambda errors=errors: stream.errors_in_a_row == errors)  # type: ignore[misc] # bound now
     assert not stream.is_over
-    assert site.yard.messages("warn") == [
+    assert site.rig.messages("warn") == [
         f"stdout the sink: No space left on device (ENOSPC) after 0 bytes; {Mend.RETRY.value}"
     ]
 
@@ -209,16 +209,16 @@ def test_a_full_disk_is_tried_again_and_said_once(
 def test_an_error_after_progress_is_said_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restart_policy, "_SHORTEST_PAUSE_S", 1e-6)
 
-    def moves_a_little(desk: Desk, _route: splice.Route) -> None:
-        desk.moved(1)
-        desk.send(report.Report(desk.stream, 1, errno.ENOSPC, "sink"))
+    def moves_a_little(context: WorkerContext, _route: splice.Route) -> None:
+        context.moved(1)
+        context.send(report.Report(context.stream, 1, errno.ENOSPC, "sink"))
 
     monkeypatch.setattr(output, "work", moves_a_little)
     _writer, _reader, stream = site.output()
     stream.sink_name = ""
-    site.crew.start()
-    site.run_until(lambda: len(site.yard.messages("warn")) == 2)
-    assert [message.partition(";")[0] for message in site.yard.messages("warn")] == [
+    site.stream_set.start()
+    site.run_until(lambda: len(site.rig.messages("warn")) == 2)
+    assert [message.partition(";")[0] for message in site.rig.messages("warn")] == [
         "stdout: No space left on device (ENOSPC) after 1 bytes",
         "stdout: No space left on device (ENOSPC) after 2 bytes",
     ]
@@ -226,18 +226,18 @@ def test_an_error_after_progress_is_said_again(site: Site, monkeypatch: pytest.M
 
 def test_a_container_that_closes_its_stdin_ends_it_without_a_word(site: Site) -> None:
     client, container, stream = site.stdin()
-    site.crew.start()
+    site.stream_set.start()
     os.write(client, b"x")
     waiting.wait_readable(container)
     site.disown(container)
     site.run_until(lambda: stream.is_over)
-    assert site.yard.messages() == []
-    assert site.crew.outputs == []
+    assert site.rig.messages() == []
+    assert site.stream_set.outputs == []
 
 
 def test_stdin_is_closed_at_its_end_and_the_container_sees_it(site: Site) -> None:
     client, container, stream = site.stdin()
-    site.crew.start()
+    site.stream_set.start()
     os.write(client, b"x")
     site.disown(client)
     site.run_until(lambda: stream.is_over)
@@ -245,15 +245,15 @@ def test_stdin_is_closed_at_its_end_and_the_container_sees_it(site: Site) -> Non
 
 
 def test_a_stdin_that_fails_is_said_and_closed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(desk: Desk, _route: splice.Route, _raw: stdin.RawTerminal | None) -> None:
-        desk.send(report.Report("stdin", 0, errno.EISDIR, "source"))
+    def fails(context: WorkerContext, _route: splice.Route, _raw: stdin.RawTerminal | None) -> None:
+        context.send(report.Report("stdin", 0, errno.EISDIR, "source"))
 
     monkeypatch.setattr(stdin, "work", fails)
     _client, container, stream = site.stdin()
-    site.crew.start()
+    site.stream_set.start()
     site.run_until(lambda: stream.is_over)
     assert waiting.read_to_end(container) == b""
-    assert site.yard.messages("warn") == [
+    assert site.rig.messages("warn") == [
         f"stdin: Is a directory (EISDIR) after 0 bytes; {Mend.HANG_UP.value}"
     ]
 
@@ -271,13 +271,13 @@ def test_a_fork_that_fails_is_tried_again(site: Site, monkeypatch: pytest.Monkey
     monkeypatch.setattr(spawn, "fork_worker", fails_twice)
     monkeypatch.setattr(restart_policy, "FORK_AGAIN_S", 1e-6)
     writer, reader, stream = site.output()
-    site.crew.start()
+    site.stream_set.start()
     os.write(writer, b"x")
     site.disown(writer)
     site.run_until(lambda: stream.is_over)
     assert os.read(reader, 9) == b"x"
     message = "stdout: fork: Resource temporarily unavailable; trying again"
-    assert site.yard.messages("warn") == [f"{message}; {n} times so far" for n in (1, 2)]
+    assert site.rig.messages("warn") == [f"{message}; {n} times so far" for n in (1, 2)]
 
 
 def _refused(_work: Callable[[], None]) -> int:
@@ -288,28 +288,28 @@ def test_a_stream_that_ends_while_a_fork_is_refused_is_over(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer, _reader, stream = site.output()
-    site.crew.start()
+    site.stream_set.start()
     with monkeypatch.context() as patch:
         patch.setattr(spawn, "fork_worker", _refused)
-        site.crew.attach("stdout", "attach.nobody")  # whatever replaces a worker
-        site.crew._dismiss(stream)
+        site.stream_set.attach("stdout", "attach.nobody")  # whatever replaces a worker
+        site.stream_set._dismiss(stream)
     assert stream.failed_forks
     site.disown(writer)
     site.run_until(lambda: stream.is_over)
     is_later: list[bool] = []
-    site.yard.loop.call_after(
+    site.rig.loop.call_after(
         "later", 2 * restart_policy.FORK_AGAIN_S, lambda: is_later.append(True)
     )
     site.run_until(lambda: bool(is_later))
     assert (stream.pid, stream.deaths) == (0, 0)
-    assert not site.crew.has_workers
+    assert not site.stream_set.has_workers
 
 
 def test_a_stream_that_was_given_up_is_not_given_another_worker(site: Site) -> None:
     _writer, _reader, stream = site.output()
-    site.crew.start()
-    site.crew.give_up(stream)
-    site.run_until(lambda: not site.crew.has_workers)
+    site.stream_set.start()
+    site.stream_set.give_up(stream)
+    site.run_until(lambda: not site.stream_set.has_workers)
     assert stream.is_over
     assert site.overs == 1
     assert has_no_children()
@@ -320,20 +320,20 @@ def test_a_worker_that_is_reaped_and_whose_pipe_is_unread_is_not_signalled_any_m
     site: Site, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     _writer, _reader, stream = site.output()
-    site.crew.start()
+    site.stream_set.start()
     pid = stream.pid
     os.kill(pid, signal.SIGKILL)
     waiting.wait_process(pid)
-    site.yard.reaper.reap()  # the loop has not served its pipe yet: the pid may be anybody's now
+    site.rig.reaper.reap()  # the loop has not served its pipe yet: the pid may be anybody's now
     signalled: list[int] = []
     with monkeypatch.context() as patched:
         patched.setattr(os, "kill", lambda pid, _signum: signalled.append(pid))
         if how == "give up":
-            site.crew.give_up(stream)
+            site.stream_set.give_up(stream)
         else:
-            site.crew.stop()
+            site.stream_set.stop()
     assert signalled == []
-    site.run_until(lambda: not site.crew.has_workers)
+    site.run_until(lambda: not site.stream_set.has_workers)
 
 
 def test_a_stream_that_is_given_up_in_a_pause_is_not_given_another_worker(
@@ -341,22 +341,22 @@ def test_a_stream_that_is_given_up_in_a_pause_is_not_given_another_worker(
 ) -> None:
     for name in ("_SHORTEST_PAUSE_S", "LONGEST_PAUSE_S"):
         monkeypatch.setattr(restart_policy, name, 3600.0)  # no worker comes while we look
-    site.crew._longest_pause_s = 3600.0
+    site.stream_set._longest_pause_s = 3600.0
     writer, _reader, stream = site.output(sink=fds.Fd(os.open("/dev/full", os.O_WRONLY)))
-    site.crew.start()
+    site.stream_set.start()
     os.write(writer, b"x")
     site.run_until(lambda: stream.errors_in_a_row == 1)
     held = stream.pid
-    site.crew.give_up(stream)
+    site.stream_set.give_up(stream)
     site.run_until(lambda: stream.is_over)
     assert not waiting.is_alive(held)
-    assert list(site.yard.loop._deadlines_ns) == []
+    assert list(site.rig.loop._deadlines_ns) == []
 
 
 def _endless_pauses(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_SHORTEST_PAUSE_S", "LONGEST_PAUSE_S", "LONGEST_PAUSE_IN_DRAIN_S"):
         monkeypatch.setattr(restart_policy, name, 3600.0)
-    site.crew._longest_pause_s = 3600.0
+    site.stream_set._longest_pause_s = 3600.0
 
 
 def test_in_a_pause_there_is_a_worker_which_a_hurry_has_try_at_once(
@@ -365,14 +365,14 @@ def test_in_a_pause_there_is_a_worker_which_a_hurry_has_try_at_once(
     """Without one, nobody could go on if the supervisor were killed just then."""
     _endless_pauses(site, monkeypatch)
     writer, _reader, stream = site.output(sink=fds.Fd(os.open("/dev/full", os.O_WRONLY)))
-    site.crew.start()
+    site.stream_set.start()
     os.write(writer, b"x")
     site.run_until(lambda: stream.errors_in_a_row == 1)
     waiting.wait_title(stream.pid, "forkshim: site [stdout]")
-    assert not site.crew.could_move(stream), "it is not taken for a stuck one"
-    assert site.crew.trouble(stream) == "No space left on device"
+    assert not site.stream_set.could_move(stream), "it is not taken for a stuck one"
+    assert site.stream_set.trouble(stream) == "No space left on device"
     held = stream.pid
-    site.crew.hurry()
+    site.stream_set.hurry()
     site.run_until(lambda: stream.errors_in_a_row == 2)
     waiting.wait_process(held)
     assert stream.pid
@@ -384,20 +384,20 @@ def test_workers_that_die_at_work_are_followed_by_one_that_rests(
 ) -> None:
     _endless_pauses(site, monkeypatch)
 
-    def works_badly(desk: Desk, route: splice.Route) -> None:
-        desk.sit_down(route.fds)
+    def works_badly(context: WorkerContext, route: splice.Route) -> None:
+        context.enter(route.fds)
         os._exit(3)
 
     monkeypatch.setattr(output, "work", works_badly)
     _writer, _reader, stream = site.output()
-    site.crew.start()
+    site.stream_set.start()
     site.run_until(lambda: stream.deaths == 9)
     waiting.wait_title(stream.pid, "forkshim: site [stdout]")
     # One that does not even live at rest is not replaced by another one of the kind.
     os.kill(stream.pid, signal.SIGKILL)
     site.run_until(lambda: stream.deaths == 10)
     assert stream.pid == 0
-    assert list(site.yard.loop._deadlines_ns) == ["fork stdout"]
+    assert list(site.rig.loop._deadlines_ns) == ["fork stdout"]
 
 
 def test_without_a_free_descriptor_a_killed_worker_is_replaced_later(
@@ -405,7 +405,7 @@ def test_without_a_free_descriptor_a_killed_worker_is_replaced_later(
 ) -> None:
     monkeypatch.setattr(restart_policy, "FORK_AGAIN_S", 0.01)
     writer, reader, stream = site.output()
-    site.crew.start()
+    site.stream_set.start()
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     killed = stream.pid
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
@@ -419,6 +419,6 @@ def test_without_a_free_descriptor_a_killed_worker_is_replaced_later(
     site.run_until(lambda: stream.pid != 0)
     waiting.wait_readable(reader)
     assert os.read(reader, 9) == b"some"
-    said = [text for text in site.yard.messages("warn") if "fork" in text]
+    said = [text for text in site.rig.messages("warn") if "fork" in text]
     assert said[0] == "stdout: fork: Too many open files; trying again; 1 times so far"
     assert len(said) <= 3, "1, 2, 4, ...: no log is filled with it"

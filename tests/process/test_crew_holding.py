@@ -14,7 +14,7 @@ import pytest
 from supervisor.children import restart_policy
 from supervisor.io.stream import Stream
 from supervisor.linux import fds, spawn
-from supervisor.state.fd_store import Deposit, Parcel
+from supervisor.state.fd_store import FdStore, FdWriter
 from tests.harness import waiting
 from tests.harness.crew_site import Site
 from workers.copy import output, splice
@@ -24,25 +24,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from tests.harness.yard import Yard
-    from workers.process.context import Desk
+    from tests.harness.rig import Rig
+
+    from workers.process.context import WorkerContext
 
 pytestmark = pytest.mark.process
 
 
 @pytest.fixture
-def site(yard: Yard) -> Iterator[Site]:
+def site(rig: Rig) -> Iterator[Site]:
     """A crew that holds a deposit with something in it."""
-    with contextlib.closing(Deposit()) as deposit:
-        deposit.put({}, Parcel())
-        made = Site(yard, held=deposit.fds)
+    with contextlib.closing(FdStore()) as deposit:
+        deposit.put({}, FdWriter())
+        made = Site(rig, held=deposit.fds)
         yield made
         made.close()
 
 
-def _fails(desk: Desk, route: splice.Route) -> None:
-    desk.sit_down(route.fds)
-    desk.send_and_keep(report.Report(desk.stream, 0, errno.ENOSPC, "sink"))
+def _fails(context: WorkerContext, route: splice.Route) -> None:
+    context.enter(route.fds)
+    context.send_and_keep(report.Report(context.stream, 0, errno.ENOSPC, "sink"))
 
 
 def _refused(_work: Callable[[], None]) -> int:
@@ -50,7 +51,7 @@ def _refused(_work: Callable[[], None]) -> int:
 
 
 def _keeper_of(site: Site) -> int:
-    pid: int = site.crew.pack(Parcel())["keeper"]
+    pid: int = site.stream_set.pack(FdWriter())["keeper"]
     return pid
 
 
@@ -63,7 +64,7 @@ def _orphan(site: Site, stream: Stream) -> fds.Fd:
     assert stream.watch is not None
     pidfd = fds.Fd(os.pidfd_open(stream.pid))
     stream.watch.abandon()
-    site.yard.reaper.expect(stream.pid, lambda _termination: None)  # as its new parent does
+    site.rig.reaper.expect(stream.pid, lambda _termination: None)  # as its new parent does
     stream.watch, stream.pid = None, 0
     return pidfd
 
@@ -73,7 +74,7 @@ def test_a_worker_that_has_failed_stays_until_another_one_is_there(
 ) -> None:
     monkeypatch.setattr(output, "work", _fails)
     _writer, _reader, stream = site.output()
-    site.crew.start()
+    site.stream_set.start()
     first, watch = stream.pid, stream.watch
     assert watch is not None
     waiting.wait_hangup(watch.fileno())  # it has reported, and nobody has heard it
@@ -88,7 +89,7 @@ def test_and_while_no_fork_succeeds(site: Site, monkeypatch: pytest.MonkeyPatch)
     """Its report counts once, whatever becomes of it."""
     monkeypatch.setattr(output, "work", _fails)
     _writer, _reader, stream = site.output()
-    site.crew.start()
+    site.stream_set.start()
     first = stream.pid
     with monkeypatch.context() as patch:
         patch.setattr(spawn, "fork_worker", _refused)
@@ -106,11 +107,11 @@ def test_a_fork_that_was_refused_leaves_no_pause_for_a_dead_container(
     monkeypatch.setattr(output, "work", _fails)
     _writer, _reader, stream = site.output()
     stream.errors_in_a_row = 20  # the next pause is the longest one
-    site.crew.start()
+    site.stream_set.start()
     with monkeypatch.context() as patch:
         patch.setattr(spawn, "fork_worker", _refused)
         site.run_until(lambda: bool(stream.failed_forks))
-        site.crew.hurry()
+        site.stream_set.hurry()
     site.run_until(lambda: not stream.failed_forks)
     assert stream.held_until_s - time.monotonic() <= restart_policy.LONGEST_PAUSE_IN_DRAIN_S
 
@@ -119,16 +120,16 @@ def test_the_workers_of_a_killed_supervisor_go_on_until_there_are_others(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer, reader, stream = site.output()
-    site.crew.start()
+    site.stream_set.start()
     orphan = stream.pid
     with monkeypatch.context() as patch:
         patch.setattr(spawn, "fork_worker", _refused)
-        site.crew.renew([_orphan(site, stream)])
+        site.stream_set.renew([_orphan(site, stream)])
         os.write(writer, b"said")
         waiting.wait_readable(reader)
         assert waiting.is_alive(orphan)
-        assert not site.crew.is_settled
-    site.run_until(lambda: site.crew.is_settled)
+        assert not site.stream_set.is_settled
+    site.run_until(lambda: site.stream_set.is_settled)
     assert stream.pid not in (0, orphan)
     assert not waiting.is_alive(orphan)
 
@@ -144,29 +145,29 @@ def test_a_log_that_was_to_be_opened_anew_is_not_while_an_orphan_writes_it(
     source_rfd, source_wfd = fds.pipe()
     site.own(source_wfd.take())
     stream = Stream("stdout", source_rfd, reopen(), reopen=reopen)
-    site.crew.add(stream)
-    site.crew.start()
+    site.stream_set.add(stream)
+    site.stream_set.start()
     orphan = _orphan(site, stream)
     (tmp_path / "log").rename(tmp_path / "log.1")
     waited_for: list[int] = []
-    fork_behind = site.crew._fork_behind
+    fork_behind = site.stream_set._fork_behind
 
     def count(predecessors: Sequence[fds.Fd], stream: Stream, hold_s: float) -> fds.Fd:
         waited_for.append(len(predecessors))
         return fork_behind(predecessors, stream, hold_s)
 
-    monkeypatch.setattr(site.crew, "_fork_behind", count)
-    site.crew.go_on_with({"is_to_reopen": True, "keeper": 0}, is_parent=False)
-    site.crew.renew([orphan])
+    monkeypatch.setattr(site.stream_set, "_fork_behind", count)
+    site.stream_set.go_on_with({"is_to_reopen": True, "keeper": 0}, is_parent=False)
+    site.stream_set.renew([orphan])
     assert waited_for
     assert 0 not in waited_for
-    site.run_until(lambda: site.crew.is_settled)
+    site.run_until(lambda: site.stream_set.is_settled)
 
 
 def test_a_worker_that_has_come_to_its_end_is_gone_before_its_stream_is_over(site: Site) -> None:
     """It has the client's fifo open for reading, as only clients should have then."""
     writer, reader, stream = site.output()
-    site.crew.start()
+    site.stream_set.start()
     worker = stream.pid
     os.write(writer, b"said")
     site.disown(writer)
@@ -178,23 +179,23 @@ def test_a_worker_that_has_come_to_its_end_is_gone_before_its_stream_is_over(sit
 
 def test_the_last_worker_is_followed_by_a_keeper(site: Site) -> None:
     ends = [site.output("stdout"), site.output("stderr")]
-    site.crew.start()
-    site.crew.hold()
+    site.stream_set.start()
+    site.stream_set.hold()
     assert not _keeper_of(site)
     for writer, _reader, stream in ends:
         assert not _keeper_of(site)
         site.disown(writer)
         site.run_until(lambda stream=stream: stream.is_over)  # type: ignore[misc] # called now
-    keeper = _keeper_of(site)
-    _wait_title(keeper, " [keeper]")
-    open_fds = {int(name) for name in os.listdir(f"/proc/{keeper}/fd")}
+    fd_holder = _keeper_of(site)
+    _wait_title(fd_holder, " [keeper]")
+    open_fds = {int(name) for name in os.listdir(f"/proc/{fd_holder}/fd")}
     assert open_fds == {0, 1, 2, *site.held}
 
 
 def test_and_of_two_that_come_to_their_end_together_there_is_a_last_one(site: Site) -> None:
     ends = [site.output("stdout"), site.output("stderr")]
-    site.crew.start()
-    site.crew.hold()
+    site.stream_set.start()
+    site.stream_set.hold()
     for writer, _reader, stream in ends:
         site.disown(writer)
         assert stream.watch is not None
@@ -205,27 +206,27 @@ def test_and_of_two_that_come_to_their_end_together_there_is_a_last_one(site: Si
 
 def test_there_is_a_keeper_although_the_last_worker_was_sent_away_before(site: Site) -> None:
     writer, _reader, stream = site.output()
-    site.crew.start()
+    site.stream_set.start()
     site.disown(writer)
     site.run_until(lambda: stream.watch is not None and stream.watch.has_reported)
-    site.crew.hold()
+    site.stream_set.hold()
     site.run_until(lambda: stream.is_over)
     assert waiting.is_alive(_keeper_of(site))
 
 
 def test_a_dead_containers_last_worker_is_not(site: Site) -> None:
     writer, _reader, stream = site.output()
-    site.crew.start()
-    site.crew.hold()
-    site.crew.let_go()
+    site.stream_set.start()
+    site.stream_set.hold()
+    site.stream_set.let_go()
     site.disown(writer)
     site.run_until(lambda: stream.is_over)
     assert not _keeper_of(site)
 
 
 def test_without_a_stream_there_is_a_keeper_and_another_one_if_it_is_killed(site: Site) -> None:
-    site.crew.start()
-    site.crew.hold()
+    site.stream_set.start()
+    site.stream_set.hold()
     first = _keeper_of(site)
     os.kill(first, signal.SIGKILL)
     site.run_until(lambda: _keeper_of(site) not in (0, first))
@@ -236,8 +237,8 @@ def test_the_last_worker_stays_until_a_keeper_can_be_forked(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer, _reader, stream = site.output()
-    site.crew.start()
-    site.crew.hold()
+    site.stream_set.start()
+    site.stream_set.hold()
     worker = stream.pid
     with monkeypatch.context() as patch:
         patch.setattr(spawn, "fork_worker", _refused)
@@ -247,16 +248,16 @@ def test_the_last_worker_stays_until_a_keeper_can_be_forked(
     site.run_until(lambda: stream.is_over)
     assert waiting.is_alive(_keeper_of(site))
     message = "keeper: fork: Resource temporarily unavailable; trying again"
-    assert site.yard.messages("warn") == [message]
+    assert site.rig.messages("warn") == [message]
 
 
 def test_a_successor_has_a_keeper_before_the_last_one_goes(site: Site) -> None:
     """As an adopter of a container that has closed its outputs."""
     _writer, _reader, stream = site.output()
-    site.crew.start()
+    site.stream_set.start()
     pidfd = _orphan(site, stream)
     stream.is_over = True
-    site.crew.go_on_with({"is_to_reopen": False, "keeper": 0}, is_parent=False)
-    site.crew.renew([pidfd])
+    site.stream_set.go_on_with({"is_to_reopen": False, "keeper": 0}, is_parent=False)
+    site.stream_set.renew([pidfd])
     assert waiting.is_alive(_keeper_of(site))
-    site.run_until(lambda: site.crew.is_settled)
+    site.run_until(lambda: site.stream_set.is_settled)

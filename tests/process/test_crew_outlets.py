@@ -16,7 +16,7 @@ from supervisor.io.stream import Stream
 from supervisor.linux import fds
 from supervisor.linux.errors import ShimError
 from supervisor.sinks.log_sinks import Drops
-from supervisor.state.fd_store import Parcel
+from supervisor.state.fd_store import FdWriter
 from tests.harness import waiting
 from tests.harness.crew_site import Site, stop_worker
 from workers.process import report
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from workers.copy import splice
-    from workers.process.context import Desk
+    from workers.process.context import WorkerContext
 
 pytestmark = pytest.mark.process
 
@@ -50,25 +50,25 @@ class Recorder:
     def has_room(self, _sink_fd: int) -> bool:
         return not self.is_full
 
-    def work(self, desk: Desk, route: splice.Route) -> None:
+    def work(self, context: WorkerContext, route: splice.Route) -> None:
         if self.is_broken:
-            desk.sit_down(())
-            desk.send(report.Report(desk.stream, 0, errno.EPIPE, "sink"))
+            context.enter(())
+            context.send(report.Report(context.stream, 0, errno.EPIPE, "sink"))
             return
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
-        desk.sit_down((route.source_fd, file))
+        context.enter((route.source_fd, file))
         while chunk := os.read(route.source_fd, 99):
             os.write(file, chunk)
-            desk.moved(len(chunk))
+            context.moved(len(chunk))
         os.write(file, b"|")
-        desk.send(report.Report(desk.stream, desk.copied_bytes))
+        context.send(report.Report(context.stream, context.copied_bytes))
 
     def renew(self) -> None:
         self.renewed += 1
         self.is_broken = self.renewed < 3
         raise ConnectionRefusedError
 
-    def pack(self, _parcel: Parcel) -> dict[str, Any]:
+    def pack(self, _parcel: FdWriter) -> dict[str, Any]:
         return {}
 
     def close(self) -> None:
@@ -77,9 +77,9 @@ class Recorder:
 
 def _recorded(site: Site, recorder: Recorder) -> tuple[int, Stream]:
     source_rfd, source_wfd = fds.pipe()
-    sink = fds.Fd(os.dup(site.yard.null.fileno()))
+    sink = fds.Fd(os.dup(site.rig.null.fileno()))
     stream = Stream("stdout", source_rfd, sink, sink_name="records", outlet=recorder)
-    site.crew.add(stream)
+    site.stream_set.add(stream)
     return site.own(source_wfd.take()), stream
 
 
@@ -89,14 +89,14 @@ def test_a_worker_that_leaves_its_sink_alone_is_not_taken_for_a_stuck_one(
     recorder = Recorder(tmp_path)
     writer, stream = _recorded(site, recorder)
     recorder.policy = "drop-new"
-    site.crew.start()
+    site.stream_set.start()
     os.write(writer, b"x")
-    waiting.wait_true(lambda: site.crew.copied_bytes(stream) == 1)
+    waiting.wait_true(lambda: site.stream_set.copied_bytes(stream) == 1)
     stop_worker(stream)
     os.write(writer, b"y")
-    assert site.crew.could_move(stream)
+    assert site.stream_set.could_move(stream)
     stream.trouble, stream.copied_bytes_at_fork = "No space left on device", 1
-    assert not site.crew.could_move(stream)
+    assert not site.stream_set.could_move(stream)
 
 
 def test_a_stream_of_records_that_is_hung_up_has_its_end_written(
@@ -105,17 +105,17 @@ def test_a_stream_of_records_that_is_hung_up_has_its_end_written(
     recorder = Recorder(tmp_path)
     writer, stream = _recorded(site, recorder)
     assert stream.capacity_bytes == fds.PIPE_BYTES + 5
-    site.crew.start()
+    site.stream_set.start()
     os.write(writer, b"said")
-    waiting.wait_true(lambda: site.crew.copied_bytes(stream) == 4)
-    site.crew.hang_up(stream)
+    waiting.wait_true(lambda: site.stream_set.copied_bytes(stream) == 4)
+    site.stream_set.hang_up(stream)
     assert stream.is_hung_up
     site.run_until(lambda: stream.is_over)
     with pytest.raises(BrokenPipeError):
         os.write(writer, b"too late")
     assert recorder.path.read_text() == "said|"
     assert stream.deaths == 0
-    assert site.yard.messages() == []
+    assert site.rig.messages() == []
 
 
 def test_a_stream_of_records_is_hung_up_in_a_pause_and_its_worker_comes_at_once(
@@ -125,12 +125,12 @@ def test_a_stream_of_records_is_hung_up_in_a_pause_and_its_worker_comes_at_once(
     recorder.is_broken, recorder.renewed = True, 1
     for name in ("_SHORTEST_PAUSE_S", "LONGEST_PAUSE_S"):
         monkeypatch.setattr(restart_policy, name, 3600.0)
-    site.crew._longest_pause_s = 3600.0
+    site.stream_set._longest_pause_s = 3600.0
     _writer, stream = _recorded(site, recorder)
-    site.crew.start()
+    site.stream_set.start()
     site.run_until(lambda: recorder.renewed == 2)
     recorder.is_broken = False
-    site.crew.hang_up(stream)
+    site.stream_set.hang_up(stream)
     site.run_until(lambda: stream.is_over)
     assert recorder.path.read_text() == "|"
 
@@ -144,27 +144,27 @@ def test_a_file_is_opened_anew_and_an_outlet_of_one_by_its_next_worker(
     source_rfd, source_wfd = fds.pipe()
     writer = site.own(source_wfd.take())
     plain = Stream("stderr", source_rfd, reopen(), reopen=reopen)
-    site.crew.add(plain)
+    site.stream_set.add(plain)
     recorder = Recorder(tmp_path)
     recorder.renewed = 3  # it is whole whenever it is renewed
     _writer, stream = _recorded(site, recorder)
-    site.crew.start()
+    site.stream_set.start()
     os.write(writer, b"old")
-    waiting.wait_true(lambda: site.crew.copied_bytes(plain) == 3)
+    waiting.wait_true(lambda: site.stream_set.copied_bytes(plain) == 3)
     for _each in range(2):
         (tmp_path / "log").rename(tmp_path / "log.1")
         pids = plain.pid, stream.pid
-        site.crew.reopen()
+        site.stream_set.reopen()
         site.run_until(lambda: plain.pid not in (0, pids[0]) and stream.pid not in (0, pids[1]))  # noqa: B023 -- called now
     os.write(writer, b"new")
     site.disown(writer)
     site.run_until(lambda: plain.is_over)
     assert (tmp_path / "log").read_bytes() == b"new"
     assert recorder.renewed == 5
-    site.crew.reopen()
+    site.stream_set.reopen()
     assert plain.pid == 0
     assert plain.deaths == stream.deaths == 0
-    assert site.yard.messages() == []
+    assert site.rig.messages() == []
 
 
 def test_files_that_are_opened_anew_all_the_time_are_written_all_the_same(
@@ -180,18 +180,18 @@ def test_files_that_are_opened_anew_all_the_time_are_written_all_the_same(
     source_rfd, source_wfd = fds.pipe()
     writer = site.own(source_wfd.take())
     stream = Stream("stdout", source_rfd, reopen(), reopen=reopen)
-    site.crew.add(stream)
-    site.crew.start()
+    site.stream_set.add(stream)
+    site.stream_set.start()
     for _each in range(200):
-        site.crew.reopen()
-    assert site.crew.pack(Parcel())["is_to_reopen"]  # a successor does it
-    site.run_until(lambda: not site.crew.pack(Parcel())["is_to_reopen"])
+        site.stream_set.reopen()
+    assert site.stream_set.pack(FdWriter())["is_to_reopen"]  # a successor does it
+    site.run_until(lambda: not site.stream_set.pack(FdWriter())["is_to_reopen"])
     os.write(writer, b"said")
     site.disown(writer)
     site.run_until(lambda: stream.is_over)
     assert opened[-1].read_bytes() == b"said"
     assert 3 <= len(opened) < 100
-    assert site.yard.messages() == []
+    assert site.rig.messages() == []
 
 
 def test_a_file_that_cannot_be_opened_anew_is_written_on(site: Site, tmp_path: Path) -> None:
@@ -202,14 +202,14 @@ def test_a_file_that_cannot_be_opened_anew_is_written_on(site: Site, tmp_path: P
     writer = site.own(source_wfd.take())
     sink = fds.Fd(os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT, 0o600))
     stream = Stream("stdout", source_rfd, sink, reopen=reopen)
-    site.crew.add(stream)
-    site.crew.start()
-    site.crew.reopen()
+    site.stream_set.add(stream)
+    site.stream_set.start()
+    site.stream_set.reopen()
     os.write(writer, b"said")
     site.disown(writer)
     site.run_until(lambda: stream.is_over)
     assert (tmp_path / "log").read_bytes() == b"said"
-    assert site.yard.messages("warn") == [
+    assert site.rig.messages("warn") == [
         "stdout: open log: no such file or directory; the old file is written on"
     ]
 
@@ -220,13 +220,13 @@ def test_an_outlet_that_fails_is_renewed_until_it_works(site: Site, tmp_path: Pa
     writer, stream = _recorded(site, recorder)
     route = stream.route
     assert route.capacity_bytes == fcntl.fcntl(route.source_fd, fcntl.F_GETPIPE_SZ)
-    site.crew.start()
+    site.stream_set.start()
     site.run_until(lambda: recorder.renewed == 3)
     os.write(writer, b"said")
     site.disown(writer)
     site.run_until(lambda: stream.is_over)
     assert recorder.path.read_text() == "said|"
-    assert site.yard.messages("warn") == [
+    assert site.rig.messages("warn") == [
         f"stdout records: Broken pipe (EPIPE) after 0 bytes; {Mend.RETRY.value}"
     ]
 
@@ -238,7 +238,7 @@ def test_a_worker_of_records_could_move_something_if_its_outlet_has_room(
     recorder = Recorder(tmp_path)
     recorder.is_full = is_full
     writer, stream = _recorded(site, recorder)
-    site.crew.start()
+    site.stream_set.start()
     os.kill(stream.pid, signal.SIGSTOP)
     os.write(writer, b"x")
-    assert site.crew.could_move(stream) == (not is_full)
+    assert site.stream_set.could_move(stream) == (not is_full)

@@ -26,9 +26,9 @@ def test_a_drain_is_over_when_every_stream_has_been_reported_and_read(
 ) -> None:
     reader, sink = site.fifo_sink(tmp_path / "fifo")
     writer, _none, stream = site.output(sink=sink)
-    site.crew.start()
+    site.stream_set.start()
     os.write(writer, b"abc")
-    watch = DrainWatch(site.crew)
+    watch = DrainWatch(site.stream_set)
     watch.begin()
     assert not watch.is_over
     assert watch.judge(is_stopping=False) == []
@@ -37,7 +37,7 @@ def test_a_drain_is_over_when_every_stream_has_been_reported_and_read(
     site.disown(reader)
     assert watch.judge(is_stopping=False) == []  # nobody has it yet
     assert not watch.is_over
-    hasty = DrainWatch(site.crew, is_read=False)
+    hasty = DrainWatch(site.stream_set, is_read=False)
     assert hasty.judge(is_stopping=False) == []
     assert hasty.is_over
     assert hasty.judge(is_stopping=False) == []  # not asked again
@@ -51,18 +51,18 @@ def test_a_stray_and_a_client_that_does_not_read_are_given_up_with_the_reason(
     _stray, _reader, _held = site.output("stdout")
     writer, _clogged_reader, clogged = site.output("stderr")
     os.write(writer, b"x")  # no worker has been started: it stays pending
-    watch = DrainWatch(site.crew)
+    watch = DrainWatch(site.stream_set)
     assert watch.judge(is_stopping=False) == []
     now[0] += 0.31
-    held = site.crew.streams[0]
+    held = site.stream_set.streams[0]
     assert watch.judge(is_stopping=False) == [(held, Verdict.STRAY)]
-    site.crew.hang_up(held)
+    site.stream_set.hang_up(held)
     assert watch.judge(is_stopping=False) == []
     now[0] += 5.0
     assert not watch.is_over
     assert watch.judge(is_stopping=False) == [(clogged, Verdict.STALLED)]
     assert not watch.is_over
-    site.crew.give_up(clogged)
+    site.stream_set.give_up(clogged)
     site.run_until(lambda: clogged.is_over)
     assert watch.is_over
     assert clogged.drops == (1, 0)
@@ -74,16 +74,16 @@ def test_a_stopped_worker_is_replaced_once_before_its_stream_is_given_up(
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     writer, reader, stream = site.output()
-    site.crew.start()
+    site.stream_set.start()
     stop_worker(stream)
     os.write(writer, b"one\ntwo\nhalf")
-    watch = DrainWatch(site.crew)
+    watch = DrainWatch(site.stream_set)
     assert watch.judge(is_stopping=False) == []
     now[0] += 5.0
     assert watch.judge(is_stopping=False) == [(stream, Verdict.STUCK)]
     stopped = stream.pid
     monkeypatch.setattr(output, "work", lambda _desk, _route: signal.pause())
-    site.crew.kill_worker(stream)
+    site.stream_set.kill_worker(stream)
     site.run_until(lambda: stream.pid not in (0, stopped))
     assert watch.judge(is_stopping=False) == []
     now[0] += 4.9
@@ -91,11 +91,11 @@ def test_a_stopped_worker_is_replaced_once_before_its_stream_is_given_up(
     now[0] += 0.2
     assert watch.judge(is_stopping=False) == [(stream, Verdict.STALLED)]
     monkeypatch.undo()
-    site.crew.give_up(stream)
+    site.stream_set.give_up(stream)
     site.run_until(lambda: stream.is_over)
     assert stream.drops == (12, 2)
     assert not waiting.is_readable(reader)
-    assert site.yard.messages("warn")[-1] == "stdout the sink: dropped 12 bytes, 2 lines"
+    assert site.rig.messages("warn")[-1] == "stdout the sink: dropped 12 bytes, 2 lines"
 
 
 def test_our_own_callers_pipe_is_waited_for_until_a_stop(
@@ -106,7 +106,7 @@ def test_our_own_callers_pipe_is_waited_for_until_a_stop(
     writer, _reader, stream = site.output()
     stream.is_passthrough = True
     os.write(writer, b"x")
-    watch = DrainWatch(site.crew)
+    watch = DrainWatch(site.stream_set)
     now[0] += 1000.0
     assert watch.judge(is_stopping=False) == []
     now[0] += 1000.0
@@ -115,7 +115,7 @@ def test_our_own_callers_pipe_is_waited_for_until_a_stop(
 
 
 def test_the_rule_is_asked_after_2_ms_and_then_ever_less_often(site: Site) -> None:
-    watch = DrainWatch(site.crew)
+    watch = DrainWatch(site.stream_set)
     assert watch.is_over  # no stream at all
     assert [watch.next_look_s() for _each in range(7)] == [
         0.002, 0.004, 0.008, 0.016, 0.032, 0.05, 0.05,

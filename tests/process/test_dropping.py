@@ -21,7 +21,7 @@ from workers.journal.fields import Origin
 from workers.journal.native import Journal
 from workers.lines.buffer import DROP_NEW, DROP_OLD, LineBuffer
 from workers.process import report
-from workers.process.counters import Ledger
+from workers.process.counters import StreamCounters
 from workers.sinks import buffered_fd
 from workers.sinks.buffered_fd import Buffered
 from workers.sinks.cri_format import CriFormat, PlainFormat
@@ -84,15 +84,15 @@ class PipeSite:
     """A pipe that a test reads when it wants to."""
 
     def __init__(self, policy: str) -> None:
-        self.ledger = Ledger()
-        self.feed = Feed("stdout", self.ledger, 0)
+        self.counters = StreamCounters()
+        self.feed = Feed("stdout", self.counters, 0)
         self.buffered = Buffered("stdout", policy, BUFFER_BYTES)
         self.rfd, self.wfd = fds.pipe()
         self._said = bytearray()
 
     def worker(self, hold_s: float = 0.0, told: int = 0) -> Callable[[], None]:
-        desk = self.feed.desk(hold_s=hold_s, told_dropped_bytes=told)
-        return lambda: buffered_fd.work(desk, self.feed.route, self.buffered, self.wfd.fileno())
+        context = self.feed.context(hold_s=hold_s, told_dropped_bytes=told)
+        return lambda: buffered_fd.work(context, self.feed.route, self.buffered, self.wfd.fileno())
 
     def buffer(self) -> LineBuffer:
         return self.buffered.buffer
@@ -107,7 +107,7 @@ class PipeSite:
         self.buffered.close()
         self.rfd.close()
         self.wfd.close()
-        self.ledger.close()
+        self.counters.close()
 
 
 @pytest.fixture
@@ -313,8 +313,8 @@ def test_a_journald_that_does_not_read_does_not_stop_the_container(
     tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()  # intakes as they are
-    ledger = Ledger()
-    feed = Feed("stdout", ledger, 0)
+    counters = StreamCounters()
+    feed = Feed("stdout", counters, 0)
     said = b"".join(b"%06d %s\n" % (number, b"x" * 90) for number in range(60_000))
     with FakeJournal(tmp_path / "socket") as fake:
         journal = Journal(
@@ -326,9 +326,9 @@ def test_a_journald_that_does_not_read_does_not_stop_the_container(
             limit_bytes=4096,
             path=str(fake.path),
         )
-        desk = feed.desk()
+        context = feed.context()
         fake.stop()
-        with forked(lambda: native_output.work(desk, feed.route, journal, os.getppid())):
+        with forked(lambda: native_output.work(context, feed.route, journal, os.getppid())):
             rest = memoryview(said)
             while rest:  # a blocking pipe: without a policy this would not come back
                 rest = rest[os.write(feed.source_wfd.fileno(), rest) :]
@@ -346,4 +346,4 @@ def test_a_journald_that_does_not_read_does_not_stop_the_container(
         assert (messages[-1] == said[-98:]) == (policy == DROP_OLD)
         journal.close()
     feed.close()
-    ledger.close()
+    counters.close()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor.container.exit import Ending
-from supervisor.container.service_status import Service
+from supervisor.container.exit import ExitSequence
+from supervisor.container.service_status import ServiceStatus
 from supervisor.linux import spawn
 from supervisor.systemd.notify import SILENT
 
@@ -30,13 +30,15 @@ def test_a_drain_is_over_once_though_the_last_stream_ends_while_it_is_looked_at(
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     monkeypatch.setattr(spawn, "fork_worker", fails)
-    yard = site.yard
-    service = Service(SILENT, yard.loop, site.crew, yard.log, stop_timeout_s=1, is_relayed=False)
-    ending = Ending(yard.loop, site.crew, service, yard.log, is_stopping=lambda: False)
+    rig = site.rig
+    service = ServiceStatus(
+        SILENT, rig.loop, site.stream_set, rig.log, stop_timeout_s=1, is_relayed=False
+    )
+    ending = ExitSequence(rig.loop, site.stream_set, service, rig.log, is_stopping=lambda: False)
     site.on_over = ending.look
     drained: list[str] = []
     _stray, _reader, stream = site.output()
-    site.crew.start()
+    site.stream_set.start()
     ending.drain(lambda: drained.append(stream.name))
     site.run_until(lambda: stream.is_over)
     assert drained == ["stdout"]

@@ -24,8 +24,8 @@ from workers.copy import splice as engines
 from workers.copy.batching import LEAST_RUN
 from workers.copy.output import work as output_work
 from workers.process import isolate, report
-from workers.process.context import Desk
-from workers.process.counters import Ledger
+from workers.process.context import WorkerContext
+from workers.process.counters import StreamCounters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,7 +47,7 @@ class Bench:
     """Descriptors, a ledger and a desk for one worker; owns them all until `close`."""
 
     def __init__(self) -> None:
-        self.ledger = Ledger()
+        self.counters = StreamCounters()
         self.report_rfd, self.report_wfd = fds.pipe(4096)
         self.null = fds.Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
         self._owned = [self.report_rfd, self.report_wfd, self.null]
@@ -72,18 +72,18 @@ class Bench:
     def file(self, path: Path, flags: int) -> int:
         return self.own(os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
-    def desk(self, stream: str = "stdout") -> Desk:
-        return Desk(
+    def context(self, stream: str = "stdout") -> WorkerContext:
+        return WorkerContext(
             stream=stream,
             title=f"forkshim: bench [{stream}]",
-            ledger=self.ledger,
+            counters=self.counters,
             slot=0,
             report_wfd=self.report_wfd.fileno(),
             null_fd=self.null.fileno(),
         )
 
     def worker(self, route: engines.Route, stream: str = "stdout") -> Callable[[], None]:
-        return lambda: output_work(self.desk(stream), route)
+        return lambda: output_work(self.context(stream), route)
 
     def reported(self, child: Child) -> report.Report | None:
         """Wait for the worker's end and return its report."""
@@ -95,7 +95,7 @@ class Bench:
     def close(self) -> None:
         for owner in self._owned:
             owner.close()
-        self.ledger.close()
+        self.counters.close()
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_pipe_to_pipe_every_byte_arrives_in_order_and_is_counted(bench: Bench, s
         bench.close_fd(sink_wfd)
         assert waiting.read_to_end(sink_rfd) == _content(size)
         assert bench.reported(worker) == report.Report("stdout", size)
-    assert bench.ledger.copied_bytes(0) == size
+    assert bench.counters.copied_bytes(0) == size
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -150,7 +150,7 @@ def test_pipe_to_file_also_where_splice_is_refused(
         bench.close_fd(source_wfd)
         assert bench.reported(worker) == report.Report("stdout", size)
     assert path.read_bytes() == b"before" + _content(size)
-    assert bench.ledger.copied_bytes(0) == size
+    assert bench.counters.copied_bytes(0) == size
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -165,7 +165,7 @@ def test_file_to_file_takes_the_detour_through_the_scratch_pipe(
     with forked(bench.worker(route)) as worker:
         assert bench.reported(worker) == report.Report("stdout", size)
     assert sink_path.read_bytes() == _content(size)
-    assert bench.ledger.copied_bytes(0) == size
+    assert bench.counters.copied_bytes(0) == size
 
 
 @pytest.mark.parametrize("is_log", [True, False])
@@ -240,10 +240,10 @@ def test_what_a_killed_worker_left_in_the_scratch_pipe_is_moved_first_by_its_suc
     with forked(killed_between_its_two_splices) as first:
         assert first.wait() == Killed(signal.SIGKILL)
     assert fds.pending_bytes(scratch[0]) > 0
-    assert bench.ledger.transit_bytes(0) == 0  # killed before it could say so
+    assert bench.counters.in_flight_bytes(0) == 0  # killed before it could say so
     with forked(bench.worker(route)) as second:
         assert bench.reported(second) == report.Report("stdout", 270_000)
-    assert bench.ledger.transit_bytes(0) == 0
+    assert bench.counters.in_flight_bytes(0) == 0
     assert sink_path.read_bytes() == content
 
 
@@ -260,16 +260,16 @@ def test_what_is_about_to_leave_the_source_is_in_transit_already(
 
     def watched(source_fd: int, sink_fd: int, most_bytes: int, *, flags: int) -> int:
         moved = splice(source_fd, sink_fd, most_bytes, flags=flags)
-        seen.append(bench.ledger.transit_bytes(0))
+        seen.append(bench.counters.in_flight_bytes(0))
         return moved
 
     monkeypatch.setattr(os, "splice", watched)
-    assert engines.fill_scratch(route, scratch, bench.desk()) == 5
+    assert engines.fill_scratch(route, scratch, bench.context()) == 5
     assert seen == [1]
-    assert bench.ledger.transit_bytes(0) == 5
+    assert bench.counters.in_flight_bytes(0) == 5
     with pytest.raises(BlockingIOError):
-        engines.fill_scratch(route, scratch, bench.desk())
-    assert bench.ledger.transit_bytes(0) == 0
+        engines.fill_scratch(route, scratch, bench.context())
+    assert bench.counters.in_flight_bytes(0) == 0
 
 
 def test_a_worker_killed_in_a_clogged_pipe_loses_and_repeats_nothing(bench: Bench) -> None:
@@ -304,9 +304,9 @@ class Paced(Bench):
         self.route = engines.Route(self.source_rfd, sink_wfd, scratch)
 
     def work(self) -> None:
-        desk = self.desk()
-        desk.held = self.pauses.fds
-        output_work(desk, self.route)
+        context = self.context()
+        context.held = self.pauses.fds
+        output_work(context, self.route)
 
     def write(self, count: int) -> None:
         for _each in range(count):
@@ -352,8 +352,8 @@ def test_all_that_came_has_reached_the_sink_before_a_pause(paced: Paced) -> None
     with forked(paced.work):
         paced.begin_a_burst()
         paced.write(1)
-        assert paced.ledger.copied_bytes(0) == LEAST_RUN * 80
-        assert paced.ledger.transit_bytes(0) == 0
+        assert paced.counters.copied_bytes(0) == LEAST_RUN * 80
+        assert paced.counters.in_flight_bytes(0) == 0
         assert waiting.is_readable(paced.source_rfd)
 
 
@@ -417,13 +417,13 @@ def test_what_a_console_has_is_moved_at_once(bench: Bench) -> None:
     assert queued > 4096
     waiting.wait_readable(master)
     assert route.scratch is not None
-    moved = engines.fill_scratch(route, route.scratch, bench.desk("console"))
+    moved = engines.fill_scratch(route, route.scratch, bench.context("console"))
     assert moved == queued
-    engines.empty_scratch(route, route.scratch, bench.desk("console"))
+    engines.empty_scratch(route, route.scratch, bench.context("console"))
     assert os.read(sink_rfd, len(said)) == said[:queued]
     os.set_blocking(master, False)
     with pytest.raises(BlockingIOError):
-        engines.fill_scratch(route, route.scratch, bench.desk("console"))
+        engines.fill_scratch(route, route.scratch, bench.context("console"))
 
 
 @pytest.mark.parametrize("size", [0, 1, 65537])
@@ -501,7 +501,7 @@ def test_a_full_device_is_reported_and_nothing_counted(bench: Bench) -> None:
     sink = bench.own(os.open("/dev/full", os.O_WRONLY | os.O_CLOEXEC))
     with forked(bench.worker(engines.Route(source_rfd, sink, bench.pipe()))) as worker:
         assert bench.reported(worker) == report.Report("stdout", 0, errno.ENOSPC, "sink")
-    assert bench.ledger.copied_bytes(0) == 0
+    assert bench.counters.copied_bytes(0) == 0
 
 
 def test_a_full_disk_behind_the_scratch_pipe_leaves_the_rest_in_it(
@@ -514,12 +514,12 @@ def test_a_full_disk_behind_the_scratch_pipe_leaves_the_rest_in_it(
 
     def limited() -> None:
         with file_limit(4096):
-            output_work(bench.desk(), route)
+            output_work(bench.context(), route)
 
     with forked(limited) as worker:
         assert bench.reported(worker) == report.Report("stdout", 4096, errno.EFBIG, "sink")
     assert fds.pending_bytes(scratch[0]) == 10_000 - 4096
-    assert bench.ledger.transit_bytes(0) == 10_000 - 4096
+    assert bench.counters.in_flight_bytes(0) == 10_000 - 4096
 
 
 def test_a_file_that_may_not_grow_is_reported_and_does_not_kill_the_worker(
@@ -532,7 +532,7 @@ def test_a_file_that_may_not_grow_is_reported_and_does_not_kill_the_worker(
 
     def limited() -> None:
         with file_limit(100):
-            output_work(bench.desk(), route)
+            output_work(bench.context(), route)
 
     with forked(limited) as worker:
         assert bench.reported(worker) == report.Report("stdout", 100, errno.EFBIG, "sink")
@@ -597,7 +597,7 @@ def test_a_socket_to_an_append_only_file_by_read_and_write(bench: Bench, tmp_pat
 def test_a_pair_that_splices_with_an_unforeseen_error_names_no_side(bench: Bench) -> None:
     rfd, wfd = bench.pipe()
     with pytest.raises(engines.CopyError) as caught:
-        engines.copy(engines.Route(wfd, rfd), bench.desk())
+        engines.copy(engines.Route(wfd, rfd), bench.context())
     assert (caught.value.errno, caught.value.side) == (errno.EBADF, "")
     assert str(caught.value) == "Bad file descriptor"
 
@@ -612,15 +612,15 @@ def test_a_route_names_every_descriptor_it_needs() -> None:
 
 
 def test_a_ledger_is_shared_with_children_and_survives_them() -> None:
-    ledger = Ledger()
-    ledger.add(0, 2**40)
-    ledger.set_transit(1, 2**41)
+    counters = StreamCounters()
+    counters.add(0, 2**40)
+    counters.set_transit(1, 2**41)
     for _each in range(2):
-        with forked(lambda: ledger.add(1, 7)) as child:
+        with forked(lambda: counters.add(1, 7)) as child:
             assert child.wait() == Exited(0)
-    assert (ledger.copied_bytes(0), ledger.copied_bytes(1)) == (2**40, 14)
-    assert (ledger.transit_bytes(0), ledger.transit_bytes(1)) == (0, 2**41)
-    ledger.close()
+    assert (counters.copied_bytes(0), counters.copied_bytes(1)) == (2**40, 14)
+    assert (counters.in_flight_bytes(0), counters.in_flight_bytes(1)) == (0, 2**41)
+    counters.close()
 
 
 def test_a_worker_keeps_its_own_descriptors_only_and_its_title(bench: Bench) -> None:

@@ -25,8 +25,8 @@ from workers.journal.fields import Origin, RecordMaker
 from workers.journal.native import Journal, JournalWriter
 from workers.lines import copy as line_loop
 from workers.lines.buffer import LineBuffer
-from workers.lines.reader import Intake
-from workers.process.counters import Ledger
+from workers.lines.reader import LineReader
+from workers.process.counters import StreamCounters
 from workers.process.report import Report
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ class JournalSite:
     """One stream whose records go to the socket `path`."""
 
     def __init__(self, path: Path, *, limit_bytes: int = 1 << 20, **options: Any) -> None:
-        self.ledger = Ledger()
-        self.feed = Feed("stdout", self.ledger, 0)
+        self.counters = StreamCounters()
+        self.feed = Feed("stdout", self.counters, 0)
         self.journal = Journal(
             Origin("0123456789abcdef", name="web"),
             "stdout",
@@ -56,7 +56,7 @@ class JournalSite:
     def worker(self) -> Callable[[], None]:
         supervisor_pid = os.getpid()
         return lambda: native_output.work(
-            self.feed.desk(), self.feed.route, self.journal, supervisor_pid
+            self.feed.context(), self.feed.route, self.journal, supervisor_pid
         )
 
     def run(self) -> Report | None:
@@ -68,7 +68,7 @@ class JournalSite:
     def __exit__(self, *_exception: object) -> None:
         self.feed.close()
         self.journal.close()
-        self.ledger.close()
+        self.counters.close()
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_each_line_is_a_record(taker: FakeJournal) -> None:
     lines = [b"one", b"", b" two  ", b"\0 \xff\r", b"<3>bad", b"<9>text", b"x" * 5000]
     with JournalSite(taker.path) as site:
         site.feed.end_with(b"\n".join(lines) + b"\n")
-        assert site.run() == Report("stdout", site.ledger.copied_bytes(0))
+        assert site.run() == Report("stdout", site.counters.copied_bytes(0))
     datagrams = list(taker.datagrams())
     assert _messages(datagrams) == [*lines[:4], b"bad", *lines[5:]]
     assert [datagram.fields["PRIORITY"] for datagram in datagrams] == list(
@@ -166,8 +166,8 @@ def test_the_last_line_waits_only_until_the_source_is_silent(taker: FakeJournal)
     with JournalSite(taker.path, is_joined=True) as site:
         with forked(site.worker()):
             os.write(site.feed.source_wfd.fileno(), b"one\n two\n")
-            waiting.wait_true(lambda: site.ledger.copied_bytes(0) == 9)
-            assert site.ledger.transit_bytes(0) == 0
+            waiting.wait_true(lambda: site.counters.copied_bytes(0) == 9)
+            assert site.counters.in_flight_bytes(0) == 0
         site.feed.end_with(b" three\n half")
         site.run()
     assert _messages(list(taker.datagrams()))[-2:] == [b" three", b" half"]
@@ -187,7 +187,7 @@ def test_what_is_held_is_looked_at_once(
     monkeypatch.setattr(LineBuffer, "copy", counted)
     with JournalSite(taker.path, is_joined=True) as site:
         writer = JournalWriter(site.journal, os.getpid())
-        intake = Intake(site.feed.route, site.journal.buffer, site.feed.desk())
+        intake = LineReader(site.feed.route, site.journal.buffer, site.feed.context())
         source = site.feed.source_wfd.fileno()
         taken = 0
         for line in [b"Traceback\n", *[b"  at\n"] * 200]:
@@ -252,7 +252,7 @@ def test_a_worker_that_may_not_speak_for_another_speaks_for_itself(
             if who == "dead":  # it died just now: nobody has noticed
                 os.getppid = lambda: supervisor_pid
             return native_output.work(
-                site.feed.desk(), site.feed.route, site.journal, supervisor_pid
+                site.feed.context(), site.feed.route, site.journal, supervisor_pid
             )
 
         with forked(work) as child:
@@ -267,7 +267,7 @@ def test_a_worker_stays_until_its_records_have_been_read(tmp_path: Path) -> None
         site.feed.end_with(b"one\ntwo\n")
         with forked(site.worker()) as worker:
             site.feed.report_wfd.close()
-            waiting.wait_true(lambda: site.ledger.copied_bytes(0) == 8)
+            waiting.wait_true(lambda: site.counters.copied_bytes(0) == 8)
             with pytest.raises(TimeoutError):
                 waiting.wait_process(worker.pid, 0.1)
             assert not waiting.has_hung_up(site.feed.report_rfd.fileno())
@@ -296,7 +296,7 @@ def test_a_full_socket_makes_the_worker_wait(tmp_path: Path) -> None:
     with fake_journal.bind(path) as slow, JournalSite(path) as site:
         site.feed.end_with(b"\n".join(lines) + b"\n")
         with forked(site.worker()) as worker:
-            waiting.wait_true(lambda: site.ledger.transit_bytes(0) > 0)
+            waiting.wait_true(lambda: site.counters.in_flight_bytes(0) > 0)
             waiting.wait_true(lambda: waiting.state_of(worker.pid) == "S")
             for line in lines:
                 assert fake_journal.parse(fake_journal.receive(slow)[0])["MESSAGE"] == line
@@ -313,7 +313,7 @@ def test_a_journald_that_is_gone_is_an_error_of_the_sink_and_nothing_is_lost(
         with first, forked(site.worker()):
             os.write(source, b"one\n")
             assert fake_journal.parse(first.recv(1000))["MESSAGE"] == b"one"
-            waiting.wait_true(lambda: site.ledger.copied_bytes(0) == 4)
+            waiting.wait_true(lambda: site.counters.copied_bytes(0) == 4)
         path.unlink()
         site.feed.end_with(b"two\n")
         gone = Report("stdout", 0, errno.ECONNREFUSED, "sink")
@@ -345,7 +345,7 @@ def test_an_unfinished_line_is_sent_when_the_source_is_hung_up(taker: FakeJourna
     with JournalSite(taker.path) as site:
         with forked(site.worker()):
             os.write(site.feed.source_wfd.fileno(), b"one\ntw")
-            waiting.wait_true(lambda: site.ledger.copied_bytes(0) == 4)
+            waiting.wait_true(lambda: site.counters.copied_bytes(0) == 4)
         site.feed.hang_up()
         assert site.run() == Report("stdout", 2)
     assert _messages(list(taker.datagrams())) == [b"one", b"tw"]
@@ -372,7 +372,7 @@ def test_a_kill_at_any_instruction_repeats_at_most_one_record(
             dying.die_at(step, site.worker())
             assert site.run() is not None
             assert _messages(_without_repeats(list(taker.datagrams()), 1)) == texts
-            assert site.ledger.copied_bytes(0) == len(SAID)
+            assert site.counters.copied_bytes(0) == len(SAID)
         return 0
 
     for step in range(run(tmp_path / "socket", 0), 0, -3):

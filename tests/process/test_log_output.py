@@ -53,7 +53,7 @@ def _cri(limit_bytes: int = 12) -> dict[str, CriFormat]:
 def _check(site: LogSite) -> None:
     assert cri_streams(site.content()) == SAID
     for slot, content in enumerate(SAID.values()):
-        assert site.ledger.copied_bytes(slot) == len(content)
+        assert site.counters.copied_bytes(slot) == len(content)
     for path in site.files():
         content = path.read_bytes()
         assert content.endswith(b"\n") or not content
@@ -175,7 +175,7 @@ def test_a_line_waits_for_its_end_and_is_not_in_transit(tmp_path: Path) -> None:
             site.wait_written("stdout", 4)
             os.write(source, b"o\nth")
             site.wait_written("stdout", 8)
-            assert site.ledger.transit_bytes(0) == 0
+            assert site.counters.in_flight_bytes(0) == 0
         assert [text for *_head, text in cri_records(site.content())] == [b"one", b"two"]
         site.feeds["stdout"].hang_up()
         assert site.run("stdout") == Report("stdout", 2)
@@ -280,7 +280,7 @@ def test_a_living_worker_finishes_what_the_other_was_killed_amidst(tmp_path: Pat
         ]  # fmt: skip
         site.feeds["stdout"].end_with(b"")
         assert site.run("stdout") == Report("stdout", 0)
-        assert site.ledger.copied_bytes(0) == 13  # although another process wrote them
+        assert site.counters.copied_bytes(0) == 13  # although another process wrote them
 
 
 def test_a_worker_that_died_with_the_locker_empty_is_replaced_by_the_other(
@@ -379,7 +379,7 @@ def test_lines_that_gather_in_a_pause_are_one_batch(
     with LogSite(tmp_path / "logs", cri, policy=policy, buffer_bytes=1 << 20) as site:
         worker = _pausing(site, pauses)
         assert len(list(cri_records(site.content()))) == LEAST_RUN
-        assert site.ledger.transit_bytes(0) == 0
+        assert site.counters.in_flight_bytes(0) == 0
         for _each in range(100):
             os.write(site.feeds["stdout"].source_wfd.fileno(), b"more\n")
         pauses.end()
@@ -402,7 +402,7 @@ def test_a_kill_or_an_end_in_a_pause_loses_and_repeats_nothing(
         assert site.run("stdout") == Report("stdout", 9)
         said = b"line\n" * LEAST_RUN + b"more\nlast"
         assert cri_streams(site.content())["stdout"] == said
-        assert site.ledger.copied_bytes(0) == len(said)
+        assert site.counters.copied_bytes(0) == len(said)
 
 
 def _block(stream: str, number: int) -> bytes:

@@ -18,7 +18,7 @@ from supervisor.linux.exit_status import Exited, Killed, Termination, Unknown
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.harness.yard import Yard
+    from tests.harness.rig import Rig
 
 pytestmark = pytest.mark.process
 
@@ -58,13 +58,13 @@ ENDS = pytest.mark.parametrize(
 
 @ENDS
 def test_the_end_of_a_stranger_is_the_true_one(
-    yard: Yard, work: Callable[[], None], ended: Termination
+    rig: Rig, work: Callable[[], None], ended: Termination
 ) -> None:
     pid = _fork(work)  # the yard reaps it, as whoever it was left to
-    stranger = Payload(yard.loop, yard.reaper, pid, fds.Fd(os.pidfd_open(pid)), is_child=False)
+    stranger = Payload(rig.loop, rig.reaper, pid, fds.Fd(os.pidfd_open(pid)), is_child=False)
     said: list[Termination] = []
     stranger.expect(said.append)
-    yard.run_until(lambda: bool(said))
+    rig.run_until(lambda: bool(said))
     assert said == [ended]
     stranger.signal(signal.SIGTERM)  # too late: it does nothing
     stranger.close()
@@ -83,9 +83,9 @@ def test_a_zombie_shows_how_it_has_ended(work: Callable[[], None], ended: Termin
     os.close(pidfd)
 
 
-def test_without_a_pidfd_nobody_can_tell(yard: Yard) -> None:
+def test_without_a_pidfd_nobody_can_tell(rig: Rig) -> None:
     said: list[Termination] = []
-    Payload(yard.loop, yard.reaper, 1, fds.Fd(-1), is_child=False).expect(said.append)
+    Payload(rig.loop, rig.reaper, 1, fds.Fd(-1), is_child=False).expect(said.append)
     assert [type(each) for each in said] == [Unknown]
 
 

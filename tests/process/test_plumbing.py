@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from supervisor.io.open import Stdio
-from supervisor.io.pipes import Plumbing
+from supervisor.io.pipes import Pipes
 from supervisor.io.user_terminal import UserTerminal
-from supervisor.io.workers import Crew
+from supervisor.io.workers import StreamSet
 from supervisor.linux import fds
 from supervisor.oci import console_socket
-from supervisor.oci.documents import ProcessRecord
+from supervisor.oci.documents import ProcessConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.harness.yard import Yard
+    from tests.harness.rig import Rig
 
 pytestmark = pytest.mark.process
 
@@ -29,12 +29,12 @@ pytestmark = pytest.mark.process
 class Joined:
     """A person's terminal and a container's console, joined by a `Plumbing`. Owns all of it."""
 
-    def __init__(self, yard: Yard) -> None:
-        self.null_fd = yard.null.fileno()
-        self.crew = Crew(
-            yard.loop,
-            yard.reaper,
-            yard.log,
+    def __init__(self, rig: Rig) -> None:
+        self.null_fd = rig.null.fileno()
+        self.stream_set = StreamSet(
+            rig.loop,
+            rig.reaper,
+            rig.log,
             title="forkshim: joined",
             null_fd=self.null_fd,
             on_stream_over=lambda: None,
@@ -42,23 +42,23 @@ class Joined:
         self.window, self.terminal = map(fds.Fd, pty.openpty())
         ptmx, self.inside = map(fds.Fd, pty.openpty())
         termios.tcsetwinsize(self.window.fileno(), (33, 101))
-        self.plumbing = self.plumb(self.terminal.fileno())
-        self.plumbing.join_console(ptmx, Stdio(names={"stdout": "null"}), self.crew)
+        self.pipes = self.plumb(self.terminal.fileno())
+        self.pipes.join_console(ptmx, Stdio(names={"stdout": "null"}), self.stream_set)
 
-    def plumb(self, terminal_fd: int) -> Plumbing:
+    def plumb(self, terminal_fd: int) -> Pipes:
         user = UserTerminal(terminal_fd, is_input=False)
-        return Plumbing(ProcessRecord(terminal=True), user, self.null_fd)
+        return Pipes(ProcessConfig(terminal=True), user, self.null_fd)
 
     def close(self) -> None:
-        self.plumbing.close()
-        self.crew.close()
+        self.pipes.close()
+        self.stream_set.close()
         for owner in (self.window, self.terminal, self.inside):
             owner.close()
 
 
 @pytest.fixture
-def joined(yard: Yard) -> Iterator[Joined]:
-    made = Joined(yard)
+def joined(rig: Rig) -> Iterator[Joined]:
+    made = Joined(rig)
     yield made
     made.close()
 
@@ -66,7 +66,7 @@ def joined(yard: Yard) -> Iterator[Joined]:
 def test_a_console_has_the_size_of_the_persons_window_and_follows_it(joined: Joined) -> None:
     assert console_socket.size(joined.inside.fileno()) == (101, 33)
     termios.tcsetwinsize(joined.window.fileno(), (19, 72))
-    joined.plumbing.fit_to_window()
+    joined.pipes.fit_to_window()
     assert console_socket.size(joined.inside.fileno()) == (72, 19)
 
 
@@ -76,7 +76,7 @@ def test_a_window_that_was_closed_is_no_error_and_the_console_keeps_its_size(
     joined.window.close()
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         console_socket.size(joined.terminal.fileno())
-    joined.plumbing.fit_to_window()
+    joined.pipes.fit_to_window()
     assert console_socket.size(joined.inside.fileno()) == (101, 33)
 
 

@@ -22,7 +22,7 @@ from tests.harness import waiting
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.harness.yard import Yard
+    from tests.harness.rig import Rig
 
 pytestmark = pytest.mark.process
 
@@ -38,7 +38,7 @@ def test_a_cgroup_that_cannot_be_read_is_no_reason_to_leave_a_container(
 
 
 def test_the_status_is_written_before_anything_else_is_looked_for(
-    yard: Yard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     there: list[str] = []
@@ -48,7 +48,7 @@ def test_the_status_is_written_before_anything_else_is_looked_for(
         return 2
 
     monkeypatch.setattr(OomWatch, "kills", kills)
-    payload = Payload.of_child(yard.loop, yard.reaper, 1 << 22)
+    payload = Payload.of_child(rig.loop, rig.reaper, 1 << 22)
     process = Process(payload, ExitStatusFile(), OomWatch(1 << 22))
     process.termination = Exited(3)
     process.record_end()

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from supervisor.children import notify_worker
-from supervisor.children.notify_worker import RelayWorker
-from supervisor.systemd.notify_proxy import DIRECTORY, Relay
+from supervisor.children.notify_worker import NotifyWorker
+from supervisor.systemd.notify_proxy import DIRECTORY, NotifyProxy
 from tests.harness import waiting
 from workers.notify.pace import AT_ONCE
 from workers.notify.words import Words
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.harness.yard import Yard
+    from tests.harness.rig import Rig
 
 pytestmark = pytest.mark.process
 
 
-class Rig:
+class NotifySite:
     """A relay and its worker; this process is the container."""
 
-    def __init__(self, yard: Yard) -> None:
-        self.yard = yard
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
         self.words: list[Words] = []
-        self.relay = Relay.make(uid=os.geteuid(), gid=os.getegid())
+        self.relay = NotifyProxy.make(uid=os.geteuid(), gid=os.getegid())
         self.relay.belongs_to(os.getpid())
-        self.worker = RelayWorker(
-            yard.loop,
-            yard.reaper,
-            yard.log,
+        self.worker = NotifyWorker(
+            rig.loop,
+            rig.reaper,
+            rig.log,
             self.relay,
             title="forkshim: test",
-            null_fd=yard.null.fileno(),
+            null_fd=rig.null.fileno(),
             on_words=self.words.append,
             on_change=lambda: None,
         )
@@ -69,11 +69,11 @@ class Rig:
         """Serve until then; what is in shared memory is no event, so look again and again."""
 
         def tick() -> None:
-            self.yard.loop.call_after("tick", 0.01, tick)
+            self.rig.loop.call_after("tick", 0.01, tick)
 
         tick()
-        self.yard.run_until(is_over)
-        self.yard.loop.cancel("tick")
+        self.rig.run_until(is_over)
+        self.rig.loop.cancel("tick")
 
     def has_seen(self, count: int) -> Callable[[], bool]:
         return lambda: self.relay.memory.seen >= count
@@ -97,9 +97,9 @@ class Rig:
 
 
 @pytest.fixture
-def rig(yard: Yard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+def notify_site(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NotifySite]:
     monkeypatch.chdir(tmp_path)
-    made = Rig(yard)
+    made = NotifySite(rig)
     yield made
     made.close()
 
@@ -120,146 +120,154 @@ def lingering() -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def hung(rig: Rig, text: str) -> Iterator[int]:
+def hung(notify_site: NotifySite, text: str) -> Iterator[int]:
     """Have the worker sleep in close(2); lend its pid."""
-    rig.worker.start()
-    pid = rig.pid
+    notify_site.worker.start()
+    pid = notify_site.pid
     with lingering() as fd:
         os.kill(pid, signal.SIGSTOP)  # or the last close would be ours, and we would sleep
-        rig.say(text, fd)
+        notify_site.say(text, fd)
         os.close(fd)
         os.kill(pid, signal.SIGCONT)
-        rig.until(lambda: rig.relay.memory.is_busy)
+        notify_site.until(lambda: notify_site.relay.memory.is_busy)
         yield pid
 
 
-def test_what_is_said_is_told_and_a_barrier_is_answered(rig: Rig) -> None:
-    rig.worker.start()
+def test_what_is_said_is_told_and_a_barrier_is_answered(notify_site: NotifySite) -> None:
+    notify_site.worker.start()
     rfd, wfd = os.pipe()
-    rig.say("READY=1\nERRNO=5")
-    rig.say("BARRIER=1", wfd)
+    notify_site.say("READY=1\nERRNO=5")
+    notify_site.say("BARRIER=1", wfd)
     os.close(wfd)
-    rig.hear(Words(state="READY", errno=5))
+    notify_site.hear(Words(state="READY", errno=5))
     assert os.read(rfd, 1) == b""
     os.close(rfd)
 
 
-def test_it_holds_the_socket_and_its_pipes_and_nothing_else(rig: Rig) -> None:
-    rig.worker.start()
-    rig.say("READY=1")
-    rig.hear(Words(state="READY"))
-    directory = f"/proc/{rig.pid}/fd"
+def test_it_holds_the_socket_and_its_pipes_and_nothing_else(notify_site: NotifySite) -> None:
+    notify_site.worker.start()
+    notify_site.say("READY=1")
+    notify_site.hear(Words(state="READY"))
+    directory = f"/proc/{notify_site.pid}/fd"
     targets = sorted(
         os.readlink(f"{directory}/{fd}").partition(":")[0] for fd in os.listdir(directory)
     )
     assert targets == ["/dev/null"] * 3 + ["pipe"] * 2 + ["socket"]
-    with open(f"/proc/{rig.pid}/cmdline", "rb") as file:
+    with open(f"/proc/{notify_site.pid}/cmdline", "rb") as file:
         assert file.read().rstrip(b"\0") == b"forkshim: test [notify]"
 
 
 def test_a_descriptor_whose_close_sleeps_hangs_the_worker_alone(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    notify_site: NotifySite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notify_worker, "LOOK_S", 0.2)
-    with hung(rig, "ERRNO=1") as pid:
-        rig.say("ERRNO=2")
-        rig.hear(Words(errno=1), Words(errno=2))
-        assert rig.pid != pid
-    assert rig.yard.messages("warn") == [
+    with hung(notify_site, "ERRNO=1") as pid:
+        notify_site.say("ERRNO=2")
+        notify_site.hear(Words(errno=1), Words(errno=2))
+        assert notify_site.pid != pid
+    assert notify_site.rig.messages("warn") == [
         f"notify: worker {pid} does not move, killed, replaced; 1 so far"
     ]
 
 
 def test_a_hung_worker_is_replaced_although_nothing_more_comes(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    notify_site: NotifySite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notify_worker, "LOOK_S", 0.2)
-    with hung(rig, "ERRNO=1") as pid:
-        rig.until(lambda: rig.pid not in (0, pid))
+    with hung(notify_site, "ERRNO=1") as pid:
+        notify_site.until(lambda: notify_site.pid not in (0, pid))
 
 
 def test_a_stopped_worker_is_replaced_when_something_comes(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    notify_site: NotifySite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notify_worker, "LOOK_S", 0.05)
-    rig.worker.start()
-    os.kill(rig.pid, signal.SIGSTOP)
-    rig.say("READY=1")
-    rig.hear(Words(state="READY"))
+    notify_site.worker.start()
+    os.kill(notify_site.pid, signal.SIGSTOP)
+    notify_site.say("READY=1")
+    notify_site.hear(Words(state="READY"))
 
 
-def test_killed_at_any_time_it_loses_nothing_and_changes_no_order(rig: Rig) -> None:
-    rig.worker.start()
+def test_killed_at_any_time_it_loses_nothing_and_changes_no_order(notify_site: NotifySite) -> None:
+    notify_site.worker.start()
     said = 0
     while said < 90:
-        seen = rig.relay.memory.seen
+        seen = notify_site.relay.memory.seen
         for _each in range(3):
             said += 1
-            rig.say(f"ERRNO={said}")
-        rig.until(rig.has_seen(seen + 1))
-        if rig.pid:
-            os.kill(rig.pid, signal.SIGKILL)  # unreaped: only this process reaps it, in `until`
-    rig.until(lambda: rig.said[-1:] == [Words(errno=said)])
-    numbers = [each.errno for each in rig.said if each.errno is not None]
+            notify_site.say(f"ERRNO={said}")
+        notify_site.until(notify_site.has_seen(seen + 1))
+        if notify_site.pid:
+            os.kill(
+                notify_site.pid, signal.SIGKILL
+            )  # unreaped: only this process reaps it, in `until`
+    notify_site.until(lambda: notify_site.said[-1:] == [Words(errno=said)])
+    numbers = [each.errno for each in notify_site.said if each.errno is not None]
     assert numbers == sorted(numbers)
-    assert rig.relay.memory.merged + len(numbers) >= said, "told, or merged with a later one"
+    assert notify_site.relay.memory.merged + len(numbers) >= said, (
+        "told, or merged with a later one"
+    )
 
 
-def test_a_flood_is_merged_and_counted(rig: Rig) -> None:
-    rig.worker.start()
+def test_a_flood_is_merged_and_counted(notify_site: NotifySite) -> None:
+    notify_site.worker.start()
     for number in range(400):
-        rig.say(f"STATUS={number}")
+        notify_site.say(f"STATUS={number}")
         if number == 350:
-            rig.say("READY=1")
-        rig.until(rig.has_seen(number - 5))
-    rig.until(lambda: any(each.status == "399" for each in rig.words))
-    assert any(each.state == "READY" for each in rig.words)
-    assert len(rig.words) < 400
-    assert len(rig.words) + rig.relay.memory.merged >= 401
-    assert rig.words[AT_ONCE - 1].status == str(AT_ONCE - 1), "so many at once"
+            notify_site.say("READY=1")
+        notify_site.until(notify_site.has_seen(number - 5))
+    notify_site.until(lambda: any(each.status == "399" for each in notify_site.words))
+    assert any(each.state == "READY" for each in notify_site.words)
+    assert len(notify_site.words) < 400
+    assert len(notify_site.words) + notify_site.relay.memory.merged >= 401
+    assert notify_site.words[AT_ONCE - 1].status == str(AT_ONCE - 1), "so many at once"
 
 
-def test_what_waits_survives_the_worker(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    rig.worker.start()
+def test_what_waits_survives_the_worker(
+    notify_site: NotifySite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notify_site.worker.start()
     for number in range(AT_ONCE):
-        rig.say(f"ERRNO={number}")
-        rig.hear(Words(errno=number))
-    rig.say("READY=1\nSTATUS=up")
-    rig.say("STOPPING=1")
-    waiting.wait_true(rig.has_seen(AT_ONCE + 2))
-    os.kill(rig.pid, signal.SIGKILL)
-    rig.hear(Words(state="READY"), Words(state="STOPPING", status="up"))
+        notify_site.say(f"ERRNO={number}")
+        notify_site.hear(Words(errno=number))
+    notify_site.say("READY=1\nSTATUS=up")
+    notify_site.say("STOPPING=1")
+    waiting.wait_true(notify_site.has_seen(AT_ONCE + 2))
+    os.kill(notify_site.pid, signal.SIGKILL)
+    notify_site.hear(Words(state="READY"), Words(state="STOPPING", status="up"))
 
 
-def test_what_comes_from_other_cgroups_is_not_told(rig: Rig) -> None:
-    rig.relay.cgroups = dict.fromkeys(rig.relay.cgroups, b"/of/another")
-    rig.worker.start()
-    rig.say("READY=1")
-    rig.until(rig.has_seen(1))
-    assert rig.words == []
+def test_what_comes_from_other_cgroups_is_not_told(notify_site: NotifySite) -> None:
+    notify_site.relay.cgroups = dict.fromkeys(notify_site.relay.cgroups, b"/of/another")
+    notify_site.worker.start()
+    notify_site.say("READY=1")
+    notify_site.until(notify_site.has_seen(1))
+    assert notify_site.words == []
 
 
-def test_last_words_are_told_at_once_and_a_hung_worker_does_not_keep_the_end(rig: Rig) -> None:
-    rig.worker.start()
+def test_last_words_are_told_at_once_and_a_hung_worker_does_not_keep_the_end(
+    notify_site: NotifySite,
+) -> None:
+    notify_site.worker.start()
     for number in range(AT_ONCE + 5):
-        rig.say(f"ERRNO={number}")
-        rig.until(rig.has_seen(number + 1))
-    rig.say("STOPPING=1")
+        notify_site.say(f"ERRNO={number}")
+        notify_site.until(notify_site.has_seen(number + 1))
+    notify_site.say("STOPPING=1")
     ended: list[bool] = []
-    rig.worker.finish(lambda: ended.append(True))
-    rig.until(lambda: bool(ended))
-    assert rig.words[-1].state == "STOPPING"
-    assert [each.errno for each in rig.words if each.errno is not None][-1] == AT_ONCE + 4
+    notify_site.worker.finish(lambda: ended.append(True))
+    notify_site.until(lambda: bool(ended))
+    assert notify_site.words[-1].state == "STOPPING"
+    assert [each.errno for each in notify_site.words if each.errno is not None][-1] == AT_ONCE + 4
 
 
-def test_the_end_does_not_wait_for_a_hung_worker(rig: Rig) -> None:
+def test_the_end_does_not_wait_for_a_hung_worker(notify_site: NotifySite) -> None:
     ended: list[bool] = []
-    with hung(rig, "ERRNO=1"):
-        rig.worker.finish(lambda: ended.append(True))
-        rig.until(lambda: bool(ended))
+    with hung(notify_site, "ERRNO=1"):
+        notify_site.worker.finish(lambda: ended.append(True))
+        notify_site.until(lambda: bool(ended))
 
 
-def test_an_error_ends_the_feature_and_the_container_is_told(rig: Rig) -> None:
+def test_an_error_ends_the_feature_and_the_container_is_told(notify_site: NotifySite) -> None:
     failed: list[str] = []
 
     def fail(_words: Words) -> None:
@@ -267,22 +275,22 @@ def test_an_error_ends_the_feature_and_the_container_is_told(rig: Rig) -> None:
 
     def on_failed(feature: str, error: Exception) -> None:
         failed.append(f"{feature}: {error}")
-        rig.worker.give_up()
+        notify_site.worker.give_up()
 
-    rig.yard.loop._on_failed = on_failed
-    rig.worker._on_words = fail
-    rig.worker.start()
-    rig.say("READY=1")
-    rig.until(lambda: bool(failed))
+    notify_site.rig.loop._on_failed = on_failed
+    notify_site.worker._on_words = fail
+    notify_site.worker.start()
+    notify_site.say("READY=1")
+    notify_site.until(lambda: bool(failed))
     assert failed == ["notify: a bug"]
 
     def is_refused() -> bool:  # once the worker, too, is dead
         try:
-            rig.out.send(b"READY=1")
+            notify_site.out.send(b"READY=1")
         except ConnectionRefusedError:
             return True
         except BlockingIOError:
             pass
         return False
 
-    rig.until(is_refused)
+    notify_site.until(is_refused)

@@ -17,8 +17,8 @@ from tests.harness.forked import forked
 from workers.common.shared_memory import PAGE_BYTES, Memory, Record
 from workers.copy import splice
 from workers.lines.buffer import LineBuffer
-from workers.lines.reader import Intake, Took
-from workers.process.counters import MOST_BYTES, Ledger
+from workers.lines.reader import LineReader, Took
+from workers.process.counters import MOST_BYTES, StreamCounters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -100,7 +100,7 @@ def test_memory_that_could_be_resized_is_not_taken_over(missing: int) -> None:
     every = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
     fd = unsealed(mmap.PAGESIZE, seals=every & ~missing)
     with pytest.raises(ValueError, match="not sealed"):
-        Ledger(fd=fd)
+        StreamCounters(fd=fd)
     with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
         os.fstat(fd)  # it was given away, and is closed
 
@@ -142,13 +142,13 @@ def test_numbers_that_a_worker_has_made_up_are_numbers_all_the_same(
         assert record.read() == [4, 5, 6]
         memory.words[word] = before
     record.release()
-    ledger = Ledger()
+    counters = StreamCounters()
     for word in range(PAGE_BYTES // 8):
-        ledger._numbers[word] = wild
-    assert 0 <= ledger.copied_bytes(0) <= MOST_BYTES
-    assert 0 <= ledger.transit_bytes(0) <= MOST_BYTES
-    assert 0 <= ledger.missed_bytes(0) <= MOST_BYTES
-    ledger.close()
+        counters._numbers[word] = wild
+    assert 0 <= counters.copied_bytes(0) <= MOST_BYTES
+    assert 0 <= counters.in_flight_bytes(0) <= MOST_BYTES
+    assert 0 <= counters.missed_bytes(0) <= MOST_BYTES
+    counters.close()
 
 
 class Untold:
@@ -156,7 +156,7 @@ class Untold:
 
     def moved(self, copied_bytes: int) -> None: ...
 
-    def in_transit(self, transit_bytes: int) -> None: ...
+    def in_transit(self, in_flight_bytes: int) -> None: ...
 
     is_shown = False
 
@@ -206,7 +206,7 @@ def test_bytes_keep_their_positions_while_the_buffer_moves(
     content = bytes(range(100))
     os.write(basin.source_wfd.fileno(), content)
     basin.source_wfd.close()
-    intake = Intake(basin.route, basin.buffer, UNTOLD)
+    intake = LineReader(basin.route, basin.buffer, UNTOLD)
     consumed = 0
     while intake.take(consumed) is Took.SOME:
         taken = basin.buffer.read().taken
@@ -219,7 +219,7 @@ def test_bytes_keep_their_positions_while_the_buffer_moves(
 def test_a_newline_is_found_by_position(make_basin: Callable[[int], Basin]) -> None:
     basin = make_basin(7)
     os.write(basin.source_wfd.fileno(), b"a\nb\ncccccc")
-    Intake(basin.route, basin.buffer, UNTOLD).take(0)
+    LineReader(basin.route, basin.buffer, UNTOLD).take(0)
     basin.buffer.make_room(4)
     assert basin.buffer.last_newline(0, 10) == 3
     assert basin.buffer.last_newline(0, 3) == 1
@@ -230,7 +230,7 @@ def test_a_silent_source_is_waited_for_as_long_as_asked(
     make_basin: Callable[[int], Basin],
 ) -> None:
     basin = make_basin(7)
-    intake = Intake(basin.route, basin.buffer, UNTOLD)
+    intake = LineReader(basin.route, basin.buffer, UNTOLD)
     assert intake.take(0, 0) is Took.NOTHING
     assert intake.take(0, 1) is Took.NOTHING
     os.write(basin.source_wfd.fileno(), b"x")
@@ -248,7 +248,7 @@ def test_a_source_that_only_looked_readable_is_asked_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(splice, "fill_scratch", somebody_was_faster)
-        intake = Intake(basin.route, basin.buffer, UNTOLD)
+        intake = LineReader(basin.route, basin.buffer, UNTOLD)
         assert intake.take(0) is Took.SOME
     assert basin.buffer.read().taken == 0
 
@@ -258,7 +258,7 @@ def test_a_line_that_cannot_be_there_is_a_bug_and_not_overwritten(
 ) -> None:
     basin = make_basin(7)
     os.write(basin.source_wfd.fileno(), bytes(20))
-    intake = Intake(basin.route, basin.buffer, UNTOLD)
+    intake = LineReader(basin.route, basin.buffer, UNTOLD)
     intake.take(0)
     intake.take(0)
     with pytest.raises(RuntimeError, match="an unfinished line of 20 bytes"):
@@ -271,7 +271,7 @@ def test_bytes_that_are_not_there_are_a_bug(
 ) -> None:
     basin = make_basin(7)
     os.write(basin.source_wfd.fileno(), bytes(20))
-    intake = Intake(basin.route, basin.buffer, UNTOLD)
+    intake = LineReader(basin.route, basin.buffer, UNTOLD)
     intake.take(0)
     intake.take(10)
     assert basin.buffer.copy(10, 20) == bytes(10)
@@ -281,7 +281,7 @@ def test_bytes_that_are_not_there_are_a_bug(
 
 def test_an_intake_needs_a_scratch_pipe(make_basin: Callable[[int], Basin]) -> None:
     with pytest.raises(ValueError, match="scratch"):
-        Intake(splice.Route(0, -1), make_basin(7).buffer, UNTOLD)
+        LineReader(splice.Route(0, -1), make_basin(7).buffer, UNTOLD)
 
 
 @pytest.mark.slow
@@ -297,7 +297,7 @@ def test_a_kill_at_any_instruction_of_an_intake_leaves_each_byte_in_one_place(
         return basin
 
     def take_all(basin: Basin) -> None:
-        intake = Intake(basin.route, basin.buffer, UNTOLD)
+        intake = LineReader(basin.route, basin.buffer, UNTOLD)
         while intake.take(0) is Took.SOME:
             pass
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from supervisor.container.request import Order, Outcome
+from supervisor.container.request import Outcome, StartRequest
 from supervisor.frontends import statedir
 from supervisor.linux.errors import RuntimeFailedError, ShimError
 from supervisor.linux.exit_status import Exited
@@ -39,11 +39,13 @@ def _logged(state_dir: Path) -> list[tuple[str, str]]:
     return [(record["level"], record["msg"]) for record in records]
 
 
-def _supervising(monkeypatch: pytest.MonkeyPatch, outcome: Outcome | BaseException) -> list[Order]:
+def _supervising(
+    monkeypatch: pytest.MonkeyPatch, outcome: Outcome | BaseException
+) -> list[StartRequest]:
     """Have `outcome` be what supervising brings; returns the orders that it gets."""
-    orders: list[Order] = []
+    orders: list[StartRequest] = []
 
-    def supervise(order: Order, _log: Log) -> Outcome:
+    def supervise(order: StartRequest, _log: Log) -> Outcome:
         orders.append(order)
         if isinstance(outcome, BaseException):
             raise outcome
@@ -96,7 +98,7 @@ def test_the_three_words_are_the_order(state_dir: Path, monkeypatch: pytest.Monk
     assert statedir.main() == 0  # whatever the process's own status is
     (order,) = orders
     assert order.command[1:] == (*sys.orig_argv[1:],)
-    wanted = Order("web", f"{state_dir}/bundle", f"{state_dir}/runtime")
+    wanted = StartRequest("web", f"{state_dir}/bundle", f"{state_dir}/runtime")
     assert replace(order, command=()) == wanted
     assert _logged(state_dir) == []
 
@@ -149,7 +151,7 @@ def test_words_that_are_no_names_are_an_error_in_the_log(
 def test_a_bug_is_logged_as_one_and_keeps_its_traceback(
     state_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def has_a_bug(_order: Order, _log: Log) -> NoReturn:
+    def has_a_bug(_order: StartRequest, _log: Log) -> NoReturn:
         raise ZeroDivisionError("by nothing")
 
     monkeypatch.setattr(statedir, "supervise", has_a_bug)

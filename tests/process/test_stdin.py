@@ -36,7 +36,7 @@ def bench() -> Iterator[Bench]:
 
 
 def _work(bench: Bench, route: splice.Route) -> Callable[[], None]:
-    return partial(stdin.work, bench.desk("stdin"), route)
+    return partial(stdin.work, bench.context("stdin"), route)
 
 
 def _content(size: int) -> bytes:
@@ -184,7 +184,7 @@ def test_a_raw_terminal_is_given_back_when_the_supervisor_dies(bench: Bench) -> 
     said_rfd, said_wfd = bench.pipe()
 
     def supervise() -> None:
-        pid = spawn.fork_worker(partial(stdin.work, bench.desk("stdin"), route, raw))
+        pid = spawn.fork_worker(partial(stdin.work, bench.context("stdin"), route, raw))
         os.close(bench.report_wfd.fileno())
         os.write(said_wfd, b"%d\n" % pid)
         signal.pause()
@@ -210,7 +210,7 @@ def test_end_of_file_leaves_a_raw_terminal_raw_for_the_output_that_follows(bench
     _sink_rfd, sink_wfd = bench.pipe()
     bench.close_fd(source_wfd)
     route = splice.Route(source_rfd, sink_wfd)
-    with forked(partial(stdin.work, bench.desk("stdin"), route, raw)) as worker:
+    with forked(partial(stdin.work, bench.context("stdin"), route, raw)) as worker:
         assert bench.reported(worker) == report.Report("stdin", 0)
     assert not _echoes(user_slave)
 

@@ -16,7 +16,7 @@ from supervisor.io.open import Stdio, StdioOpener
 from supervisor.linux import fds
 from supervisor.linux.errors import ShimError
 from supervisor.linux.exit_status import Exited
-from supervisor.oci.documents import ProcessRecord
+from supervisor.oci.documents import ProcessConfig
 from tests.harness import waiting
 from tests.harness.forked import forked, has_no_children
 from workers.copy import fifo_wait
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.harness.yard import Yard
+    from tests.harness.rig import Rig
 
 pytestmark = pytest.mark.process
 
@@ -33,24 +33,24 @@ pytestmark = pytest.mark.process
 class Opening:
     """One `StdioOpener` at work in a yard. Owns what it has opened until `close`."""
 
-    def __init__(self, yard: Yard) -> None:
-        self.yard = yard
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
         self.opener = StdioOpener(
-            yard.loop,
-            yard.reaper,
+            rig.loop,
+            rig.reaper,
             container_id="opening",
             bundle="/nowhere",
             title="forkshim: opening",
-            null_fd=yard.null.fileno(),
+            null_fd=rig.null.fileno(),
         )
         self.ends: list[Stdio | ShimError] = []
 
     def begin(self, **fields: str | bool) -> None:
-        self.opener.begin(ProcessRecord(**fields), self.ends.append)  # type: ignore[arg-type] # its str and bool fields only
+        self.opener.begin(ProcessConfig(**fields), self.ends.append)  # type: ignore[arg-type] # its str and bool fields only
 
     def finish(self) -> Stdio | ShimError:
         """Serve until it has called back, and every child is reaped; returns what it said."""
-        self.yard.run_until(lambda: bool(self.ends) and has_no_children())
+        self.rig.run_until(lambda: bool(self.ends) and has_no_children())
         (end,) = self.ends
         return end
 
@@ -66,22 +66,22 @@ class Opening:
 
     def waiter(self) -> int:
         """Return the pid of the waiting child, once it has become one."""
-        self.yard.run_until(lambda: len(waiting.children_of(os.getpid())) == 1)
+        self.rig.run_until(lambda: len(waiting.children_of(os.getpid())) == 1)
         (pid,) = waiting.children_of(os.getpid())
         waiting.wait_title(pid, "forkshim: opening")
         return pid
 
     def close(self) -> None:
         self.opener.cancel()
-        self.yard.run_until(has_no_children)
+        self.rig.run_until(has_no_children)
         for end in self.ends:
             if isinstance(end, Stdio):
                 end.close()
 
 
 @pytest.fixture
-def opening(yard: Yard) -> Iterator[Opening]:
-    made = Opening(yard)
+def opening(rig: Rig) -> Iterator[Opening]:
+    made = Opening(rig)
     yield made
     made.close()
 
@@ -144,7 +144,7 @@ def test_both_outputs_are_waited_for_one_after_the_other(opening: Opening, tmp_p
     opening.begin(stdout=paths[0], stderr=paths[1])
     opening.waiter()
     readers = [_reader(paths[0])]
-    opening.yard.run_until(lambda: "stdout" in opening.opener._stdio.sinks)
+    opening.rig.run_until(lambda: "stdout" in opening.opener._stdio.sinks)
     assert opening.ends == []
     readers.append(_reader(paths[1]))
     assert sorted(opening.opened().sinks) == ["stderr", "stdout"]
@@ -165,14 +165,14 @@ def test_a_reader_sees_no_end_between_the_waiting_child_and_us(
         os.write(wfd, os.read(fd, 99))
 
     with forked(read_one_word) as client:
-        opening.yard.run_until(lambda: bool(opening.ends))
+        opening.rig.run_until(lambda: bool(opening.ends))
         (end,) = opening.ends
         assert isinstance(end, Stdio)
         os.write(end.sinks["stdout"].fileno(), b"word")
         waiting.wait_readable(rfd)
         assert os.read(rfd, 9) == b"word"
         waiting.wait_process(client.pid)
-        opening.yard.run_until(has_no_children)
+        opening.rig.run_until(has_no_children)
         client._ended = Exited(0)  # reaped by the yard
     os.close(rfd)
     os.close(wfd)
@@ -187,7 +187,7 @@ def test_a_waiting_child_that_is_killed_is_replaced(
     for _each in range(times):
         waiter = opening.waiter()
         os.kill(waiter, signal.SIGKILL)
-        opening.yard.run_until(
+        opening.rig.run_until(
             lambda waiter=waiter: waiting.children_of(os.getpid()) not in ([], [waiter])  # type: ignore[misc] # bound now
         )
     assert opening.ends == []
@@ -246,7 +246,7 @@ def test_a_cancelled_wait_leaves_nothing_and_says_nothing(opening: Opening, tmp_
     assert not opening.opener.is_idle
     opening.opener.cancel()
     assert not opening.opener.is_idle
-    opening.yard.run_until(lambda: opening.opener.is_idle)
+    opening.rig.run_until(lambda: opening.opener.is_idle)
     assert has_no_children()
     assert opening.ends == []
     opening.opener.cancel()

@@ -10,23 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor.container import handover as succession
-from supervisor.container.handover import Succession
-from supervisor.container.request import Order
+from supervisor.container import handover as handover
+from supervisor.container.handover import HandoverManager
+from supervisor.container.request import StartRequest
 from supervisor.handover import reexec
 from supervisor.linux import fds
 from supervisor.linux.exit_status import Exited
 from supervisor.linux.signals import SignalRouter
-from supervisor.oci.invoke import RuntimeCalls
-from supervisor.state.fd_store import Parcel
+from supervisor.oci.invoke import RuntimeInvoker
+from supervisor.state.fd_store import FdWriter
 from tests.harness import waiting
 from tests.harness.forked import forked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.harness.rig import Rig
+
     from supervisor.linux.errors import ShimError
-    from tests.harness.yard import Yard
 
 pytestmark = pytest.mark.process
 
@@ -56,7 +57,7 @@ def test_become_is_an_exec_with_the_deposit_and_the_lock() -> None:
 
     def work() -> None:
         os.dup2(wfd.fileno(), 1)
-        reexec.become(["/bin/sh", "-c", script], {}, Parcel(), lock.fileno())
+        reexec.become(["/bin/sh", "-c", script], {}, FdWriter(), lock.fileno())
 
     with forked(work) as child:
         assert child.wait() == Exited(3)
@@ -70,18 +71,18 @@ def test_become_is_an_exec_with_the_deposit_and_the_lock() -> None:
 
 def _without_descriptors() -> ShimError:
     no_descriptor_more()
-    return reexec.become(["/bin/true"], {}, Parcel(), 0)
+    return reexec.become(["/bin/true"], {}, FdWriter(), 0)
 
 
 def _without_a_program() -> ShimError:
-    return reexec.become(["/no/such/program"], {}, Parcel(), 0)
+    return reexec.become(["/no/such/program"], {}, FdWriter(), 0)
 
 
 def _with_too_much() -> ShimError:
-    parcel = Parcel()
+    fd_writer = FdWriter()
     for _ in range(253):
-        parcel.add(0)
-    return reexec.become(["/bin/true"], {}, parcel, 0)
+        fd_writer.add(0)
+    return reexec.become(["/bin/true"], {}, fd_writer, 0)
 
 
 @pytest.mark.parametrize(
@@ -118,11 +119,11 @@ class Incumbent:
     def is_settled(self) -> bool:
         return True
 
-    def pack(self, parcel: Parcel) -> dict[str, Any]:
-        parcel.add(0)
+    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
+        fd_writer.add(0)
         return {"supervisor": {}}
 
-    def pack_own(self, document: dict[str, Any], parcel: Parcel) -> None:
+    def pack_own(self, document: dict[str, Any], fd_writer: FdWriter) -> None:
         """There is no console."""
 
     def reloading(self) -> None:
@@ -131,32 +132,32 @@ class Incumbent:
     def reload_is_over(self) -> None:
         self.is_over = True
 
-    def laid_down(self) -> None:
+    def published(self) -> None:
         """Nobody keeps it."""
 
 
 class PoorIncumbent(Incumbent):
     """One that needs a descriptor for it."""
 
-    def pack(self, parcel: Parcel) -> dict[str, Any]:
+    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
         os.close(os.dup(0))
-        return super().pack(parcel)
+        return super().pack(fd_writer)
 
 
 @pytest.mark.parametrize("kind", [Incumbent, PoorIncumbent])
 def test_after_a_hand_over_that_fails_every_signal_is_heard(
-    yard: Yard, kind: type[Incumbent]
+    rig: Rig, kind: type[Incumbent]
 ) -> None:
     def work() -> None:
         incumbent = kind()
-        order = Order("web", "/", "runc", command=("/bin/true",))
-        calls = RuntimeCalls(
-            yard.loop, yard.reaper, name="runc", cwd="/", null_fd=yard.null.fileno()
+        order = StartRequest("web", "/", "runc", command=("/bin/true",))
+        calls = RuntimeInvoker(
+            rig.loop, rig.reaper, name="runc", cwd="/", null_fd=rig.null.fileno()
         )
-        succession = Succession(yard.loop, calls, yard.log, order, incumbent, None)
+        handover = HandoverManager(rig.loop, calls, rig.log, order, incumbent, None)
         router = SignalRouter(has_job_control=False)
         no_descriptor_more()
-        succession._hand_over()
+        handover._hand_over()
         assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
         assert incumbent.is_over
         heard: list[int] = []
@@ -168,7 +169,7 @@ def test_after_a_hand_over_that_fails_every_signal_is_heard(
 
     with forked(work) as child:
         assert child.wait() == Exited(0)
-    (message,) = (each for each in yard.messages() if "not reloaded" in each)
+    (message,) = (each for each in rig.messages() if "not reloaded" in each)
     assert message.endswith("too many open files")
 
 
@@ -184,16 +185,16 @@ class RestlessIncumbent(Incumbent):
 
 
 def test_a_reload_does_not_wait_for_ever_for_a_moment(
-    yard: Yard, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(succession, "_PATIENCE_S", 0.3)
+    monkeypatch.setattr(handover, "_PATIENCE_S", 0.3)
     incumbent = RestlessIncumbent()
-    order = Order("web", "/", "runc", command=("/bin/true",))
-    calls = RuntimeCalls(yard.loop, yard.reaper, name="runc", cwd="/", null_fd=yard.null.fileno())
-    asked = Succession(yard.loop, calls, yard.log, order, incumbent, None)
+    order = StartRequest("web", "/", "runc", command=("/bin/true",))
+    calls = RuntimeInvoker(rig.loop, rig.reaper, name="runc", cwd="/", null_fd=rig.null.fileno())
+    asked = HandoverManager(rig.loop, calls, rig.log, order, incumbent, None)
     asked.reload(is_yet_to_come=False)
-    yard.run_until(lambda: incumbent.is_over)
+    rig.run_until(lambda: incumbent.is_over)
     assert 5 <= incumbent.looks <= 12
-    (message,) = yard.messages("warn")
+    (message,) = rig.messages("warn")
     assert message.endswith("goes on: its workers do not come to rest")
     asked.close()

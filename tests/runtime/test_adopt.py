@@ -133,11 +133,11 @@ def test_a_container_without_outputs_can_be_followed_as_well(
     document = bundles.config(rootfs, bundles.shell(script), mounts=mounts)
     sink = "null" if log == "null" else f"file:{tmp_path}/log"
     daemon = start(bundles.make_bundle(tmp_path / "b", document), "--log", sink)
-    keeper = f"forkshim: {daemon.id} [keeper]"
+    fd_holder = f"forkshim: {daemon.id} [keeper]"
 
     def is_alone() -> bool:
         titles = {*map(waiting.title_of, waiting.children_of(daemon.pid))}
-        return {title for title in titles if title.startswith("forkshim")} == {keeper}
+        return {title for title in titles if title.startswith("forkshim")} == {fd_holder}
 
     for _each in range(2):
         waiting.wait_true(is_alone)
@@ -498,10 +498,10 @@ def test_a_run_that_would_adopt_begins_anew_when_the_container_is_dead(
         (daemon.state_dir / "handover").write_text("garbled")
         said = "handover: not a supervisor's"
     elif left == "another version":
-        lay_down(daemon, version=99, monkeypatch=monkeypatch)
+        publish(daemon, version=99, monkeypatch=monkeypatch)
         said = f"handover: state version 99, this forkshim reads {fd_store.VERSION}"
     else:
-        lay_down(daemon, front={"path": str(tmp_path)}, order={}, supervisor={})
+        publish(daemon, front={"path": str(tmp_path)}, order={}, supervisor={})
         said = "handover: of another container"
     assert daemon.command("adopt").returncode == 1
     bundle = make_bundle("exit 3")
@@ -514,7 +514,7 @@ def test_a_run_that_would_adopt_begins_anew_when_the_container_is_dead(
     assert len(daemon.workers()) == (left in ("a garbled file", "another's"))
 
 
-def lay_down(
+def publish(
     daemon: Daemon,
     version: int = fd_store.VERSION,
     monkeypatch: pytest.MonkeyPatch | None = None,
@@ -524,7 +524,7 @@ def lay_down(
     place = discover.find(str(daemon.state_dir))
     if monkeypatch is not None:
         monkeypatch.setattr(fd_store, "VERSION", version)
-    place.put(document, fd_store.Parcel())
+    place.put(document, fd_store.FdWriter())
     if monkeypatch is not None:
         monkeypatch.undo()
     place.close()

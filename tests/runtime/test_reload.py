@@ -269,7 +269,12 @@ def test_the_installed_version_takes_over(make_engine: MakeEngine, version: Vers
 
 
 _BREAK: dict[str, tuple[str, str, str, str]] = {
-    "does not parse": ("supervisor/io/workers.py", "class Crew:", "class Crew(:", "SyntaxError"),
+    "does not parse": (
+        "supervisor/io/workers.py",
+        "class StreamSet:",
+        "class StreamSet(:",
+        "SyntaxError",
+    ),
     "does not import": (
         "supervisor/linux/event_loop.py",
         "import select\nimport time",
@@ -284,7 +289,7 @@ _BREAK: dict[str, tuple[str, str, str, str]] = {
     ),
     "has no worker that works": (
         "workers/copy/output.py",
-        "        engines.copy(route, desk)",
+        "        splice.copy(route, context)",
         "        raise RuntimeError",
         "a worker does not work",
     ),

@@ -55,7 +55,7 @@ def test_memory_that_could_be_resized_is_not_adopted(
     daemon.kill()
     place = discover.find(str(daemon.state_dir))
     contents = discover.look(place, str(daemon.state_dir))
-    parcel, owned = fd_store.Parcel(), []
+    fd_writer, owned = fd_store.FdWriter(), []
     for index in range(contents.document["fds"]):
         owned.append(contents.take(index))
         fd = owned[-1].fileno()
@@ -64,8 +64,8 @@ def test_memory_that_could_be_resized_is_not_adopted(
             os.truncate(evil, os.fstat(fd).st_size)
             os.dup2(evil, fd)
             os.close(evil)
-        parcel.add(fd)
-    place.put(contents.document, parcel)
+        fd_writer.add(fd)
+    place.put(contents.document, fd_writer)
     place.close()
     for each in owned:
         each.close()
@@ -139,11 +139,11 @@ def test_a_socket_with_the_right_number_is_not_believed(
     def attack() -> None:
         become()
         setproctitle(f"forkshim: {daemon.id} [stdout]")
-        mine = fd_store.Deposit()
-        parcel = fd_store.Parcel()
+        mine = fd_store.FdStore()
+        fd_writer = fd_store.FdWriter()
         for _ in range(contents.document["fds"]):
-            parcel.add(rfd)
-        mine.put(contents.document, parcel)
+            fd_writer.add(rfd)
+        mine.put(contents.document, fd_writer)
         inodes = [str(os.fstat(end).st_ino) for end in mine.fds]
         os.write(wfd, " ".join(inodes).encode())
         signal.pause()

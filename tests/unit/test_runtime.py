@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from supervisor.oci import command_line
-from supervisor.oci.command_line import RuntimeCaller, RuntimeState
+from supervisor.oci.command_line import RuntimeCommand, RuntimeState
 from supervisor.oci.documents import CheckpointRecord
 
 if TYPE_CHECKING:
@@ -21,12 +21,12 @@ END = ["--pid-file", "/state/pid", "web"]
 
 
 @pytest.fixture
-def caller() -> RuntimeCaller:
-    return RuntimeCaller("runc", ARGS, "/state", "/bundle", "web")
+def caller() -> RuntimeCommand:
+    return RuntimeCommand("runc", ARGS, "/state", "/bundle", "web")
 
 
 def test_without_options_of_the_engine_none_are_passed() -> None:
-    caller = RuntimeCaller("/opt/crun", (), "/state", "/bundle", "web")
+    caller = RuntimeCommand("/opt/crun", (), "/state", "/bundle", "web")
     assert caller.state() == ["/opt/crun", "state", "web"]
     assert caller.start() == [
         "/opt/crun", "--log", "/state/log.json", "--log-format", "json", "start", "web",
@@ -43,7 +43,7 @@ def test_without_options_of_the_engine_none_are_passed() -> None:
     ],
 )
 def test_create(
-    caller: RuntimeCaller, console_socket: str | None, no_pivot: bool, options: list[str]
+    caller: RuntimeCommand, console_socket: str | None, no_pivot: bool, options: list[str]
 ) -> None:
     argv = caller.create(console_socket=console_socket, no_pivot=no_pivot)
     assert argv == [*LOGGED, "create", "--bundle", "/bundle", *options, *END]
@@ -52,7 +52,7 @@ def test_create(
 @pytest.mark.parametrize(
     ("console_socket", "options"), [(None, []), ("/tmp/s", ["--console-socket", "/tmp/s"])]
 )
-def test_exec(caller: RuntimeCaller, console_socket: str | None, options: list[str]) -> None:
+def test_exec(caller: RuntimeCommand, console_socket: str | None, options: list[str]) -> None:
     argv = caller.exec(console_socket=console_socket)
     assert argv == [*LOGGED, "exec", "-d", "--process", "/state/process.json", *options, *END]
 
@@ -71,7 +71,7 @@ def test_exec(caller: RuntimeCaller, console_socket: str | None, options: list[s
     ),
 )
 def test_restore_passes_each_option_of_the_checkpoint_in_its_place(
-    caller: RuntimeCaller,
+    caller: RuntimeCommand,
     shell: bool,
     tcp: bool,
     unix_sockets: bool,
@@ -107,7 +107,7 @@ def test_restore_passes_each_option_of_the_checkpoint_in_its_place(
     ]
 
 
-def test_the_other_verbs(caller: RuntimeCaller) -> None:
+def test_the_other_verbs(caller: RuntimeCommand) -> None:
     assert caller.start() == [*LOGGED, "start", "web"]
     assert caller.state() == [*PLAIN, "state", "web"]
     assert caller.kill(37) == [*PLAIN, "kill", "web", "37"]

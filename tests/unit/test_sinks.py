@@ -5,64 +5,70 @@ from __future__ import annotations
 import pytest
 
 from supervisor.linux.errors import UsageError
-from supervisor.sinks.spec import Sink, SinkKind, check_typed, parse_sink, with_absolute_path
+from supervisor.sinks.spec import SinkKind, SinkSpec, check_typed, parse_sink, with_absolute_path
 
 
 @pytest.mark.parametrize(
     ("text", "sink", "shown"),
     [
-        ("", Sink(SinkKind.NULL), "null"),
-        ("null", Sink(SinkKind.NULL), "null"),
-        ("/dev/null", Sink(SinkKind.NULL), "null"),
-        ("passthrough", Sink(SinkKind.PASSTHROUGH), "passthrough"),
-        ("file:/var/log/web", Sink(SinkKind.FILE, "/var/log/web"), "/var/log/web"),
-        ("file:file:x", Sink(SinkKind.FILE, "file:x"), "file:x"),
-        ("file:null", Sink(SinkKind.FILE, "null"), "null"),
-        ("file:a,keep=0:b", Sink(SinkKind.FILE, "a,keep=0:b"), "a,keep=0:b"),
-        ("file,max-size=64k:/p", Sink(SinkKind.FILE, "/p", max_bytes=65536), "/p"),
+        ("", SinkSpec(SinkKind.NULL), "null"),
+        ("null", SinkSpec(SinkKind.NULL), "null"),
+        ("/dev/null", SinkSpec(SinkKind.NULL), "null"),
+        ("passthrough", SinkSpec(SinkKind.PASSTHROUGH), "passthrough"),
+        ("file:/var/log/web", SinkSpec(SinkKind.FILE, "/var/log/web"), "/var/log/web"),
+        ("file:file:x", SinkSpec(SinkKind.FILE, "file:x"), "file:x"),
+        ("file:null", SinkSpec(SinkKind.FILE, "null"), "null"),
+        ("file:a,keep=0:b", SinkSpec(SinkKind.FILE, "a,keep=0:b"), "a,keep=0:b"),
+        ("file,max-size=64k:/p", SinkSpec(SinkKind.FILE, "/p", max_bytes=65536), "/p"),
         (
             "file,max-size=10M,keep=1000:/p:q,r",
-            Sink(SinkKind.FILE, "/p:q,r", max_bytes=10 << 20, keep=1000),
+            SinkSpec(SinkKind.FILE, "/p:q,r", max_bytes=10 << 20, keep=1000),
             "/p:q,r",
         ),
-        ("file,keep=1,max-size=65536:p", Sink(SinkKind.FILE, "p", max_bytes=65536, keep=1), "p"),
-        ("cri:/p", Sink(SinkKind.CRI, "/p"), "/p"),
-        ("cri,max-size=1024G:/p", Sink(SinkKind.CRI, "/p", max_bytes=1 << 40), "/p"),
-        ("journal", Sink(SinkKind.JOURNAL), "journal"),
+        (
+            "file,keep=1,max-size=65536:p",
+            SinkSpec(SinkKind.FILE, "p", max_bytes=65536, keep=1),
+            "p",
+        ),
+        ("cri:/p", SinkSpec(SinkKind.CRI, "/p"), "/p"),
+        ("cri,max-size=1024G:/p", SinkSpec(SinkKind.CRI, "/p", max_bytes=1 << 40), "/p"),
+        ("journal", SinkSpec(SinkKind.JOURNAL), "journal"),
         (
             "journal,priority=5,tag=prod/web,max-line=16M",
-            Sink(SinkKind.JOURNAL, priority=5, tag="prod/web", max_line_bytes=16 << 20),
+            SinkSpec(SinkKind.JOURNAL, priority=5, tag="prod/web", max_line_bytes=16 << 20),
             "journal",
         ),
-        ("journal,max-line=1K", Sink(SinkKind.JOURNAL, max_line_bytes=1024), "journal"),
-        ("journal-stream", Sink(SinkKind.JOURNAL_STREAM), "journal-stream"),
+        ("journal,max-line=1K", SinkSpec(SinkKind.JOURNAL, max_line_bytes=1024), "journal"),
+        ("journal-stream", SinkSpec(SinkKind.JOURNAL_STREAM), "journal-stream"),
         (
             "journal-stream,priority=0",
-            Sink(SinkKind.JOURNAL_STREAM, priority=0),
+            SinkSpec(SinkKind.JOURNAL_STREAM, priority=0),
             "journal-stream",
         ),
-        ("/run/fifo", Sink(SinkKind.PATH, "/run/fifo"), "/run/fifo"),
-        ("stdout", Sink(SinkKind.PATH, "stdout"), "stdout"),
-        ("./null", Sink(SinkKind.PATH, "./null"), "./null"),
-        ("./cri,keep=x:y", Sink(SinkKind.PATH, "./cri,keep=x:y"), "./cri,keep=x:y"),
-        ("NULL", Sink(SinkKind.PATH, "NULL"), "NULL"),
-        ("path:/run/fifo", Sink(SinkKind.PATH, "/run/fifo"), "/run/fifo"),
+        ("/run/fifo", SinkSpec(SinkKind.PATH, "/run/fifo"), "/run/fifo"),
+        ("stdout", SinkSpec(SinkKind.PATH, "stdout"), "stdout"),
+        ("./null", SinkSpec(SinkKind.PATH, "./null"), "./null"),
+        ("./cri,keep=x:y", SinkSpec(SinkKind.PATH, "./cri,keep=x:y"), "./cri,keep=x:y"),
+        ("NULL", SinkSpec(SinkKind.PATH, "NULL"), "NULL"),
+        ("path:/run/fifo", SinkSpec(SinkKind.PATH, "/run/fifo"), "/run/fifo"),
         (
             "path,policy=drop-old,buffer=64M:/run/fifo",
-            Sink(SinkKind.PATH, "/run/fifo", policy="drop-old", buffer_bytes=64 << 20),
+            SinkSpec(SinkKind.PATH, "/run/fifo", policy="drop-old", buffer_bytes=64 << 20),
             "/run/fifo",
         ),
         (
             "passthrough,policy=drop-new",
-            Sink(SinkKind.PASSTHROUGH, policy="drop-new"),
+            SinkSpec(SinkKind.PASSTHROUGH, policy="drop-new"),
             "passthrough",
         ),
-        ("cri,policy=block:/p", Sink(SinkKind.CRI, "/p"), "/p"),
-        ("files:x", Sink(SinkKind.PATH, "files:x"), "files:x"),
-        ("a,max-size=x", Sink(SinkKind.PATH, "a,max-size=x"), "a,max-size=x"),
+        ("cri,policy=block:/p", SinkSpec(SinkKind.CRI, "/p"), "/p"),
+        ("files:x", SinkSpec(SinkKind.PATH, "files:x"), "files:x"),
+        ("a,max-size=x", SinkSpec(SinkKind.PATH, "a,max-size=x"), "a,max-size=x"),
     ],
 )
-def test_a_setting_is_a_kind_with_its_options_or_a_path(text: str, sink: Sink, shown: str) -> None:
+def test_a_setting_is_a_kind_with_its_options_or_a_path(
+    text: str, sink: SinkSpec, shown: str
+) -> None:
     assert parse_sink(text) == sink
     assert str(sink) == shown
 
@@ -173,7 +179,9 @@ def test_a_mistake_is_named_with_what_is_allowed(text: str, message: str) -> Non
     ],
 )
 def test_sizes_have_the_units_of_systemd_and_docker(size: str, max_bytes: int) -> None:
-    assert parse_sink(f"cri,max-size={size}:/p") == Sink(SinkKind.CRI, "/p", max_bytes=max_bytes)
+    assert parse_sink(f"cri,max-size={size}:/p") == SinkSpec(
+        SinkKind.CRI, "/p", max_bytes=max_bytes
+    )
 
 
 def test_every_option_that_is_a_size_takes_them() -> None:
@@ -208,7 +216,7 @@ def test_what_a_person_has_mistyped_is_no_path(text: str, message: str) -> None:
 
 @pytest.mark.parametrize("text", ["jornal", "fil:/x", "./x,keep=1", "no/such,keep=1"])
 def test_an_engines_setting_may_be_any_path(text: str) -> None:
-    assert parse_sink(text) == Sink(SinkKind.PATH, text)
+    assert parse_sink(text) == SinkSpec(SinkKind.PATH, text)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import os
 import socket
 
 
-class Locker:
+class FdSlot:
     """A socket pair with at most one descriptor in it. The parent makes and owns it."""
 
     def __init__(self, *, fds: tuple[int, int] | None = None) -> None:

@@ -10,13 +10,13 @@ from workers.process import report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from workers.process.context import Desk
+    from workers.process.context import WorkerContext
 
 _MOST_BYTES = 4 << 20
 """More than is between a container and its sink: whoever goes on writing is another one."""
 
 
-def count(desk: Desk, route: splice.Route) -> report.Report:
+def count(context: WorkerContext, route: splice.Route) -> report.Report:
     """Take what the scratch pipe and the source have; return the report that says how much.
 
     A copy whose bytes are in a line buffer has its own way, see `workers.lines.drop`.
@@ -35,7 +35,7 @@ def count(desk: Desk, route: splice.Route) -> report.Report:
                 break
             left_bytes += len(content)
             left_lines += content.count(b"\n")
-    desk.in_transit(0)
+    context.in_transit(0)
     return report.Report(
-        desk.stream, desk.copied_bytes, left_bytes=left_bytes, left_lines=left_lines
+        context.stream, context.copied_bytes, left_bytes=left_bytes, left_lines=left_lines
     )

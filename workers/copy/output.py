@@ -7,18 +7,20 @@ from workers.process import report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from workers.process.context import Desk
+    from workers.process.context import WorkerContext
 
 
-def work(desk: Desk, route: splice.Route) -> None:
+def work(context: WorkerContext, route: splice.Route) -> None:
     """Copy until the container has closed its side, then report. Never raises `CopyError`."""
-    desk.sit_down(route.fds)
-    if desk.is_to_count:
-        desk.send_and_keep(discard.count(desk, route))
+    context.enter(route.fds)
+    if context.is_to_count:
+        context.send_and_keep(discard.count(context, route))
         return
     try:
-        splice.copy(route, desk)
+        splice.copy(route, context)
     except splice.CopyError as error:
-        desk.send_and_keep(report.Report(desk.stream, desk.copied_bytes, error.errno, error.side))
+        context.send_and_keep(
+            report.Report(context.stream, context.copied_bytes, error.errno, error.side)
+        )
     else:
-        desk.send_and_keep(report.Report(desk.stream, desk.copied_bytes))
+        context.send_and_keep(report.Report(context.stream, context.copied_bytes))

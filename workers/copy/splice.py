@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         def moved(self, copied_bytes: int) -> None:
             """So many bytes have reached the sink."""
 
-        def in_transit(self, transit_bytes: int) -> None:
+        def in_transit(self, in_flight_bytes: int) -> None:
             """So many bytes are between source and sink now."""
 
         @property
@@ -81,7 +81,7 @@ class Route:
     scratch: tuple[int, int] | None = None
     source_is_console: bool = False
     sink_is_log: bool = False
-    listeners: tuple[tuple[int, int], ...] = ()
+    attach_clients: tuple[tuple[int, int], ...] = ()
     tee: Callable[[int, int, int], int] | None = None
     capacity_bytes: int = 0
 
@@ -93,7 +93,7 @@ class Route:
     @property
     def intake_fds(self) -> tuple[int, ...]:
         """Those that are needed although the sink is another one."""
-        return (self.source_fd, *(self.scratch or ()), *(fd for _number, fd in self.listeners))
+        return (self.source_fd, *(self.scratch or ()), *(fd for _number, fd in self.attach_clients))
 
 
 class CopyError(Exception):
@@ -181,7 +181,7 @@ def fill_scratch(
     """
     # Before they move: a supervisor that looks at the empty source must not think us idle.
     tally.in_transit(1)
-    if route.listeners:
+    if route.attach_clients:
         tally.shown(is_shown=False)
     moved = 0
     try:
@@ -197,10 +197,10 @@ def show(route: Route, scratch: tuple[int, int], tally: Tally) -> None:
 
     A worker that is killed amidst this has some of it heard twice.
     """
-    if route.tee is None or not route.listeners or tally.is_shown:
+    if route.tee is None or not route.attach_clients or tally.is_shown:
         return
     pending = pending_bytes(scratch[0])
-    for number, fd in route.listeners:
+    for number, fd in route.attach_clients:
         try:
             heard = route.tee(scratch[0], fd, pending) if pending else 0
         except BlockingIOError:
@@ -303,7 +303,7 @@ def _is_console_end(route: Route, error: OSError) -> bool:
     return route.source_is_console and error.errno == errno.EIO
 
 
-def never_waits(fd: int) -> bool:
+def is_lossy(fd: int) -> bool:
     """Say whether splice(2) into `fd`, which poll(2) finds writable, takes what fits and no more.
 
     True for pipes, by SPLICE_F_NONBLOCK, for sockets that are non-blocking, and for files.

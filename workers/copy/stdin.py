@@ -24,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from workers.process.context import Desk
+    from workers.process.context import WorkerContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +35,19 @@ class RawTerminal:
     saved: list[Any]
 
 
-def work(desk: Desk, route: splice.Route, raw: RawTerminal | None = None) -> None:
+def work(context: WorkerContext, route: splice.Route, raw: RawTerminal | None = None) -> None:
     """Copy until end of file or until the container stops reading, then report.
 
     With `raw` it also ends when the supervisor has died, and gives the terminal back.
     """
-    desk.sit_down(route.fds if raw is None else (*route.fds, raw.fd))
+    context.enter(route.fds if raw is None else (*route.fds, raw.fd))
     try:
-        if not _copy(desk, route, ends_with_supervisor=raw is not None) and raw is not None:
+        if not _copy(context, route, ends_with_supervisor=raw is not None) and raw is not None:
             _give_back(raw)
     except splice.CopyError as error:
-        desk.send(report.Report(desk.stream, desk.copied_bytes, error.errno, error.side))
+        context.send(report.Report(context.stream, context.copied_bytes, error.errno, error.side))
     else:
-        desk.send(report.Report(desk.stream, desk.copied_bytes))
+        context.send(report.Report(context.stream, context.copied_bytes))
 
 
 def _give_back(raw: RawTerminal) -> None:
@@ -56,22 +56,22 @@ def _give_back(raw: RawTerminal) -> None:
     termios.tcsetattr(raw.fd, termios.TCSADRAIN, raw.saved)
 
 
-def _copy(desk: Desk, route: splice.Route, *, ends_with_supervisor: bool) -> bool:
+def _copy(context: WorkerContext, route: splice.Route, *, ends_with_supervisor: bool) -> bool:
     """Return True at end of file, False when the supervisor is gone."""
     poller = select.poll()
     poller.register(route.source_fd, select.POLLIN)
     poller.register(route.sink_fd, 0)  # no event but POLLERR and POLLHUP: nobody reads any more
     if ends_with_supervisor:
-        poller.register(desk.report_wfd, 0)
+        poller.register(context.report_wfd, 0)
     if route.scratch is not None:
-        splice.empty_scratch(route, route.scratch, desk)
+        splice.empty_scratch(route, route.scratch, context)
     while True:
         ready = dict(poller.poll())
-        if desk.report_wfd in ready:
+        if context.report_wfd in ready:
             return False
         if ready.get(route.sink_fd, 0) & (select.POLLERR | select.POLLHUP):
             raise splice.CopyError(OSError(errno.EPIPE, os.strerror(errno.EPIPE)), "sink")
-        match _move_once(desk, route):
+        match _move_once(context, route):
             case _Moved.TO_THE_END:
                 return True
             case _Moved.SINK_IS_FULL:
@@ -89,14 +89,14 @@ class _Moved(Enum):
     TO_THE_END = 3
 
 
-def _move_once(desk: Desk, route: splice.Route) -> _Moved:
+def _move_once(context: WorkerContext, route: splice.Route) -> _Moved:
     try:
         if route.scratch is None:
             moved = os.splice(
                 route.source_fd, route.sink_fd, splice.SPLICE_BYTES, flags=os.SPLICE_F_NONBLOCK
             )
         else:
-            moved = splice.fill_scratch(route, route.scratch, desk)
+            moved = splice.fill_scratch(route, route.scratch, context)
     except BlockingIOError:
         return _Moved.SINK_IS_FULL if _is_readable(route.source_fd) else _Moved.SOME
     except OSError as error:
@@ -104,9 +104,9 @@ def _move_once(desk: Desk, route: splice.Route) -> _Moved:
     if moved == 0:
         return _Moved.TO_THE_END
     if route.scratch is None:
-        desk.moved(moved)
+        context.moved(moved)
     else:
-        splice.empty_scratch(route, route.scratch, desk)
+        splice.empty_scratch(route, route.scratch, context)
     return _Moved.SOME
 
 

@@ -9,11 +9,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from workers.copy import splice
     from workers.journal.native import Journal
-    from workers.process.context import Desk
+    from workers.process.context import WorkerContext
 
 
 def work(
-    desk: Desk,
+    context: WorkerContext,
     route: splice.Route,
     journal: Journal,
     supervisor_pid: int,
@@ -23,10 +23,10 @@ def work(
     Never raises `CopyError`. The sink of `route` is not used, its scratch pipe is.
 
     Args:
-        desk: As for every worker.
+        context: As for every worker.
         route: The source and the scratch pipe.
         journal: What the parent has made, for this stream alone.
         supervisor_pid: Our parent, in whose name the records are sent.
     """
-    desk.sit_down((*route.intake_fds, *journal.fds))
-    run.work(desk, route, journal.buffer, JournalWriter(journal, supervisor_pid))
+    context.enter((*route.intake_fds, *journal.fds))
+    run.work(context, route, journal.buffer, JournalWriter(journal, supervisor_pid))

@@ -10,24 +10,26 @@ from workers.process.linger import wait_until_read
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from workers.journal.stream import JournalStream
-    from workers.process.context import Desk
+    from workers.process.context import WorkerContext
 
 
-def work(desk: Desk, route: splice.Route, stream: JournalStream) -> None:
+def work(context: WorkerContext, route: splice.Route, stream: JournalStream) -> None:
     """Copy until the container has closed its side, stay until it is read, then report.
 
     journald looks up who has sent what when it reads it. Never raises `CopyError`. The sink of
     `route` is not used.
     """
     route = replace(route, sink_fd=stream.socket.fileno())
-    desk.sit_down(route.fds)
-    if desk.is_to_count:
-        desk.send_and_keep(discard.count(desk, route))
+    context.enter(route.fds)
+    if context.is_to_count:
+        context.send_and_keep(discard.count(context, route))
         return
     try:
-        splice.copy(route, desk)
+        splice.copy(route, context)
     except splice.CopyError as error:
-        desk.send_and_keep(report.Report(desk.stream, desk.copied_bytes, error.errno, error.side))
+        context.send_and_keep(
+            report.Report(context.stream, context.copied_bytes, error.errno, error.side)
+        )
     else:
         wait_until_read(route.sink_fd)
-        desk.send_and_keep(report.Report(desk.stream, desk.copied_bytes))
+        context.send_and_keep(report.Report(context.stream, context.copied_bytes))

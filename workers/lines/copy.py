@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from workers.lines import framing
-from workers.lines.reader import Intake, Took
+from workers.lines.reader import LineReader, Took
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from workers.copy import splice
     from workers.lines.buffer import LineBuffer
-    from workers.process.context import Desk
+    from workers.process.context import WorkerContext
 
     class RecordSink(Protocol):
         """Where records go. It commits what it has written, so that it can say `consumed` anew."""
@@ -68,7 +68,7 @@ class Ends:
         return Looked(end, now)
 
 
-def copy(desk: Desk, route: splice.Route, buffer: LineBuffer, sink: RecordSink) -> None:
+def copy(context: WorkerContext, route: splice.Route, buffer: LineBuffer, sink: RecordSink) -> None:
     """Copy to end of file; a line that is not at its end waits for its end.
 
     Raises:
@@ -76,27 +76,27 @@ def copy(desk: Desk, route: splice.Route, buffer: LineBuffer, sink: RecordSink) 
         OSError: The sink did. What it has not got is in the buffer, the scratch or the source.
     """
     # Of what a killed predecessor wrote, the end may not have been counted.
-    desk.moved(sink.consumed - desk.ledger.copied_bytes(desk.slot))
-    desk.copied_bytes = 0
+    context.moved(sink.consumed - context.counters.copied_bytes(context.slot))
+    context.copied_bytes = 0
     bytes(_KEPT_BYTES)
-    intake = Intake(route, buffer, desk)
+    intake = LineReader(route, buffer, context)
     ends = Ends(buffer, sink)
     while True:
         end, now = ends.look()
-        _write(desk, sink, now)
+        _write(context, sink, now)
         took = intake.take(sink.consumed, None if now == end else HOLD_MS)
         if took is Took.NOTHING:
-            _write(desk, sink, end)
+            _write(context, sink, end)
         elif took is Took.THE_END:
-            _write(desk, sink, buffer.read().taken)
+            _write(context, sink, buffer.read().taken)
             return
 
 
-def _write(desk: Desk, sink: RecordSink, end: int) -> None:
+def _write(context: WorkerContext, sink: RecordSink, end: int) -> None:
     """Write everything up to `end`. An unfinished line is not in transit: nobody waits for it."""
-    desk.in_transit(end - sink.consumed)
+    context.in_transit(end - sink.consumed)
     while sink.consumed < end:
         before = sink.consumed
         sink.write(end)
-        desk.moved(sink.consumed - before)
-        desk.in_transit(end - sink.consumed)
+        context.moved(sink.consumed - before)
+        context.in_transit(end - sink.consumed)

@@ -19,14 +19,14 @@ import time
 from workers.copy import splice
 from workers.lines import copy as lines
 from workers.lines.buffer import BLOCK, DROP_OLD
-from workers.lines.reader import Intake, Took
+from workers.lines.reader import LineReader, Took
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
 
     from workers.lines.buffer import LineBuffer, Taken
-    from workers.process.context import Desk
+    from workers.process.context import WorkerContext
 
     class PatientSink(lines.RecordSink, Protocol):
         """Where records go that may be dropped before."""
@@ -69,7 +69,7 @@ _MOST_LEFT_BYTES = 4 << 20
 _NO_ROOM_S = 0.01
 
 
-class DroppingIntake(Intake):
+class DroppingReader(LineReader):
     """An intake that never refuses: what there is no room for is dropped."""
 
     def __init__(
@@ -184,7 +184,9 @@ class DroppingIntake(Intake):
         )
 
 
-def copy(desk: Desk, route: splice.Route, buffer: LineBuffer, sink: PatientSink) -> bool:
+def copy(
+    context: WorkerContext, route: splice.Route, buffer: LineBuffer, sink: PatientSink
+) -> bool:
     """Copy to end of file; what the sink does not take in time is dropped, by `buffer.policy`.
 
     The sink is left alone for the first `desk.hold_s`; for ever, and then what there is is
@@ -195,20 +197,20 @@ def copy(desk: Desk, route: splice.Route, buffer: LineBuffer, sink: PatientSink)
         engines.CopyError: The source failed.
         OSError: The sink did.
     """
-    return _Copy(desk, route, buffer, sink).run()
+    return _Copy(context, route, buffer, sink).run()
 
 
 class _Copy:
     def __init__(
-        self, desk: Desk, route: splice.Route, buffer: LineBuffer, sink: PatientSink
+        self, context: WorkerContext, route: splice.Route, buffer: LineBuffer, sink: PatientSink
     ) -> None:
-        self._desk = desk
+        self._desk = context
         self._route = route
         self._buffer = buffer
         self._sink = sink
-        self._intake = DroppingIntake(route, buffer, desk, sink)
+        self._intake = DroppingReader(route, buffer, context, sink)
         self._ends = lines.Ends(buffer, sink)
-        self._held_until_s = time.monotonic() + desk.hold_s
+        self._held_until_s = time.monotonic() + context.hold_s
         self._is_open = False
         self._is_stalled = False
         self._seemed_to_have_room = False
@@ -219,7 +221,7 @@ class _Copy:
         self._end = 0
         self._waits_for_more = False
         self._count()
-        desk.copied_bytes = 0
+        context.copied_bytes = 0
 
     def run(self) -> bool:
         if self._desk.is_to_count:
@@ -290,7 +292,7 @@ class _Copy:
         """Count what has reached the sink, of us and of whoever was killed before."""
         passed = self._buffer.read().passed_bytes
         reached = self._sink.consumed - passed - self._sink.rest_bytes
-        self._desk.moved(max(0, reached - self._desk.ledger.copied_bytes(self._desk.slot)))
+        self._desk.moved(max(0, reached - self._desk.counters.copied_bytes(self._desk.slot)))
 
     def _wait_and_take(self) -> None:
         poller = select.poll()

@@ -33,7 +33,7 @@ class Took(Enum):
     THE_END = "end of file"
 
 
-class Intake:
+class LineReader:
     """Fills one line buffer. Borrows everything."""
 
     def __init__(self, route: splice.Route, buffer: LineBuffer, tally: splice.Tally) -> None:

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from workers.process.counters import Ledger
+    from workers.process.counters import StreamCounters
     from workers.process.orphan import Parting
 
 
@@ -25,7 +25,7 @@ _EXIT_FIRST_S = 0.001
 
 
 @dataclass(slots=True)
-class Desk:
+class WorkerContext:
     """One worker's place. Every descriptor is borrowed from the parent across the fork.
 
     Attributes:
@@ -48,7 +48,7 @@ class Desk:
 
     stream: str
     title: str
-    ledger: Ledger
+    counters: StreamCounters
     slot: int
     report_wfd: int
     null_fd: int
@@ -60,7 +60,7 @@ class Desk:
     parting: Parting | None = None
     copied_bytes: int = 0
 
-    def sit_down(self, keep_fds: Iterable[int]) -> None:
+    def enter(self, keep_fds: Iterable[int]) -> None:
         """Become the worker, see `isolate.become`, when those before it have gone, and rested."""
         kept = (*keep_fds, *self.held, *self.predecessors, self.report_wfd)
         isolate.become(self.title, kept, self.null_fd)
@@ -82,24 +82,24 @@ class Desk:
     def moved(self, copied_bytes: int) -> None:
         """Count bytes that have reached the sink."""
         self.copied_bytes += copied_bytes
-        self.ledger.add(self.slot, copied_bytes)
+        self.counters.add(self.slot, copied_bytes)
 
-    def in_transit(self, transit_bytes: int) -> None:
+    def in_transit(self, in_flight_bytes: int) -> None:
         """Note what is between source and sink."""
-        self.ledger.set_transit(self.slot, transit_bytes)
+        self.counters.set_transit(self.slot, in_flight_bytes)
 
     @property
     def is_shown(self) -> bool:
         """Whether the listeners have heard what is between source and sink."""
-        return self.ledger.is_shown(self.slot)
+        return self.counters.is_shown(self.slot)
 
     def shown(self, *, is_shown: bool) -> None:
         """Note that they have, or that something else comes."""
-        self.ledger.set_shown(self.slot, is_shown=is_shown)
+        self.counters.set_shown(self.slot, is_shown=is_shown)
 
     def missed(self, listener: int, missed_bytes: int) -> None:
         """Count what came too fast for a listener."""
-        self.ledger.add_missed(listener, missed_bytes)
+        self.counters.add_missed(listener, missed_bytes)
 
     def send(self, record: report.Report) -> None:
         """Write the completion record. A parent that is gone is told nothing."""

@@ -20,7 +20,7 @@ MOST_BYTES = 1 << 62
 """A count above that is a worker's invention: sums of two still fit into JSON's 64 bits."""
 
 
-class Ledger:
+class StreamCounters:
     """Unsigned 64-bit numbers.
 
     For each stream bytes copied, bytes in transit, and whether the listeners have heard what is in
@@ -42,7 +42,7 @@ class Ledger:
         """Return how many bytes the stream has moved since it began."""
         return min(self._numbers[_WORDS * slot + _COPIED], MOST_BYTES)
 
-    def transit_bytes(self, slot: int) -> int:
+    def in_flight_bytes(self, slot: int) -> int:
         """Return how many bytes have left the source and not reached the sink yet."""
         return min(self._numbers[_WORDS * slot + _TRANSIT], MOST_BYTES)
 
@@ -50,9 +50,9 @@ class Ledger:
         """Count bytes. Only the one living worker of the slot calls it."""
         self._numbers[_WORDS * slot + _COPIED] += copied_bytes
 
-    def set_transit(self, slot: int, transit_bytes: int) -> None:
+    def set_transit(self, slot: int, in_flight_bytes: int) -> None:
         """Say what is between source and sink now; a successor begins by setting it right."""
-        self._numbers[_WORDS * slot + _TRANSIT] = transit_bytes
+        self._numbers[_WORDS * slot + _TRANSIT] = in_flight_bytes
 
     def is_shown(self, slot: int) -> bool:
         """Say whether the listeners have heard what is between source and sink."""

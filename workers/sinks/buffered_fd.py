@@ -25,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from workers.process.context import Desk
+    from workers.process.context import WorkerContext
 
 _OUTLET_BYTES = 64 << 10
 _SLOW_BYTES = 512
@@ -155,7 +155,7 @@ class PipeWriter:
         while rest := self.rest_bytes:
             if not writable.poll(0):
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-            most = rest if splice.never_waits(self.stall_fd) else min(rest, _SLOW_BYTES)
+            most = rest if splice.is_lossy(self.stall_fd) else min(rest, _SLOW_BYTES)
             self._to_position()
             try:
                 os.splice(self._outlet_rfd, self.stall_fd, most, flags=os.SPLICE_F_NONBLOCK)
@@ -186,17 +186,22 @@ class PipeWriter:
 
 
 def work(
-    desk: Desk, route: splice.Route, buffered: Buffered, sink_fd: int, *, lingers: bool = False
+    context: WorkerContext,
+    route: splice.Route,
+    buffered: Buffered,
+    sink_fd: int,
+    *,
+    lingers: bool = False,
 ) -> None:
     """Copy until the container has closed its side, then report. The sink of `route` is not used.
 
     Args:
-        desk: As for every worker.
+        context: As for every worker.
         route: The source and the scratch pipe.
         buffered: What the parent has made, for this stream alone.
         sink_fd: A socket has to be non-blocking.
         lingers: See `PipeWriter`.
     """
-    desk.sit_down((*route.intake_fds, *buffered.fds, sink_fd))
+    context.enter((*route.intake_fds, *buffered.fds, sink_fd))
     writer = PipeWriter(buffered, sink_fd, lingers=lingers)
-    run.work(desk, route, buffered.buffer, writer)
+    run.work(context, route, buffered.buffer, writer)

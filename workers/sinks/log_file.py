@@ -25,7 +25,7 @@ import time
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from workers.common.fd_slot import Locker, same_file
+from workers.common.fd_slot import FdSlot, same_file
 from workers.common.shared_memory import Memory, Record
 from workers.lines import framing
 from workers.lines.buffer import BLOCK, LineBuffer
@@ -117,7 +117,7 @@ class LogFile:
             )
             for (stream, form), fd in zip(formats.items(), buffer_fds, strict=True)
         )
-        self.locker = Locker(fds=(front_fd, back_fd) if kept else None)
+        self.locker = FdSlot(fds=(front_fd, back_fd) if kept else None)
         self._memory = Memory("forkshim:log", fd=memory_fd)
         self._record = Record(self._memory.words, len(FileState._fields) - 1 + len(self.streams))
 

@@ -8,21 +8,21 @@ from workers.sinks.log_file import LogWriter
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from workers.copy import splice
-    from workers.process.context import Desk
+    from workers.process.context import WorkerContext
     from workers.sinks.log_file import LogFile
 
 
-def work(desk: Desk, route: splice.Route, log: LogFile, stream: str) -> None:
+def work(context: WorkerContext, route: splice.Route, log: LogFile, stream: str) -> None:
     """Write `stream` into `log` until the container has closed its side, then report.
 
     Never raises `CopyError`. The sink of `route` is not used, its scratch pipe is.
 
     Args:
-        desk: As for every worker.
+        context: As for every worker.
         route: The source and the scratch pipe.
         log: What the parent has made; its memory is shared by all workers of the file.
         stream: The name in `log`, which may not be the desk's.
     """
-    desk.sit_down((*route.intake_fds, *log.fds))
+    context.enter((*route.intake_fds, *log.fds))
     buffer = log.buffers[log.streams.index(stream)]
-    run.work(desk, route, buffer, LogWriter(log, stream))
+    run.work(context, route, buffer, LogWriter(log, stream))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Yard:
+class Rig:
     """Owns them all until `close`; `run_until` fails after `waiting.LIMIT_S`."""
 
     def __init__(self, directory: Path) -> None:
