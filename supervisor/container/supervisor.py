@@ -28,7 +28,7 @@ from supervisor.container.request import pack as pack_order
 from supervisor.io.open import Stdio, StdioOpener
 from supervisor.io.open import go_on as go_on_with_stdio
 from supervisor.io.pipes import Pipes
-from supervisor.linux import fds, headroom, procfs, syscalls
+from supervisor.linux import fd_limit, fds, procfs, syscalls
 from supervisor.linux.errors import (
     AbandonedError,
     RuntimeFailedError,
@@ -86,7 +86,7 @@ def supervise(order: StartRequest, log: Log) -> Outcome:
             control_fifo = directory.open_fifo("control")
             record = documents.read_process("process.json")
             checkpoint = documents.read_checkpoint(record.checkpoint) if record.checkpoint else None
-            headroom.check(3)
+            fd_limit.check(3)
             supervisor = Supervisor(order, log, router, exit_fifo, control_fifo, record)
             return supervisor.run(checkpoint)
         finally:
