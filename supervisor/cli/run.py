@@ -28,7 +28,7 @@ from supervisor.linux.errors import (
     reason_of_access,
 )
 from supervisor.linux.exit_status import signal_name
-from supervisor.oci import documents, reach, stand_in
+from supervisor.oci import config_overlay, documents, reach
 from supervisor.oci.command_line import RuntimeCommand, is_same_bundle, parse_state
 from supervisor.oci.invoke import ask_runtime
 from supervisor.sinks.spec import check_typed, with_absolute_path
@@ -268,10 +268,10 @@ def _prepare(
         cgroups_path=scope or _choose_cgroup(request),
         addition=_way_to_the_manager(claimed, bundle) if _is_relayed(request) else None,
         environment=listening.environment(),
-        is_elsewhere=not (can_stand_in := stand_in.is_possible()),
+        is_elsewhere=not (can_overlay := config_overlay.is_possible()),
     )
     runtime_bundle, config = bundle.path, ""
-    if variant is not None and can_stand_in:
+    if variant is not None and can_overlay:
         config = os.path.join(claimed.state_dir, _CONFIG)
     elif variant is not None:
         runtime_bundle = os.path.join(claimed.state_dir, "bundle")

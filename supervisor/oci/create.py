@@ -14,7 +14,7 @@ import time
 from supervisor.linux import fds
 from supervisor.linux.errors import MachineError, RuntimeFailedError, ShimError, StoppedError
 from supervisor.linux.exit_status import Exited, Killed, Termination
-from supervisor.oci import command_line, reach, stand_in
+from supervisor.oci import command_line, config_overlay, reach
 from supervisor.oci.invoke import HURRY_S
 from supervisor.state import directory
 from supervisor.state.log import rfc3339
@@ -167,7 +167,7 @@ class CreateOperation:
 
     def _put_config(self) -> None:
         """Have the runtime read our config.json under the name of the bundle's."""
-        stand_in.put(self._caller.config, os.path.join(self._caller.bundle, "config.json"))
+        config_overlay.put(self._caller.config, os.path.join(self._caller.bundle, "config.json"))
 
     def _watch_console(self) -> None:
         if self._socket is not None:
