@@ -28,7 +28,7 @@ from supervisor.linux.errors import (
     reason_of_access,
 )
 from supervisor.linux.exit_status import signal_name
-from supervisor.oci import config_overlay, documents, reach
+from supervisor.oci import config_overlay, documents, kill_scope
 from supervisor.oci.command_line import RuntimeCommand, is_same_bundle, parse_state
 from supervisor.oci.invoke import ask_runtime
 from supervisor.sinks.spec import check_typed, with_absolute_path
@@ -216,7 +216,7 @@ def _recover(claimed: claim.Claim, request: RunRequest, why_not: FdStoreError | 
             if why:
                 way = f"nobody can go on with it from here ({why})"
             ending = " ".join(caller.delete(force=True))
-            if reach.of(caller.config_path, state.pid).danger():
+            if kill_scope.of(caller.config_path, state.pid).unsafe_cgroup():
                 ending = f"kill -KILL {state.pid}"  # the other would kill whatever is beside it
             raise AlreadySupervisedError(
                 "its supervisor is gone and its container is "
@@ -224,9 +224,10 @@ def _recover(claimed: claim.Claim, request: RunRequest, why_not: FdStoreError | 
             )
         discover.end_workers(claimed.state_dir)
         if state is not None and is_same_bundle(state.bundle, caller.bundle):
-            danger = reach.of(caller.config_path, 0).danger()
+            danger = kill_scope.of(caller.config_path, 0).unsafe_cgroup()
             if danger:
-                foreground.say(f"{request.container_id}: {reach.not_deleted(caller.name, danger)}")
+                kept = kill_scope.not_deleted(caller.name, danger)
+                foreground.say(f"{request.container_id}: {kept}")
             else:
                 ask_runtime(caller.name, caller.delete(), caller.directory)
         if why_not is not None:

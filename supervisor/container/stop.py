@@ -6,7 +6,7 @@ program is gone, it hangs, it says no), the process is signalled directly: it is
 An exec'd process is never the runtime's business: `runtime kill` would mean the container's init.
 
 `kill --all` goes by cgroup, so it is only for a container that needs it: see
-`supervisor.oci.reach`.
+`supervisor.oci.kill_scope`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import signal
 
 from supervisor.linux.errors import ShimError
 from supervisor.linux.exit_status import shell_status, signal_name
-from supervisor.oci import reach
+from supervisor.oci import kill_scope
 from supervisor.oci.command_line import words
 from supervisor.state.journal_log import Kind
 
@@ -49,7 +49,7 @@ class Stopper:
     ) -> None:
         """`signal_init` sends a signal to the process itself, if it has not been reaped.
 
-        `reach` is set once the process is there. Without it nothing is killed by cgroup.
+        `kill_scope` is set once the process is there. Without it nothing is killed by cgroup.
         """
         self._loop = loop
         self._calls = calls
@@ -58,7 +58,7 @@ class Stopper:
         self._is_exec = is_exec
         self._signal_init = signal_init
         self._asked: tuple[int, float] | None = None
-        self.reach: reach.Reach | None = None
+        self.kill_scope: kill_scope.KillScope | None = None
 
     def ask(self, signum: int, timeout_s: float, on_grace_over: Callable[[], None]) -> None:
         """Send the stop signal; `on_grace_over` follows after `timeout_s`, unless `over` comes."""
@@ -120,9 +120,9 @@ class Stopper:
 
     def delete(self, on_end: Callable[[], None]) -> None:
         """Delete its container; `on_end` follows, whatever came of it."""
-        danger = self.reach.danger() if self.reach else ""
+        danger = self.kill_scope.unsafe_cgroup() if self.kill_scope else ""
         if danger:
-            self._log.warning(reach.not_deleted(self._caller.name, danger))
+            self._log.warning(kill_scope.not_deleted(self._caller.name, danger))
         if self._is_exec or danger:
             on_end()
         else:
@@ -130,7 +130,8 @@ class Stopper:
 
     @property
     def _may_kill_all(self) -> bool:
-        return self.reach is not None and self.reach.shares_pids and not self.reach.danger()
+        scope = self.kill_scope
+        return scope is not None and scope.shares_pids and not scope.unsafe_cgroup()
 
     def _run_or_go_on(self, verb: str, argv: list[str], on_end: Callable[[], None]) -> None:
         def on_exit(termination: Termination, output: bytes) -> None:

@@ -40,7 +40,7 @@ from supervisor.linux.event_loop import Loop
 from supervisor.linux.exit_status import Exited, Killed, Termination, shell_status, signal_name
 from supervisor.linux.reaper import Reaper
 from supervisor.linux.signals import FORWARDED_SIGNALS, STOP_SIGNALS, SignalRouter
-from supervisor.oci import documents, reach
+from supervisor.oci import documents, kill_scope
 from supervisor.oci.command_line import RuntimeCommand
 from supervisor.oci.create import CreateOperation, explain
 from supervisor.oci.invoke import HURRY_S, RuntimeInvoker
@@ -461,7 +461,7 @@ class Supervisor:
             raise
         self._process = process
         if not self._record.is_exec:
-            self._stopper.reach = reach.of(self._caller.config_path, process.pid)
+            self._stopper.kill_scope = kill_scope.of(self._caller.config_path, process.pid)
         if self._is_ours_to_start:
             self._reaper.look_before(process.pid, self._note_whether_it_has_run)
 
@@ -772,7 +772,7 @@ class Supervisor:
                 "relay_worker": notify_worker.pack(fd_writer) if notify_worker else None,
                 **self._process.pack(fd_writer),
                 "began_at": self._creation.began_at,
-                "reach": self._stopper.reach.pack() if self._stopper.reach else None,
+                "kill_scope": self._stopper.kill_scope.pack() if self._stopper.kill_scope else None,
                 "stdio": self._stdio.pack(fd_writer),
                 "plumbing": self._pipes.pack(fd_writer),
                 "crew": self._stream_set.pack(fd_writer),
@@ -799,8 +799,8 @@ class Supervisor:
             self._loop, self._reaper, packed, contents, is_parent=is_parent
         )
         self._creation.began_at = packed["began_at"]
-        if packed["reach"] is not None:
-            self._stopper.reach = reach.unpack(packed["reach"])
+        if packed["kill_scope"] is not None:
+            self._stopper.kill_scope = kill_scope.unpack(packed["kill_scope"])
         self._stdio = go_on_with_stdio(
             packed["stdio"], contents, self._record, self._order.container_id, self._order.bundle
         )

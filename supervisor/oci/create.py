@@ -14,7 +14,7 @@ import time
 from supervisor.linux import fds
 from supervisor.linux.errors import MachineError, RuntimeFailedError, ShimError, StoppedError
 from supervisor.linux.exit_status import Exited, Killed, Termination
-from supervisor.oci import command_line, config_overlay, reach
+from supervisor.oci import command_line, config_overlay, kill_scope
 from supervisor.oci.invoke import HURRY_S
 from supervisor.state import directory
 from supervisor.state.log import rfc3339
@@ -321,9 +321,9 @@ class FailedCreateCleanup:
         self._force_delete(state.pid if is_child else 0)
 
     def _force_delete(self, pid: int) -> None:
-        danger = reach.of(self._caller.config_path, pid).danger()
+        danger = kill_scope.of(self._caller.config_path, pid).unsafe_cgroup()
         if danger:
-            self._log.warning(reach.not_deleted(self._caller.name, danger))
+            self._log.warning(kill_scope.not_deleted(self._caller.name, danger))
             self._on_end()
             return
         try:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.harness.rig import Rig
-
     from workers.process.context import WorkerContext
 
 pytestmark = pytest.mark.process

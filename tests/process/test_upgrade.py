@@ -25,9 +25,8 @@ from tests.harness.forked import forked
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.harness.rig import Rig
-
     from supervisor.linux.errors import ShimError
+    from tests.harness.rig import Rig
 
 pytestmark = pytest.mark.process
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from supervisor.oci import reach
-from supervisor.oci.reach import Reach
+from supervisor.oci import kill_scope
+from supervisor.oci.kill_scope import KillScope
 from supervisor.systemd import delegation
 
 OWN_V1 = {"systemd": "/", "pids": "/", "devices": "/unit/own", "memory": "/unit/own", "": "/"}
@@ -31,7 +31,7 @@ ROOTS_V1 = {"systemd": "/", "pids": "/", "devices": "/", "memory": "/"}
 def test_pids_are_shared_without_a_pid_namespace_or_with_one_that_has_a_path(
     linux: Any, is_shared: bool
 ) -> None:
-    assert reach.shares({} if linux is None else {"linux": linux}) is is_shared
+    assert kill_scope.shares({} if linux is None else {"linux": linux}) is is_shared
 
 
 @pytest.mark.parametrize(
@@ -70,10 +70,10 @@ def test_the_root_our_own_cgroup_and_those_above_it_are_dangerous(
 ) -> None:
     monkeypatch.setattr(delegation, "membership", lambda _pid: own)
     monkeypatch.setattr(delegation, "is_unified", lambda: own is not OWN_V1)
-    assert Reach(True, places, wanted).danger() == danger
-    assert Reach(False, places, wanted).danger() == ""
+    assert KillScope(True, places, wanted).unsafe_cgroup() == danger
+    assert KillScope(False, places, wanted).unsafe_cgroup() == ""
 
 
 def test_a_name_that_is_no_utf_8_comes_back() -> None:
-    packed = Reach(True, {"pids": "/a\udcff"}, "").pack()
-    assert reach.unpack(packed) == Reach(True, {"pids": "/a\udcff"}, "")
+    packed = KillScope(True, {"pids": "/a\udcff"}, "").pack()
+    assert kill_scope.unpack(packed) == KillScope(True, {"pids": "/a\udcff"}, "")

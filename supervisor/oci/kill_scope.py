@@ -28,7 +28,7 @@ _LOOKED_UP = ("devices", "freezer", "memory", "pids")
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
+class KillScope:
     """Of one container.
 
     Attributes:
@@ -46,7 +46,7 @@ class Reach:
         places = {name: os.fsencode(path).decode("latin-1") for name, path in self.places.items()}
         return {"shares_pids": self.shares_pids, "places": places, "wanted": self.wanted}
 
-    def danger(self) -> str:
+    def unsafe_cgroup(self) -> str:
         """Return the cgroup by which a kill would reach others than the container, "" for none."""
         if not self.shares_pids:
             return ""
@@ -61,23 +61,23 @@ class Reach:
         return ""
 
 
-def of(config_path: str, pid: int) -> Reach:
-    """Return the reach of the container of a config.json, its init being `pid`; 0 if unknown.
+def of(config_path: str, pid: int) -> KillScope:
+    """Return the kill scope of the container of a config.json, its init being `pid`; 0 if unknown.
 
     A config.json that cannot be read leads to no kill by cgroup.
     """
     try:
         read = documents.read_config(config_path)
     except ShimError:
-        return Reach(shares_pids=False, places={}, wanted="")
+        return KillScope(shares_pids=False, places={}, wanted="")
     shares_pids = shares(read.document)
-    return Reach(shares_pids, _places(pid) if shares_pids else {}, read.cgroups_path)
+    return KillScope(shares_pids, _places(pid) if shares_pids else {}, read.cgroups_path)
 
 
-def unpack(packed: Mapping[str, Any]) -> Reach:
-    """Return what `Reach.pack` has packed."""
+def unpack(packed: Mapping[str, Any]) -> KillScope:
+    """Return what `KillScope.pack` has packed."""
     places = {name: os.fsdecode(path.encode("latin-1")) for name, path in packed["places"].items()}
-    return Reach(packed["shares_pids"], places, packed["wanted"])
+    return KillScope(packed["shares_pids"], places, packed["wanted"])
 
 
 def shares(document: Mapping[str, Any]) -> bool:
