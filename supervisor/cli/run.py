@@ -37,16 +37,16 @@ from supervisor.state.container_id import check_id
 from supervisor.state.fd_store import FdStoreError
 from supervisor.state.journal_log import Kind
 from supervisor.systemd import delegation
-from supervisor.systemd.listening import take as take_listening
 from supervisor.systemd.notify import SOCKET_VARIABLE, Notifier
+from supervisor.systemd.socket_activation import take as take_activation_fds
 from workers.common.records import dataclass, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from supervisor.io.user_terminal import UserTerminal
     from supervisor.state.log import Log
-    from supervisor.systemd.listening import Listening
     from supervisor.systemd.notify_proxy import NotifyProxy
+    from supervisor.systemd.socket_activation import ActivationFds
 
 DEFAULT_ROOT = "/run/forkshim"
 _CONFIG = "config.json"
@@ -88,7 +88,7 @@ def run(request: RunRequest) -> int:
     if request.exit_dir is not None:
         request = replace(request, exit_dir=exit_record.make_directory(request.exit_dir))
     kept = discover.take_kept(os.environ)
-    listening = take_listening(os.environ, discover.KEPT_NAMES)
+    activation_fds = take_activation_fds(os.environ, discover.KEPT_NAMES)
     signals.hold()
     claimed = claim.claim(request.root, request.container_id)
     try:
@@ -104,14 +104,14 @@ def run(request: RunRequest) -> int:
             else:
                 successor.let_go(kept)
             if past is not None:
-                listening.close()  # the container has them
+                activation_fds.close()  # the container has them
                 return successor.take_over(claimed, past, detach=request.detach, command=command)
         _recover(claimed, request, why_not)
         try:
             if request.exit_dir is not None:
                 exit_record.remove(request.exit_dir, request.container_id)
             runtime_bundle, config = _prepare(
-                claimed, request, bundle, listening, terminal=terminal
+                claimed, request, bundle, activation_fds, terminal=terminal
             )
             # Owned by this process, which ends with it.
             relayed = _open_relay(bundle) if _is_relayed(request) else None
@@ -125,7 +125,7 @@ def run(request: RunRequest) -> int:
         bundle=runtime_bundle,
         runtime=request.runtime,
         config=config,
-        listening=listening,
+        activation_fds=activation_fds,
         starts_container=True,
         stop_signal=request.stop_signal,
         stop_timeout_s=request.stop_timeout_s,
@@ -149,7 +149,7 @@ def run(request: RunRequest) -> int:
         daemon.detach(
             lambda herald: _supervise_detached(claimed, order, herald),
             working_directory=claimed.state_dir,
-            preserve_fds=[claimed.lock_fd, *listening.filenos()],
+            preserve_fds=[claimed.lock_fd, *activation_fds.filenos()],
         )
         return 0
     user_terminal = None
@@ -240,7 +240,7 @@ def _prepare(
     claimed: claim.Claim,
     request: RunRequest,
     bundle: documents.Bundle,
-    listening: Listening,
+    activation_fds: ActivationFds,
     *,
     terminal: bool,
 ) -> tuple[str, str]:
@@ -268,7 +268,7 @@ def _prepare(
         terminal=terminal,
         cgroups_path=scope or _choose_cgroup(request),
         addition=_way_to_the_manager(claimed, bundle) if _is_relayed(request) else None,
-        environment=listening.environment(),
+        environment=activation_fds.environment(),
         is_elsewhere=not (can_overlay := config_overlay.is_possible()),
     )
     runtime_bundle, config = bundle.path, ""

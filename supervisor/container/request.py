@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 from typing import NamedTuple
 
-from supervisor.systemd.listening import Listening
 from supervisor.systemd.notify import SILENT
+from supervisor.systemd.socket_activation import ActivationFds
 from workers.common.records import dataclass, field
 
 TYPE_CHECKING = False
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from supervisor.systemd.notify import Notifier
     from supervisor.systemd.notify_proxy import NotifyProxy
 
-NOT_LISTENING = Listening()
+NO_ACTIVATION_FDS = ActivationFds()
 
 _PACKED_REQUEST = (
     "container_id",
@@ -44,7 +44,7 @@ class StartRequest:
         bundle: Absolute path; the runtime's working directory.
         runtime: Name or path of the OCI runtime.
         config: A config.json in the place of the bundle's; "" for that. Only its creation reads it.
-        listening: What the container's process listens on; its creation closes it.
+        activation_fds: What the container's process listens on; its creation closes it.
         starts_container: Run the runtime's `start` too; an engine does that itself.
         stop_signal: What a stop sends first.
         stop_timeout_s: The grace period after it.
@@ -64,7 +64,7 @@ class StartRequest:
     bundle: str
     runtime: str
     config: str = ""
-    listening: Listening = NOT_LISTENING
+    activation_fds: ActivationFds = NO_ACTIVATION_FDS
     starts_container: bool = False
     stop_signal: int = signal.SIGTERM
     stop_timeout_s: float = 10.0

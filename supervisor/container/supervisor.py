@@ -170,7 +170,7 @@ class Supervisor:
             self._calls,
             self._caller,
             record,
-            from_three=order.listening.filenos(),
+            from_three=order.activation_fds.filenos(),
         )
         self._pipes = Pipes(record, order.terminal, null_fd)
         self._state = State.OPENING
@@ -574,7 +574,7 @@ class Supervisor:
         finally:
             for owner in container_side:
                 owner.close()
-            self._order.listening.close()
+            self._order.activation_fds.close()
         self._equip()
         self._pipes.join_pipes(self._stdio, self._stream_set)
         is_engines = not self._order.starts_container and not self._is_of_one_step

@@ -25,7 +25,7 @@ _MOST_FDS = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Listening:
+class ActivationFds:
     """Descriptors for the container. Owned until `close`.
 
     Attributes:
@@ -53,7 +53,7 @@ class Listening:
             each.close()
 
 
-def take(environment: MutableMapping[str, str], ours: Collection[str]) -> Listening:
+def take(environment: MutableMapping[str, str], ours: Collection[str]) -> ActivationFds:
     """Return what is there for the container; `environment` tells no more of it.
 
     Args:
@@ -65,7 +65,7 @@ def take(environment: MutableMapping[str, str], ours: Collection[str]) -> Listen
     """
     pid, count, names = (environment.pop(name, None) for name in VARIABLES)
     if pid != str(os.getpid()) or not count:
-        return Listening()
+        return ActivationFds()
     if not (count.isascii() and count.isdecimal() and int(count) <= _MOST_FDS):
         raise UsageError(f"LISTEN_FDS: not a number of descriptors: {count!r}")
     named = names.split(":") if names else []
@@ -79,7 +79,7 @@ def take(environment: MutableMapping[str, str], ours: Collection[str]) -> Listen
             os.set_inheritable(fd, False)
         except OSError as error:
             raise UsageError(f"LISTEN_FDS: descriptor {fd}: {reason(error)}") from error
-    return Listening(
+    return ActivationFds(
         tuple(fds.Fd(fd) for fd, _name in theirs),
         tuple(name for _fd, name in theirs) if named else (),
     )
