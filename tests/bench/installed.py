@@ -27,7 +27,7 @@ _PYTHON = "/usr/bin/python3"
 _LAUNCHER = _ROOT / "systemd" / "deb" / "launcher"
 _PACKAGED = "/usr/lib/forkshim"
 """Where the launcher looks."""
-_MODULES = {"forkshim": "cli", "forkshim-shim": "shim_cli"}
+_MODULES = {"forkshim": "cli.main", "forkshim-shim": "frontends.statedir"}
 _OURS = ("supervisor", "workers")
 _PACKAGES = ("lockfile", "orjson", "python-daemon", "setproctitle")
 

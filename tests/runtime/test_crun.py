@@ -56,7 +56,7 @@ def make_job(directory: Path) -> Path:
         shutil.copytree(ROOT / name, directory / name, ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", directory)
     (directory / "bin").mkdir()
-    for command, module in (("forkshim", "cli"), ("forkshim-shim", "shim_cli")):
+    for command, module in (("forkshim", "cli.main"), ("forkshim-shim", "frontends.statedir")):
         path = directory / "bin" / command
         path.write_text(_COMMAND.format(module=module))
         path.chmod(0o755)

@@ -46,7 +46,7 @@ class Refusal:
             raise ImportError(f"{{name}} is gone")
 
 sys.meta_path.insert(0, Refusal())
-from supervisor.cli import main
+from supervisor.cli.main import main
 sys.exit(main())
 """
 

@@ -30,7 +30,7 @@ from supervisor.container import supervisor
 def fail(self, signum):
     raise RuntimeError("a bug")
 supervisor.Supervisor._forward = fail
-from supervisor.cli import main
+from supervisor.cli.main import main
 sys.exit(main())
 """
 
