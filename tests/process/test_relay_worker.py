@@ -15,7 +15,7 @@ from supervisor.children import notify_worker
 from supervisor.children.notify_worker import NotifyWorker
 from supervisor.systemd.notify_proxy import DIRECTORY, NotifyProxy
 from tests.harness import waiting
-from workers.notify.pace import AT_ONCE
+from workers.notify.rate_limit import AT_ONCE
 from workers.notify.words import Words
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from supervisor.linux import fds, spawn
 from supervisor.linux.exit_status import Exited
 from tests.harness import waiting
 from tests.harness.forked import forked
-from tests.process.test_engines import Bench
+from tests.process.test_splice import Bench
 from workers.copy import splice, stdin
 from workers.process import report
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from workers.common import cgroup_names
 from workers.notify import words as notify_words
-from workers.notify.pace import (
+from workers.notify.rate_limit import (
     A_SECOND,
     AT_ONCE,
     READ_A_SECOND,

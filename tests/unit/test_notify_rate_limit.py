@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from workers.notify.pace import Bucket, merge
+from workers.notify.rate_limit import Bucket, merge
 from workers.notify.words import Words
 
 READY, STOPPING = Words(state="READY"), Words(state="STOPPING")
