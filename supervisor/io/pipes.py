@@ -179,7 +179,7 @@ class Pipes:
                 self._peer = peer(ptmx.fileno())
         for each in streams:
             setting = each["setting"]
-            scratch = [contents.take(index) for index in each["scratch"]]
+            staging = [contents.take(index) for index in each["staging"]]
             outlet = stdio.outlets.get(setting)
             stream = Stream(
                 each["name"],
@@ -191,7 +191,7 @@ class Pipes:
                 reopen=None if outlet else stdio.reopeners.get(setting),
                 setting=setting,
                 packed=each,
-                scratch=(scratch[0], scratch[1]) if scratch else None,
+                staging=(staging[0], staging[1]) if staging else None,
             )
             stream_set.go_on(stream, contents.take(each["report"]), is_parent=is_parent)
 

@@ -66,15 +66,15 @@ class Stream:
         reopen: Callable[[], fds.Fd] | None = None,
         setting: str = "",
         packed: Mapping[str, Any] | None = None,
-        scratch: tuple[fds.Fd, fds.Fd] | None = None,
+        staging: tuple[fds.Fd, fds.Fd] | None = None,
     ) -> None:
-        """Own `source` and `sink`, and a scratch pipe unless both are pipes and there is no outlet.
+        """Own `source` and `sink`, and a staging pipe unless both are pipes and there is no outlet.
 
         `is_passthrough`: the sink is a descriptor that we were started with, and others have too.
         `outlet`, borrowed, is there in the place of `sink`, which is /dev/null then.
         `reopen` opens a file's name anew, for a sink that is one; it may raise `ShimError`.
         `setting`, "stdout" or "stderr", says where it goes.
-        `packed` and `scratch`: go on with a stream of an earlier supervisor, see `pack`.
+        `packed` and `staging`: go on with a stream of an earlier supervisor, see `pack`.
         """
         self.name = name
         self.source = source
@@ -84,7 +84,7 @@ class Stream:
         self.outlet = outlet
         self.reopen = reopen
         self.setting = setting
-        self.scratch = scratch
+        self.staging = staging
         self.slot = -1
         self.pid = 0
         self.watch: Watch | None = None
@@ -112,7 +112,7 @@ class Stream:
                 setattr(self, name, packed[name])
             return
         if outlet is not None or not (fds.is_fifo(source.fileno()) and fds.is_fifo(sink.fileno())):
-            self.scratch = fds.pipe()
+            self.staging = fds.pipe()
         # Asked now, while the pipe is ours alone: see `has_pending`.
         self.capacity_bytes = fds.capacity_bytes(source.fileno())
         if outlet is not None:
@@ -129,7 +129,7 @@ class Stream:
             "setting": self.setting,
             "source": fd_writer.add(self.source.fileno()),
             "sink": fd_writer.add(self.sink.fileno()),
-            "scratch": [fd_writer.add(end.fileno()) for end in self.scratch or ()],
+            "staging": [fd_writer.add(end.fileno()) for end in self.staging or ()],
             "report": fd_writer.add(self.watch.fileno()) if self.watch and has_worker else -1,
             "capacity_bytes": self.capacity_bytes,
             **{name: getattr(self, name) for name in _KEPT},
@@ -167,12 +167,12 @@ class Stream:
     @property
     def route(self) -> splice.Route:
         """What the worker is handed."""
-        scratch = self.scratch
+        staging = self.staging
         held_bytes = 0 if self.outlet is None else self.outlet.held_bytes
         return splice.Route(
             self.source.fileno(),
             self.sink.fileno(),
-            None if scratch is None else (scratch[0].fileno(), scratch[1].fileno()),
+            None if staging is None else (staging[0].fileno(), staging[1].fileno()),
             source_is_console=self.name == "console",
             capacity_bytes=max(0, self.capacity_bytes - held_bytes),
             sink_is_log=self.reopen is not None,
@@ -243,5 +243,5 @@ class Stream:
     def close(self) -> None:
         """Close everything."""
         self.is_over = True
-        for owner in (self.source, self.sink, *(self.scratch or ())):
+        for owner in (self.source, self.sink, *(self.staging or ())):
             owner.close()

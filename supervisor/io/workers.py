@@ -328,9 +328,9 @@ class StreamSet:
         """Let whoever reads `fifo` hear the stream of this setting from now on."""
         living = (each for each in self.outputs if not (each.is_over or each.is_hung_up))
         stream = next((each for each in living if each.setting == setting), None)
-        if stream is not None and stream.scratch is None:
+        if stream is not None and stream.staging is None:
             try:
-                stream.scratch = fds.pipe()
+                stream.staging = fds.pipe()
             except OSError as error:  # EMFILE
                 self.attach_clients.reject(fifo, error)
                 return

@@ -15,7 +15,7 @@ from supervisor.linux.errors import MachineError
 _LIFE = 24
 """Handover, runtime calls, pidfds, the clean-up, and the imports in between."""
 _PER_STREAM = 8
-"""Two ends, report pipe, scratch pipe, and what a log or the journal needs."""
+"""Two ends, report pipe, staging pipe, and what a log or the journal needs."""
 
 
 def check(streams: int) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Feed:
-    """One stream's source, scratch and report pipes. Owns them until `close`."""
+    """One stream's source, staging and report pipes. Owns them until `close`."""
 
     def __init__(self, name: str, counters: StreamCounters, slot: int) -> None:
         self.name = name
@@ -35,14 +35,14 @@ class Feed:
         self.slot = slot
         self.held: tuple[int, ...] = ()
         self.source_rfd, self.source_wfd = fds.pipe()
-        self.scratch = fds.pipe()
+        self.staging = fds.pipe()
         self.null = fds.Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
         self.report_rfd, self.report_wfd = fds.pipe(4096)
 
     @property
     def route(self) -> splice.Route:
-        scratch = (self.scratch[0].fileno(), self.scratch[1].fileno())
-        return splice.Route(self.source_rfd.fileno(), -1, scratch)
+        staging = (self.staging[0].fileno(), self.staging[1].fileno())
+        return splice.Route(self.source_rfd.fileno(), -1, staging)
 
     def context(self, *, hold_s: float = 0.0, told_dropped_bytes: int = 0) -> WorkerContext:
         return WorkerContext(
@@ -81,7 +81,7 @@ class Feed:
 
     def close(self) -> None:
         for owner in (
-            self.source_rfd, self.source_wfd, *self.scratch, self.null,
+            self.source_rfd, self.source_wfd, *self.staging, self.null,
             self.report_rfd, self.report_wfd,
         ):  # fmt: skip
             owner.close()

@@ -169,17 +169,17 @@ UNTOLD = Untold()
 
 
 class Basin:
-    """A source, a scratch pipe and a line buffer."""
+    """A source, a staging pipe and a line buffer."""
 
     def __init__(self, longest_line_bytes: int) -> None:
         self.source_rfd, self.source_wfd = fds.pipe()
-        self.scratch = fds.pipe()
+        self.staging = fds.pipe()
         self.buffer = LineBuffer("test", longest_line_bytes)
-        scratch = (self.scratch[0].fileno(), self.scratch[1].fileno())
-        self.route = splice.Route(self.source_rfd.fileno(), -1, scratch)
+        staging = (self.staging[0].fileno(), self.staging[1].fileno())
+        self.route = splice.Route(self.source_rfd.fileno(), -1, staging)
 
     def close(self) -> None:
-        for owner in (self.source_rfd, self.source_wfd, *self.scratch):
+        for owner in (self.source_rfd, self.source_wfd, *self.staging):
             owner.close()
         self.buffer.close()
 
@@ -247,7 +247,7 @@ def test_a_source_that_only_looked_readable_is_asked_again(
         raise BlockingIOError
 
     with monkeypatch.context() as patch:
-        patch.setattr(splice, "fill_scratch", somebody_was_faster)
+        patch.setattr(splice, "fill_staging", somebody_was_faster)
         intake = LineReader(basin.route, basin.buffer, UNTOLD)
         assert intake.take(0) is Took.SOME
     assert basin.buffer.read().taken == 0
@@ -279,8 +279,8 @@ def test_bytes_that_are_not_there_are_a_bug(
         basin.buffer.copy(start, end)
 
 
-def test_an_intake_needs_a_scratch_pipe(make_basin: Callable[[int], Basin]) -> None:
-    with pytest.raises(ValueError, match="scratch"):
+def test_an_intake_needs_a_staging_pipe(make_basin: Callable[[int], Basin]) -> None:
+    with pytest.raises(ValueError, match="staging"):
         LineReader(splice.Route(0, -1), make_basin(7).buffer, UNTOLD)
 
 

@@ -155,7 +155,7 @@ def test_pipe_to_file_also_where_splice_is_refused(
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_WRONLY | os.O_APPEND])
-def test_file_to_file_takes_the_detour_through_the_scratch_pipe(
+def test_file_to_file_takes_the_detour_through_the_staging_pipe(
     bench: Bench, tmp_path: Path, size: int, flags: int
 ) -> None:
     source_path, sink_path = tmp_path / "source", tmp_path / "sink"
@@ -222,24 +222,24 @@ def test_an_existing_file_is_overwritten_from_where_the_descriptor_stands(
     assert path.read_bytes() == b"ab23456789"
 
 
-def test_what_a_killed_worker_left_in_the_scratch_pipe_is_moved_first_by_its_successor(
+def test_what_a_killed_worker_left_in_the_staging_pipe_is_moved_first_by_its_successor(
     bench: Bench, tmp_path: Path
 ) -> None:
     content = _content(300_000)
     source_path, sink_path = tmp_path / "source", tmp_path / "sink"
     source_path.write_bytes(content)
-    scratch = bench.pipe(1 << 20)
+    staging = bench.pipe(1 << 20)
     sink = bench.file(sink_path, os.O_WRONLY)
-    route = engines.Route(bench.file(source_path, os.O_RDONLY), sink, scratch)
+    route = engines.Route(bench.file(source_path, os.O_RDONLY), sink, staging)
 
     def killed_between_its_two_splices() -> None:
-        os.splice(route.source_fd, scratch[1], 100_000)
-        os.splice(scratch[0], route.sink_fd, 30_000)
+        os.splice(route.source_fd, staging[1], 100_000)
+        os.splice(staging[0], route.sink_fd, 30_000)
         os.kill(os.getpid(), signal.SIGKILL)
 
     with forked(killed_between_its_two_splices) as first:
         assert first.wait() == Killed(signal.SIGKILL)
-    assert fds.pending_bytes(scratch[0]) > 0
+    assert fds.pending_bytes(staging[0]) > 0
     assert bench.counters.in_flight_bytes(0) == 0  # killed before it could say so
     with forked(bench.worker(route)) as second:
         assert bench.reported(second) == report.Report("stdout", 270_000)
@@ -253,8 +253,8 @@ def test_what_is_about_to_leave_the_source_is_in_transit_already(
     """Else a drain that looks between the splice and its count sees an idle worker."""
     rfd, wfd = bench.pipe()
     os.write(wfd, b"words")
-    scratch = bench.pipe()
-    route = engines.Route(rfd, bench.file(tmp_path / "sink", os.O_WRONLY), scratch)
+    staging = bench.pipe()
+    route = engines.Route(rfd, bench.file(tmp_path / "sink", os.O_WRONLY), staging)
     seen: list[int] = []
     splice = os.splice
 
@@ -264,11 +264,11 @@ def test_what_is_about_to_leave_the_source_is_in_transit_already(
         return moved
 
     monkeypatch.setattr(os, "splice", watched)
-    assert engines.fill_scratch(route, scratch, bench.context()) == 5
+    assert engines.fill_staging(route, staging, bench.context()) == 5
     assert seen == [1]
     assert bench.counters.in_flight_bytes(0) == 5
     with pytest.raises(BlockingIOError):
-        engines.fill_scratch(route, scratch, bench.context())
+        engines.fill_staging(route, staging, bench.context())
     assert bench.counters.in_flight_bytes(0) == 0
 
 
@@ -300,8 +300,8 @@ class Paced(Bench):
         self.pauses = Pauses(monkeypatch)
         self.source_rfd, self.source_wfd = self.pipe(PIPE_BYTES)
         self.sink_rfd, sink_wfd = self.pipe(PIPE_BYTES)
-        scratch = None if is_direct else self.pipe(PIPE_BYTES)
-        self.route = engines.Route(self.source_rfd, sink_wfd, scratch)
+        staging = None if is_direct else self.pipe(PIPE_BYTES)
+        self.route = engines.Route(self.source_rfd, sink_wfd, staging)
 
     def work(self) -> None:
         context = self.context()
@@ -329,7 +329,7 @@ class Paced(Bench):
         super().close()
 
 
-@pytest.fixture(params=[True, False], ids=["direct", "scratch"])
+@pytest.fixture(params=[True, False], ids=["direct", "staging"])
 def paced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Paced]:
     made = Paced(monkeypatch, is_direct=request.param)
     yield made
@@ -416,22 +416,22 @@ def test_what_a_console_has_is_moved_at_once(bench: Bench) -> None:
     queued = len(said) - len(left)
     assert queued > 4096
     waiting.wait_readable(master)
-    assert route.scratch is not None
-    moved = engines.fill_scratch(route, route.scratch, bench.context("console"))
+    assert route.staging is not None
+    moved = engines.fill_staging(route, route.staging, bench.context("console"))
     assert moved == queued
-    engines.empty_scratch(route, route.scratch, bench.context("console"))
+    engines.empty_staging(route, route.staging, bench.context("console"))
     assert os.read(sink_rfd, len(said)) == said[:queued]
     os.set_blocking(master, False)
     with pytest.raises(BlockingIOError):
-        engines.fill_scratch(route, route.scratch, bench.context("console"))
+        engines.fill_staging(route, route.staging, bench.context("console"))
 
 
 @pytest.mark.parametrize("size", [0, 1, 65537])
 def test_a_console_to_a_pipe_ends_with_eio(bench: Bench, size: int) -> None:
     master, slave = bench.pty()
     sink_rfd, sink_wfd = bench.pipe()
-    scratch = bench.pipe(1 << 20)
-    route = engines.Route(master, sink_wfd, scratch, source_is_console=True)
+    staging = bench.pipe(1 << 20)
+    route = engines.Route(master, sink_wfd, staging, source_is_console=True)
     with finishing(_write_in_background(slave, _content(size))) as writer:
         bench.close_fd(slave)
         with forked(bench.worker(route, "console")) as worker:
@@ -477,12 +477,12 @@ def test_a_read_that_fails_after_splice_was_refused_is_the_sources(
 
 def test_what_a_full_disk_refuses_is_put_back_also_without_splice(bench: Bench) -> None:
     source_rfd, source_wfd = bench.pipe()
-    scratch = bench.pipe()
+    staging = bench.pipe()
     sink = bench.own(os.open("/dev/full", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC))
     os.write(source_wfd, b"words")
-    with forked(bench.worker(engines.Route(source_rfd, sink, scratch))) as worker:
+    with forked(bench.worker(engines.Route(source_rfd, sink, staging))) as worker:
         assert bench.reported(worker) == report.Report("stdout", 0, errno.ENOSPC, "sink")
-    assert os.read(scratch[0], 100) == b"words"
+    assert os.read(staging[0], 100) == b"words"
 
 
 def test_a_reader_that_is_gone_is_reported_as_epipe_of_the_sink(bench: Bench) -> None:
@@ -504,13 +504,13 @@ def test_a_full_device_is_reported_and_nothing_counted(bench: Bench) -> None:
     assert bench.counters.copied_bytes(0) == 0
 
 
-def test_a_full_disk_behind_the_scratch_pipe_leaves_the_rest_in_it(
+def test_a_full_disk_behind_the_staging_pipe_leaves_the_rest_in_it(
     bench: Bench, tmp_path: Path
 ) -> None:
     (tmp_path / "source").write_bytes(_content(10_000))
-    scratch = bench.pipe(1 << 20)
+    staging = bench.pipe(1 << 20)
     sink = bench.file(tmp_path / "sink", os.O_WRONLY)
-    route = engines.Route(bench.file(tmp_path / "source", os.O_RDONLY), sink, scratch)
+    route = engines.Route(bench.file(tmp_path / "source", os.O_RDONLY), sink, staging)
 
     def limited() -> None:
         with file_limit(4096):
@@ -518,7 +518,7 @@ def test_a_full_disk_behind_the_scratch_pipe_leaves_the_rest_in_it(
 
     with forked(limited) as worker:
         assert bench.reported(worker) == report.Report("stdout", 4096, errno.EFBIG, "sink")
-    assert fds.pending_bytes(scratch[0]) == 10_000 - 4096
+    assert fds.pending_bytes(staging[0]) == 10_000 - 4096
     assert bench.counters.in_flight_bytes(0) == 10_000 - 4096
 
 
@@ -527,8 +527,8 @@ def test_a_file_that_may_not_grow_is_reported_and_does_not_kill_the_worker(
 ) -> None:
     source_rfd, source_wfd = bench.pipe()
     os.write(source_wfd, b"x" * 4096)
-    scratch = bench.pipe(1 << 20)
-    route = engines.Route(source_rfd, bench.file(tmp_path / "sink", os.O_WRONLY), scratch)
+    staging = bench.pipe(1 << 20)
+    route = engines.Route(source_rfd, bench.file(tmp_path / "sink", os.O_WRONLY), staging)
 
     def limited() -> None:
         with file_limit(100):
@@ -536,7 +536,7 @@ def test_a_file_that_may_not_grow_is_reported_and_does_not_kill_the_worker(
 
     with forked(limited) as worker:
         assert bench.reported(worker) == report.Report("stdout", 100, errno.EFBIG, "sink")
-    assert fds.pending_bytes(scratch[0]) == 3996
+    assert fds.pending_bytes(staging[0]) == 3996
 
 
 def _make_non_blocking(*numbers: int) -> None:
@@ -560,7 +560,7 @@ def test_ends_that_came_non_blocking_are_waited_for_and_keep_their_flags(bench: 
     assert fcntl.fcntl(source_rfd, fcntl.F_GETFL) & os.O_NONBLOCK
 
 
-def test_a_non_blocking_terminal_to_a_non_blocking_socket_by_the_scratch_pipe(
+def test_a_non_blocking_terminal_to_a_non_blocking_socket_by_the_staging_pipe(
     bench: Bench,
 ) -> None:
     content = _content(400_000)

@@ -132,15 +132,15 @@ def test_the_worker_goes_on_when_a_full_stdin_is_read(bench: Bench) -> None:
         assert bench.reported(worker) == report.Report("stdin", 180_000)
 
 
-def test_a_successor_first_moves_what_its_predecessor_left_in_the_scratch_pipe(
+def test_a_successor_first_moves_what_its_predecessor_left_in_the_staging_pipe(
     bench: Bench, tmp_path: Path
 ) -> None:
     (tmp_path / "source").write_bytes(b"second")
     source = bench.file(tmp_path / "source", os.O_RDONLY)
-    scratch = bench.pipe()
-    os.write(scratch[1], b"first ")
+    staging = bench.pipe()
+    os.write(staging[1], b"first ")
     master, slave = bench.pty()
-    with forked(_work(bench, splice.Route(source, master, scratch))) as worker:
+    with forked(_work(bench, splice.Route(source, master, staging))) as worker:
         assert waiting.read_until(slave, b"first second") == b"first second"
         assert bench.reported(worker) == report.Report("stdin", 12)
 
@@ -150,8 +150,8 @@ def test_a_pair_that_cannot_be_spliced_is_read_and_written(bench: Bench, tmp_pat
     os.write(source_wfd, b"words")
     bench.close_fd(source_wfd)
     sink = bench.file(tmp_path / "sink", os.O_WRONLY | os.O_APPEND)
-    scratch = bench.pipe()
-    with forked(_work(bench, splice.Route(source_rfd, sink, scratch))) as worker:
+    staging = bench.pipe()
+    with forked(_work(bench, splice.Route(source_rfd, sink, staging))) as worker:
         assert bench.reported(worker) == report.Report("stdin", 5)
     assert (tmp_path / "sink").read_bytes() == b"words"
 

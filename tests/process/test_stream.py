@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.process
 
 
-def test_a_stream_has_a_scratch_pipe_unless_both_its_ends_are_pipes(
+def test_a_stream_has_a_staging_pipe_unless_both_its_ends_are_pipes(
     site: Site, tmp_path: Path
 ) -> None:
     sink_rfd, sink_wfd = fds.pipe()
@@ -29,13 +29,13 @@ def test_a_stream_has_a_scratch_pipe_unless_both_its_ends_are_pipes(
     _writer, _none, to_file = site.output(sink=file)
     _writer, _reader, plain = site.output()
     for stream in (console, to_file):
-        assert stream.scratch is not None
+        assert stream.staging is not None
         assert stream.route.fds == (
             stream.source.fileno(),
             stream.sink.fileno(),
-            *(end.fileno() for end in stream.scratch),
+            *(end.fileno() for end in stream.staging),
         )
-    assert plain.scratch is None
+    assert plain.staging is None
     assert plain.route.fds == (plain.source.fileno(), plain.sink.fileno())
     assert console.route.source_is_console
     assert not plain.route.source_is_console

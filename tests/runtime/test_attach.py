@@ -191,7 +191,7 @@ def test_one_that_leaves_is_let_go(start: Callable[..., Speaker]) -> None:
         listener.process.send_signal(signum)
         status, err = listener.end()
         assert (status, err) == (-9 if signum == signal.SIGKILL else 0, b"")
-        # The scratch pipes stay, the fifos do not.
+        # The staging pipes stay, the fifos do not.
         waiting.wait_true(lambda: len(os.listdir(f"/proc/{daemon.pid}/fd")) <= before + 4)
     daemon.go()
     assert daemon.end() == "23"

@@ -101,7 +101,7 @@ _OWN = sorted(
     + ["anon_inode:[pidfd]"]
     + ["memfd"] * 2  # the ledger, and Python's duplicate for its mapping
     + ["socket"] * 2  # the deposit
-    + ["pipe"] * 6  # signals (2), stdout's source, its scratch pipe (2), the worker's report
+    + ["pipe"] * 6  # signals (2), stdout's source, its staging pipe (2), the worker's report
 )
 
 

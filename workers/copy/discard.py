@@ -17,12 +17,12 @@ _MOST_BYTES = 4 << 20
 
 
 def count(context: WorkerContext, route: splice.Route) -> report.Report:
-    """Take what the scratch pipe and the source have; return the report that says how much.
+    """Take what the staging pipe and the source have; return the report that says how much.
 
     A copy whose bytes are in a line buffer has its own way, see `workers.lines.drop`.
     """
     left_bytes = left_lines = 0
-    sources = (*(route.scratch or ())[:1], route.source_fd)
+    sources = (*(route.staging or ())[:1], route.source_fd)
     for fd in sources:
         readable = select.poll()
         readable.register(fd, select.POLLIN)

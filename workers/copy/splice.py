@@ -7,13 +7,13 @@ Directly from pipe to pipe, and only so. Between a pipe and anything else, splic
 pipe's lock while it sleeps in the other file (seen in Linux 6.18: splice_file_to_pipe,
 iter_file_splice_write), and whoever then reads, writes or asks FIONREAD of that pipe sleeps
 with it, uninterruptibly: a client on a silent console could not even be killed. So there the bytes
-take a detour through a scratch pipe that nobody else touches, and a source that is no pipe is only
-spliced when poll(2) has said that it will not sleep. *The parent owns* the scratch pipe: what a
+take a detour through a staging pipe that nobody else touches, and a source that is no pipe is only
+spliced when poll(2) has said that it will not sleep. *The parent owns* the staging pipe: what a
 killed worker leaves in it is what its successor moves first.
 
 Where the kernel refuses splice
 (EINVAL: O_APPEND files, some devices) read(2) and write(2) have to do, and a kill may
-then lose what was on its way: what the scratch pipe held.
+then lose what was on its way: what the staging pipe held.
 
 Blocking descriptors are the rule. One that came non-blocking from outside (a shell's stdin) is
 waited for with poll(2): its flags are shared with strangers and not ours to change.
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
         @property
         def is_shown(self) -> bool:
-            """Whether the listeners have heard what is in the scratch pipe."""
+            """Whether the listeners have heard what is in the staging pipe."""
 
         def shown(self, *, is_shown: bool) -> None:
             """They have, or something else comes."""
@@ -67,7 +67,7 @@ _TTY_BYTES = 1 << 12
 class Route:
     """Descriptors of one copy, all borrowed.
 
-    `scratch` is the (read, write) pair of the parent's pipe, or None where both sides are pipes and
+    `staging` is the (read, write) pair of the parent's pipe, or None where both sides are pipes and
     nobody listens.
     `source_is_console`: EIO from it is end of file, since nobody has the terminal open (pty(7)).
     `sink_is_log`: the sink is a file that may be opened more than once, and grows at its end.
@@ -78,7 +78,7 @@ class Route:
 
     source_fd: int
     sink_fd: int
-    scratch: tuple[int, int] | None = None
+    staging: tuple[int, int] | None = None
     source_is_console: bool = False
     sink_is_log: bool = False
     attach_clients: tuple[tuple[int, int], ...] = ()
@@ -93,7 +93,7 @@ class Route:
     @property
     def intake_fds(self) -> tuple[int, ...]:
         """Those that are needed although the sink is another one."""
-        return (self.source_fd, *(self.scratch or ()), *(fd for _number, fd in self.attach_clients))
+        return (self.source_fd, *(self.staging or ()), *(fd for _number, fd in self.attach_clients))
 
 
 class CopyError(Exception):
@@ -122,12 +122,12 @@ def copy(route: Route, tally: Tally) -> None:
     """Copy to end of file, telling `tally` what has left the source and what has reached the sink.
 
     Raises:
-        CopyError: A side failed for good. What was not copied is still in the source or scratch.
+        CopyError: A side failed for good. What was not copied is still in the source or staging.
     """
-    if route.scratch is None:
+    if route.staging is None:
         _splice_to_end(route, tally)
     else:
-        _copy_by_scratch(route, route.scratch, tally)
+        _copy_through_staging(route, route.staging, tally)
 
 
 def _splice_to_end(route: Route, tally: Tally) -> None:
@@ -148,19 +148,19 @@ def _splice_to_end(route: Route, tally: Tally) -> None:
             pace.rest()
 
 
-def _copy_by_scratch(route: Route, scratch: tuple[int, int], tally: Tally) -> None:
+def _copy_through_staging(route: Route, staging: tuple[int, int], tally: Tally) -> None:
     readable = select.poll()
     readable.register(route.source_fd, select.POLLIN)
     pace = pace_of(route)
     to_position = position.keeper_of(route.sink_fd, is_log=route.sink_is_log)
-    show(route, scratch, tally)
+    show(route, staging, tally)
     while True:
         # First what is in there: on the first round a killed predecessor may have left it.
-        empty_scratch(route, scratch, tally, to_position)
+        empty_staging(route, staging, tally, to_position)
         pace.rest()
         readable.poll()
         try:
-            moved = fill_scratch(route, scratch, tally)
+            moved = fill_staging(route, staging, tally)
         except BlockingIOError:
             continue
         if moved == 0:
@@ -168,10 +168,10 @@ def _copy_by_scratch(route: Route, scratch: tuple[int, int], tally: Tally) -> No
         pace.came(moved)
 
 
-def fill_scratch(
-    route: Route, scratch: tuple[int, int], tally: Tally, limit_bytes: int = SPLICE_BYTES
+def fill_staging(
+    route: Route, staging: tuple[int, int], tally: Tally, limit_bytes: int = SPLICE_BYTES
 ) -> int:
-    """Move what the readable source has into the empty scratch pipe; 0 is end of file.
+    """Move what the readable source has into the empty staging pipe; 0 is end of file.
 
     At most `limit_bytes`, which is not less than CHUNK_BYTES.
 
@@ -185,24 +185,24 @@ def fill_scratch(
         tally.shown(is_shown=False)
     moved = 0
     try:
-        moved = _fill(route, scratch, limit_bytes)
+        moved = _fill(route, staging, limit_bytes)
     finally:
         tally.in_transit(moved)
-    show(route, scratch, tally)
+    show(route, staging, tally)
     return moved
 
 
-def show(route: Route, scratch: tuple[int, int], tally: Tally) -> None:
-    """Let the listeners hear what is in the scratch pipe, if they have not; none is waited for.
+def show(route: Route, staging: tuple[int, int], tally: Tally) -> None:
+    """Let the listeners hear what is in the staging pipe, if they have not; none is waited for.
 
     A worker that is killed amidst this has some of it heard twice.
     """
     if route.tee is None or not route.attach_clients or tally.is_shown:
         return
-    pending = pending_bytes(scratch[0])
+    pending = pending_bytes(staging[0])
     for number, fd in route.attach_clients:
         try:
-            heard = route.tee(scratch[0], fd, pending) if pending else 0
+            heard = route.tee(staging[0], fd, pending) if pending else 0
         except BlockingIOError:
             heard = 0
         except BrokenPipeError:  # who has left misses nothing
@@ -212,10 +212,10 @@ def show(route: Route, scratch: tuple[int, int], tally: Tally) -> None:
     tally.shown(is_shown=True)
 
 
-def _fill(route: Route, scratch: tuple[int, int], limit_bytes: int) -> int:
+def _fill(route: Route, staging: tuple[int, int], limit_bytes: int) -> int:
     try:
-        moved = os.splice(route.source_fd, scratch[1], limit_bytes, flags=os.SPLICE_F_NONBLOCK)
-        return _fill_up(route, scratch, moved) if route.source_is_console else moved
+        moved = os.splice(route.source_fd, staging[1], limit_bytes, flags=os.SPLICE_F_NONBLOCK)
+        return _fill_up(route, staging, moved) if route.source_is_console else moved
     except BlockingIOError:
         raise
     except OSError as error:
@@ -224,14 +224,14 @@ def _fill(route: Route, scratch: tuple[int, int], limit_bytes: int) -> int:
         if error.errno != errno.EINVAL:
             raise CopyError(error, "source") from error
     try:
-        return os.write(scratch[1], os.read(route.source_fd, CHUNK_BYTES) or b"")
+        return os.write(staging[1], os.read(route.source_fd, CHUNK_BYTES) or b"")
     except BlockingIOError:
         raise
     except OSError as error:
         raise CopyError(error, "source") from error
 
 
-def _fill_up(route: Route, scratch: tuple[int, int], moved: int) -> int:
+def _fill_up(route: Route, staging: tuple[int, int], moved: int) -> int:
     """Add what a console has beside the first `moved` bytes: it gives 4095 at a time (tty_read).
 
     Whatever ends it (EIO: nobody has the terminal open) is met again by whoever asks next.
@@ -240,7 +240,7 @@ def _fill_up(route: Route, scratch: tuple[int, int], moved: int) -> int:
     readable.register(route.source_fd, select.POLLIN)
     while 0 < moved <= CHUNK_BYTES - _TTY_BYTES and readable.poll(0):
         try:
-            more = os.splice(route.source_fd, scratch[1], _TTY_BYTES, flags=os.SPLICE_F_NONBLOCK)
+            more = os.splice(route.source_fd, staging[1], _TTY_BYTES, flags=os.SPLICE_F_NONBLOCK)
         except OSError:
             break
         if more == 0:
@@ -249,39 +249,39 @@ def _fill_up(route: Route, scratch: tuple[int, int], moved: int) -> int:
     return moved
 
 
-def empty_scratch(
+def empty_staging(
     route: Route,
-    scratch: tuple[int, int],
+    staging: tuple[int, int],
     tally: Tally,
     to_position: Callable[[], object] = lambda: None,
 ) -> None:
-    """Move what the scratch pipe holds to the sink, waiting for room.
+    """Move what the staging pipe holds to the sink, waiting for room.
 
     `to_position` is called before each move, see `workers.common.position`.
 
     Raises:
-        CopyError: The sink failed; the rest is still in the scratch pipe.
+        CopyError: The sink failed; the rest is still in the staging pipe.
     """
-    while pending := pending_bytes(scratch[0]):
+    while pending := pending_bytes(staging[0]):
         tally.in_transit(pending)
         to_position()
         try:
-            tally.moved(os.splice(scratch[0], route.sink_fd, pending))
+            tally.moved(os.splice(staging[0], route.sink_fd, pending))
         except BlockingIOError:
             _poll_one(route.sink_fd, select.POLLOUT)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise CopyError(error, "sink") from error
-            _write_scratch(route.sink_fd, scratch, pending, tally)
+            _write_staging(route.sink_fd, staging, pending, tally)
     tally.in_transit(0)
 
 
-def _write_scratch(sink_fd: int, scratch: tuple[int, int], pending: int, tally: Tally) -> None:
-    """Write all that the scratch pipe holds with write(2); on an error put the rest back.
+def _write_staging(sink_fd: int, staging: tuple[int, int], pending: int, tally: Tally) -> None:
+    """Write all that the staging pipe holds with write(2); on an error put the rest back.
 
     All of it, so that the pipe is empty then, and the rest is again first in line.
     """
-    rest = memoryview(os.read(scratch[0], pending))
+    rest = memoryview(os.read(staging[0], pending))
     while rest:
         try:
             written = os.write(sink_fd, rest)
@@ -289,7 +289,7 @@ def _write_scratch(sink_fd: int, scratch: tuple[int, int], pending: int, tally: 
             _poll_one(sink_fd, select.POLLOUT)
             continue
         except OSError as error:
-            os.write(scratch[1], rest)
+            os.write(staging[1], rest)
             raise CopyError(error, "sink") from error
         tally.moved(written)
         rest = rest[written:]

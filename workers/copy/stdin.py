@@ -63,8 +63,8 @@ def _copy(context: WorkerContext, route: splice.Route, *, ends_with_supervisor: 
     poller.register(route.sink_fd, 0)  # no event but POLLERR and POLLHUP: nobody reads any more
     if ends_with_supervisor:
         poller.register(context.report_wfd, 0)
-    if route.scratch is not None:
-        splice.empty_scratch(route, route.scratch, context)
+    if route.staging is not None:
+        splice.empty_staging(route, route.staging, context)
     while True:
         ready = dict(poller.poll())
         if context.report_wfd in ready:
@@ -91,22 +91,22 @@ class _Moved(Enum):
 
 def _move_once(context: WorkerContext, route: splice.Route) -> _Moved:
     try:
-        if route.scratch is None:
+        if route.staging is None:
             moved = os.splice(
                 route.source_fd, route.sink_fd, splice.SPLICE_BYTES, flags=os.SPLICE_F_NONBLOCK
             )
         else:
-            moved = splice.fill_scratch(route, route.scratch, context)
+            moved = splice.fill_staging(route, route.staging, context)
     except BlockingIOError:
         return _Moved.SINK_IS_FULL if _is_readable(route.source_fd) else _Moved.SOME
     except OSError as error:
         raise splice.CopyError(error, "") from error
     if moved == 0:
         return _Moved.TO_THE_END
-    if route.scratch is None:
+    if route.staging is None:
         context.moved(moved)
     else:
-        splice.empty_scratch(route, route.scratch, context)
+        splice.empty_staging(route, route.staging, context)
     return _Moved.SOME
 
 

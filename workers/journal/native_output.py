@@ -20,11 +20,11 @@ def work(
 ) -> None:
     """Send records until the container has closed its side, stay until they are read, report.
 
-    Never raises `CopyError`. The sink of `route` is not used, its scratch pipe is.
+    Never raises `CopyError`. The sink of `route` is not used, its staging pipe is.
 
     Args:
         context: As for every worker.
-        route: The source and the scratch pipe.
+        route: The source and the staging pipe.
         journal: What the parent has made, for this stream alone.
         supervisor_pid: Our parent, in whose name the records are sent.
     """

@@ -27,7 +27,7 @@ class Taken(NamedTuple):
 
     Attributes:
         base: The position of the first byte of the room. taken: The position after the last byte
-        that is here. pending: While bytes are on their way here: what the scratch pipe held before,
+        that is here. pending: While bytes are on their way here: what the staging pipe held before,
         else 0. is_cut: 1 if the byte before `base` is not the end of a line. front: The position
         before which nothing is wanted any more, see `workers.lines.drop`; so are
             all that follow.

@@ -73,7 +73,7 @@ def copy(context: WorkerContext, route: splice.Route, buffer: LineBuffer, sink: 
 
     Raises:
         engines.CopyError: The source failed.
-        OSError: The sink did. What it has not got is in the buffer, the scratch or the source.
+        OSError: The sink did. What it has not got is in the buffer, the staging or the source.
     """
     # Of what a killed predecessor wrote, the end may not have been counted.
     context.moved(sink.consumed - context.counters.copied_bytes(context.slot))

@@ -5,7 +5,7 @@ in, wherever a worker was killed. `DROP_NEW` keeps what came first, `DROP_OLD` w
 as much as the line buffer holds. Of a line that is longer than that a piece stays, and its end.
 
 What has arrived behind the buffer's last byte is nobody's until a commit says what it is. To take
-only its beginning, the rest is written back into the scratch pipe, which is empty then and larger;
+only its beginning, the rest is written back into the staging pipe, which is empty then and larger;
 whoever is killed in between has taken exactly that much.
 """
 
@@ -170,7 +170,7 @@ class DroppingReader(LineReader):
 
     def _put_back(self, content: bytes) -> None:
         if content:
-            os.write(self._scratch[1], content)
+            os.write(self._staging[1], content)
 
     def _drop(self, state: Taken, content: bytes, skipping: int) -> None:
         """Drop what has arrived; `skipping`: if it is not at a line's end."""
@@ -296,7 +296,7 @@ class _Copy:
 
     def _wait_and_take(self) -> None:
         poller = select.poll()
-        has_more = bool(splice.pending_bytes(self._intake.scratch_rfd))
+        has_more = bool(splice.pending_bytes(self._intake.staging_rfd))
         if not self._is_over:
             poller.register(self._route.source_fd, select.POLLIN)
         if self._is_stalled and self._sink.stall_fd >= 0:

@@ -1,8 +1,8 @@
 """From the container's pipe into the line buffer: every byte is always in exactly one place.
 
-    source pipe --splice--> scratch pipe --readv--> line buffer
+    source pipe --splice--> staging pipe --readv--> line buffer
 
-Nobody but the stream's one living worker reads the scratch pipe, and only this module fills it. So
+Nobody but the stream's one living worker reads the staging pipe, and only this module fills it. So
 the number of bytes that have left it tells how many have arrived here, even if the worker
 was killed in readv(2) or right after it: what it held before is committed first. Reading from the
 source itself could not be counted like that, because the container goes on writing.
@@ -37,28 +37,28 @@ class LineReader:
     """Fills one line buffer. Borrows everything."""
 
     def __init__(self, route: splice.Route, buffer: LineBuffer, tally: splice.Tally) -> None:
-        """Go on where a killed predecessor stopped. `route.scratch` is needed.
+        """Go on where a killed predecessor stopped. `route.staging` is needed.
 
         `tally` is told of what is on its way here; to take it back is the caller's part.
         """
-        if route.scratch is None:
-            raise ValueError("an intake needs a scratch pipe")
+        if route.staging is None:
+            raise ValueError("an intake needs a staging pipe")
         self._route = route
-        self._scratch = route.scratch
+        self._staging = route.staging
         self._buffer = buffer
         self._tally = tally
         self._readable = select.poll()
         self._readable.register(route.source_fd, select.POLLIN)
         self._pace = splice.pace_of(route, INTAKE_BYTES, _SMALL_BYTES)
-        splice.show(route, self._scratch, tally)
+        splice.show(route, self._staging, tally)
         pending = buffer.read().pending
         if pending:
-            self._keep(pending - splice.pending_bytes(self._scratch[0]))
+            self._keep(pending - splice.pending_bytes(self._staging[0]))
 
     @property
-    def scratch_rfd(self) -> int:
-        """Lend the end of the scratch pipe from which it reads."""
-        return self._scratch[0]
+    def staging_rfd(self) -> int:
+        """Lend the end of the staging pipe from which it reads."""
+        return self._staging[0]
 
     def take(self, consumed: int, timeout_ms: int | None = None) -> Took:
         """Take what the source has, waiting for it at most `timeout_ms`; None is for ever.
@@ -71,34 +71,34 @@ class LineReader:
             engines.CopyError: The source failed.
         """
         self._buffer.make_room(consumed)
-        in_scratch = splice.pending_bytes(self._scratch[0])
-        if in_scratch == 0:
+        staged_bytes = splice.pending_bytes(self._staging[0])
+        if staged_bytes == 0:
             if timeout_ms != 0:
                 self.rest()
             if not self._readable.poll(timeout_ms):
                 return Took.NOTHING
             try:
-                in_scratch = splice.fill_scratch(
-                    self._route, self._scratch, self._tally, INTAKE_BYTES
+                staged_bytes = splice.fill_staging(
+                    self._route, self._staging, self._tally, INTAKE_BYTES
                 )
             except BlockingIOError:  # somebody else has taken it: it is a shared terminal
                 return Took.SOME
-            if in_scratch == 0:
+            if staged_bytes == 0:
                 return Took.THE_END
-            self._pace.came(in_scratch)
-        self._pull(in_scratch)
+            self._pace.came(staged_bytes)
+        self._pull(staged_bytes)
         return Took.SOME
 
     def rest(self) -> None:
         """Let small writes gather, where that pays: for whoever waits himself, before he does."""
         self._pace.rest()
 
-    def _pull(self, in_scratch: int) -> None:
+    def _pull(self, staged_bytes: int) -> None:
         state = self._buffer.read()
-        self._buffer.commit(state._replace(pending=in_scratch))
+        self._buffer.commit(state._replace(pending=staged_bytes))
         start = state.taken - state.base
-        end = min(start + in_scratch, self._buffer.room_bytes)
-        self._keep(os.readv(self._scratch[0], [self._buffer.memory.room(start, end)]))
+        end = min(start + staged_bytes, self._buffer.room_bytes)
+        self._keep(os.readv(self._staging[0], [self._buffer.memory.room(start, end)]))
 
     def _keep(self, arrived: int) -> None:
         """Take what has arrived behind the last byte, in one step."""

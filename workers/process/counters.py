@@ -24,7 +24,7 @@ class StreamCounters:
     """Unsigned 64-bit numbers.
 
     For each stream bytes copied, bytes in transit, and whether the listeners have heard what is in
-    the scratch pipe; for each listener bytes missed.
+    the staging pipe; for each listener bytes missed.
     """
 
     def __init__(self, *, fd: int = -1) -> None:

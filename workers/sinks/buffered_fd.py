@@ -1,6 +1,6 @@
 """The worker of an output that may be dropped, and whose sink is a descriptor, as a fifo.
 
-    source --splice--> scratch --readv--> line buffer --writev--> outlet pipe --splice--> sink
+    source --splice--> staging --readv--> line buffer --writev--> outlet pipe --splice--> sink
 
 The way in is that of `workers.lines.reader`, and the way out is its mirror image: only the stream's
 one living worker writes to the outlet pipe, so what is in there tells how much a killed one has
@@ -197,7 +197,7 @@ def work(
 
     Args:
         context: As for every worker.
-        route: The source and the scratch pipe.
+        route: The source and the staging pipe.
         buffered: What the parent has made, for this stream alone.
         sink_fd: A socket has to be non-blocking.
         lingers: See `PipeWriter`.

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 def work(context: WorkerContext, route: splice.Route, log: LogFile, stream: str) -> None:
     """Write `stream` into `log` until the container has closed its side, then report.
 
-    Never raises `CopyError`. The sink of `route` is not used, its scratch pipe is.
+    Never raises `CopyError`. The sink of `route` is not used, its staging pipe is.
 
     Args:
         context: As for every worker.
-        route: The source and the scratch pipe.
+        route: The source and the staging pipe.
         log: What the parent has made; its memory is shared by all workers of the file.
         stream: The name in `log`, which may not be the desk's.
     """
