@@ -28,7 +28,9 @@ from supervisor.linux.errors import (
     reason_of_access,
 )
 from supervisor.linux.exit_status import signal_name
-from supervisor.oci import config_overlay, documents, kill_scope
+from supervisor.oci import config_overlay, kill_scope, process_json
+from supervisor.oci.bundle import Addition, Bundle, destinations, read_bundle
+from supervisor.oci.bundle import variant as bundle_variant
 from supervisor.oci.command_line import RuntimeCommand, is_same_bundle, parse_state
 from supervisor.oci.invoke import ask_runtime
 from supervisor.sinks.spec import check_typed, with_absolute_path
@@ -83,7 +85,7 @@ def run(request: RunRequest) -> int:
     check_id(request.container_id)
     check_typed(request.log or "")
     request = _settle_detach(request)
-    bundle = documents.read_bundle(_bundle_path(request.bundle))
+    bundle = read_bundle(_bundle_path(request.bundle))
     terminal = bundle.terminal or request.terminal
     if request.exit_dir is not None:
         request = replace(request, exit_dir=exit_record.make_directory(request.exit_dir))
@@ -239,7 +241,7 @@ def _recover(claimed: claim.Claim, request: RunRequest, why_not: FdStoreError | 
 def _prepare(
     claimed: claim.Claim,
     request: RunRequest,
-    bundle: documents.Bundle,
+    bundle: Bundle,
     activation_fds: ActivationFds,
     *,
     terminal: bool,
@@ -253,7 +255,7 @@ def _prepare(
     request, scope = _with_scope(request, bundle)
     # The current directory will be another one.
     sink = with_absolute_path(request.log or "passthrough", os.getcwd())
-    record = documents.ProcessConfig(
+    record = process_json.ProcessConfig(
         terminal=terminal,
         stdin="passthrough" if request.interactive else "",
         stdout=sink,
@@ -263,7 +265,7 @@ def _prepare(
         root_uid=bundle.root_uid,
         root_gid=bundle.root_gid,
     )
-    variant = documents.variant(
+    variant = bundle_variant(
         bundle,
         terminal=terminal,
         cgroups_path=scope or _choose_cgroup(request),
@@ -289,7 +291,7 @@ def _prepare(
     elif variant is not None:
         _make_bundle(variant, bundle.path)
     process = bundle.document.get("process") or {}
-    directory.write_file("process.json", documents.encode_process(process, record), 0o600)
+    directory.write_file("process.json", process_json.encode_process(process, record), 0o600)
     directory.make_fifos()
     return runtime_bundle, config
 
@@ -311,25 +313,23 @@ def _is_relayed(request: RunRequest) -> bool:
     return request.sdnotify == "container" and has_manager
 
 
-def _open_relay(bundle: documents.Bundle) -> NotifyProxy:
+def _open_relay(bundle: Bundle) -> NotifyProxy:
     from supervisor.systemd.notify_proxy import NotifyProxy  # 4 ms, for those who want one
 
     return NotifyProxy.make(uid=bundle.root_uid, gid=bundle.root_gid)
 
 
-def _way_to_the_manager(claimed: claim.Claim, bundle: documents.Bundle) -> documents.Addition:
+def _way_to_the_manager(claimed: claim.Claim, bundle: Bundle) -> Addition:
     from supervisor.systemd import notify_proxy
 
-    place = notify_proxy.place_for(documents.destinations(bundle))
+    place = notify_proxy.place_for(destinations(bundle))
     environment = {SOCKET_VARIABLE: notify_proxy.address_in(place)}
     if "WATCHDOG_USEC" in os.environ:
         environment["WATCHDOG_USEC"] = os.environ["WATCHDOG_USEC"]
-    return documents.Addition(
-        os.path.join(claimed.state_dir, notify_proxy.DIRECTORY), place, environment
-    )
+    return Addition(os.path.join(claimed.state_dir, notify_proxy.DIRECTORY), place, environment)
 
 
-def _with_scope(request: RunRequest, bundle: documents.Bundle) -> tuple[RunRequest, str]:
+def _with_scope(request: RunRequest, bundle: Bundle) -> tuple[RunRequest, str]:
     """Have systemd make the container's cgroup where the unit must not be divided; "" if it may."""
     if not request.adopt or _is_made_by_systemd(request):
         return request, ""

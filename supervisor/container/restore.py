@@ -13,7 +13,7 @@ from supervisor.container.supervisor import Supervisor
 from supervisor.handover import reexec
 from supervisor.linux import fds, syscalls
 from supervisor.linux.signals import SignalRouter
-from supervisor.oci import documents
+from supervisor.oci import process_json
 from supervisor.state.fd_store import FdStoreError
 from supervisor.state.log import Log
 from workers.common.records import replace
@@ -71,7 +71,7 @@ def _take_up(order: StartRequest, log: Log, past: Inherited, stack: ExitStack) -
         exit_fifo = contents.take(packed["exit"])
         stack.callback(exit_fifo.close)
         control_fifo = contents.take(packed["control"])
-        record = documents.ProcessConfig(
+        record = process_json.ProcessConfig(
             **{**packed["record"], "runtime_args": tuple(packed["record"]["runtime_args"])}
         )
         if packed["relay"] is not None:

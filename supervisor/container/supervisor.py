@@ -40,7 +40,7 @@ from supervisor.linux.event_loop import Loop
 from supervisor.linux.exit_status import Exited, Killed, Termination, shell_status, signal_name
 from supervisor.linux.reaper import Reaper
 from supervisor.linux.signals import FORWARDED_SIGNALS, STOP_SIGNALS, SignalRouter
-from supervisor.oci import documents, kill_scope
+from supervisor.oci import kill_scope, process_json
 from supervisor.oci.command_line import RuntimeCommand
 from supervisor.oci.create import CreateOperation, explain
 from supervisor.oci.invoke import HURRY_S, RuntimeInvoker
@@ -84,8 +84,10 @@ def supervise(order: StartRequest, log: Log) -> Outcome:
         exit_fifo = directory.open_fifo("exit")
         try:
             control_fifo = directory.open_fifo("control")
-            record = documents.read_process("process.json")
-            checkpoint = documents.read_checkpoint(record.checkpoint) if record.checkpoint else None
+            record = process_json.read_process("process.json")
+            checkpoint = (
+                process_json.read_checkpoint(record.checkpoint) if record.checkpoint else None
+            )
             fd_limit.check(3)
             supervisor = Supervisor(order, log, router, exit_fifo, control_fifo, record)
             return supervisor.run(checkpoint)
@@ -123,7 +125,7 @@ class Supervisor:
         router: SignalRouter,
         exit_fifo: fds.Fd,
         control_fifo: fds.Fd,
-        record: documents.ProcessConfig,
+        record: process_json.ProcessConfig,
         past: Inherited | None = None,
     ) -> None:
         """`past`: what an earlier supervisor had, for this one to go on with; see `run_on`."""
@@ -278,7 +280,7 @@ class Supervisor:
                 on_change=self._handover.changed,
             )
 
-    def run(self, checkpoint: documents.CheckpointRecord | None) -> Outcome:
+    def run(self, checkpoint: process_json.CheckpointRecord | None) -> Outcome:
         """Create the process, or restore it from `checkpoint`, and supervise it to its end."""
         self._creation.checkpoint = checkpoint
         self._tell_the_journal()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from supervisor.linux.event_loop import Loop
     from supervisor.linux.exit_status import Termination
     from supervisor.linux.reaper import Reaper
-    from supervisor.oci.documents import ProcessConfig
+    from supervisor.oci.process_json import ProcessConfig
     from supervisor.sinks.log_sinks import Sink
     from supervisor.state.fd_store import FdReader, FdWriter
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from supervisor.io.stream import Stream
     from supervisor.io.user_terminal import UserTerminal
     from supervisor.io.workers import StreamSet
-    from supervisor.oci.documents import ProcessConfig
+    from supervisor.oci.process_json import ProcessConfig
     from supervisor.state.fd_store import FdReader, FdWriter
 
 

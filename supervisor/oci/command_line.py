@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from supervisor.oci.documents import CheckpointRecord
+    from supervisor.oci.process_json import CheckpointRecord
 
 
 _MOST_CHARACTERS = 4096

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from supervisor.linux.event_loop import Loop
     from supervisor.linux.reaper import Reaper
     from supervisor.oci.console_socket import ConsoleSocket
-    from supervisor.oci.documents import CheckpointRecord, ProcessConfig
     from supervisor.oci.invoke import RuntimeInvoker
+    from supervisor.oci.process_json import CheckpointRecord, ProcessConfig
     from supervisor.state.log import Log
 
 CONSOLE_WAIT_S = 10.0

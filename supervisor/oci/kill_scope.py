@@ -14,7 +14,7 @@ import os
 
 from supervisor.linux import procfs
 from supervisor.linux.errors import ShimError
-from supervisor.oci import documents
+from supervisor.oci import bundle
 from supervisor.systemd import delegation
 from workers.common.records import dataclass
 
@@ -67,7 +67,7 @@ def of(config_path: str, pid: int) -> KillScope:
     A config.json that cannot be read leads to no kill by cgroup.
     """
     try:
-        read = documents.read_config(config_path)
+        read = bundle.read_config(config_path)
     except ShimError:
         return KillScope(shares_pids=False, places={}, wanted="")
     shares_pids = shares(read.document)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from supervisor.linux import fds
 from supervisor.linux.errors import ShimError, UntrustedError, UsageError, reason
-from supervisor.oci.documents import read_annotations
+from supervisor.oci.bundle import read_annotations
 from supervisor.sinks.spec import SinkKind
 from supervisor.state import trust
 from workers.common.records import asdict, replace

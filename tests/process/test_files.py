@@ -16,7 +16,7 @@ import pytest
 from supervisor.linux import fds
 from supervisor.linux.errors import AlreadySupervisedError, RecordError, ShimError
 from supervisor.linux.exit_status import Exited
-from supervisor.oci import documents
+from supervisor.oci import process_json
 from supervisor.state import claim, directory
 from tests.harness import mounts, waiting
 from tests.harness.forked import file_limit, forked
@@ -68,7 +68,7 @@ def test_a_fifo_or_a_directory_in_place_of_a_file_neither_holds_us_up_nor_leaks(
     with pytest.raises(ShimError, match=r"^(open pid: is a directory|pid: not a process id: '')$"):
         directory.read_pid()
     with pytest.raises(RecordError, match=r"^open process\.json: (is a directory|not a regular)"):
-        documents.read_process("process.json")
+        process_json.read_process("process.json")
 
 
 def test_a_link_in_place_of_the_log_is_not_followed(state_dir: Path) -> None:

@@ -16,7 +16,7 @@ from supervisor.io.user_terminal import UserTerminal
 from supervisor.io.workers import StreamSet
 from supervisor.linux import fds
 from supervisor.oci import console_socket
-from supervisor.oci.documents import ProcessConfig
+from supervisor.oci.process_json import ProcessConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,7 +16,7 @@ from supervisor.io.open import Stdio, StdioOpener
 from supervisor.linux import fds
 from supervisor.linux.errors import ShimError
 from supervisor.linux.exit_status import Exited
-from supervisor.oci.documents import ProcessConfig
+from supervisor.oci.process_json import ProcessConfig
 from tests.harness import waiting
 from tests.harness.forked import forked, has_no_children
 from workers.copy import fifo_wait

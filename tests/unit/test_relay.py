@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.oci.documents import Bundle, destinations
+from supervisor.oci.bundle import Bundle, destinations
 from supervisor.systemd.notify_proxy import place_for
 
 

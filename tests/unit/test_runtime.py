@@ -9,7 +9,7 @@ import pytest
 
 from supervisor.oci import command_line
 from supervisor.oci.command_line import RuntimeCommand, RuntimeState
-from supervisor.oci.documents import CheckpointRecord
+from supervisor.oci.process_json import CheckpointRecord
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,154 @@
+"""A JSON document that others write for us, and the shape of its fields.
+
+Only the fields the shim uses are judged. The rest is left alone: the wild has two shapes of
+`capabilities`, and the runtime reads the very same file after us.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import orjson
+
+from supervisor.linux import fds
+from supervisor.linux.errors import ShimError, reason_of_access
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, NoReturn
+
+_DEEPEST = 200
+"""Less than orjson writes (254), which is less than it reads (1024)."""
+
+MOST_JSON_BYTES = 16 << 20
+"""No sane process.json comes near: execve(2) itself takes 6 MiB of arguments at the most."""
+
+_MOST_UID = 2**32 - 2  # (uid_t)-1 means "leave as it is" to chown(2)
+
+
+def read_object(path: str, error_class: type[ShimError]) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        ShimError: An `error_class`: missing, too large, not JSON, or no object.
+    """
+    try:
+        with open(path, "rb", opener=fds.open_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise error_class(f"open {path}: not a regular file")
+            content = file.read(MOST_JSON_BYTES + 1)
+    except OSError as error:
+        raise error_class(f"open {path}: {reason_of_access(error)}") from error
+    if len(content) > MOST_JSON_BYTES:
+        raise error_class(f"{path}: larger than {MOST_JSON_BYTES} bytes")
+    try:
+        document = _loads(content)
+    except RecursionError as error:
+        raise error_class(f"{path}: not JSON: nested too deeply") from error
+    except ValueError as error:
+        raise error_class(f"{path}: not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise error_class(f"{path}: not a JSON object")
+    if content.count(b"{") + content.count(b"[") >= _DEEPEST:
+        try:
+            orjson.dumps(document)  # as we have to, where something in it is changed
+        except TypeError as error:
+            raise error_class(f"{path}: nested too deeply") from error
+    return document
+
+
+def _loads(content: bytes) -> object:
+    """Return what is in `content`, as the runtimes read it.
+
+    Go and crun's yajl take more than orjson does: something behind the document, text that is no
+    UTF-8, half a surrogate pair, numbers beyond a double.
+
+    Raises:
+        ValueError: It is no JSON.
+        RecursionError: It is nested too deeply.
+    """
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        import json  # 3 ms, for those who have such a file
+
+        text = content.decode("utf-8", "replace").lstrip(" \t\r\n")
+        decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+        return _without_half_pairs(decoder.raw_decode(text)[0])
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    """Refuse NaN and Infinity: Python's decoder takes them, JSON has no such numbers."""
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _without_half_pairs(value: object) -> object:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_without_half_pairs(item) for item in value]
+    if isinstance(value, dict):
+        return {
+            str(_without_half_pairs(name)): _without_half_pairs(item)
+            for name, item in value.items()
+        }
+    return value
+
+
+class Fields:
+    """One object's fields, each judged when it is asked for; null counts as absent."""
+
+    def __init__(
+        self, path: str, document: Mapping[str, Any], error_class: type[ShimError]
+    ) -> None:
+        self._path = path
+        self._document = document
+        self._error_class = error_class
+
+    def wrong(self, name: str, wanted: str, value: object) -> ShimError:
+        """Return the error that names the file, the field and its value."""
+        shown = repr(value)
+        shown = shown if len(shown) <= 60 else shown[:60] + "..."
+        return self._error_class(f"{self._path}: {name}: not {wanted}: {shown}")
+
+    def boolean(self, name: str) -> bool:
+        """Return a boolean field; False if it is absent."""
+        value = self._document.get(name)
+        if value is None:
+            return False
+        if not isinstance(value, bool):
+            raise self.wrong(name, "a boolean", value)
+        return value
+
+    def path(self, name: str) -> str:
+        """Return a path without a NUL byte; "" if it is absent."""
+        value = self._document.get(name)
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise self.wrong(name, "a string", value)
+        if "\0" in value:
+            raise self.wrong(name, "a path, it has a NUL byte", value)
+        return value
+
+    def strings(self, name: str) -> tuple[str, ...]:
+        """Return a list of strings without NUL bytes; empty if it is absent."""
+        value = self._document.get(name)
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self.wrong(name, "a list of strings", value)
+        if any("\0" in item for item in value):
+            raise self.wrong(name, "usable as arguments, one has a NUL byte", value)
+        return tuple(value)
+
+    def uid(self, name: str) -> int:
+        """Return a user or group id; 0 if it is absent."""
+        value = self._document.get(name)
+        if value is None:
+            return 0
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST_UID:
+            raise self.wrong(name, f"an id from 0 to {_MOST_UID}", value)
+        return value

@@ -1,0 +1,116 @@
+"""process.json, as the engine writes it for us, and a checkpoint's config.json.
+
+Source: runtime-spec config.md; containerd 0.2 `specs` for the fields it adds to process.json.
+"""
+
+from __future__ import annotations
+
+import os
+
+import orjson
+
+from supervisor.linux.errors import RecordError
+from supervisor.oci.json_document import Fields, read_object
+from workers.common.records import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessConfig:
+    """What process.json asks of the shim.
+
+    Attributes:
+        terminal: The process wants a pseudoterminal.
+        is_exec: Another process in a running container, not the container's init.
+        stdin: Path of the client's side; "" and /dev/null mean none. Relative to the state dir.
+        stdout: A sink, see `supervisor.sinks.spec`.
+        stderr: A sink; unused with a terminal.
+        runtime_args: Global options, before the runtime's verb.
+        no_pivot_root: Pass --no-pivot.
+        checkpoint: Absolute path of the checkpoint to restore from; "" for none.
+        root_uid: The host's uid of the container's root.
+        root_gid: The host's gid of the container's root.
+    """
+
+    terminal: bool = False
+    is_exec: bool = False
+    stdin: str = ""
+    stdout: str = ""
+    stderr: str = ""
+    runtime_args: tuple[str, ...] = ()
+    no_pivot_root: bool = False
+    checkpoint: str = ""
+    root_uid: int = 0
+    root_gid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRecord:
+    """What a checkpoint's config.json says of how it was taken."""
+
+    tcp: bool = False
+    unix_sockets: bool = False
+    shell: bool = False
+    empty_ns: tuple[str, ...] = ()
+
+
+def read_process(path: str) -> ProcessConfig:
+    """Read process.json.
+
+    Raises:
+        RecordError: Missing, too large, not JSON, or a field of the wrong shape; names both.
+    """
+    fields = Fields(path, read_object(path, RecordError), RecordError)
+    checkpoint = fields.path("checkpoint")
+    if checkpoint and not checkpoint.startswith("/"):
+        # config.json would be looked for below the state directory, the images below the bundle.
+        raise fields.wrong("checkpoint", "an absolute path", checkpoint)
+    return ProcessConfig(
+        terminal=fields.boolean("terminal"),
+        is_exec=fields.boolean("exec"),
+        stdin=fields.path("containerdStdin"),
+        stdout=fields.path("containerdStdout"),
+        stderr=fields.path("containerdStderr"),
+        runtime_args=fields.strings("runtimeArgs"),
+        no_pivot_root=fields.boolean("noPivotRoot"),
+        checkpoint=checkpoint,
+        root_uid=fields.uid("rootUID"),
+        root_gid=fields.uid("rootGID"),
+    )
+
+
+def encode_process(process: Mapping[str, Any], record: ProcessConfig) -> bytes:
+    """Return process.json: the OCI `process` object with the shim's fields beside its own."""
+    shim_fields = {
+        "terminal": record.terminal,
+        "exec": record.is_exec,
+        "containerdStdin": record.stdin,
+        "containerdStdout": record.stdout,
+        "containerdStderr": record.stderr,
+        "runtimeArgs": list(record.runtime_args),
+        "noPivotRoot": record.no_pivot_root,
+        "checkpoint": record.checkpoint,
+        "rootUID": record.root_uid,
+        "rootGID": record.root_gid,
+    }
+    return orjson.dumps({**process, **shim_fields}) + b"\n"
+
+
+def read_checkpoint(directory: str) -> CheckpointRecord:
+    """Read the config.json of the checkpoint in `directory`.
+
+    Raises:
+        RecordError: As `read_process`.
+    """
+    path = os.path.join(directory, "config.json")
+    fields = Fields(path, read_object(path, RecordError), RecordError)
+    return CheckpointRecord(
+        tcp=fields.boolean("tcp"),
+        unix_sockets=fields.boolean("unixSockets"),
+        shell=fields.boolean("shell"),
+        empty_ns=fields.strings("emptyNS"),
+    )
