@@ -29,8 +29,7 @@ from supervisor.linux.errors import (
 )
 from supervisor.linux.exit_status import signal_name
 from supervisor.oci import config_overlay, kill_scope, process_json
-from supervisor.oci.bundle import Addition, Bundle, destinations, read_bundle
-from supervisor.oci.bundle import variant as bundle_variant
+from supervisor.oci.bundle import Addition, Bundle, destinations, modified_config, read_bundle
 from supervisor.oci.command_line import RuntimeCommand, is_same_bundle, parse_state
 from supervisor.oci.invoke import ask_runtime
 from supervisor.sinks.spec import check_typed, with_absolute_path
@@ -265,7 +264,7 @@ def _prepare(
         root_uid=bundle.root_uid,
         root_gid=bundle.root_gid,
     )
-    variant = bundle_variant(
+    modified = modified_config(
         bundle,
         terminal=terminal,
         cgroups_path=scope or _choose_cgroup(request),
@@ -274,9 +273,9 @@ def _prepare(
         is_elsewhere=not (can_overlay := config_overlay.is_possible()),
     )
     runtime_bundle, config = bundle.path, ""
-    if variant is not None and can_overlay:
+    if modified is not None and can_overlay:
         config = os.path.join(claimed.state_dir, _CONFIG)
-    elif variant is not None:
+    elif modified is not None:
         runtime_bundle = os.path.join(claimed.state_dir, "bundle")
     claimed.make_state_dir(
         {
@@ -286,10 +285,10 @@ def _prepare(
             "noPivotRoot": request.no_pivot,
         }
     )
-    if config and variant is not None:
-        directory.write_file(_CONFIG, variant, 0o600)
-    elif variant is not None:
-        _make_bundle(variant, bundle.path)
+    if config and modified is not None:
+        directory.write_file(_CONFIG, modified, 0o600)
+    elif modified is not None:
+        _make_bundle(modified, bundle.path)
     process = bundle.document.get("process") or {}
     directory.write_file("process.json", process_json.encode_process(process, record), 0o600)
     directory.make_fifos()

@@ -1,4 +1,4 @@
-"""A bundle's config.json: what is read of it, and a variant of it for the runtime.
+"""A bundle's config.json: what is read of it, and a modified copy for the runtime.
 
 Source: runtime-spec config.md, config-linux.md.
 """
@@ -97,7 +97,7 @@ def destinations(bundle: Bundle) -> set[str]:
     return {os.path.normpath("/" + each.lstrip("/")) for each in given}
 
 
-def variant(
+def modified_config(
     bundle: Bundle,
     *,
     terminal: bool,

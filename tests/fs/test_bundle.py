@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from supervisor.linux.errors import BundleError
-from supervisor.oci.bundle import Addition, Bundle, read_bundle
-from supervisor.oci.bundle import variant as bundle_variant
+from supervisor.oci.bundle import Addition, Bundle, modified_config, read_bundle
 
 if TYPE_CHECKING:
     from pyfakefs.fake_filesystem import FakeFilesystem
@@ -84,7 +83,7 @@ def _bundle(document: dict[str, Any], cgroups_path: str = "") -> Bundle:
 
 
 def _variant(bundle: Bundle, *, terminal: bool = False, cgroups_path: str = "") -> object:
-    variant = bundle_variant(
+    variant = modified_config(
         bundle, terminal=terminal, cgroups_path=cgroups_path, is_elsewhere=True
     )
     return None if variant is None else json.loads(variant)
@@ -153,7 +152,7 @@ def test_a_bundles_own_cgroup_is_left_alone() -> None:
 def test_a_config_that_stays_in_its_bundle_keeps_its_relative_paths() -> None:
     mounts = [{"source": "data", "destination": "/data", "type": "bind"}]
     document = {"root": {"path": "rootfs"}, "mounts": mounts}
-    variant = bundle_variant(_bundle(document), terminal=True, cgroups_path="")
+    variant = modified_config(_bundle(document), terminal=True, cgroups_path="")
     assert variant is not None
     assert json.loads(variant) == {**document, "process": {"terminal": True}}
 
@@ -178,7 +177,7 @@ ADDITION = Addition("/state/notify", "/run/notify", {"NOTIFY_SOCKET": "/run/noti
 def test_an_addition_comes_last_and_takes_the_place_of_variables(
     fs: FakeFilesystem, document: dict[str, object], env: list[str], mounts: list[object]
 ) -> None:
-    variant = bundle_variant(_bundle(document), terminal=False, cgroups_path="", addition=ADDITION)
+    variant = modified_config(_bundle(document), terminal=False, cgroups_path="", addition=ADDITION)
     assert variant is not None
     made = json.loads(variant)
     assert made["process"]["env"] == [*env, "NOTIFY_SOCKET=/run/notify/sock"]
@@ -202,5 +201,5 @@ def test_what_an_addition_cannot_be_added_to_is_named(
     fs: FakeFilesystem, document: dict[str, object], said: str
 ) -> None:
     with pytest.raises(BundleError) as caught:
-        bundle_variant(_bundle(document), terminal=False, cgroups_path="", addition=ADDITION)
+        modified_config(_bundle(document), terminal=False, cgroups_path="", addition=ADDITION)
     assert str(caught.value).endswith(f"config.json: {said}")
