@@ -88,6 +88,7 @@ class FakeJournal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._kept = path.with_suffix(".kept")
+        self._kept.touch()  # a test may read it before the child has begun
         self._receiver = bind(path)
         self._child = Child(spawn.fork_worker(self._keep))
 
@@ -130,7 +131,7 @@ class FakeJournal:
     def __exit__(self, *_exception: object) -> None:
         self.close()
         self.path.unlink(missing_ok=True)
-        self._kept.unlink(missing_ok=True)  # the child may not have come to it
+        self._kept.unlink()
 
 
 class FakeStreams:
