@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from supervisor.linux.reaper import Reaper
     from supervisor.state.log import Log
 
-_AGAIN = "keeper"
-
 
 class FdHolder:
     """At most one such process, a child of ours. Owned until `leave` and its end."""
@@ -37,7 +35,7 @@ class FdHolder:
         held: tuple[int, ...],
     ) -> None:
         """Borrow everything; `held` is what is kept."""
-        self._loop = loop
+        self._again = loop.timer(self._come_again)
         self._reaper = reaper
         self._log = log
         self._title = title
@@ -71,7 +69,7 @@ class FdHolder:
     def leave(self) -> None:
         """Have none any more; it is gone when there is no `pid`."""
         self._is_to_leave = True
-        self._loop.cancel(_AGAIN)
+        self._again.cancel()
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)  # unreaped, so the pid is its own
 
@@ -85,8 +83,8 @@ class FdHolder:
         if not self._is_to_leave:  # not at once: it may be somebody who kills each of them
             self._come_later()
 
-    def _come_later(self) -> None:
-        def come() -> None:
-            self.come()
+    def _come_again(self) -> None:
+        self.come()
 
-        self._loop.call_after(_AGAIN, restart_policy.FORK_AGAIN_S, come)
+    def _come_later(self) -> None:
+        self._again.start(restart_policy.FORK_AGAIN_S)

@@ -38,7 +38,6 @@ _LAST_WORDS_S = 1.0
 """So long the end of a container waits at most for its last words, on a busy machine."""
 _MOST_DYING = 4
 """Killed workers that sleep in the kernel and cannot die (a FUSE of the container's, say)."""
-_LOOK, _FORK, _END = "notify look", "notify fork", "notify end"
 
 
 class _Hand:
@@ -83,6 +82,9 @@ class NotifyWorker:
         self._null_fd = null_fd
         self._on_words = on_words
         self._on_change = on_change
+        self._next_look = loop.timer(self._look, feature=FEATURE)
+        self._next_fork = loop.timer(self._fork, feature=FEATURE)
+        self._end_limit = loop.timer(self._end)
         self._hand: _Hand | None = None
         self._dying: list[_Hand] = []
         self._is_over = False
@@ -123,20 +125,20 @@ class NotifyWorker:
     def finish(self, on_end: Callable[[], None]) -> None:
         """Hear the container's last words, boundedly; `on_end` follows once, maybe now."""
         self._is_over = True
-        self._loop.cancel(_FORK)
+        self._next_fork.cancel()
         if self._hand is None:
             on_end()
             return
         self._on_end = on_end
-        self._loop.call_after(_END, _LAST_WORDS_S, self._end)
+        self._end_limit.start(_LAST_WORDS_S)
         self._hand.until_wfd.close()  # its hang-up is the word
 
     def stop(self) -> None:
         """Have none any more; wait until `is_gone`."""
         self._is_over = True
         self._tell_merged()
-        for name in (_LOOK, _FORK, _END):
-            self._loop.cancel(name)
+        for timer in (self._next_look, self._next_fork, self._end_limit):
+            timer.cancel()
         self._unwatch()
         if self._hand is not None:
             self._dismiss(self._hand)
@@ -159,7 +161,7 @@ class NotifyWorker:
         self._end()
 
     def _end(self) -> None:
-        self._loop.cancel(_END)
+        self._end_limit.cancel()
         on_end, self._on_end = self._on_end, None
         if on_end is not None:
             on_end()
@@ -170,9 +172,7 @@ class NotifyWorker:
         if self._is_over or self._hand is not None:
             return
         if sum(not each.is_reaped for each in self._dying) >= _MOST_DYING:
-            self._loop.call_after(
-                _FORK, restart_policy.LONGEST_PAUSE_S, self._fork, feature=FEATURE
-            )
+            self._next_fork.start(restart_policy.LONGEST_PAUSE_S)
             return
         try:
             hand = self._make()
@@ -183,7 +183,7 @@ class NotifyWorker:
                     f"notify: fork: {error.strerror}; trying again; "
                     f"{self._failed_forks} times so far"
                 )
-            self._loop.call_after(_FORK, restart_policy.FORK_AGAIN_S, self._fork, feature=FEATURE)
+            self._next_fork.start(restart_policy.FORK_AGAIN_S)
             return
         self._failed_forks = 0
         self._hand = hand
@@ -279,7 +279,7 @@ class NotifyWorker:
 
     def _fork_after_a_death(self) -> None:
         pause_s = restart_policy.pause_s(self._deaths_in_a_row)
-        self._loop.call_after(_FORK, pause_s, self._fork, feature=FEATURE)
+        self._next_fork.start(pause_s)
 
     def _close(self, hand: _Hand) -> None:
         if hand.words_rfd.is_open:
@@ -306,7 +306,7 @@ class NotifyWorker:
 
     def _look_later(self) -> None:
         self._seen_at_look = self._relay.memory.seen
-        self._loop.call_after(_LOOK, LOOK_S, self._look, feature=FEATURE)
+        self._next_look.start(LOOK_S)
 
     def _look(self) -> None:
         self._tell_merged()

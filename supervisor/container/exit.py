@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from supervisor.state.log import Log
 
 REAP_LIMIT_S = 5.0
-_LATE = "late children"
-_LOOK = "drain"
 
 
 class ExitSequence:
@@ -51,6 +49,7 @@ class ExitSequence:
         container go on.
         """
         self._loop = loop
+        self._next_look = loop.timer(self.look)
         self._stream_set = stream_set
         self._service = service
         self._log = log
@@ -114,14 +113,14 @@ class ExitSequence:
             self._carry_out(stream, verdict)
         if self._on_drained is None:
             return  # a stream that ended just now was the last
-        self._loop.cancel(_LOOK)
+        self._next_look.cancel()
         if self._watch.is_over:
             self._tell_of_unread()
             on_drained, self._on_drained = self._on_drained, None
             on_drained()
         elif is_bounded or not self._watch.is_last_word_out:
             self._service.going_on()
-            self._loop.call_after(_LOOK, self._watch.next_look_s(), self.look)
+            self._next_look.start(self._watch.next_look_s())
         else:  # from here on each change is an event
             self._tell_of_others()
 
@@ -173,12 +172,12 @@ class ExitSequence:
         if notify_worker is not None:
             notify_worker.stop()
         calls.kill_running()
-        is_late: list[bool] = []
         # A worker that sleeps uninterruptibly dies when it can: no reason for us to hang with it.
-        self._loop.call_after(_LATE, REAP_LIMIT_S, lambda: is_late.append(True))
+        limit = self._loop.timer(lambda: None)
+        limit.start(REAP_LIMIT_S)
         self._loop.run_until(
             lambda: (
-                bool(is_late)
+                not limit.is_running
                 or (
                     not self._stream_set.has_workers
                     and calls.is_idle
@@ -187,5 +186,6 @@ class ExitSequence:
                 )
             )
         )
+        limit.cancel()
         if notify_worker is not None:
             notify_worker.close()

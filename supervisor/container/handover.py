@@ -59,8 +59,6 @@ if TYPE_CHECKING:
             """Who has the deposit can follow from now on."""
 
 
-_DEPOSIT = "deposit"
-_HAND_OVER = "hand over"
 _NEXT_MOMENT_S = 0.002
 _LAST_MOMENT_S = 0.25
 """Half-gone workers and noted signals have events of their own, which come first."""
@@ -106,6 +104,8 @@ class HandoverManager:
         self._log = log
         self._order = order
         self._incumbent = incumbent
+        self._publish_soon = loop.timer(self.publish)
+        self._next_look = loop.timer(self._dry_run)
         self._is_reloading = False
         self._asked_at_s, self._moment_s = 0.0, _NEXT_MOMENT_S
         self._is_published = past is not None and past.is_parent
@@ -183,7 +183,9 @@ class HandoverManager:
             self._refuse("its workers do not come to rest")
             return
         moment_s, self._moment_s = self._moment_s, min(2 * self._moment_s, _LAST_MOMENT_S)
-        self._loop.call_after(_HAND_OVER, moment_s, look_again)
+        self._next_look.cancel()
+        self._next_look = self._loop.timer(look_again)
+        self._next_look.start(moment_s)
 
     def _become(self) -> str:
         """Become the other version; returns only if that failed, with the reason."""
@@ -219,7 +221,7 @@ class HandoverManager:
     def changed(self) -> None:
         """See that a successor finds what is true now; several changes make one deposit."""
         if self._deposit is not None and self._incumbent.is_alive:
-            self._loop.call_after(_DEPOSIT, 0.0, self.publish)
+            self._publish_soon.start(0.0)
 
     def publish(self) -> None:
         """Put it there now."""
@@ -243,8 +245,8 @@ class HandoverManager:
 
     def close(self) -> None:
         """Leave nothing for a successor."""
-        self._loop.cancel(_DEPOSIT)
-        self._loop.cancel(_HAND_OVER)
+        self._publish_soon.cancel()
+        self._next_look.cancel()
         if self._deposit is not None:
             if self._order.is_kept:
                 self._order.notifier.keep_no_more(KEPT_NAMES)

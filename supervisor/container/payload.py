@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from supervisor.linux.reaper import Reaper
     from supervisor.state.fd_store import FdReader, FdWriter
 
-_LOOK_AGAIN = "reaped by its parent"
 _SHORTEST_LOOK_S = 0.002
 _LONGEST_LOOK_S = 1.0
 
@@ -45,6 +44,7 @@ class Payload:
     ) -> None:
         """Take the pidfd, which may be a closed one; of a child the pid is enough."""
         self._loop = loop
+        self._next_look = loop.timer(self._on_end_of_a_stranger)
         self._reaper = reaper
         self.pid = pid
         self._pidfd = pidfd
@@ -104,7 +104,7 @@ class Payload:
 
     def close(self) -> None:
         """Forget it."""
-        self._loop.cancel(_LOOK_AGAIN)
+        self._next_look.cancel()
         if self._is_watched:
             self._is_watched = False
             self._loop.forget(self._pidfd.fileno())
@@ -123,7 +123,7 @@ class Payload:
         else:
             # No event tells of the reaping: a pidfd is readable before and after it.
             look_s, self._look_s = self._look_s, min(2 * self._look_s, _LONGEST_LOOK_S)
-            self._loop.call_after(_LOOK_AGAIN, look_s, self._on_end_of_a_stranger)
+            self._next_look.start(look_s)
 
 
 def _look_at_zombie(pid: int, pidfd: int) -> Termination | None:

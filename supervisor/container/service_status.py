@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 MARGIN_S = 10.0
 """Added to each phase, for a busy machine."""
 
-_TIMER = "sign of life"
-_REFRESH = "status"
 _REFRESH_S = 5.0
 _AT_MOST_EVERY_S = 0.5
 _ASK_AGAIN_S = 1.0
@@ -69,6 +67,8 @@ class ServiceStatus:
         """
         self._notifier = notifier
         self._loop = loop
+        self._next_status = loop.timer(self._refresh)
+        self._next_sign_of_life = loop.timer(self._give_sign_of_life)
         self._stream_set = stream_set
         self._log = log
         self._limit_s = {**_LIMIT_S, State.STOPPING: stop_timeout_s + CALL_LIMIT_S}
@@ -152,14 +152,14 @@ class ServiceStatus:
             return
         too_soon_s = self._looked_at_s + _AT_MOST_EVERY_S - time.monotonic()
         if too_soon_s > 0:
-            self._loop.call_after(_REFRESH, too_soon_s, self._refresh)
+            self._next_status.start(too_soon_s)
         else:
             self._refresh()
 
     def _refresh_later(self) -> None:
         if self._notifier.is_heard:
             self._shown = self._moved()
-            self._loop.call_after(_REFRESH, _REFRESH_S, self._refresh)
+            self._next_status.start(_REFRESH_S)
 
     def _refresh(self) -> None:
         """Tell it now, and again as long as bytes move: one that is silent wakes nobody."""
@@ -187,7 +187,7 @@ class ServiceStatus:
     def _give_sign_of_life(self) -> None:
         if not self._is_watched_inside:
             self._notifier.alive()
-        self._loop.call_after(_TIMER, self._notifier.watchdog_s, self._give_sign_of_life)
+        self._next_sign_of_life.start(self._notifier.watchdog_s)
         self._loop.guarded("look at the workers", self._replace_the_stuck)()
         self._loop.guarded("status", self.look)()
 

@@ -23,15 +23,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from supervisor.linux.event_loop import Loop
+    from supervisor.linux.event_loop import Loop, Timer
     from supervisor.linux.exit_status import Termination
     from supervisor.oci.command_line import RuntimeCommand
     from supervisor.oci.invoke import RuntimeInvoker
     from supervisor.state.log import Log
 
 KILL_OVERDUE_S = 5.0
-_GRACE = "grace period"
-_OVERDUE = "kill overdue"
 
 
 class Stopper:
@@ -57,13 +55,16 @@ class Stopper:
         self._log = log
         self._is_exec = is_exec
         self._signal_init = signal_init
+        self._grace_period: Timer | None = None
+        self._overdue: Timer | None = None
         self._asked: tuple[int, float] | None = None
         self.kill_scope: kill_scope.KillScope | None = None
 
     def ask(self, signum: int, timeout_s: float, on_grace_over: Callable[[], None]) -> None:
         """Send the stop signal; `on_grace_over` follows after `timeout_s`, unless `over` comes."""
         self._asked = (signum, timeout_s)
-        self._loop.call_after(_GRACE, timeout_s, on_grace_over)
+        self._grace_period = self._loop.timer(on_grace_over)
+        self._grace_period.start(timeout_s)
         if self._is_exec:
             self._signal_init(signum)
             return
@@ -84,7 +85,7 @@ class Stopper:
             self._log.warning(
                 f"did not stop within {timeout_s:g} s of {signal_name(signum)}, killed", Kind.KILLED
             )
-        self._loop.call_after(_OVERDUE, KILL_OVERDUE_S, on_overdue)
+        self._start_overdue(on_overdue)
         if self._is_exec:
             self._signal_init(signal.SIGKILL)
             return
@@ -101,12 +102,18 @@ class Stopper:
             f"still not dead {KILL_OVERDUE_S:.0f} s after SIGKILL; sending it again", Kind.KILLED
         )
         self._signal_init(signal.SIGKILL)
-        self._loop.call_after(_OVERDUE, KILL_OVERDUE_S, on_overdue)
+        self._start_overdue(on_overdue)
 
     def over(self) -> None:
         """Forget the deadlines: it is dead."""
-        self._loop.cancel(_GRACE)
-        self._loop.cancel(_OVERDUE)
+        for timer in (self._grace_period, self._overdue):
+            if timer is not None:
+                timer.cancel()
+
+    def _start_overdue(self, on_overdue: Callable[[], None]) -> None:
+        if self._overdue is None:
+            self._overdue = self._loop.timer(on_overdue)
+        self._overdue.start(KILL_OVERDUE_S)
 
     def empty(self, on_end: Callable[[], None]) -> None:
         """Kill every other process of its container; `on_end` follows, whatever came of it.

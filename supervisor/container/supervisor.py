@@ -97,10 +97,7 @@ def supervise(order: StartRequest, log: Log) -> Outcome:
         router.close()
 
 
-_CREW = "crew"
-_STDERR = "stderr of the runtime"
 _LOOK_AT_STDERR_S = 0.1
-_EXEC = "exec"
 _EXEC_LOOK_S = 0.001
 _LAST_EXEC_LOOK_S = 0.1
 """A runtime that executes nothing in its init is believed after so long that the program runs."""
@@ -144,6 +141,10 @@ class Supervisor:
         self._loop = Loop(self._feature_failed)
         self._loop.watch(router.fileno(), self._serve_signals)  # first: an end is told before all
         self._reaper = Reaper()
+        self._reap_more = self._loop.timer(self._reap)
+        self._latest_crew = self._loop.timer(self._gather)
+        self._stderr_look = self._loop.timer(self._look_at_stderr)
+        self._exec_look = self._loop.timer(self._await_exec)
         state_dir = os.getcwd()
         null_fd = self._null.fileno()
         self._calls = RuntimeInvoker(
@@ -399,7 +400,7 @@ class Supervisor:
 
     def _reap(self) -> None:
         if self._reaper.reap():
-            self._loop.call_after("reap", 0.0, self._reap)
+            self._reap_more.start(0.0)
 
     def _forward(self, signum: int) -> None:
         """Pass a signal on; one that comes before we know that the process runs has to wait.
@@ -583,7 +584,7 @@ class Supervisor:
         if is_engines and not self._record.terminal and self._error is None:
             # It waits for the pid file, and needs some time from there to its `start`. A terminal
             # has a size to be set in that time.
-            self._loop.call_after(_CREW, _LATEST_CREW_S, self._gather)
+            self._latest_crew.start(_LATEST_CREW_S)
         else:
             self._gather()
 
@@ -592,12 +593,12 @@ class Supervisor:
         if self._has_crew:
             return
         self._has_crew = True
-        self._loop.cancel(_CREW)
+        self._latest_crew.cancel()
         self._take_title()
         if not self._record.terminal:
             if self._order.starts_container and self._error is None:
                 self._held_stderr = self._stream_of_the_runtime()
-                self._loop.call_after(_STDERR, _LOOK_AT_STDERR_S, self._look_at_stderr)
+                self._stderr_look.start(_LOOK_AT_STDERR_S)
             self._stream_set.start(but=self._held_stderr)
 
     def _stream_of_the_runtime(self) -> Stream | None:
@@ -611,7 +612,7 @@ class Supervisor:
         if stream is not None and fds.pending_bytes(stream.source.fileno()) > fds.PIPE_BYTES // 2:
             self._release_stderr(None)
         elif stream is not None:
-            self._loop.call_after(_STDERR, _LOOK_AT_STDERR_S, self._look_at_stderr)
+            self._stderr_look.start(_LOOK_AT_STDERR_S)
 
     def _release_stderr(self, error: ShimError | None) -> None:
         """Let the stream go that was held back during the `create`, which may have failed.
@@ -621,7 +622,7 @@ class Supervisor:
         is discarded.
         """
         stream, self._held_stderr = self._held_stderr, None
-        self._loop.cancel(_STDERR)
+        self._stderr_look.cancel()
         if stream is None:
             return
         if isinstance(error, RuntimeFailedError) and explain(self._caller.log_path):
@@ -670,7 +671,7 @@ class Supervisor:
         self._exec_looks += 1
         if not self._is_gone:
             if look_s < _LAST_EXEC_LOOK_S and not self._has_executed:
-                self._loop.call_after(_EXEC, look_s, self._await_exec)
+                self._exec_look.start(look_s)
             else:
                 self._post(Event.STARTED)
 

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from supervisor.state.fd_store import FdReader, FdWriter
 
 READER_WAIT_S = 15.0
-_LIMIT = "stdio reader"
-_AGAIN = "wait for a reader again"
 _PAUSE_S = 0.05
 
 
@@ -139,6 +137,7 @@ class StdioOpener:
         self._bundle = bundle
         self._title = title
         self._null_fd = null_fd
+        self._limit = loop.timer(self._give_up)
         self._stdio = Stdio()
         self._wanted: list[tuple[str, SinkSpec]] = []
         self._waiting: _ReaderWait | None = None
@@ -148,7 +147,7 @@ class StdioOpener:
     def begin(self, record: ProcessConfig, on_end: Callable[[Stdio | ShimError], None]) -> None:
         """Open what `record` names; `on_end` gets the streams and their ownership, or the error."""
         self._on_end = on_end
-        self._loop.call_after(_LIMIT, READER_WAIT_S, self._give_up)
+        self._limit.start(READER_WAIT_S)
         try:
             self._wanted = [("stdout", parse_sink(record.stdout))]
             if not record.terminal:
@@ -162,7 +161,7 @@ class StdioOpener:
 
     def cancel(self) -> None:
         """Stop waiting and close what is open; `on_end` is not called any more."""
-        self._loop.cancel(_LIMIT)
+        self._limit.cancel()
         if self._waiting is not None:
             self._waiting.end()
             self._waiting = None
@@ -224,7 +223,7 @@ class StdioOpener:
                 return
             if not is_open:
                 return
-        self._loop.cancel(_LIMIT)
+        self._limit.cancel()
         if _is_same_file(self._stdio.sinks):
             self._stdio.stderr_joins_stdout = True
             self._stdio.sinks.pop("stderr").close()
@@ -331,6 +330,7 @@ class _ReaderWait:
         self._on_reader = on_reader
         self._on_end = on_end
         self._said_rfd = fds.Fd(-1)
+        self._again = loop.timer(self.begin)
         self._pid = 0
 
     @property
@@ -374,11 +374,11 @@ class _ReaderWait:
         self._pid = 0
         self._hang_up()
         if self._with_path.is_open:
-            self._loop.call_after(_AGAIN, _PAUSE_S, self.begin)
+            self._again.start(_PAUSE_S)
 
     def end(self) -> None:
         """Let the child go; the reaper collects it. A second call does nothing."""
-        self._loop.cancel(_AGAIN)
+        self._again.cancel()
         self._hang_up()
         self._with_path.close()
         if self._pid:

@@ -36,14 +36,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from supervisor.io.stream import Stream
-    from supervisor.linux.event_loop import Loop
+    from supervisor.linux.event_loop import Loop, Timer
     from supervisor.linux.reaper import Reaper
     from supervisor.state.fd_store import FdWriter
     from supervisor.state.log import Log
 
 
-_RELIEF = "relief"
-_REOPEN = "reopen"
 _REOPEN_EVERY_S = 0.1
 
 
@@ -81,6 +79,9 @@ class StreamSet:
         self._counters = StreamCounters(fd=-1 if counters is None else counters.take())
         self._teller = StreamLog(log, self._counters, on_trouble)
         self.attach_clients = AttachClients(loop, log, self._counters, self._listener_left)
+        self._timers: dict[Stream, Timer] = {}
+        self._next_relief = loop.timer(self._relieve)
+        self._next_reopen = loop.timer(self._reopen)
         self._leaving: dict[int, Stream] = {}
         self._predecessors: list[fds.Fd] = []
         self._is_closing = False
@@ -197,7 +198,7 @@ class StreamSet:
         living = [stream for stream in self.streams if not stream.is_over]
         is_held = any(stream.pid for stream in living) if living else self._fd_holder.come()
         if not is_held:
-            self._loop.call_after(_RELIEF, restart_policy.FORK_AGAIN_S, self._relieve)
+            self._next_relief.start(restart_policy.FORK_AGAIN_S)
             return
         for each in self._predecessors:
             with contextlib.suppress(ProcessLookupError):
@@ -215,7 +216,7 @@ class StreamSet:
             if stream.is_over:
                 continue
             if not stream.pid:
-                self._loop.cancel(self._timer(stream))
+                self._cancel_later(stream)
                 self._fork(stream)
             elif self._is_left_alone(stream):
                 self._dismiss(stream)
@@ -281,7 +282,7 @@ class StreamSet:
             if not self._is_to_reopen:
                 self._is_to_reopen = True
                 self._on_change()  # a successor does it
-            self._loop.call_after(_REOPEN, too_soon_s, self._reopen)
+            self._next_reopen.start(too_soon_s)
         else:
             self._reopen()
 
@@ -348,7 +349,7 @@ class StreamSet:
 
         The other is there first, and waits: what both hold is held at every instant.
         """
-        self._loop.cancel(self._timer(stream))
+        self._cancel_later(stream)
         if stream.is_over:
             return
         if stream.watch is None or stream.is_reaped:
@@ -361,7 +362,7 @@ class StreamSet:
             del self._leaving[old_pid]
             stream.pid, stream.watch = old_pid, old_watch
             again = partial(self._dismiss, stream, hold_s if math.isinf(hold_s) else 0.0)
-            self._loop.call_after(self._timer(stream), restart_policy.FORK_AGAIN_S, again)
+            self._later(stream, restart_policy.FORK_AGAIN_S, again)
         else:
             old_watch.abandon()
             self._reaper.expect(old_pid, partial(self._has_left, old_pid))
@@ -406,7 +407,7 @@ class StreamSet:
     def _abandon(self, stream: Stream) -> None:
         """End one stream where it is: kill its worker, then `finish` it."""
         stream.is_given_up = stream.is_hung_up = True
-        self._loop.cancel(self._timer(stream))
+        self._cancel_later(stream)
         if stream.pid:
             self._kill(stream)
         elif not stream.is_over:
@@ -416,10 +417,10 @@ class StreamSet:
         """Kill every worker; harmless to the bytes. Wait until `has_workers` is over."""
         self._is_closing = True
         self._fd_holder.leave()
-        self._loop.cancel(_REOPEN)
-        self._loop.cancel(_RELIEF)
+        self._next_reopen.cancel()
+        self._next_relief.cancel()
         for stream in self.streams:
-            self._loop.cancel(self._timer(stream))
+            self._cancel_later(stream)
             self._kill(stream)
 
     def close(self) -> None:
@@ -436,8 +437,16 @@ class StreamSet:
         if stream.pid and not stream.is_reaped:
             os.kill(stream.pid, signal.SIGKILL)
 
-    def _timer(self, stream: Stream) -> str:
-        return f"fork {stream.name}"
+    def _later(self, stream: Stream, delay_s: float, callback: Callable[[], None]) -> None:
+        """Call back later, in the place of what was to be done about the stream before."""
+        self._cancel_later(stream)
+        timer = self._timers[stream] = self._loop.timer(callback)
+        timer.start(delay_s)
+
+    def _cancel_later(self, stream: Stream) -> None:
+        timer = self._timers.pop(stream, None)
+        if timer is not None:
+            timer.cancel()
 
     def _fork(self, stream: Stream, *, hold_s: float = 0.0) -> bool:
         """Fork a worker; False if that has to be tried again later, which is seen to.
@@ -502,9 +511,8 @@ class StreamSet:
     def _fork_later(self, stream: Stream, error: OSError) -> bool:
         stream.failed_forks += 1
         self._teller.fork_failed(stream, error)
-        self._loop.call_after(
-            self._timer(stream), restart_policy.FORK_AGAIN_S, lambda: self._fork_if_wanted(stream)
-        )
+        again = partial(self._fork_if_wanted, stream)
+        self._later(stream, restart_policy.FORK_AGAIN_S, again)
         return False
 
     def _fork_if_wanted(self, stream: Stream) -> None:
@@ -556,7 +564,7 @@ class StreamSet:
         is_last = not any(each.watch and not each.watch.has_reported for each in others)
         if self._is_to_hold and is_last and not self._fd_holder.come():
             again = partial(self._send_away, stream)
-            self._loop.call_after(self._timer(stream), restart_policy.FORK_AGAIN_S, again)
+            self._later(stream, restart_policy.FORK_AGAIN_S, again)
         else:
             self._kill(stream)
 
@@ -595,9 +603,7 @@ class StreamSet:
         self._teller.died(stream, termination)
         pause_s = min(restart_policy.pause_s(stream.deaths_without_progress), self._longest_pause_s)
         if pause_s and stream.dies_at_rest:  # a worker that waits would be one more to die
-            self._loop.call_after(
-                self._timer(stream), pause_s, lambda: self._fork_if_wanted(stream)
-            )
+            self._later(stream, pause_s, partial(self._fork_if_wanted, stream))
         else:
             self._fork(stream, hold_s=pause_s)
 
@@ -652,7 +658,7 @@ class StreamSet:
         os.dup2(self._null_fd, place.fileno(), inheritable=False)
 
     def _end(self, stream: Stream) -> None:
-        self._loop.cancel(self._timer(stream))
+        self._cancel_later(stream)
         stream.trouble = ""
         self._teller.dropped(stream)
         self.attach_clients.end(stream)

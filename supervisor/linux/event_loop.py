@@ -28,6 +28,39 @@ _LONGEST_SELECT_S = 86400.0
 """epoll_wait(2) takes an int of milliseconds, 24 days; a longer wait is looked at once a day."""
 
 
+class Timer:
+    """A deadline that belongs to the object that made it; see `Loop.timer`.
+
+    Timers have no names: those of two containers in one loop cannot replace each other.
+    """
+
+    def __init__(
+        self, running: dict[Timer, None], off: set[str], callback: Callback, feature: str
+    ) -> None:
+        """Borrow the loop's running timers and the features that are off."""
+        self._running = running
+        self._off = off
+        self.callback = callback
+        self.feature = feature
+        self.at_ns = 0
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the callback is still to come."""
+        return self in self._running
+
+    def start(self, delay_s: float) -> None:
+        """Call back once, `delay_s` from now (monotonic). A running timer starts over."""
+        self.cancel()
+        if self.feature not in self._off:
+            self.at_ns = time.monotonic_ns() + int(min(delay_s, _LONGEST_DELAY_S) * 1e9)
+            self._running[self] = None
+
+    def cancel(self) -> None:
+        """Stop the timer, if it is running."""
+        self._running.pop(self, None)
+
+
 class Loop:
     """Calls back when a watched descriptor is readable or a deadline has passed."""
 
@@ -40,7 +73,8 @@ class Loop:
         self._on_failed = on_failed
         self._off: set[str] = set()
         self._callbacks: dict[int, tuple[Callback, str]] = {}
-        self._deadlines_ns: dict[str, tuple[int, Callback, str]] = {}
+        self._timers: dict[Timer, None] = {}
+        """Those that run, in the order of their starts."""
 
     def watch(self, fd: int, callback: Callback, *, feature: str = "") -> None:
         """Call `callback` whenever `fd` can be read, or is at end of file. `fd` is borrowed.
@@ -61,14 +95,9 @@ class Loop:
             del self._callbacks[fd]
             self._epoll.unregister(fd)
 
-    def call_after(
-        self, name: str, delay_s: float, callback: Callback, *, feature: str = ""
-    ) -> None:
-        """Call `callback` once, `delay_s` from now (monotonic), in place of an earlier `name`."""
-        if feature in self._off:
-            return
-        at_ns = time.monotonic_ns() + int(min(delay_s, _LONGEST_DELAY_S) * 1e9)
-        self._deadlines_ns[name] = (at_ns, callback, feature)
+    def timer(self, callback: Callback, *, feature: str = "") -> Timer:
+        """Return a timer that calls `callback`; it does not run before its `start`."""
+        return Timer(self._timers, self._off, callback, feature)
 
     def guarded(self, feature: str, callback: Callable[P, None]) -> Callable[P, None]:
         """Return `callback` as a part of a feature, for one that others than the loop call."""
@@ -89,8 +118,8 @@ class Loop:
         for fd in [fd for fd, (_, whose) in self._callbacks.items() if whose == feature]:
             del self._callbacks[fd]
             self._epoll.unregister(fd)
-        for name in [name for name, (*_, whose) in self._deadlines_ns.items() if whose == feature]:
-            del self._deadlines_ns[name]
+        for timer in [timer for timer in self._timers if timer.feature == feature]:
+            timer.cancel()
         self._on_failed(feature, error)
 
     def _serve(self, callback: Callback, feature: str) -> None:
@@ -98,10 +127,6 @@ class Loop:
             callback()
         except Exception as error:
             self._fail(feature, error)
-
-    def cancel(self, name: str) -> None:
-        """Forget the deadline `name`, if there is one."""
-        self._deadlines_ns.pop(name, None)
 
     def run_until(self, is_over: Callable[[], bool]) -> None:
         """Serve events until `is_over` says so; it is asked after each round.
@@ -114,24 +139,23 @@ class Loop:
                 # An earlier callback of this round may have ended the watch.
                 if fd in ready and self._callbacks.get(fd) is entry:
                     self._serve(*entry)
-            self._serve_deadlines()
+            self._serve_timers()
 
     def close(self) -> None:
         """Close the epoll descriptor."""
         self._epoll.close()
 
     def _next_timeout_s(self) -> float | None:
-        if not self._deadlines_ns:
+        if not self._timers:
             return None
-        first_ns = min(deadline_ns for deadline_ns, *_ in self._deadlines_ns.values())
+        first_ns = min(timer.at_ns for timer in self._timers)
         return min(max(0, first_ns - time.monotonic_ns()) / 1e9, _LONGEST_SELECT_S)
 
-    def _serve_deadlines(self) -> None:
+    def _serve_timers(self) -> None:
         now_ns = time.monotonic_ns()
-        due = [(at_ns, name) for name, (at_ns, *_) in self._deadlines_ns.items() if at_ns <= now_ns]
-        for _at_ns, name in sorted(due):
-            entry = self._deadlines_ns.get(name)
+        due = [timer for timer in self._timers if timer.at_ns <= now_ns]
+        for timer in sorted(due, key=lambda each: each.at_ns):
             # An earlier callback of this round may have cancelled it or put it off.
-            if entry is not None and entry[0] <= now_ns:
-                del self._deadlines_ns[name]
-                self._serve(*entry[1:])
+            if timer.is_running and timer.at_ns <= now_ns:
+                timer.cancel()
+                self._serve(timer.callback, timer.feature)

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 CONSOLE_WAIT_S = 10.0
 """How long a runtime that has succeeded may still owe us its console."""
 
-_LIMIT = "console"
 _MOST_LOG = 1 << 20
 
 
@@ -68,6 +67,7 @@ class CreateOperation:
         self._has_succeeded = False
         self._is_over = False
         self._is_cancelled = False
+        self._console_limit = loop.timer(self._on_no_console)
         self._on_end: Callable[[ShimError | None], None] = lambda _error: None
         self.began_at = rfc3339(0)
         self._was_killed = False
@@ -216,7 +216,7 @@ class CreateOperation:
                 self._fail(ShimError(f"pid: {self.pid} is no child of this supervisor"))
                 return
             self._has_succeeded = True
-            self._loop.call_after(_LIMIT, CONSOLE_WAIT_S, self._on_no_console)
+            self._console_limit.start(CONSOLE_WAIT_S)
             self._join()
 
     def _on_no_console(self) -> None:
@@ -240,7 +240,7 @@ class CreateOperation:
         if self._is_over:
             return
         self._is_over = True
-        self._loop.cancel(_LIMIT)
+        self._console_limit.cancel()
         self._close_socket()
         self._on_end(error)
 

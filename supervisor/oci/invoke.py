@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from supervisor.linux.event_loop import Loop
+    from supervisor.linux.event_loop import Loop, Timer
     from supervisor.linux.exit_status import Termination
     from supervisor.linux.reaper import Reaper
 
@@ -48,7 +48,7 @@ class RuntimeInvoker:
         self._reaper = reaper
         self._cwd = cwd
         self._null_fd = null_fd
-        self._running: dict[int, str] = {}
+        self._running: dict[int, Timer] = {}
 
     @property
     def is_idle(self) -> bool:
@@ -105,13 +105,13 @@ class RuntimeInvoker:
             # The words of Go's os/exec, which engines have shown for years, and what failed.
             failed = f"chdir {cwd}: " if cwd is not None and error.filename == cwd else ""
             raise ShimError(f"fork/exec {program}: {failed}{reason(error)}") from error
-        timer = f"runtime {pid}"
+        timer = self._loop.timer(lambda: self.kill(pid))
         self._running[pid] = timer
         if limit_s is not None:
-            self._loop.call_after(timer, limit_s, lambda: self.kill(pid))
+            timer.start(limit_s)
 
         def on_exit(termination: Termination) -> None:
-            self._loop.cancel(timer)
+            timer.cancel()
             del self._running[pid]
             on_end(termination)
 
@@ -171,7 +171,7 @@ class RuntimeInvoker:
     def hurry(self, pid: int, limit_s: float) -> None:
         """Kill one runtime process in `limit_s` from now, if it still runs then."""
         if pid in self._running:
-            self._loop.call_after(self._running[pid], limit_s, lambda: self.kill(pid))
+            self._running[pid].start(limit_s)
 
     def kill(self, pid: int) -> None:
         """Kill one runtime process, if it still runs."""

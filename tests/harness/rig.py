@@ -39,9 +39,10 @@ class Rig:
     def run_until(self, is_over: Callable[[], bool]) -> None:
         """Serve events until `is_over`."""
         late: list[bool] = []
-        self.loop.call_after("test limit", waiting.LIMIT_S, lambda: late.append(True))
+        limit = self.loop.timer(lambda: late.append(True))
+        limit.start(waiting.LIMIT_S)
         self.loop.run_until(lambda: is_over() or bool(late))
-        self.loop.cancel("test limit")
+        limit.cancel()
         if late:
             raise TimeoutError("the loop did not get there")
 

@@ -61,7 +61,7 @@ def test_a_call_gets_its_arguments_and_the_state_directory(rig: Rig, tmp_path: P
     assert not calls.is_idle
     rig.run_until(lambda: len(ended) == 2)
     assert calls.is_idle
-    assert rig.loop._deadlines_ns == {}
+    assert not rig.loop._timers
     assert sorted((tmp_path / "called").read_text().splitlines()) == ["/ d", f"{tmp_path} a b c"]
 
 
@@ -81,7 +81,7 @@ def test_a_runtime_without_a_limit_is_killed_on_request(rig: Rig, tmp_path: Path
     calls = _calls(rig, runtime, cwd=str(tmp_path))
     ended: list[Termination] = []
     pid = calls.run([runtime], ended.append, limit_s=None)
-    assert rig.loop._deadlines_ns == {}
+    assert not rig.loop._timers
     calls.kill(pid)
     rig.run_until(lambda: bool(ended))
     calls.kill(pid)  # reaped: the number is somebody else's by now

@@ -297,9 +297,7 @@ def test_a_stream_that_ends_while_a_fork_is_refused_is_over(
     site.disown(writer)
     site.run_until(lambda: stream.is_over)
     is_later: list[bool] = []
-    site.rig.loop.call_after(
-        "later", 2 * restart_policy.FORK_AGAIN_S, lambda: is_later.append(True)
-    )
+    site.rig.loop.timer(lambda: is_later.append(True)).start(2 * restart_policy.FORK_AGAIN_S)
     site.run_until(lambda: bool(is_later))
     assert (stream.pid, stream.deaths) == (0, 0)
     assert not site.stream_set.has_workers
@@ -350,7 +348,7 @@ def test_a_stream_that_is_given_up_in_a_pause_is_not_given_another_worker(
     site.stream_set.give_up(stream)
     site.run_until(lambda: stream.is_over)
     assert not waiting.is_alive(held)
-    assert list(site.rig.loop._deadlines_ns) == []
+    assert not site.rig.loop._timers
 
 
 def _endless_pauses(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,7 +395,7 @@ def test_workers_that_die_at_work_are_followed_by_one_that_rests(
     os.kill(stream.pid, signal.SIGKILL)
     site.run_until(lambda: stream.deaths == 10)
     assert stream.pid == 0
-    assert list(site.rig.loop._deadlines_ns) == ["fork stdout"]
+    assert list(site.rig.loop._timers) == [site.stream_set._timers[stream]]
 
 
 def test_without_a_free_descriptor_a_killed_worker_is_replaced_later(

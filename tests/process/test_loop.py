@@ -99,71 +99,92 @@ def test_a_descriptor_that_was_reused_within_a_round_is_not_called_for_its_prede
         owner.close()
 
 
-def test_each_deadline_is_served_once(loop: Loop) -> None:
+def test_each_timer_is_served_once(loop: Loop) -> None:
     called: list[str] = []
-    loop.call_after("second", 0.002, lambda: called.append("second"))
-    loop.call_after("first", 0.001, lambda: called.append("first"))
+    loop.timer(lambda: called.append("second")).start(0.002)
+    loop.timer(lambda: called.append("first")).start(0.001)
     loop.run_until(lambda: len(called) == 2)
-    loop.call_after("third", 0.0, lambda: called.append("third"))
+    loop.timer(lambda: called.append("third")).start(0.0)
     loop.run_until(lambda: len(called) == 3)
     # Those that are due in the same round have no order among each other.
     assert sorted(called[:2]) == ["first", "second"]
     assert called[2:] == ["third"]
 
 
-def test_a_deadline_takes_the_place_of_an_earlier_one_of_its_name(loop: Loop) -> None:
+def test_a_timer_that_is_started_again_calls_back_once(loop: Loop) -> None:
     called: list[str] = []
-    loop.call_after("name", 0.0, lambda: called.append("old"))
-    loop.call_after("name", 0.0, lambda: called.append("new"))
+    timer = loop.timer(lambda: called.append("timer"))
+    timer.start(0.0)
+    timer.start(0.0)
     loop.run_until(lambda: bool(called))
-    loop.call_after("last", 0.0, lambda: called.append("last"))
+    loop.timer(lambda: called.append("last")).start(0.0)
     loop.run_until(lambda: len(called) == 2)
-    assert called == ["new", "last"]
+    assert called == ["timer", "last"]
 
 
-def test_a_cancelled_deadline_is_not_served_and_an_unknown_name_is_no_error(loop: Loop) -> None:
+def test_two_timers_of_one_callback_are_two(loop: Loop) -> None:
     called: list[str] = []
-    loop.cancel("nobody")
-    loop.call_after("gone", 0.0, lambda: called.append("gone"))
-    loop.cancel("gone")
-    loop.call_after("last", 0.0, lambda: called.append("last"))
+
+    def call() -> None:
+        called.append("grace period")
+
+    of_one_container, of_another = loop.timer(call), loop.timer(call)
+    of_one_container.start(0.0)
+    of_another.start(3600.0)
+    loop.run_until(lambda: bool(called))
+    assert called == ["grace period"]
+    assert (of_one_container.is_running, of_another.is_running) == (False, True)
+    of_one_container.cancel()
+    assert of_another.is_running
+
+
+def test_a_cancelled_timer_is_not_served_and_cancelling_twice_is_no_error(loop: Loop) -> None:
+    called: list[str] = []
+    gone = loop.timer(lambda: called.append("gone"))
+    gone.cancel()
+    gone.start(0.0)
+    gone.cancel()
+    gone.cancel()
+    loop.timer(lambda: called.append("last")).start(0.0)
     loop.run_until(lambda: bool(called))
     assert called == ["last"]
 
 
-def test_a_deadline_cancelled_within_its_round_is_not_served(loop: Loop) -> None:
+def test_a_timer_cancelled_within_its_round_is_not_served(loop: Loop) -> None:
     called: list[str] = []
 
     def first() -> None:
         called.append("first")
-        loop.cancel("second")
+        second.cancel()
 
-    loop.call_after("first", 0.0, first)
-    loop.call_after("second", 0.0, lambda: called.append("second"))
+    second = loop.timer(lambda: called.append("second"))
+    loop.timer(first).start(0.0)
+    second.start(0.0)
     loop.run_until(lambda: bool(called))
     assert called == ["first"]
 
 
-def test_a_deadline_put_off_within_its_round_is_not_served_early(loop: Loop) -> None:
+def test_a_timer_put_off_within_its_round_is_not_served_early(loop: Loop) -> None:
     called: list[str] = []
 
     def first() -> None:
         called.append("first")
-        loop.call_after("second", 3600.0, lambda: called.append("second, put off"))
+        second.start(3600.0)
 
-    loop.call_after("first", 0.0, first)
-    loop.call_after("second", 0.0, lambda: called.append("second"))
+    second = loop.timer(lambda: called.append("second"))
+    loop.timer(first).start(0.0)
+    second.start(0.0)
     loop.run_until(lambda: bool(called))
     assert called == ["first"]
 
 
 @pytest.mark.parametrize("delay_s", [3e6, 1e18, 1e300])
-def test_a_deadline_beyond_what_the_kernel_can_wait_for_is_no_error(
+def test_a_timer_beyond_what_the_kernel_can_wait_for_is_no_error(
     loop: Loop, delay_s: float
 ) -> None:
     called: list[str] = []
     rfd, wfd = _readable()
-    loop.call_after("some day", delay_s, lambda: called.append("too early"))
+    loop.timer(lambda: called.append("too early")).start(delay_s)
     loop.watch(rfd.fileno(), lambda: called.append("readable"))
     loop.run_until(lambda: bool(called))
     assert called == ["readable"]
@@ -173,5 +194,5 @@ def test_a_deadline_beyond_what_the_kernel_can_wait_for_is_no_error(
 
 
 def test_nothing_is_served_when_it_is_over_already(loop: Loop) -> None:
-    loop.call_after("never", 0.0, lambda: pytest.fail("served"))
+    loop.timer(lambda: pytest.fail("served")).start(0.0)
     loop.run_until(lambda: True)

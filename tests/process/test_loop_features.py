@@ -22,13 +22,16 @@ def test_a_feature_that_fails_is_off_and_the_loop_goes_on(no_leaks: None) -> Non
         raise ValueError("a bug")
 
     loop.watch(rfd, fail, feature="notify")
-    loop.call_after("later", 0.0, fail, feature="notify")
+    later = loop.timer(fail, feature="notify")
+    later.start(0.0)
     loop.watch(other_rfd, lambda: served.append("other"))
     os.write(wfd, b"!")
     os.write(other_wfd, b"!")
     loop.run_until(lambda: len(served) > 2)
     assert failed == ["notify: a bug"], "once, for the feature's deadlines, too"
     loop.guarded("notify", fail)()
+    later.start(0.0)
+    assert not later.is_running
     assert len(failed) == 1
     loop.watch(rfd, fail, feature="notify")
     loop.forget(rfd)  # its owner need not know
@@ -44,7 +47,7 @@ def test_an_error_without_a_feature_ends_the_wait(no_leaks: None) -> None:
     def fail() -> None:
         raise ValueError("a bug")
 
-    loop.call_after("own", 0.0, fail)
+    loop.timer(fail).start(0.0)
     with pytest.raises(ValueError, match="a bug"):
         loop.run_until(lambda: False)
     loop.close()

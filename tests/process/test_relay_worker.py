@@ -67,13 +67,10 @@ class NotifySite:
 
     def until(self, is_over: Callable[[], bool]) -> None:
         """Serve until then; what is in shared memory is no event, so look again and again."""
-
-        def tick() -> None:
-            self.rig.loop.call_after("tick", 0.01, tick)
-
-        tick()
+        tick = self.rig.loop.timer(lambda: tick.start(0.01))
+        tick.start(0.0)
         self.rig.run_until(is_over)
-        self.rig.loop.cancel("tick")
+        tick.cancel()
 
     def has_seen(self, count: int) -> Callable[[], bool]:
         return lambda: self.relay.memory.seen >= count
