@@ -167,7 +167,7 @@ def test_what_a_reader_has_seen_of_a_torn_write_stays(tmp_path: Path, small: Non
         _check(site)
 
 
-def test_a_line_waits_for_its_end_and_is_not_in_transit(tmp_path: Path) -> None:
+def test_a_line_waits_for_its_end_and_is_not_in_flight(tmp_path: Path) -> None:
     with LogSite(tmp_path / "logs", _cri()) as site:
         source = site.feeds["stdout"].source_wfd.fileno()
         with forked(site.worker("stdout")):

@@ -247,7 +247,7 @@ def test_what_a_killed_worker_left_in_the_staging_pipe_is_moved_first_by_its_suc
     assert sink_path.read_bytes() == content
 
 
-def test_what_is_about_to_leave_the_source_is_in_transit_already(
+def test_what_is_about_to_leave_the_source_is_in_flight_already(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a drain that looks between the splice and its count sees an idle worker."""
@@ -614,7 +614,7 @@ def test_a_route_names_every_descriptor_it_needs() -> None:
 def test_a_ledger_is_shared_with_children_and_survives_them() -> None:
     counters = StreamCounters()
     counters.add(0, 2**40)
-    counters.set_transit(1, 2**41)
+    counters.set_in_flight(1, 2**41)
     for _each in range(2):
         with forked(lambda: counters.add(1, 7)) as child:
             assert child.wait() == Exited(0)

@@ -35,7 +35,7 @@ def count(context: WorkerContext, route: splice.Route) -> report.Report:
                 break
             left_bytes += len(content)
             left_lines += content.count(b"\n")
-    context.in_transit(0)
+    context.set_in_flight(0)
     return report.Report(
         context.stream, context.copied_bytes, left_bytes=left_bytes, left_lines=left_lines
     )

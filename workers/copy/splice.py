@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         def moved(self, copied_bytes: int) -> None:
             """So many bytes have reached the sink."""
 
-        def in_transit(self, in_flight_bytes: int) -> None:
+        def set_in_flight(self, in_flight_bytes: int) -> None:
             """So many bytes are between source and sink now."""
 
         @property
@@ -180,14 +180,14 @@ def fill_staging(
         CopyError: The source failed.
     """
     # Before they move: a supervisor that looks at the empty source must not think us idle.
-    tally.in_transit(1)
+    tally.set_in_flight(1)
     if route.attach_clients:
         tally.shown(is_shown=False)
     moved = 0
     try:
         moved = _fill(route, staging, limit_bytes)
     finally:
-        tally.in_transit(moved)
+        tally.set_in_flight(moved)
     show(route, staging, tally)
     return moved
 
@@ -263,7 +263,7 @@ def empty_staging(
         CopyError: The sink failed; the rest is still in the staging pipe.
     """
     while pending := pending_bytes(staging[0]):
-        tally.in_transit(pending)
+        tally.set_in_flight(pending)
         to_position()
         try:
             tally.moved(os.splice(staging[0], route.sink_fd, pending))
@@ -273,7 +273,7 @@ def empty_staging(
             if error.errno != errno.EINVAL:
                 raise CopyError(error, "sink") from error
             _write_staging(route.sink_fd, staging, pending, tally)
-    tally.in_transit(0)
+    tally.set_in_flight(0)
 
 
 def _write_staging(sink_fd: int, staging: tuple[int, int], pending: int, tally: Tally) -> None:

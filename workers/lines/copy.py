@@ -93,10 +93,10 @@ def copy(context: WorkerContext, route: splice.Route, buffer: LineBuffer, sink: 
 
 
 def _write(context: WorkerContext, sink: RecordSink, end: int) -> None:
-    """Write everything up to `end`. An unfinished line is not in transit: nobody waits for it."""
-    context.in_transit(end - sink.consumed)
+    """Write everything up to `end`. An unfinished line is not in flight: nobody waits for it."""
+    context.set_in_flight(end - sink.consumed)
     while sink.consumed < end:
         before = sink.consumed
         sink.write(end)
         context.moved(sink.consumed - before)
-        context.in_transit(end - sink.consumed)
+        context.set_in_flight(end - sink.consumed)

@@ -243,7 +243,7 @@ class _Copy:
             if self._intake.take(self._sink.consumed, 0) is not Took.SOME:
                 break
         self._intake.leave()
-        self._desk.in_transit(0)
+        self._desk.set_in_flight(0)
 
     def _write_what_goes(self) -> bool:
         """Write what can be written; True when that is everything."""
@@ -255,7 +255,7 @@ class _Copy:
         is_tried = time.monotonic() >= self._held_until_s
         if is_tried:
             self._try_to_write(self._end)
-        self._desk.in_transit(max(0, self._end - self._sink.consumed) + self._sink.rest_bytes)
+        self._desk.set_in_flight(max(0, self._end - self._sink.consumed) + self._sink.rest_bytes)
         return is_tried and self._has_written
 
     def _has_something_to_tell(self) -> bool:

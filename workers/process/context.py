@@ -84,9 +84,9 @@ class WorkerContext:
         self.copied_bytes += copied_bytes
         self.counters.add(self.slot, copied_bytes)
 
-    def in_transit(self, in_flight_bytes: int) -> None:
+    def set_in_flight(self, in_flight_bytes: int) -> None:
         """Note what is between source and sink."""
-        self.counters.set_transit(self.slot, in_flight_bytes)
+        self.counters.set_in_flight(self.slot, in_flight_bytes)
 
     @property
     def is_shown(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from workers.common.shared_memory import Memory
 
-_COPIED, _TRANSIT, _SHOWN, _WORDS = 0, 1, 2, 3
+_COPIED, _IN_FLIGHT, _SHOWN, _WORDS = 0, 1, 2, 3
 _MISSED = 64
 """Words before are the streams', those from here on the listeners'."""
 
@@ -23,7 +23,7 @@ MOST_BYTES = 1 << 62
 class StreamCounters:
     """Unsigned 64-bit numbers.
 
-    For each stream bytes copied, bytes in transit, and whether the listeners have heard what is in
+    For each stream bytes copied, bytes in flight, and whether the listeners have heard what is in
     the staging pipe; for each listener bytes missed.
     """
 
@@ -44,15 +44,15 @@ class StreamCounters:
 
     def in_flight_bytes(self, slot: int) -> int:
         """Return how many bytes have left the source and not reached the sink yet."""
-        return min(self._numbers[_WORDS * slot + _TRANSIT], MOST_BYTES)
+        return min(self._numbers[_WORDS * slot + _IN_FLIGHT], MOST_BYTES)
 
     def add(self, slot: int, copied_bytes: int) -> None:
         """Count bytes. Only the one living worker of the slot calls it."""
         self._numbers[_WORDS * slot + _COPIED] += copied_bytes
 
-    def set_transit(self, slot: int, in_flight_bytes: int) -> None:
+    def set_in_flight(self, slot: int, in_flight_bytes: int) -> None:
         """Say what is between source and sink now; a successor begins by setting it right."""
-        self._numbers[_WORDS * slot + _TRANSIT] = in_flight_bytes
+        self._numbers[_WORDS * slot + _IN_FLIGHT] = in_flight_bytes
 
     def is_shown(self, slot: int) -> bool:
         """Say whether the listeners have heard what is between source and sink."""
