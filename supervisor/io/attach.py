@@ -16,7 +16,7 @@ from functools import partial
 from supervisor.linux import fds
 from supervisor.linux.errors import reason
 from workers.common.records import dataclass
-from workers.process.counters import MOST_LISTENERS
+from workers.process.counters import MAX_ATTACH_CLIENTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,14 +83,14 @@ class AttachClients:
             if stream is None:
                 mode = NOTHING_TO_HEAR
             elif number is None:
-                self._log.warning(f"attach {fifo}: there are {MOST_LISTENERS} listeners")
+                self._log.warning(f"attach {fifo}: there are {MAX_ATTACH_CLIENTS} listeners")
             else:
                 self._log.warning(f"attach {fifo}: {stream.sink_name} is open for appending")
             os.fchmod(pipe.fileno(), mode)
             pipe.close()
             return False
         fds.grow_pipe(pipe.fileno())
-        self._counters.forget_missed(number)
+        self._counters.reset_skipped(number)
         self._take(_Listener(stream, number, fifo, pipe))
         return True
 
@@ -147,7 +147,7 @@ class AttachClients:
 
     def _free_number(self) -> int | None:
         taken = {each.number for each in self._listeners}
-        return next((number for number in range(MOST_LISTENERS) if number not in taken), None)
+        return next((number for number in range(MAX_ATTACH_CLIENTS) if number not in taken), None)
 
     def _take(self, listener: _Listener) -> None:
         self._listeners.append(listener)
@@ -162,7 +162,7 @@ class AttachClients:
         self._listeners.remove(listener)
         self._loop.forget(listener.pipe.fileno())
         listener.pipe.close()
-        missed = self._counters.missed_bytes(listener.number)
+        missed = self._counters.skipped_bytes(listener.number)
         if missed:
             self._log.info(
                 f"{listener.name}: has missed {missed} bytes of {listener.stream.name}: too slow"

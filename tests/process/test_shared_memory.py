@@ -147,7 +147,7 @@ def test_numbers_that_a_worker_has_made_up_are_numbers_all_the_same(
         counters._numbers[word] = wild
     assert 0 <= counters.copied_bytes(0) <= MOST_BYTES
     assert 0 <= counters.in_flight_bytes(0) <= MOST_BYTES
-    assert 0 <= counters.missed_bytes(0) <= MOST_BYTES
+    assert 0 <= counters.skipped_bytes(0) <= MOST_BYTES
     counters.close()
 
 
@@ -158,11 +158,11 @@ class Untold:
 
     def set_in_flight(self, in_flight_bytes: int) -> None: ...
 
-    is_shown = False
+    is_teed = False
 
-    def shown(self, *, is_shown: bool) -> None: ...
+    def set_teed(self, *, is_teed: bool) -> None: ...
 
-    def missed(self, listener: int, missed_bytes: int) -> None: ...
+    def add_skipped(self, client: int, skipped_bytes: int) -> None: ...
 
 
 UNTOLD = Untold()

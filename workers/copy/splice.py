@@ -48,13 +48,13 @@ if TYPE_CHECKING:
             """So many bytes are between source and sink now."""
 
         @property
-        def is_shown(self) -> bool:
+        def is_teed(self) -> bool:
             """Whether the listeners have heard what is in the staging pipe."""
 
-        def shown(self, *, is_shown: bool) -> None:
+        def set_teed(self, *, is_teed: bool) -> None:
             """They have, or something else comes."""
 
-        def missed(self, listener: int, missed_bytes: int) -> None:
+        def add_skipped(self, client: int, skipped_bytes: int) -> None:
             """So many bytes came too fast for a listener."""
 
 
@@ -153,7 +153,7 @@ def _copy_through_staging(route: Route, staging: tuple[int, int], tally: Tally) 
     readable.register(route.source_fd, select.POLLIN)
     pace = pace_of(route)
     to_position = position.keeper_of(route.sink_fd, is_log=route.sink_is_log)
-    show(route, staging, tally)
+    tee_to_clients(route, staging, tally)
     while True:
         # First what is in there: on the first round a killed predecessor may have left it.
         empty_staging(route, staging, tally, to_position)
@@ -182,34 +182,34 @@ def fill_staging(
     # Before they move: a supervisor that looks at the empty source must not think us idle.
     tally.set_in_flight(1)
     if route.attach_clients:
-        tally.shown(is_shown=False)
+        tally.set_teed(is_teed=False)
     moved = 0
     try:
         moved = _fill(route, staging, limit_bytes)
     finally:
         tally.set_in_flight(moved)
-    show(route, staging, tally)
+    tee_to_clients(route, staging, tally)
     return moved
 
 
-def show(route: Route, staging: tuple[int, int], tally: Tally) -> None:
+def tee_to_clients(route: Route, staging: tuple[int, int], tally: Tally) -> None:
     """Let the listeners hear what is in the staging pipe, if they have not; none is waited for.
 
     A worker that is killed amidst this has some of it heard twice.
     """
-    if route.tee is None or not route.attach_clients or tally.is_shown:
+    if route.tee is None or not route.attach_clients or tally.is_teed:
         return
     pending = pending_bytes(staging[0])
     for number, fd in route.attach_clients:
         try:
-            heard = route.tee(staging[0], fd, pending) if pending else 0
+            delivered = route.tee(staging[0], fd, pending) if pending else 0
         except BlockingIOError:
-            heard = 0
+            delivered = 0
         except BrokenPipeError:  # who has left misses nothing
             continue
-        if heard < pending:
-            tally.missed(number, pending - heard)
-    tally.shown(is_shown=True)
+        if delivered < pending:
+            tally.add_skipped(number, pending - delivered)
+    tally.set_teed(is_teed=True)
 
 
 def _fill(route: Route, staging: tuple[int, int], limit_bytes: int) -> int:

@@ -50,7 +50,7 @@ class LineReader:
         self._readable = select.poll()
         self._readable.register(route.source_fd, select.POLLIN)
         self._pace = splice.pace_of(route, INTAKE_BYTES, _SMALL_BYTES)
-        splice.show(route, self._staging, tally)
+        splice.tee_to_clients(route, self._staging, tally)
         pending = buffer.read().pending
         if pending:
             self._keep(pending - splice.pending_bytes(self._staging[0]))

@@ -89,17 +89,17 @@ class WorkerContext:
         self.counters.set_in_flight(self.slot, in_flight_bytes)
 
     @property
-    def is_shown(self) -> bool:
+    def is_teed(self) -> bool:
         """Whether the listeners have heard what is between source and sink."""
-        return self.counters.is_shown(self.slot)
+        return self.counters.is_teed(self.slot)
 
-    def shown(self, *, is_shown: bool) -> None:
+    def set_teed(self, *, is_teed: bool) -> None:
         """Note that they have, or that something else comes."""
-        self.counters.set_shown(self.slot, is_shown=is_shown)
+        self.counters.set_teed(self.slot, is_teed=is_teed)
 
-    def missed(self, listener: int, missed_bytes: int) -> None:
+    def add_skipped(self, client: int, skipped_bytes: int) -> None:
         """Count what came too fast for a listener."""
-        self.counters.add_missed(listener, missed_bytes)
+        self.counters.add_skipped(client, skipped_bytes)
 
     def send(self, record: report.Report) -> None:
         """Write the completion record. A parent that is gone is told nothing."""

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from workers.common.shared_memory import Memory
 
-_COPIED, _IN_FLIGHT, _SHOWN, _WORDS = 0, 1, 2, 3
-_MISSED = 64
+_COPIED, _IN_FLIGHT, _TEED, _WORDS = 0, 1, 2, 3
+_SKIPPED = 64
 """Words before are the streams', those from here on the listeners'."""
 
-MOST_LISTENERS = 16
+MAX_ATTACH_CLIENTS = 16
 
 MOST_BYTES = 1 << 62
 """A count above that is a worker's invention: sums of two still fit into JSON's 64 bits."""
@@ -54,25 +54,25 @@ class StreamCounters:
         """Say what is between source and sink now; a successor begins by setting it right."""
         self._numbers[_WORDS * slot + _IN_FLIGHT] = in_flight_bytes
 
-    def is_shown(self, slot: int) -> bool:
+    def is_teed(self, slot: int) -> bool:
         """Say whether the listeners have heard what is between source and sink."""
-        return bool(self._numbers[_WORDS * slot + _SHOWN])
+        return bool(self._numbers[_WORDS * slot + _TEED])
 
-    def set_shown(self, slot: int, *, is_shown: bool) -> None:
+    def set_teed(self, slot: int, *, is_teed: bool) -> None:
         """Note that they have, or that something else comes."""
-        self._numbers[_WORDS * slot + _SHOWN] = is_shown
+        self._numbers[_WORDS * slot + _TEED] = is_teed
 
-    def missed_bytes(self, listener: int) -> int:
+    def skipped_bytes(self, client: int) -> int:
         """Return how many bytes came too fast for a listener."""
-        return min(self._numbers[_MISSED + listener], MOST_BYTES)
+        return min(self._numbers[_SKIPPED + client], MOST_BYTES)
 
-    def add_missed(self, listener: int, missed_bytes: int) -> None:
+    def add_skipped(self, client: int, skipped_bytes: int) -> None:
         """Count bytes. Only the one living worker of the listener's stream calls it."""
-        self._numbers[_MISSED + listener] += missed_bytes
+        self._numbers[_SKIPPED + client] += skipped_bytes
 
-    def forget_missed(self, listener: int) -> None:
+    def reset_skipped(self, client: int) -> None:
         """Begin with none for another listener."""
-        self._numbers[_MISSED + listener] = 0
+        self._numbers[_SKIPPED + client] = 0
 
     def close(self) -> None:
         """Give the memory back."""
