@@ -45,8 +45,8 @@ _KEPT = (
     "deaths_without_progress",
     "errors_in_a_row",
     "copied_bytes_at_fork",
-    "told_dropped_bytes",
-    "told_dropped_lines",
+    "reported_dropped_bytes",
+    "reported_dropped_lines",
 )
 """What `Stream.pack` says of a stream as it is."""
 
@@ -104,8 +104,8 @@ class Stream:
         self.refusal = ""
         self.left_bytes = 0
         self.left_lines = 0
-        self.told_dropped_bytes = 0
-        self.told_dropped_lines = 0
+        self.reported_dropped_bytes = 0
+        self.reported_dropped_lines = 0
         if packed is not None:
             self.capacity_bytes: int = packed["capacity_bytes"]
             for name in _KEPT:

@@ -95,14 +95,15 @@ class StreamLog:
     def dropped(self, stream: Stream) -> None:
         """Say what was dropped since the last time."""
         dropped, lines = stream.drops
-        if dropped == stream.told_dropped_bytes:
+        if dropped == stream.reported_dropped_bytes:
             return
+        new_bytes = dropped - stream.reported_dropped_bytes
+        new_lines = lines - stream.reported_dropped_lines
         self._log.warning(
-            f"{stream.name}{_target(stream)}: dropped {dropped - stream.told_dropped_bytes} bytes, "
-            f"{lines - stream.told_dropped_lines} lines",
+            f"{stream.name}{_target(stream)}: dropped {new_bytes} bytes, {new_lines} lines",
             Kind.LOST,
         )
-        stream.told_dropped_bytes, stream.told_dropped_lines = dropped, lines
+        stream.reported_dropped_bytes, stream.reported_dropped_lines = dropped, lines
         self._on_trouble()
 
 

@@ -489,7 +489,7 @@ class StreamSet:
             predecessors=tuple(each.fileno() for each in predecessors),
             hold_s=hold_s if is_busy else 0.0,
             rest_s=0.0 if is_busy else hold_s,
-            told_dropped_bytes=stream.told_dropped_bytes,
+            reported_dropped_bytes=stream.reported_dropped_bytes,
             parting=self._parting(stream),
         )
         stream.copied_bytes_at_fork = self.copied_bytes(stream)

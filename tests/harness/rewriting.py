@@ -44,11 +44,11 @@ class Feed:
         staging = (self.staging[0].fileno(), self.staging[1].fileno())
         return splice.Route(self.source_rfd.fileno(), -1, staging)
 
-    def context(self, *, hold_s: float = 0.0, told_dropped_bytes: int = 0) -> WorkerContext:
+    def context(self, *, hold_s: float = 0.0, reported_dropped_bytes: int = 0) -> WorkerContext:
         return WorkerContext(
             stream=self.name,
             hold_s=hold_s,
-            told_dropped_bytes=told_dropped_bytes,
+            reported_dropped_bytes=reported_dropped_bytes,
             title=f"forkshim: bench [{self.name}]",
             counters=self.counters,
             slot=self.slot,
@@ -171,10 +171,13 @@ class LogSite:
         self.counters.close()
         self._directory.close()
 
-    def worker(self, stream: str, hold_s: float = 0.0, told: int = 0) -> Callable[[], None]:
+    def worker(self, stream: str, hold_s: float = 0.0, reported: int = 0) -> Callable[[], None]:
         feed = self.feeds[stream]
         return lambda: log_output.work(
-            feed.context(hold_s=hold_s, told_dropped_bytes=told), feed.route, self.log, stream
+            feed.context(hold_s=hold_s, reported_dropped_bytes=reported),
+            feed.route,
+            self.log,
+            stream,
         )
 
     def run(self, stream: str) -> report.Report | None:

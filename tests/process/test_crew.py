@@ -210,7 +210,7 @@ def test_an_error_after_progress_is_said_again(site: Site, monkeypatch: pytest.M
     monkeypatch.setattr(restart_policy, "_SHORTEST_PAUSE_S", 1e-6)
 
     def moves_a_little(context: WorkerContext, _route: splice.Route) -> None:
-        context.moved(1)
+        context.add_copied(1)
         context.send(report.Report(context.stream, 1, errno.ENOSPC, "sink"))
 
     monkeypatch.setattr(output, "work", moves_a_little)

@@ -59,7 +59,7 @@ class Recorder:
         context.enter((route.source_fd, file))
         while chunk := os.read(route.source_fd, 99):
             os.write(file, chunk)
-            context.moved(len(chunk))
+            context.add_copied(len(chunk))
         os.write(file, b"|")
         context.send(report.Report(context.stream, context.copied_bytes))
 

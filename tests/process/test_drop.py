@@ -47,7 +47,7 @@ class Site(Protocol):
 
     feed: Feed
 
-    def worker(self, hold_s: float = 0.0, told: int = 0) -> Callable[[], None]:
+    def worker(self, hold_s: float = 0.0, reported: int = 0) -> Callable[[], None]:
         """Return what a worker does."""
 
     def buffer(self) -> LineBuffer:
@@ -66,8 +66,8 @@ class FileSite:
         self.feed = self.site.feeds["stdout"]
         self._is_cri = kind == "cri"
 
-    def worker(self, hold_s: float = 0.0, told: int = 0) -> Callable[[], None]:
-        return self.site.worker("stdout", hold_s, told)
+    def worker(self, hold_s: float = 0.0, reported: int = 0) -> Callable[[], None]:
+        return self.site.worker("stdout", hold_s, reported)
 
     def buffer(self) -> LineBuffer:
         return self.site.log.buffers[0]
@@ -90,8 +90,8 @@ class PipeSite:
         self.rfd, self.wfd = fds.pipe()
         self._said = bytearray()
 
-    def worker(self, hold_s: float = 0.0, told: int = 0) -> Callable[[], None]:
-        context = self.feed.context(hold_s=hold_s, told_dropped_bytes=told)
+    def worker(self, hold_s: float = 0.0, reported: int = 0) -> Callable[[], None]:
+        context = self.feed.context(hold_s=hold_s, reported_dropped_bytes=reported)
         return lambda: buffered_fd.work(context, self.feed.route, self.buffered, self.wfd.fileno())
 
     def buffer(self) -> LineBuffer:
@@ -142,7 +142,7 @@ def _finish(site: Site) -> Came:
     """Run workers until one is at the end of file."""
     ends = []
     while 0 not in ends:
-        ended = site.feed.run(site.worker(told=site.buffer().read().dropped_bytes))
+        ended = site.feed.run(site.worker(reported=site.buffer().read().dropped_bytes))
         assert ended is not None
         ends.append(ended.errno)
     assert len(ends) <= 2

@@ -613,10 +613,10 @@ def test_a_route_names_every_descriptor_it_needs() -> None:
 
 def test_a_ledger_is_shared_with_children_and_survives_them() -> None:
     counters = StreamCounters()
-    counters.add(0, 2**40)
+    counters.add_copied(0, 2**40)
     counters.set_in_flight(1, 2**41)
     for _each in range(2):
-        with forked(lambda: counters.add(1, 7)) as child:
+        with forked(lambda: counters.add_copied(1, 7)) as child:
             assert child.wait() == Exited(0)
     assert (counters.copied_bytes(0), counters.copied_bytes(1)) == (2**40, 14)
     assert (counters.in_flight_bytes(0), counters.in_flight_bytes(1)) == (0, 2**41)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     class Tally(Protocol):
         """What a copy tells of its progress; see `workers.process.counters`."""
 
-        def moved(self, copied_bytes: int) -> None:
+        def add_copied(self, copied_bytes: int) -> None:
             """So many bytes have reached the sink."""
 
         def set_in_flight(self, in_flight_bytes: int) -> None:
@@ -142,7 +142,7 @@ def _splice_to_end(route: Route, tally: Tally) -> None:
             raise CopyError(error, "sink" if error.errno in _SINK_ERRNOS else "") from error
         if moved == 0:
             return
-        tally.moved(moved)
+        tally.add_copied(moved)
         if moved < pace.seen_below_bytes:
             pace.came(moved)
             pace.rest()
@@ -266,7 +266,7 @@ def empty_staging(
         tally.set_in_flight(pending)
         to_position()
         try:
-            tally.moved(os.splice(staging[0], route.sink_fd, pending))
+            tally.add_copied(os.splice(staging[0], route.sink_fd, pending))
         except BlockingIOError:
             _poll_one(route.sink_fd, select.POLLOUT)
         except OSError as error:
@@ -291,7 +291,7 @@ def _write_staging(sink_fd: int, staging: tuple[int, int], pending: int, tally: 
         except OSError as error:
             os.write(staging[1], rest)
             raise CopyError(error, "sink") from error
-        tally.moved(written)
+        tally.add_copied(written)
         rest = rest[written:]
 
 

@@ -104,7 +104,7 @@ def _move_once(context: WorkerContext, route: splice.Route) -> _Moved:
     if moved == 0:
         return _Moved.TO_THE_END
     if route.staging is None:
-        context.moved(moved)
+        context.add_copied(moved)
     else:
         splice.empty_staging(route, route.staging, context)
     return _Moved.SOME

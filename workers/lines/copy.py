@@ -76,7 +76,7 @@ def copy(context: WorkerContext, route: splice.Route, buffer: LineBuffer, sink: 
         OSError: The sink did. What it has not got is in the buffer, the staging or the source.
     """
     # Of what a killed predecessor wrote, the end may not have been counted.
-    context.moved(sink.consumed - context.counters.copied_bytes(context.slot))
+    context.add_copied(sink.consumed - context.counters.copied_bytes(context.slot))
     context.copied_bytes = 0
     bytes(_KEPT_BYTES)
     intake = LineReader(route, buffer, context)
@@ -98,5 +98,5 @@ def _write(context: WorkerContext, sink: RecordSink, end: int) -> None:
     while sink.consumed < end:
         before = sink.consumed
         sink.write(end)
-        context.moved(sink.consumed - before)
+        context.add_copied(sink.consumed - before)
         context.set_in_flight(end - sink.consumed)

@@ -260,7 +260,7 @@ class _Copy:
 
     def _has_something_to_tell(self) -> bool:
         is_calm = time.monotonic() >= self._dropped_at_s + CALM_S
-        return is_calm and self._buffer.read().dropped_bytes != self._desk.told_dropped_bytes
+        return is_calm and self._buffer.read().dropped_bytes != self._desk.reported_dropped_bytes
 
     @property
     def _has_written(self) -> bool:
@@ -292,7 +292,7 @@ class _Copy:
         """Count what has reached the sink, of us and of whoever was killed before."""
         passed = self._buffer.read().passed_bytes
         reached = self._sink.consumed - passed - self._sink.rest_bytes
-        self._desk.moved(max(0, reached - self._desk.counters.copied_bytes(self._desk.slot)))
+        self._desk.add_copied(max(0, reached - self._desk.counters.copied_bytes(self._desk.slot)))
 
     def _wait_and_take(self) -> None:
         poller = select.poll()

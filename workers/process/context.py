@@ -41,7 +41,7 @@ class WorkerContext:
         hold_s: So long the sink is to be left alone, by a worker that has something else to do;
             for ever: the stream is given up, and what is left of it is only to be counted.
         rest_s: So long nothing is to be done at all, but to be there.
-        told_dropped_bytes: So much of what was dropped has been told.
+        reported_dropped_bytes: So much of what was dropped has been told.
         parting: What to do when our parent dies, for a worker that nobody can adopt.
         copied_bytes: By this worker; the ledger has the stream's total.
     """
@@ -56,7 +56,7 @@ class WorkerContext:
     predecessors: tuple[int, ...] = ()
     hold_s: float = 0.0
     rest_s: float = 0.0
-    told_dropped_bytes: int = 0
+    reported_dropped_bytes: int = 0
     parting: Parting | None = None
     copied_bytes: int = 0
 
@@ -79,10 +79,10 @@ class WorkerContext:
         """Whether the stream is given up, see `hold_s`."""
         return math.isinf(self.hold_s)
 
-    def moved(self, copied_bytes: int) -> None:
+    def add_copied(self, copied_bytes: int) -> None:
         """Count bytes that have reached the sink."""
         self.copied_bytes += copied_bytes
-        self.counters.add(self.slot, copied_bytes)
+        self.counters.add_copied(self.slot, copied_bytes)
 
     def set_in_flight(self, in_flight_bytes: int) -> None:
         """Note what is between source and sink."""

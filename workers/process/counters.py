@@ -29,7 +29,7 @@ class StreamCounters:
 
     def __init__(self, *, fd: int = -1) -> None:
         """Make zeroed memory that stays shared across fork(2); `fd`: see `Memory`."""
-        self._memory = Memory("forkshim:ledger", fd=fd)
+        self._memory = Memory("forkshim:counters", fd=fd)
         # One aligned store of eight bytes: a reader never sees half a number.
         self._numbers = self._memory.words
 
@@ -46,7 +46,7 @@ class StreamCounters:
         """Return how many bytes have left the source and not reached the sink yet."""
         return min(self._numbers[_WORDS * slot + _IN_FLIGHT], MOST_BYTES)
 
-    def add(self, slot: int, copied_bytes: int) -> None:
+    def add_copied(self, slot: int, copied_bytes: int) -> None:
         """Count bytes. Only the one living worker of the slot calls it."""
         self._numbers[_WORDS * slot + _COPIED] += copied_bytes
 
