@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from supervisor.linux import fds
 from tests.harness import waiting
 from workers.copy import splice
-from workers.copy.batching import Pace
+from workers.copy.batching import Batching
 
 if TYPE_CHECKING:
     import pytest
@@ -24,8 +24,8 @@ class Pauses:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._said = fds.pipe(4096)
         self._over = fds.pipe(4096)
-        made = partial(Pace, fds.PIPE_BYTES, clock=lambda: 0.0, pause=self._pause)
-        monkeypatch.setattr(splice, "pace_of", lambda *_words: made())
+        made = partial(Batching, fds.PIPE_BYTES, clock=lambda: 0.0, pause=self._pause)
+        monkeypatch.setattr(splice, "make_batching", lambda *_words: made())
 
     @property
     def fds(self) -> tuple[int, ...]:

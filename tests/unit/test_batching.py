@@ -11,7 +11,7 @@ from workers.copy.batching import (
     QUICK_S,
     SHORTEST_PAUSE_S,
     SMALL_BYTES,
-    Pace,
+    Batching,
 )
 
 PIPE_BYTES = 1 << 20
@@ -19,12 +19,12 @@ AT_ONCE_S = QUICK_S / 10
 
 
 class Source:
-    """Brings bytes to a pace, which sleeps by moving the clock."""
+    """Brings bytes to a batching, which sleeps by moving the clock."""
 
     def __init__(self, capacity_bytes: int = PIPE_BYTES) -> None:
         self.now_s = 100.0
         self.pauses: list[float] = []
-        self.pace = Pace(capacity_bytes, clock=lambda: self.now_s, pause=self._sleep)
+        self.batching = Batching(capacity_bytes, clock=lambda: self.now_s, pause=self._sleep)
 
     def _sleep(self, pause_s: float) -> None:
         self.pauses.append(pause_s)
@@ -35,8 +35,8 @@ class Source:
         before = len(self.pauses)
         for count in counts:
             self.now_s += after_s
-            self.pace.came(count)
-            self.pace.rest()
+            self.batching.record(count)
+            self.batching.pause_when_due()
         return len(self.pauses) - before
 
     def begins_a_burst(self) -> None:
@@ -103,16 +103,16 @@ def test_a_pause_that_gathers_too_little_is_the_last() -> None:
 
 def test_bulk_is_never_left_alone_and_may_go_untold() -> None:
     source = Source()
-    assert source.pace.seen_below_bytes == SMALL_BYTES
+    assert source.batching.seen_below_bytes == SMALL_BYTES
     assert source.brings(*[SMALL_BYTES] * 1000) == 0
 
 
 def test_every_move_of_a_burst_has_to_be_told() -> None:
     source = Source()
     source.begins_a_burst()
-    assert source.pace.seen_below_bytes > 1 << 40
+    assert source.batching.seen_below_bytes > 1 << 40
     source.brings(80, after_s=1.0)
-    assert source.pace.seen_below_bytes == SMALL_BYTES
+    assert source.batching.seen_below_bytes == SMALL_BYTES
 
 
 def test_a_pipe_that_fills_in_a_pause_halves_it_until_it_does_not() -> None:
@@ -149,7 +149,7 @@ def test_a_writer_that_has_slowed_down_gets_the_long_pause_back() -> None:
 
 def test_without_a_pipe_nothing_is_told_and_nothing_waits() -> None:
     source = Source(capacity_bytes=0)
-    assert source.pace.seen_below_bytes == 0
+    assert source.batching.seen_below_bytes == 0
     assert source.brings(*[1] * 5000) == 0
 
 
@@ -158,6 +158,6 @@ def test_only_what_has_come_is_followed_by_a_pause() -> None:
     source = Source()
     source.begins_a_burst()
     before = list(source.pauses)
-    source.pace.rest()
-    source.pace.rest()
+    source.batching.pause_when_due()
+    source.batching.pause_when_due()
     assert source.pauses == before

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def keeper_of(fd: int, *, is_log: bool) -> Callable[[], object]:
+def make_positioner(fd: int, *, is_log: bool) -> Callable[[], object]:
     """Return what is to be called before each move to `fd`; for most sinks it does nothing.
 
     `is_log`: the file grows at its end. Any other file is written where its descriptor stands, and

@@ -51,7 +51,7 @@ PAYS_FROM = 4
 """A pause pays that makes one move of so many."""
 
 
-class Pace:
+class Batching:
     """Sees the moves of one source, and sleeps after some of them."""
 
     def __init__(
@@ -86,7 +86,7 @@ class Pace:
         self.seen_below_bytes = self._small_bytes
         """A move of so much may go untold: two calls for each 64 KiB of bulk can be felt."""
 
-    def came(self, count: int) -> None:
+    def record(self, count: int) -> None:
         """Note that `count` bytes have come, as soon as they have."""
         if count >= self.seen_below_bytes:
             return
@@ -102,7 +102,7 @@ class Pace:
                 self._is_pausing = True
                 self.seen_below_bytes = sys.maxsize
 
-    def rest(self) -> None:
+    def pause_when_due(self) -> None:
         """Pause, where it is time to: what came has been delivered, and more is waited for next."""
         if not self._has_come:
             return

@@ -31,7 +31,7 @@ import termios
 
 from workers.common import position
 from workers.common.records import dataclass
-from workers.copy.batching import SMALL_BYTES, Pace
+from workers.copy.batching import SMALL_BYTES, Batching
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,16 +106,18 @@ class CopyError(Exception):
         self.side = side
 
 
-def pace_of(route: Route, most_bytes: int = SPLICE_BYTES, small_bytes: int = SMALL_BYTES) -> Pace:
-    """Return the pace for a copy that takes `most_bytes` at once, fewer than `small_bytes` small.
+def make_batching(
+    route: Route, most_bytes: int = SPLICE_BYTES, small_bytes: int = SMALL_BYTES
+) -> Batching:
+    """Return the batching for a copy that takes `most_bytes` at once; below `small_bytes` is small.
 
-    None of its pauses is for a console, on either side: somebody sits there, and types. Nor is
+    A console, on either side, gets no pauses: a person types there. Nor is
     there one for stdin, which goes by `workers.copy.stdin`: whatever comes, the container waits for
     it.
     """
     is_console = route.source_is_console or os.isatty(route.sink_fd)
     capacity_bytes = 0 if is_console else min(route.capacity_bytes, most_bytes)
-    return Pace(capacity_bytes, small_bytes=small_bytes)
+    return Batching(capacity_bytes, small_bytes=small_bytes)
 
 
 def copy(route: Route, tally: Tally) -> None:
@@ -131,7 +133,7 @@ def copy(route: Route, tally: Tally) -> None:
 
 
 def _splice_to_end(route: Route, tally: Tally) -> None:
-    pace = pace_of(route)
+    batching = make_batching(route)
     while True:
         try:
             moved = os.splice(route.source_fd, route.sink_fd, SPLICE_BYTES)
@@ -143,21 +145,21 @@ def _splice_to_end(route: Route, tally: Tally) -> None:
         if moved == 0:
             return
         tally.add_copied(moved)
-        if moved < pace.seen_below_bytes:
-            pace.came(moved)
-            pace.rest()
+        if moved < batching.seen_below_bytes:
+            batching.record(moved)
+            batching.pause_when_due()
 
 
 def _copy_through_staging(route: Route, staging: tuple[int, int], tally: Tally) -> None:
     readable = select.poll()
     readable.register(route.source_fd, select.POLLIN)
-    pace = pace_of(route)
-    to_position = position.keeper_of(route.sink_fd, is_log=route.sink_is_log)
+    batching = make_batching(route)
+    to_position = position.make_positioner(route.sink_fd, is_log=route.sink_is_log)
     tee_to_clients(route, staging, tally)
     while True:
         # First what is in there: on the first round a killed predecessor may have left it.
         empty_staging(route, staging, tally, to_position)
-        pace.rest()
+        batching.pause_when_due()
         readable.poll()
         try:
             moved = fill_staging(route, staging, tally)
@@ -165,7 +167,7 @@ def _copy_through_staging(route: Route, staging: tuple[int, int], tally: Tally) 
             continue
         if moved == 0:
             return
-        pace.came(moved)
+        batching.record(moved)
 
 
 def fill_staging(

@@ -72,7 +72,7 @@ def copy(context: WorkerContext, route: splice.Route, buffer: LineBuffer, sink: 
     """Copy to end of file; a line that is not at its end waits for its end.
 
     Raises:
-        engines.CopyError: The source failed.
+        splice.CopyError: The source failed.
         OSError: The sink did. What it has not got is in the buffer, the staging or the source.
     """
     # Of what a killed predecessor wrote, the end may not have been counted.

@@ -194,7 +194,7 @@ def copy(
     nothing was dropped for a while: what was can be told, and another worker go on.
 
     Raises:
-        engines.CopyError: The source failed.
+        splice.CopyError: The source failed.
         OSError: The sink did.
     """
     return _Copy(context, route, buffer, sink).run()
@@ -302,7 +302,7 @@ class _Copy:
         if self._is_stalled and self._sink.stall_fd >= 0:
             poller.register(self._sink.stall_fd, select.POLLOUT)
         if not has_more and not self._is_over:
-            self._intake.rest()
+            self._intake.pause_when_due()
         ready = poller.poll(0 if has_more else self._timeout_ms())
         is_ready = has_more or any(fd == self._route.source_fd for fd, _events in ready)
         self._seemed_to_have_room = any(fd == self._sink.stall_fd for fd, _events in ready)

@@ -49,7 +49,7 @@ class LineReader:
         self._tally = tally
         self._readable = select.poll()
         self._readable.register(route.source_fd, select.POLLIN)
-        self._pace = splice.pace_of(route, INTAKE_BYTES, _SMALL_BYTES)
+        self._batching = splice.make_batching(route, INTAKE_BYTES, _SMALL_BYTES)
         splice.tee_to_clients(route, self._staging, tally)
         pending = buffer.read().pending
         if pending:
@@ -68,13 +68,13 @@ class LineReader:
             timeout_ms: 0 only looks.
 
         Raises:
-            engines.CopyError: The source failed.
+            splice.CopyError: The source failed.
         """
         self._buffer.make_room(consumed)
         staged_bytes = splice.pending_bytes(self._staging[0])
         if staged_bytes == 0:
             if timeout_ms != 0:
-                self.rest()
+                self.pause_when_due()
             if not self._readable.poll(timeout_ms):
                 return Took.NOTHING
             try:
@@ -85,13 +85,13 @@ class LineReader:
                 return Took.SOME
             if staged_bytes == 0:
                 return Took.THE_END
-            self._pace.came(staged_bytes)
+            self._batching.record(staged_bytes)
         self._pull(staged_bytes)
         return Took.SOME
 
-    def rest(self) -> None:
+    def pause_when_due(self) -> None:
         """Let small writes gather, where that pays: for whoever waits himself, before he does."""
-        self._pace.rest()
+        self._batching.pause_when_due()
 
     def _pull(self, staged_bytes: int) -> None:
         state = self._buffer.read()

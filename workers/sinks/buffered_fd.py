@@ -107,7 +107,7 @@ class PipeWriter:
         self._buffered = buffered
         self._outlet_rfd, self._outlet_wfd = buffered.outlet
         self.stall_fd = sink_fd
-        self._to_position = position.keeper_of(sink_fd, is_log=False)
+        self._to_position = position.make_positioner(sink_fd, is_log=False)
         self._lingers = lingers
         consumed, sending = buffered.read()
         if sending:
