@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from supervisor.linux.exit_status import Termination
     from supervisor.linux.reaper import Reaper
     from supervisor.oci.process_json import ProcessConfig
-    from supervisor.sinks.log_sinks import Sink
+    from supervisor.sinks.sink import Sink
     from supervisor.state.fd_store import FdReader, FdWriter
 
 READER_WAIT_S = 15.0
@@ -104,10 +104,10 @@ def go_on(
         if sink.kind is SinkKind.FILE and not sink.has_outlet:
             stdio.reopeners[name] = partial(_open_log_file, sink.path)
     if packed["outlets"]:
-        from supervisor.sinks.log_sinks import Came, open_outlets
+        from supervisor.sinks.open import Came, open_sinks
 
         wanted = {name: sinks[name] for name in packed["outlets"]}
-        stdio.outlets = open_outlets(
+        stdio.outlets = open_sinks(
             wanted,
             container_id,
             bundle,
@@ -196,7 +196,7 @@ class StdioOpener:
         wanted = {name: sink for name, sink in self._wanted if sink.has_outlet}
         if not wanted:
             return
-        from supervisor.sinks.log_sinks import open_outlets
+        from supervisor.sinks.open import open_sinks
 
         for _name, sink in self._wanted:
             _refuse_a_second_rule(sink, [other for _, other in self._wanted])
@@ -208,7 +208,7 @@ class StdioOpener:
         if wanted.get("stdout") == wanted.get("stderr") and wanted["stdout"].kind is SinkKind.FILE:
             self._stdio.stderr_joins_stdout = True
             del wanted["stderr"]
-        self._stdio.outlets = open_outlets(
+        self._stdio.outlets = open_sinks(
             wanted, self._container_id, self._bundle, is_console=is_console
         )
 

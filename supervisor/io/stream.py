@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any, Protocol
 
-    from supervisor.sinks.log_sinks import Sink
+    from supervisor.sinks.sink import Sink
     from supervisor.state.fd_store import FdWriter
 
     class Watch(Protocol):

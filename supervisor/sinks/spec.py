@@ -88,7 +88,7 @@ class SinkSpec:
 
     @property
     def has_outlet(self) -> bool:
-        """Whether it is more than a descriptor to copy to: see `supervisor.sinks.log_sinks`."""
+        """Whether it is more than a descriptor to copy to: see `supervisor.sinks.open`."""
         return self.kind in _WITH_OUTLET or self.max_bytes > 0 or self.policy != "block"
 
     @property

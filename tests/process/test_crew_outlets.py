@@ -15,7 +15,7 @@ from supervisor.children.restart_policy import Mend
 from supervisor.io.stream import Stream
 from supervisor.linux import fds
 from supervisor.linux.errors import ShimError
-from supervisor.sinks.log_sinks import Drops
+from supervisor.sinks.sink import Drops
 from supervisor.state.fd_store import FdWriter
 from tests.harness import waiting
 from tests.harness.crew_site import Site, stop_worker

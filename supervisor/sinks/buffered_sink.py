@@ -1,0 +1,71 @@
+"""A descriptor behind a buffer of lines, for a policy that drops."""
+
+from __future__ import annotations
+
+from supervisor.linux import fds
+from supervisor.linux.errors import ShimError, reason
+from supervisor.sinks.sink import Drops, drops_of
+from workers.sinks import buffered_fd
+from workers.sinks.buffered_fd import Buffered
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from supervisor.sinks.sink import Sink
+    from supervisor.sinks.spec import SinkSpec
+    from supervisor.state.fd_store import FdWriter
+    from workers.copy.splice import Route
+    from workers.process.context import WorkerContext
+
+
+def open_buffered(stream: str, sink: SinkSpec, kept: tuple[int, ...]) -> Sink:
+    """Make the buffer before a descriptor that the stream owns; `kept`: of an earlier supervisor.
+
+    Raises:
+        ShimError: EMFILE or ENOMEM.
+    """
+    return _BufferedSink(make_buffered(stream, sink, kept))
+
+
+def make_buffered(stream: str, sink: SinkSpec, kept: tuple[int, ...]) -> Buffered:
+    """Make a buffer; raises as `open_buffered`."""
+    try:
+        return Buffered(stream, sink.policy, sink.buffer_bytes, kept)
+    except OSError as error:  # EMFILE, ENOMEM
+        raise ShimError(f"a buffer for {sink}: {reason(error)}") from error
+
+
+class _BufferedSink:
+    """What stands before a descriptor, so that the container need not wait for it."""
+
+    is_file = False
+
+    def __init__(self, buffered: Buffered) -> None:
+        self._buffered = buffered
+
+    @property
+    def policy(self) -> str:
+        return self._buffered.buffer.policy
+
+    def drops(self) -> Drops:
+        return drops_of(self._buffered.buffer)
+
+    @property
+    def held_bytes(self) -> int:
+        return self._buffered.buffer.room_bytes
+
+    def has_room(self, sink_fd: int) -> bool:
+        return fds.is_writable(sink_fd)
+
+    def work(self, context: WorkerContext, route: Route) -> None:
+        buffered_fd.work(context, route, self._buffered, route.sink_fd)
+
+    def renew(self) -> None:
+        pass  # the stream has the descriptor, which is as good as it was
+
+    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
+        return {"fds": [fd_writer.add(fd) for fd in self._buffered.fds]}
+
+    def close(self) -> None:
+        self._buffered.close()

@@ -1,0 +1,165 @@
+"""A log file with rotation, `file:` and `cri:`, shared by the streams that name it."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from supervisor.linux import fds
+from supervisor.linux.errors import ShimError, UntrustedError, UsageError, reason
+from supervisor.sinks.sink import Drops, buffer_bytes_of, drops_of
+from supervisor.sinks.spec import SinkKind
+from supervisor.state import trust
+from workers.common.records import replace
+from workers.sinks import log_output
+from workers.sinks.cri_format import CriFormat, PlainFormat
+from workers.sinks.log_file import LogFile
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from supervisor.sinks.sink import Sink
+    from supervisor.sinks.spec import SinkSpec
+    from supervisor.state.fd_store import FdWriter
+    from workers.copy.splice import Route
+    from workers.lines.buffer import LineBuffer
+    from workers.process.context import WorkerContext
+
+_PIECE_BYTES = 32 << 10
+"""Of a longer line, pieces may come into different files of a rotation."""
+
+
+def is_same_file(sink: SinkSpec, other: SinkSpec) -> bool:
+    """Say whether two settings name the same log file.
+
+    Raises:
+        UsageError: They do, and differ in an option.
+    """
+    if not other.path or os.path.realpath(sink.path) != os.path.realpath(other.path):
+        return False
+    if replace(sink, path="") != replace(other, path=""):
+        raise UsageError(f"{sink.path}: stdout and stderr ask for different log files in it")
+    return True
+
+
+def open_log(names: list[str], sink: SinkSpec, kept: tuple[int, ...]) -> dict[str, Sink]:
+    """Open a log file for the streams `names`, which own it together.
+
+    Args:
+        names: The streams.
+        sink: Its setting.
+        kept: Descriptors of an earlier supervisor; nothing is opened then.
+
+    Raises:
+        ShimError: The directory cannot be opened or is not trusted; EMFILE, ENOMEM.
+    """
+    # Of the directory only: a link in the place of the file is not followed, now or later.
+    directory_path, file_name = os.path.split(sink.path)
+    try:
+        directory = fds.Fd(kept[0]) if kept else trust.open_directory(directory_path)
+    except UntrustedError as error:
+        raise ShimError(f"open {directory_path}: {error}") from error
+    except OSError as error:
+        raise ShimError(f"open {directory_path}: {reason(error)}") from error
+    is_cri = sink.kind is SinkKind.CRI
+    try:
+        log = LogFile(
+            directory.fileno(),
+            file_name,
+            {name: CriFormat(name) if is_cri else PlainFormat(_PIECE_BYTES) for name in names},
+            max_bytes=sink.max_bytes,
+            keep=sink.keep,
+            policy=sink.policy,
+            buffer_bytes=buffer_bytes_of(sink),
+            kept=kept[1:],
+        )
+    except OSError as error:  # EMFILE, ENOMEM
+        directory.close()
+        raise ShimError(f"shared memory for {sink.path}: {reason(error)}") from error
+    site = _LogSite(log, directory, directory_path)
+    return {name: _LogSink(site, name) for name in names}
+
+
+def _check_file(name: str, dir_fd: int, path: str) -> None:
+    try:
+        attributes = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:  # it will be made
+        return
+    if not stat.S_ISREG(attributes.st_mode):
+        raise UntrustedError(f"{path}/{name}: not a regular file")
+    if attributes.st_nlink > 1:
+        raise UntrustedError(f"{path}/{name}: not trusted: it has another name (a hard link)")
+
+
+class _LogSite:
+    """A log file and its directory, owned by all its streams together."""
+
+    def __init__(self, log: LogFile, directory: fds.Fd, path: str) -> None:
+        self.log = log
+        self._directory = directory
+        self._path = path
+
+    def renew(self) -> None:
+        """Go by the directory's name, which may be another directory's by now.
+
+        Raises:
+            OSError: It is not there.
+            UntrustedError: Others could have put it there, or the file in it; see `trust`.
+        """
+        fresh = trust.open_directory(self._path)
+        try:
+            _check_file(self.log.name, fresh.fileno(), self._path)
+        except UntrustedError:
+            fresh.close()
+            raise
+        self._directory.close()
+        self._directory = fresh
+        self.log.dir_fd = fresh.fileno()
+
+    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
+        return {"fds": [fd_writer.add(fd) for fd in self.log.fds]}
+
+    def close(self) -> None:
+        self.log.close()
+        self._directory.close()
+
+
+class _LogSink:
+    """One stream of a log file."""
+
+    is_file = True
+
+    def __init__(self, site: _LogSite, stream: str) -> None:
+        self._site = site
+        self._stream = stream
+
+    @property
+    def _buffer(self) -> LineBuffer:
+        return self._site.log.buffers[self._site.log.streams.index(self._stream)]
+
+    @property
+    def policy(self) -> str:
+        return self._buffer.policy
+
+    def drops(self) -> Drops:
+        return drops_of(self._buffer)
+
+    @property
+    def held_bytes(self) -> int:
+        return self._buffer.room_bytes
+
+    def has_room(self, _sink_fd: int) -> bool:
+        return True
+
+    def work(self, context: WorkerContext, route: Route) -> None:
+        log_output.work(context, route, self._site.log, self._stream)
+
+    def renew(self) -> None:
+        self._site.renew()  # the file itself is opened anew by each worker
+
+    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
+        return self._site.pack(fd_writer)
+
+    def close(self) -> None:
+        self._site.close()

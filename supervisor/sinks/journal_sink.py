@@ -1,0 +1,195 @@
+"""Streams in the journal: native records, `journal`, and lines, `journal-stream`."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+
+from supervisor.linux import fds
+from supervisor.linux.errors import ShimError, reason
+from supervisor.oci.bundle import read_annotations
+from supervisor.sinks.buffered_sink import make_buffered
+from supervisor.sinks.sink import Drops, buffer_bytes_of, drops_of
+from workers.common.records import asdict, replace
+from workers.journal import native_output, stream_output
+from workers.journal.fields import PRIORITIES, Origin, field_name
+from workers.journal.native import Journal
+from workers.journal.socket import JOURNAL_SOCKET
+from workers.journal.stream import STREAM_SOCKET, JournalStream, header, unit_of
+from workers.lines.buffer import BLOCK
+from workers.sinks import buffered_fd
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    from supervisor.sinks.sink import Sink
+    from supervisor.sinks.spec import SinkSpec
+    from supervisor.state.fd_store import FdWriter
+    from workers.copy.splice import Route
+    from workers.process.context import WorkerContext
+    from workers.sinks.buffered_fd import Buffered
+
+_LONGEST_ANNOTATION = 1024
+"""Characters: each record has it."""
+
+
+def open_journal(
+    stream: str, sink: SinkSpec, origin: Origin, kept: tuple[int, ...], *, is_console: bool
+) -> Sink:
+    """Connect a stream to journald's native socket; `kept`: descriptors of an earlier supervisor.
+
+    Raises:
+        ShimError: There is no journald; EMFILE, ENOMEM.
+    """
+    try:
+        journal = Journal(
+            origin,
+            stream,
+            _priority(stream, sink),
+            is_console=is_console,
+            is_json=sink.is_json,
+            is_joined=sink.is_joined,
+            limit_bytes=sink.max_line_bytes,
+            policy=sink.policy,
+            buffer_bytes=buffer_bytes_of(sink),
+            kept=kept,
+        )
+    except OSError as error:
+        raise ShimError(f"connect to {JOURNAL_SOCKET}: {reason(error)}") from error
+    return _JournalSink(journal, origin)
+
+
+def open_journal_stream(
+    stream: str, sink: SinkSpec, container_id: str, kept: tuple[int, ...]
+) -> Sink:
+    """Connect a stream to journald's stream socket; `kept` and errors as `open_journal`."""
+    try:
+        with open("/proc/self/cgroup", "rb") as cgroups:
+            unit = unit_of(cgroups.read())
+    except OSError as error:
+        raise ShimError(f"open /proc/self/cgroup: {reason(error)}") from error
+    first = header(sink.tag or container_id, unit, _priority(stream, sink))
+    is_patient = sink.policy == BLOCK
+    try:
+        to = JournalStream(first, is_patient=is_patient, fd=kept[0] if kept else -1)
+    except OSError as error:
+        raise ShimError(f"connect to {STREAM_SOCKET}: {reason(error)}") from error
+    try:
+        buffered = None if is_patient else make_buffered(stream, sink, kept[1:])
+    except ShimError:
+        to.close()
+        raise
+    return _JournalStreamSink(to, buffered)
+
+
+def described(who: Origin, sink: SinkSpec, bundle: str) -> Origin:
+    """Return the origin with what the setting says of it.
+
+    Raises:
+        BundleError: Annotations are asked for, and config.json cannot be read.
+    """
+    extra = _annotation_fields(bundle, sink.annotations) if sink.annotations else ()
+    return replace(who, tag=sink.tag, extra=extra)
+
+
+def unpacked(origin: dict[str, Any]) -> Origin:
+    """Return the origin that an earlier supervisor has packed."""
+    extra = tuple((name, value) for name, value in origin["extra"])
+    return Origin(**{**origin, "extra": extra})
+
+
+def _annotation_fields(bundle: str, patterns: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (field_name(name, "ANNOTATION_"), value[:_LONGEST_ANNOTATION])
+        for name, value in read_annotations(bundle).items()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    )
+
+
+def _priority(stream: str, sink: SinkSpec) -> int:
+    return PRIORITIES[stream] if sink.priority is None else sink.priority
+
+
+class _JournalSink:
+    """One stream in the journal."""
+
+    is_file = False
+
+    def __init__(self, journal: Journal, origin: Origin) -> None:
+        self._journal = journal
+        self._origin = origin
+        self._supervisor_pid = os.getpid()
+
+    @property
+    def policy(self) -> str:
+        return self._journal.buffer.policy
+
+    def drops(self) -> Drops:
+        return drops_of(self._journal.buffer)
+
+    @property
+    def held_bytes(self) -> int:
+        return self._journal.buffer.room_bytes
+
+    def has_room(self, _sink_fd: int) -> bool:
+        return fds.is_writable(self._journal.socket.fileno())
+
+    def work(self, context: WorkerContext, route: Route) -> None:
+        native_output.work(context, route, self._journal, self._supervisor_pid)
+
+    def renew(self) -> None:
+        self._journal.reconnect()
+
+    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
+        return {
+            "fds": [fd_writer.add(fd) for fd in self._journal.fds],
+            "origin": asdict(self._origin),
+        }
+
+    def close(self) -> None:
+        self._journal.close()
+
+
+class _JournalStreamSink:
+    """One stream in the journal, of which journald makes the records."""
+
+    is_file = False
+
+    def __init__(self, stream: JournalStream, buffered: Buffered | None) -> None:
+        self._stream = stream
+        self._buffered = buffered
+
+    @property
+    def policy(self) -> str:
+        return BLOCK if self._buffered is None else self._buffered.buffer.policy
+
+    def drops(self) -> Drops:
+        return Drops(0, 0) if self._buffered is None else drops_of(self._buffered.buffer)
+
+    @property
+    def held_bytes(self) -> int:
+        return 0 if self._buffered is None else self._buffered.buffer.room_bytes
+
+    def has_room(self, _sink_fd: int) -> bool:
+        return fds.is_writable(self._stream.socket.fileno())
+
+    def work(self, context: WorkerContext, route: Route) -> None:
+        if self._buffered is None:
+            stream_output.work(context, route, self._stream)
+        else:
+            socket_fd = self._stream.socket.fileno()
+            buffered_fd.work(context, route, self._buffered, socket_fd, lingers=True)
+
+    def renew(self) -> None:
+        self._stream.reconnect()
+
+    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
+        more = () if self._buffered is None else self._buffered.fds
+        return {"fds": [fd_writer.add(fd) for fd in (self._stream.socket.fileno(), *more)]}
+
+    def close(self) -> None:
+        self._stream.close()
+        if self._buffered is not None:
+            self._buffered.close()
