@@ -29,6 +29,7 @@ from workers.process import report
 from workers.process.context import WorkerContext
 from workers.process.counters import StreamCounters
 from workers.process.orphan import Parting
+from workers.process.task import COPY, COUNT_REST, Task, TaskKind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -477,7 +478,12 @@ class StreamSet:
         """Fork it, and return the read end of its report pipe; the caller owns that."""
         report_rfd, report_wfd = fds.pipe(report.MOST_BYTES)
         os.set_blocking(report_rfd.fileno(), False)
-        is_busy = stream.is_lossy or math.isinf(hold_s)
+        task = COPY
+        if math.isinf(hold_s):
+            task = COUNT_REST
+        elif hold_s:
+            kind = TaskKind.DROP_UNTIL if stream.is_lossy else TaskKind.WAIT_UNTIL
+            task = Task(kind, time.monotonic() + hold_s)
         context = WorkerContext(
             stream=stream.name,
             title=f"{self._title} [{stream.name}]",
@@ -487,8 +493,7 @@ class StreamSet:
             null_fd=self._null_fd,
             held=self._held,
             predecessors=tuple(each.fileno() for each in predecessors),
-            hold_s=hold_s if is_busy else 0.0,
-            rest_s=0.0 if is_busy else hold_s,
+            task=task,
             reported_dropped_bytes=stream.reported_dropped_bytes,
             parting=self._parting(stream),
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import time
 from typing import TYPE_CHECKING
 
 from supervisor.linux import fds
@@ -15,6 +17,7 @@ from workers.lines.buffer import BLOCK
 from workers.process import report
 from workers.process.context import WorkerContext
 from workers.process.counters import StreamCounters
+from workers.process.task import COPY, COUNT_REST, Task, TaskKind
 from workers.sinks import log_output
 from workers.sinks.log_file import LogFile
 
@@ -24,6 +27,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from workers.sinks.log_file import Format
+
+
+def task_of(hold_s: float) -> Task:
+    """Return the task of a worker that leaves the sink alone for so long; for ever: it counts."""
+    if math.isinf(hold_s):
+        return COUNT_REST
+    return Task(TaskKind.DROP_UNTIL, time.monotonic() + hold_s) if hold_s else COPY
 
 
 class Feed:
@@ -47,7 +57,7 @@ class Feed:
     def context(self, *, hold_s: float = 0.0, reported_dropped_bytes: int = 0) -> WorkerContext:
         return WorkerContext(
             stream=self.name,
-            hold_s=hold_s,
+            task=task_of(hold_s),
             reported_dropped_bytes=reported_dropped_bytes,
             title=f"forkshim: bench [{self.name}]",
             counters=self.counters,

@@ -189,8 +189,8 @@ def copy(
 ) -> bool:
     """Copy to end of file; what the sink does not take in time is dropped, by `buffer.policy`.
 
-    The sink is left alone for the first `desk.hold_s`; for ever, and then what there is is
-    dropped, and that is the end. Returns False before the end if the sink has everything again and
+    The task DROP_UNTIL leaves the sink alone until its time; COUNT_REST drops what there is, and
+    that is the end. Returns False before the end if the sink has everything again and
     nothing was dropped for a while: what was can be told, and another worker go on.
 
     Raises:
@@ -210,7 +210,7 @@ class _Copy:
         self._sink = sink
         self._intake = DroppingReader(route, buffer, context, sink)
         self._ends = lines.Ends(buffer, sink)
-        self._held_until_s = time.monotonic() + context.hold_s
+        self._held_until_s = context.task.until_s
         self._is_open = False
         self._is_stalled = False
         self._seemed_to_have_room = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import select
 import signal
@@ -11,6 +10,7 @@ import time
 
 from workers.common.records import dataclass
 from workers.process import isolate, report
+from workers.process.task import COPY, TaskKind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from workers.process.counters import StreamCounters
     from workers.process.orphan import Parting
+    from workers.process.task import Task
 
 
 _EXIT_FIRST_S = 0.001
@@ -38,9 +39,7 @@ class WorkerContext:
         held: What the worker has no use for, and keeps for whoever supervises after our parent;
             the first can be read when something has been laid down there.
         predecessors: pidfds of workers that have been told to go, and may still be at it.
-        hold_s: So long the sink is to be left alone, by a worker that has something else to do;
-            for ever: the stream is given up, and what is left of it is only to be counted.
-        rest_s: So long nothing is to be done at all, but to be there.
+        task: What the worker is forked for.
         reported_dropped_bytes: So much of what was dropped has been told.
         parting: What to do when our parent dies, for a worker that nobody can adopt.
         copied_bytes: By this worker; the ledger has the stream's total.
@@ -54,8 +53,7 @@ class WorkerContext:
     null_fd: int
     held: tuple[int, ...] = ()
     predecessors: tuple[int, ...] = ()
-    hold_s: float = 0.0
-    rest_s: float = 0.0
+    task: Task = COPY
     reported_dropped_bytes: int = 0
     parting: Parting | None = None
     copied_bytes: int = 0
@@ -71,13 +69,13 @@ class WorkerContext:
             poller.register(pidfd, select.POLLIN)
             poller.poll()
             os.close(pidfd)
-        if self.rest_s > 0:
-            select.poll().poll(self.rest_s * 1000)
+        if self.task.kind is TaskKind.WAIT_UNTIL:
+            select.poll().poll(self.task.remaining_s() * 1000)
 
     @property
     def is_to_count(self) -> bool:
-        """Whether the stream is given up, see `hold_s`."""
-        return math.isinf(self.hold_s)
+        """Whether the stream was given up: the worker only counts what is left of it."""
+        return self.task.kind is TaskKind.COUNT_REST
 
     def add_copied(self, copied_bytes: int) -> None:
         """Count bytes that have reached the sink."""
