@@ -11,7 +11,7 @@ import pytest
 
 from tests.harness import bundles, deposits, waiting
 from tests.harness.engine import FORKSHIM
-from tests.runtime.test_relay import PRELUDE, RELAYED
+from tests.runtime.test_notify_proxy import PRELUDE, RELAYED
 from tests.runtime.test_service import Manager
 
 if TYPE_CHECKING:

@@ -8,8 +8,16 @@ from dataclasses import dataclass
 
 import pytest
 
-from supervisor.linux import exit_status as waitstatus
-from supervisor.linux.exit_status import Exited, Killed, Recorded
+from supervisor.linux.exit_status import (
+    Exited,
+    Killed,
+    Recorded,
+    from_protocol_status,
+    from_siginfo,
+    protocol_status,
+    shell_status,
+    signal_name,
+)
 
 
 @dataclass(frozen=True)
@@ -20,31 +28,31 @@ class Info:
 
 @pytest.mark.parametrize("exit_status", [0, 1, 127, 128, 137, 255])
 def test_an_exit_is_read_as_its_status(exit_status: int) -> None:
-    ended = waitstatus.from_siginfo(Info(os.CLD_EXITED, exit_status))
+    ended = from_siginfo(Info(os.CLD_EXITED, exit_status))
     assert ended == Exited(exit_status)
-    assert waitstatus.shell_status(ended) == exit_status
+    assert shell_status(ended) == exit_status
     assert str(ended) == f"exit status {exit_status}"
 
 
 @pytest.mark.parametrize("signum", range(1, 65))
 def test_every_signal_is_read_as_itself_and_as_128_more(signum: int) -> None:
-    ended = waitstatus.from_siginfo(Info(os.CLD_KILLED, signum))
+    ended = from_siginfo(Info(os.CLD_KILLED, signum))
     assert ended == Killed(signum, core_dumped=False)
-    assert waitstatus.shell_status(ended) == 128 + signum
-    assert str(ended) == f"killed by {waitstatus.signal_name(signum)}"
+    assert shell_status(ended) == 128 + signum
+    assert str(ended) == f"killed by {signal_name(signum)}"
 
 
 def test_a_core_dump_is_told_apart_but_has_the_same_number() -> None:
-    ended = waitstatus.from_siginfo(Info(os.CLD_DUMPED, signal.SIGSEGV))
+    ended = from_siginfo(Info(os.CLD_DUMPED, signal.SIGSEGV))
     assert ended == Killed(signal.SIGSEGV, core_dumped=True)
     assert ended != Killed(signal.SIGSEGV)
-    assert waitstatus.shell_status(ended) == 139
+    assert shell_status(ended) == 139
     assert str(ended) == "killed by SIGSEGV, core dumped"
 
 
 def test_an_exit_with_137_is_no_kill() -> None:
     exited, killed = Exited(137), Killed(9)
-    assert waitstatus.shell_status(exited) == waitstatus.shell_status(killed)
+    assert shell_status(exited) == shell_status(killed)
     assert str(exited) != str(killed)
 
 
@@ -66,7 +74,7 @@ def test_an_exit_with_137_is_no_kill() -> None:
     ],
 )
 def test_signals_are_named_as_in_the_manual(signum: int, name: str) -> None:
-    assert waitstatus.signal_name(signum) == name
+    assert signal_name(signum) == name
 
 
 @pytest.mark.parametrize(
@@ -84,6 +92,6 @@ def test_signals_are_named_as_in_the_manual(signum: int, name: str) -> None:
     ],
 )
 def test_what_was_written_down_is_read_again(text: str, ended: Exited | Recorded | None) -> None:
-    assert waitstatus.from_protocol_status(text) == ended
+    assert from_protocol_status(text) == ended
     if ended is not None:
-        assert waitstatus.protocol_status(ended) == text
+        assert protocol_status(ended) == text
