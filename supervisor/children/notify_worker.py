@@ -57,7 +57,7 @@ class _Hand:
 
 
 class NotifyWorker:
-    """Has one notify worker for as long as the container lives. Borrows the relay."""
+    """Has one notify worker for as long as the container lives. Borrows the notify_proxy."""
 
     feature = FEATURE
 
@@ -66,7 +66,7 @@ class NotifyWorker:
         loop: Loop,
         reaper: Reaper,
         log: Log,
-        relay: NotifyProxy,
+        notify_proxy: NotifyProxy,
         *,
         title: str,
         null_fd: int,
@@ -77,7 +77,7 @@ class NotifyWorker:
         self._loop = loop
         self._reaper = reaper
         self._log = log
-        self._relay = relay
+        self._notify_proxy = notify_proxy
         self._title = title
         self._null_fd = null_fd
         self._on_words = on_words
@@ -93,7 +93,7 @@ class NotifyWorker:
         self._on_end: Callable[[], None] | None = None
         self._deaths = self._deaths_in_a_row = self._failed_forks = 0
         self._seen_at_fork = self._seen_at_look = -1
-        self._told_merged = relay.memory.merged
+        self._told_merged = notify_proxy.memory.merged
 
     # Life.
 
@@ -157,7 +157,7 @@ class NotifyWorker:
         """End the feature: the container's process gets ECONNREFUSED, and does not wait."""
         self._is_given_up = True
         self.stop()
-        self._relay.close()
+        self._notify_proxy.close()
         self._end()
 
     def _end(self) -> None:
@@ -187,7 +187,7 @@ class NotifyWorker:
             return
         self._failed_forks = 0
         self._hand = hand
-        self._seen_at_fork = self._relay.memory.seen
+        self._seen_at_fork = self._notify_proxy.memory.seen
         self._follow(hand)
         self._on_change()
 
@@ -202,12 +202,12 @@ class NotifyWorker:
         os.set_blocking(words_rfd.fileno(), False)
         place = reader.Place(
             title=f"{self._title} [notify]",
-            socket=self._relay.socket,
-            memory=self._relay.memory,
+            socket=self._notify_proxy.socket,
+            memory=self._notify_proxy.memory,
             words_wfd=words_wfd.fileno(),
             until_rfd=until_rfd.fileno(),
             null_fd=self._null_fd,
-            cgroups=self._relay.cgroups,
+            cgroups=self._notify_proxy.cgroups,
         )
         try:
             pid = spawn.fork_worker(partial(reader.work, place), dies_with_us=True)
@@ -272,7 +272,7 @@ class NotifyWorker:
 
     def _died(self, how: str) -> None:
         self._deaths += 1
-        has_progress = self._relay.memory.seen != self._seen_at_fork
+        has_progress = self._notify_proxy.memory.seen != self._seen_at_fork
         self._deaths_in_a_row = 0 if has_progress else self._deaths_in_a_row + 1
         if restart_policy.is_said(self._deaths):
             self._log.warning(f"notify: worker {how}, replaced; {self._deaths} so far")
@@ -293,25 +293,25 @@ class NotifyWorker:
         """Look when something comes; only the first of what comes is an event."""
         if not self._is_over and not self._is_watching:
             self._is_watching = True
-            self._loop.watch(self._relay.socket.fileno(), self._on_datagram, feature=FEATURE)
+            self._loop.watch(self._notify_proxy.socket.fileno(), self._on_datagram, feature=FEATURE)
 
     def _unwatch(self) -> None:
         if self._is_watching:
             self._is_watching = False
-            self._loop.forget(self._relay.socket.fileno())
+            self._loop.forget(self._notify_proxy.socket.fileno())
 
     def _on_datagram(self) -> None:
         self._unwatch()
         self._look_later()
 
     def _look_later(self) -> None:
-        self._seen_at_look = self._relay.memory.seen
+        self._seen_at_look = self._notify_proxy.memory.seen
         self._next_look.start(LOOK_S)
 
     def _look(self) -> None:
         self._tell_merged()
-        memory, hand = self._relay.memory, self._hand
-        if not memory.is_busy and not fds.is_readable(self._relay.socket.fileno()):
+        memory, hand = self._notify_proxy.memory, self._hand
+        if not memory.is_busy and not fds.is_readable(self._notify_proxy.socket.fileno()):
             self._arm()
             return
         if hand is not None and memory.seen == self._seen_at_look:
@@ -323,7 +323,7 @@ class NotifyWorker:
 
     def _tell_merged(self) -> None:
         """Say how many were merged, at most once in a while: at the doublings."""
-        merged = self._relay.memory.merged if self._relay.is_open else 0
+        merged = self._notify_proxy.memory.merged if self._notify_proxy.is_open else 0
         if merged > 2 * self._told_merged or (self._is_over and merged > self._told_merged):
             self._told_merged = merged
             self._log.warning(

@@ -115,7 +115,7 @@ def run(request: RunRequest) -> int:
                 claimed, request, bundle, activation_fds, terminal=terminal
             )
             # Owned by this process, which ends with it.
-            relayed = _open_relay(bundle) if _is_relayed(request) else None
+            notify_proxy = _open_notify_proxy(bundle) if _has_notify_proxy(request) else None
         except (ShimError, OSError):
             claimed.remove()
             raise
@@ -130,7 +130,7 @@ def run(request: RunRequest) -> int:
         starts_container=True,
         stop_signal=request.stop_signal,
         stop_timeout_s=request.stop_timeout_s,
-        relay=relayed,
+        notify_proxy=notify_proxy,
         front={
             "path": claimed.path,
             "exit_dir": request.exit_dir,
@@ -268,7 +268,7 @@ def _prepare(
         bundle,
         terminal=terminal,
         cgroups_path=scope or _choose_cgroup(request),
-        addition=_way_to_the_manager(claimed, bundle) if _is_relayed(request) else None,
+        addition=_way_to_the_manager(claimed, bundle) if _has_notify_proxy(request) else None,
         environment=activation_fds.environment(),
         is_elsewhere=not (can_overlay := config_overlay.is_possible()),
     )
@@ -306,13 +306,13 @@ def _make_bundle(config: bytes, of_path: str) -> None:
     os.chdir("..")
 
 
-def _is_relayed(request: RunRequest) -> bool:
+def _has_notify_proxy(request: RunRequest) -> bool:
     """Say whether the container speaks to a service manager; without one nobody would hear it."""
     has_manager = bool(foreground.environment_of_a_main_process().get(SOCKET_VARIABLE))
     return request.sdnotify == "container" and has_manager
 
 
-def _open_relay(bundle: Bundle) -> NotifyProxy:
+def _open_notify_proxy(bundle: Bundle) -> NotifyProxy:
     from supervisor.systemd.notify_proxy import NotifyProxy  # 4 ms, for those who want one
 
     return NotifyProxy.make(uid=bundle.root_uid, gid=bundle.root_gid)

@@ -52,7 +52,7 @@ class StartRequest:
         terminal: The person's terminal that is joined to the container's, or None.
         on_started: Called once when the container process runs.
         notifier: The way to the service manager; the default has none.
-        relay: The container's own way to it, by us; lent.
+        notify_proxy: The container's own way to it, by us; lent.
         front: What the front end itself wants to know again after a reload; JSON.
         lock_fd: The front end's lock, which a reload keeps; -1 for none.
         command: How to start this program anew, for a reload; empty if it may not be.
@@ -72,7 +72,7 @@ class StartRequest:
     terminal: UserTerminal | None = None
     on_started: Callable[[], None] = lambda: None
     notifier: Notifier = SILENT
-    relay: NotifyProxy | None = None
+    notify_proxy: NotifyProxy | None = None
     front: Mapping[str, Any] = field(default_factory=dict)
     lock_fd: int = -1
     command: tuple[str, ...] = ()

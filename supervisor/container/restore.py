@@ -74,12 +74,12 @@ def _take_up(order: StartRequest, log: Log, past: Inherited, stack: ExitStack) -
         record = process_json.ProcessConfig(
             **{**packed["record"], "runtime_args": tuple(packed["record"]["runtime_args"])}
         )
-        if packed["relay"] is not None:
+        if packed["notify_proxy"] is not None:
             from supervisor.systemd.notify_proxy import NotifyProxy  # for those who have one
 
-            relay = NotifyProxy.go_on(packed["relay"], contents)
-            stack.callback(relay.close)
-            order = replace(order, relay=relay)
+            notify_proxy = NotifyProxy.go_on(packed["notify_proxy"], contents)
+            stack.callback(notify_proxy.close)
+            order = replace(order, notify_proxy=notify_proxy)
         return Supervisor(order, log, router, exit_fifo, control_fifo, record, past)
     except (KeyError, TypeError, ValueError) as error:
         raise FdStoreError(f"handover: {type(error).__name__}: {error}") from error

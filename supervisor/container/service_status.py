@@ -58,7 +58,7 @@ class ServiceStatus:
         log: Log,
         *,
         stop_timeout_s: float,
-        is_relayed: bool,
+        has_notify_proxy: bool,
         packed: Mapping[str, Any] | None = None,
     ) -> None:
         """Take the grace period, and whether the container itself says when it is ready.
@@ -75,7 +75,7 @@ class ServiceStatus:
         self._state = State.OPENING
         self._text = ""
         self._asked_at_s = 0.0
-        self._is_relayed = is_relayed
+        self._has_notify_proxy = has_notify_proxy
         self._is_watched_inside = False
         self._words = ""
         self._is_ready = False
@@ -117,7 +117,7 @@ class ServiceStatus:
 
     def ready(self) -> None:
         """The container's process runs."""
-        if self._is_relayed or self._state in self._limit_s:  # ready after STOPPING=1: never
+        if self._has_notify_proxy or self._state in self._limit_s:  # ready after STOPPING=1: never
             self._notifier.status(self._line())
         else:
             self._is_ready = True

@@ -255,7 +255,7 @@ class Supervisor:
             self._stream_set,
             log,
             stop_timeout_s=order.stop_timeout_s,
-            is_relayed=order.relay is not None,
+            has_notify_proxy=order.notify_proxy is not None,
             packed=packed["service"] if packed else None,
         )
         self._ending = ExitSequence(
@@ -267,14 +267,14 @@ class Supervisor:
             keeps_unread=order.starts_container,
             on_told=self._exit_fifo.close,
         )
-        if order.relay is not None:
+        if order.notify_proxy is not None:
             from supervisor.children.notify_worker import NotifyWorker
 
             self._notify_worker = NotifyWorker(
                 self._loop,
                 self._reaper,
                 log,
-                order.relay,
+                order.notify_proxy,
                 title=self._title,
                 null_fd=self._null.fileno(),
                 on_words=self._service.heard,
@@ -454,8 +454,10 @@ class Supervisor:
 
         process = Process.of_child(self._loop, self._reaper, self._creation.pid)
         try:
-            if self._order.relay is not None:  # whoever cannot be told from others is not heard
-                self._order.relay.belongs_to(process.pid)
+            if (
+                self._order.notify_proxy is not None
+            ):  # whoever cannot be told from others is not heard
+                self._order.notify_proxy.belongs_to(process.pid)
             if self._creation.console is not None:
                 self._pipes.join_console(self._creation.console, self._stdio, self._stream_set)
                 self._stream_set.start()
@@ -760,7 +762,11 @@ class Supervisor:
         """Return all that this supervisor knows and holds, for `_remember` of its successor."""
         if self._process is None:
             raise AssertionError("nothing to hand over")
-        order, relay, notify_worker = self._order, self._order.relay, self._notify_worker
+        order, notify_proxy, notify_worker = (
+            self._order,
+            self._order.notify_proxy,
+            self._notify_worker,
+        )
         return {
             "pid": os.getpid(),
             "version": __version__,
@@ -771,8 +777,10 @@ class Supervisor:
                 "exit": fd_writer.add(self._exit_fifo.fileno()),
                 "control": fd_writer.add(self._control_fifo.fileno()),
                 "control_rest": self._control.rest,
-                "relay": relay.pack(fd_writer) if relay and relay.is_open else None,
-                "relay_worker": notify_worker.pack(fd_writer) if notify_worker else None,
+                "notify_proxy": notify_proxy.pack(fd_writer)
+                if notify_proxy and notify_proxy.is_open
+                else None,
+                "notify_worker": notify_worker.pack(fd_writer) if notify_worker else None,
                 **self._process.pack(fd_writer),
                 "began_at": self._creation.began_at,
                 "kill_scope": self._stopper.kill_scope.pack() if self._stopper.kill_scope else None,
@@ -816,7 +824,7 @@ class Supervisor:
             is_parent=is_parent,
         )
         if self._notify_worker is not None:
-            self._notify_worker.go_on(packed["relay_worker"], contents, is_parent=is_parent)
+            self._notify_worker.go_on(packed["notify_worker"], contents, is_parent=is_parent)
         self._stream_set.attach_clients.go_on(
             packed["crew"]["listeners"], contents, self._stream_set.streams
         )

@@ -60,15 +60,15 @@ class NotifyProxy:
             OSError: A descriptor is no socket.
             ValueError: The memory is not ours.
         """
-        relay = cls(
+        notify_proxy = cls(
             socket.socket(fileno=contents.take(packed["socket"]).take()),
             NotifyMemory(fd=contents.take(packed["memory"]).take()),
         )
-        relay.cgroups = {
+        notify_proxy.cgroups = {
             name.encode("latin-1"): path.encode("latin-1")
             for name, path in packed["cgroups"].items()
         }
-        return relay
+        return notify_proxy
 
     def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
         """Return what `go_on` needs."""

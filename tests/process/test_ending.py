@@ -32,7 +32,7 @@ def test_a_drain_is_over_once_though_the_last_stream_ends_while_it_is_looked_at(
     monkeypatch.setattr(spawn, "fork_worker", fails)
     rig = site.rig
     service = ServiceStatus(
-        SILENT, rig.loop, site.stream_set, rig.log, stop_timeout_s=1, is_relayed=False
+        SILENT, rig.loop, site.stream_set, rig.log, stop_timeout_s=1, has_notify_proxy=False
     )
     ending = ExitSequence(rig.loop, site.stream_set, service, rig.log, is_stopping=lambda: False)
     site.on_over = ending.look

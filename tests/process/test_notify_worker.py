@@ -28,18 +28,18 @@ pytestmark = pytest.mark.process
 
 
 class NotifySite:
-    """A relay and its worker; this process is the container."""
+    """A notify_proxy and its worker; this process is the container."""
 
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
         self.words: list[Words] = []
-        self.relay = NotifyProxy.make(uid=os.geteuid(), gid=os.getegid())
-        self.relay.belongs_to(os.getpid())
+        self.notify_proxy = NotifyProxy.make(uid=os.geteuid(), gid=os.getegid())
+        self.notify_proxy.belongs_to(os.getpid())
         self.worker = NotifyWorker(
             rig.loop,
             rig.reaper,
             rig.log,
-            self.relay,
+            self.notify_proxy,
             title="forkshim: test",
             null_fd=rig.null.fileno(),
             on_words=self.words.append,
@@ -73,7 +73,7 @@ class NotifySite:
         tick.cancel()
 
     def has_seen(self, count: int) -> Callable[[], bool]:
-        return lambda: self.relay.memory.seen >= count
+        return lambda: self.notify_proxy.memory.seen >= count
 
     def hear(self, *words: Words) -> None:
         """Serve until these have been told, each once or more, in this order."""
@@ -89,7 +89,7 @@ class NotifySite:
         self.worker.stop()
         self.until(lambda: self.worker.is_gone)
         self.worker.close()
-        self.relay.close()
+        self.notify_proxy.close()
         self.out.close()
 
 
@@ -126,7 +126,7 @@ def hung(notify_site: NotifySite, text: str) -> Iterator[int]:
         notify_site.say(text, fd)
         os.close(fd)
         os.kill(pid, signal.SIGCONT)
-        notify_site.until(lambda: notify_site.relay.memory.is_busy)
+        notify_site.until(lambda: notify_site.notify_proxy.memory.is_busy)
         yield pid
 
 
@@ -189,7 +189,7 @@ def test_killed_at_any_time_it_loses_nothing_and_changes_no_order(notify_site: N
     notify_site.worker.start()
     said = 0
     while said < 90:
-        seen = notify_site.relay.memory.seen
+        seen = notify_site.notify_proxy.memory.seen
         for _each in range(3):
             said += 1
             notify_site.say(f"ERRNO={said}")
@@ -201,7 +201,7 @@ def test_killed_at_any_time_it_loses_nothing_and_changes_no_order(notify_site: N
     notify_site.until(lambda: notify_site.said[-1:] == [Words(errno=said)])
     numbers = [each.errno for each in notify_site.said if each.errno is not None]
     assert numbers == sorted(numbers)
-    assert notify_site.relay.memory.merged + len(numbers) >= said, (
+    assert notify_site.notify_proxy.memory.merged + len(numbers) >= said, (
         "told, or merged with a later one"
     )
 
@@ -216,7 +216,7 @@ def test_a_flood_is_merged_and_counted(notify_site: NotifySite) -> None:
     notify_site.until(lambda: any(each.status == "399" for each in notify_site.words))
     assert any(each.state == "READY" for each in notify_site.words)
     assert len(notify_site.words) < 400
-    assert len(notify_site.words) + notify_site.relay.memory.merged >= 401
+    assert len(notify_site.words) + notify_site.notify_proxy.memory.merged >= 401
     assert notify_site.words[AT_ONCE - 1].status == str(AT_ONCE - 1), "so many at once"
 
 
@@ -235,7 +235,9 @@ def test_what_waits_survives_the_worker(
 
 
 def test_what_comes_from_other_cgroups_is_not_told(notify_site: NotifySite) -> None:
-    notify_site.relay.cgroups = dict.fromkeys(notify_site.relay.cgroups, b"/of/another")
+    notify_site.notify_proxy.cgroups = dict.fromkeys(
+        notify_site.notify_proxy.cgroups, b"/of/another"
+    )
     notify_site.worker.start()
     notify_site.say("READY=1")
     notify_site.until(notify_site.has_seen(1))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.runc
 
-RELAYED = "--sdnotify=container"
+PROXIED = "--sdnotify=container"
 PRELUDE = """
 import os, signal, socket, sys, time
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
@@ -77,7 +77,7 @@ wait()
 say("STOPPING=1\\nERRNO=7")
 sys.exit(3)
 """
-    process = manager.start(make_python(script), RELAYED)
+    process = manager.start(make_python(script), PROXIED)
     before = manager.hear("READY=1")
     assert any(": warming up, stdout " in word for word in statuses(before))
     assert ": up, stdout " in before[-1], "in the same message"
@@ -94,7 +94,7 @@ sys.exit(3)
 def test_a_container_that_never_says_so_is_not_ready(
     manager: Manager, make_python: Callable[..., Path]
 ) -> None:
-    process = manager.start(make_python("wait()"), RELAYED)
+    process = manager.start(make_python("wait()"), PROXIED)
     assert first_line(process) == b"ready\n"
     process.terminate()
     assert manager.ended()[0] == 0
@@ -104,7 +104,7 @@ def test_a_container_that_never_says_so_is_not_ready(
 def test_what_it_says_with_its_last_breath_is_heard(
     manager: Manager, make_python: Callable[..., Path]
 ) -> None:
-    manager.start(make_python("say('READY=1\\nERRNO=5'); os._exit(5)"), RELAYED)
+    manager.start(make_python("say('READY=1\\nERRNO=5'); os._exit(5)"), PROXIED)
     assert manager.ended()[0] == 5
     heard = manager.hear_rest()
     assert heard.index("READY=1") + 1 == heard.index("ERRNO=5") < heard.index("STOPPING=1")
@@ -123,7 +123,7 @@ os.close(w)
 os.read(r, 1)  # end of file: the barrier is answered, as systemd-notify waits for
 wait()
 """
-    process = manager.start(make_python(script), RELAYED)
+    process = manager.start(make_python(script), PROXIED)
     assert first_line(process) == b"ready\n"
     targets = [os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in _fds(process.pid)]
     assert targets.count("/dev/null") <= 2, targets
@@ -140,7 +140,7 @@ def _fds(pid: int) -> list[str]:
 
 
 def test_nobody_else_is_heard(manager: Manager, make_python: Callable[..., Path]) -> None:
-    process = manager.start(make_python("wait(); say('STATUS=its own'); wait()"), RELAYED)
+    process = manager.start(make_python("wait(); say('STATUS=its own'); wait()"), PROXIED)
     assert first_line(process) == b"ready\n"
     home = manager.root / manager.id
     assert home.stat().st_mode & 0o077 == 0, "root's alone"
@@ -166,7 +166,7 @@ def test_without_the_option_or_a_manager_it_has_no_socket(
     manager.start(bundle)
     assert manager.ended()[:2] == (0, "None\n")
     assert "READY=1" in manager.hear_rest()
-    manager.start(bundle, RELAYED, NOTIFY_SOCKET="")
+    manager.start(bundle, PROXIED, NOTIFY_SOCKET="")
     assert manager.ended()[:2] == (0, "None\n")
 
 
@@ -182,7 +182,7 @@ time.sleep(0.3)  # thirty of ours
 say("ERRNO=2")
 wait()
 """
-    process = manager.start(make_python(script), RELAYED, WATCHDOG_USEC="20000")
+    process = manager.start(make_python(script), PROXIED, WATCHDOG_USEC="20000")
     assert first_line(process) == b"20000\n"
     assert first_line(process) == b"ready\n"
     manager.hear("WATCHDOG=1")  # ours
@@ -202,7 +202,7 @@ def test_a_bundle_that_it_cannot_be_told_by_is_named_and_nothing_is_left(
     document = json.loads(config.read_text())
     document["process"]["env"] = "PATH=/bin"
     config.write_text(json.dumps(document))
-    manager.start(bundle, RELAYED)
+    manager.start(bundle, PROXIED)
     said = f"forkshim: {manager.id}: {config}: process.env: not a list: 'PATH=/bin'\n"
     assert manager.ended() == (6, "", said)
     assert os.listdir(manager.root) == []
@@ -249,7 +249,7 @@ say("ERRNO=9")
 wait()
 """
     )
-    process = manager.start(make_python(script), RELAYED, WATCHDOG_USEC="100000")
+    process = manager.start(make_python(script), PROXIED, WATCHDOG_USEC="100000")
     manager.hear("READY=1")
     manager.hear("ERRNO=9")
     assert first_line(process) == b"ready\n"
@@ -267,7 +267,7 @@ wait()
 say("STATUS=after")
 wait()
 """
-    process = manager.start(make_python(script), RELAYED)
+    process = manager.start(make_python(script), PROXIED)
     manager.hear("READY=1")
     for count in range(2):
         assert first_line(process) == b"ready\n"

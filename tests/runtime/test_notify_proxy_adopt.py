@@ -11,7 +11,7 @@ import pytest
 
 from tests.harness import bundles, deposits, waiting
 from tests.harness.engine import FORKSHIM
-from tests.runtime.test_notify_proxy import PRELUDE, RELAYED
+from tests.runtime.test_notify_proxy import PRELUDE, PROXIED
 from tests.runtime.test_service import Manager
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _adopt(manager: Manager) -> subprocess.Popen[bytes]:
 def test_it_is_heard_by_the_one_who_adopts_it(
     manager: Manager, bundle: Path, killed: str, tmp_path: Path
 ) -> None:
-    process = manager.start(bundle, RELAYED, "--log", f"file:{tmp_path}/log")
+    process = manager.start(bundle, PROXIED, "--log", f"file:{tmp_path}/log")
     manager.hear("READY=1")
     deposits.wait_laid_down(manager.root / manager.id / "init")
     _says(manager, 1)
@@ -124,7 +124,7 @@ def test_it_is_heard_by_the_one_who_adopts_it(
 
 
 def test_it_is_heard_through_a_reload(manager: Manager, bundle: Path, tmp_path: Path) -> None:
-    process = manager.start(bundle, RELAYED, "--log", f"file:{tmp_path}/log")
+    process = manager.start(bundle, PROXIED, "--log", f"file:{tmp_path}/log")
     manager.hear("READY=1")
     for count in range(1, 3):
         _says(manager, count)
