@@ -74,7 +74,7 @@ class FdHolder:
             os.kill(self.pid, signal.SIGKILL)  # unreaped, so the pid is its own
 
     def _keep(self) -> None:
-        isolate.become(f"{self._title} [keeper]", self._held, self._null_fd)
+        isolate.enter_worker(f"{self._title} [keeper]", self._held, self._null_fd)
         while True:
             signal.pause()
 

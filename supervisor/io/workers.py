@@ -28,7 +28,7 @@ from workers.copy import output, stdin
 from workers.process import report
 from workers.process.context import WorkerContext
 from workers.process.counters import StreamCounters
-from workers.process.orphan import Parting
+from workers.process.orphan import OrphanedFifo
 from workers.process.task import COPY, COUNT_REST, Task, TaskKind
 
 TYPE_CHECKING = False
@@ -495,7 +495,7 @@ class StreamSet:
             predecessors=tuple(each.fileno() for each in predecessors),
             task=task,
             reported_dropped_bytes=stream.reported_dropped_bytes,
-            parting=self._parting(stream),
+            orphaned_fifo=self._orphaned_fifo(stream),
         )
         stream.copied_bytes_at_fork = self.copied_bytes(stream)
         try:
@@ -507,11 +507,11 @@ class StreamSet:
             report_wfd.close()  # the worker's is the only one now: its death is our end of file
         return report_rfd
 
-    def _parting(self, stream: Stream) -> Parting | None:
+    def _orphaned_fifo(self, stream: Stream) -> OrphanedFifo | None:
         """Return how its worker ends if we die and nobody can follow us, where it would not."""
         if self._held or not stream.has_own_fifo:
             return None
-        return Parting(stream.sink.fileno(), os.getpid(), syscalls.set_pdeathsig)
+        return OrphanedFifo(stream.sink.fileno(), os.getpid(), syscalls.set_pdeathsig)
 
     def _fork_later(self, stream: Stream, error: OSError) -> bool:
         stream.failed_forks += 1

@@ -72,7 +72,7 @@ def open_log(names: list[str], sink: SinkSpec, kept: tuple[int, ...]) -> dict[st
             keep=sink.keep,
             policy=sink.policy,
             buffer_bytes=buffer_bytes_of(sink),
-            kept=kept[1:],
+            inherited=kept[1:],
         )
     except OSError as error:  # EMFILE, ENOMEM
         directory.close()

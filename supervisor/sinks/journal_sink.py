@@ -54,7 +54,7 @@ def open_journal(
             limit_bytes=sink.max_line_bytes,
             policy=sink.policy,
             buffer_bytes=buffer_bytes_of(sink),
-            kept=kept,
+            inherited=kept,
         )
     except OSError as error:
         raise ShimError(f"connect to {JOURNAL_SOCKET}: {reason(error)}") from error
@@ -71,13 +71,13 @@ def open_journal_stream(
     except OSError as error:
         raise ShimError(f"open /proc/self/cgroup: {reason(error)}") from error
     first = header(sink.tag or container_id, unit, _priority(stream, sink))
-    is_patient = sink.policy == BLOCK
+    is_blocking = sink.policy == BLOCK
     try:
-        to = JournalStream(first, is_patient=is_patient, fd=kept[0] if kept else -1)
+        to = JournalStream(first, is_blocking=is_blocking, fd=kept[0] if kept else -1)
     except OSError as error:
         raise ShimError(f"connect to {STREAM_SOCKET}: {reason(error)}") from error
     try:
-        buffered = None if is_patient else make_buffered(stream, sink, kept[1:])
+        buffered = None if is_blocking else make_buffered(stream, sink, kept[1:])
     except ShimError:
         to.close()
         raise

@@ -140,7 +140,7 @@ def claim(root: str, container_id: str) -> Claim:
 def _is_of_a_dead(path: str) -> bool:
     """Say whether the lock's owner has died: a worker that it was forking has it a moment longer.
 
-    It is the first thing that the worker closes (`isolate.become`).
+    It is the first thing that the worker closes (`isolate.enter_worker`).
     """
     try:
         with open(os.path.join(path, PID_NAME), opener=fds.open_without_waiting) as file:

@@ -106,7 +106,7 @@ def die_writing(work: Callable[[], None], written_bytes: int) -> None:
         pass
 
 
-def small_intakes(monkeypatch: pytest.MonkeyPatch, intake_bytes: int) -> None:
+def small_reads(monkeypatch: pytest.MonkeyPatch, read_bytes: int) -> None:
     """Let the line buffers made from now on be small, so that few bytes take every path."""
-    monkeypatch.setattr("workers.lines.buffer.INTAKE_BYTES", intake_bytes)
-    monkeypatch.setattr("workers.lines.reader.INTAKE_BYTES", intake_bytes)
+    monkeypatch.setattr("workers.lines.buffer.READ_BYTES", read_bytes)
+    monkeypatch.setattr("workers.lines.reader.READ_BYTES", read_bytes)

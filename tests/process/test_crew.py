@@ -85,7 +85,7 @@ def test_what_a_worker_was_killed_amidst_arrives_whole(site: Site) -> None:
 def test_a_worker_that_dies_again_and_again_without_progress_is_given_pauses(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output, "work", lambda _desk, _route: os._exit(3))
+    monkeypatch.setattr(output, "work", lambda _context, _route: os._exit(3))
     monkeypatch.setattr(restart_policy, "_SHORTEST_PAUSE_S", 1e-6)
     _writer, _reader, stream = site.output()
     site.stream_set.start()
@@ -105,7 +105,7 @@ def test_a_stream_whose_workers_do_not_live_says_so_until_one_does(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = output.work
-    monkeypatch.setattr(output, "work", lambda _desk, _route: os._exit(3))
+    monkeypatch.setattr(output, "work", lambda _context, _route: os._exit(3))
     monkeypatch.setattr(restart_policy, "_SHORTEST_PAUSE_S", 1e-6)
     writer, reader, stream = site.output()
     site.stream_set.start()

@@ -82,7 +82,7 @@ def test_a_stopped_worker_is_replaced_once_before_its_stream_is_given_up(
     now[0] += 5.0
     assert watch.judge(is_stopping=False) == [(stream, Verdict.STUCK)]
     stopped = stream.pid
-    monkeypatch.setattr(output, "work", lambda _desk, _route: signal.pause())
+    monkeypatch.setattr(output, "work", lambda _context, _route: signal.pause())
     site.stream_set.kill_worker(stream)
     site.run_until(lambda: stream.pid not in (0, stopped))
     assert watch.judge(is_stopping=False) == []

@@ -126,8 +126,8 @@ def make(tmp_path: Path) -> Iterator[Callable[[str, str], Site]]:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make 40 bytes an intake, and the buffer two and a half of them."""
-    dying.small_intakes(monkeypatch, 40)
+    """Read 40 bytes at once, and the buffer two and a half of them."""
+    dying.small_reads(monkeypatch, 40)
 
 
 class Came(NamedTuple):
@@ -312,7 +312,7 @@ def test_a_reader_that_is_gone_is_an_error_like_others(make: Callable[[str, str]
 def test_a_journald_that_does_not_read_does_not_stop_the_container(
     tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.undo()  # intakes as they are
+    monkeypatch.undo()  # as much at once as ever
     counters = StreamCounters()
     feed = Feed("stdout", counters, 0)
     said = b"".join(b"%06d %s\n" % (number, b"x" * 90) for number in range(60_000))

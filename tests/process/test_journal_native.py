@@ -187,17 +187,17 @@ def test_what_is_held_is_looked_at_once(
     monkeypatch.setattr(LineBuffer, "copy", counted)
     with JournalSite(taker.path, is_joined=True) as site:
         writer = JournalWriter(site.journal, os.getpid())
-        intake = LineReader(site.feed.route, site.journal.buffer, site.feed.context())
+        reader = LineReader(site.feed.route, site.journal.buffer, site.feed.context())
         source = site.feed.source_wfd.fileno()
         taken = 0
         for line in [b"Traceback\n", *[b"  at\n"] * 200]:
             os.write(source, line)
-            intake.take(0, 0)
+            reader.fill(0, 0)
             taken = site.journal.buffer.read().taken
             assert writer.hold(taken) == writer.hold(taken) == 0
         assert sum(looked_at) == taken
         os.write(source, b"next\n")
-        intake.take(0, 0)
+        reader.fill(0, 0)
         assert writer.hold(taken + 5) == taken
 
 
@@ -358,7 +358,7 @@ SAID = b"one\n\n<4>" + b"long " * 9 + b"\n\0\xff\r\nlast"
 def test_a_kill_at_any_instruction_repeats_at_most_one_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dying.small_intakes(monkeypatch, 20)
+    dying.small_reads(monkeypatch, 20)
     texts = [
         b"one", b"", b"long lon", b"g long long", b" long long ", b"long long l", b"ong ",
         b"\0\xff\r", b"last",
@@ -384,7 +384,7 @@ def test_a_kill_at_any_instruction_repeats_at_most_one_joined_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(line_loop, "HOLD_MS", None)
-    dying.small_intakes(monkeypatch, 20)
+    dying.small_reads(monkeypatch, 20)
     texts = [b"one\n a\n\tb", b"two", b"three\n c c c c", b" d", b"four"]
 
     def run(path: Path, step: int) -> int:
@@ -476,7 +476,7 @@ def _in_a_namespace(work: Callable[[], None]) -> None:
 
 def _fill(to: socket.socket) -> int:
     """Send records until there is no room for more; return how many."""
-    sender = journal_socket.Sender(to, os.getpid(), is_patient=False)
+    sender = journal_socket.Sender(to, os.getpid(), is_blocking=False)
     maker = RecordMaker(Origin("0123456789abcdef", name="web"), "stdout", 6)
     sent = 0
     with suppress(BlockingIOError):

@@ -62,8 +62,8 @@ def _check(site: LogSite) -> None:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make 40 bytes an intake: the streams above then take several, and move their buffers."""
-    dying.small_intakes(monkeypatch, 40)
+    """Read 40 bytes at once: the streams above then take several, and move their buffers."""
+    dying.small_reads(monkeypatch, 40)
 
 
 def _fed(directory: Path, *, max_bytes: int = 0) -> LogSite:
@@ -293,7 +293,7 @@ def test_a_worker_that_died_with_the_locker_empty_is_replaced_by_the_other(
             site.wait_written("stderr", 4)
             # As stdout's worker leaves it when it is killed between its two steps.
             site.log.commit(site.log.read()._replace(generation=77))
-            site.log.locker.clear()
+            site.log.fd_slot.clear()
             site.feeds["stderr"].end_with(b"two\n")
         assert site.log.read().generation == 78
         assert [text for *_head, text in cri_records(site.content())] == [b"one", b"two"]

@@ -17,7 +17,7 @@ from tests.harness.forked import forked
 from workers.common.shared_memory import PAGE_BYTES, Memory, Record
 from workers.copy import splice
 from workers.lines.buffer import LineBuffer
-from workers.lines.reader import LineReader, Took
+from workers.lines.reader import Filled, LineReader
 from workers.process.counters import MOST_BYTES, StreamCounters
 
 if TYPE_CHECKING:
@@ -186,8 +186,8 @@ class Basin:
 
 @pytest.fixture
 def make_basin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Basin]]:
-    """Basins with intakes of 10 bytes."""
-    dying.small_intakes(monkeypatch, 10)
+    """Basins that read 10 bytes at once."""
+    dying.small_reads(monkeypatch, 10)
     made = []
 
     def make(longest_line_bytes: int) -> Basin:
@@ -206,20 +206,20 @@ def test_bytes_keep_their_positions_while_the_buffer_moves(
     content = bytes(range(100))
     os.write(basin.source_wfd.fileno(), content)
     basin.source_wfd.close()
-    intake = LineReader(basin.route, basin.buffer, UNTOLD)
+    reader = LineReader(basin.route, basin.buffer, UNTOLD)
     consumed = 0
-    while intake.take(consumed) is Took.SOME:
+    while reader.fill(consumed) is Filled.SOME:
         taken = basin.buffer.read().taken
         assert basin.buffer.copy(consumed, taken) == content[consumed:taken]
         consumed = taken - min(7, taken - consumed)  # as much as may be left
-    assert intake.take(100) is Took.THE_END
+    assert reader.fill(100) is Filled.END
     assert basin.buffer.read()[:3] == (100, 100, 0)
 
 
 def test_a_newline_is_found_by_position(make_basin: Callable[[int], Basin]) -> None:
     basin = make_basin(7)
     os.write(basin.source_wfd.fileno(), b"a\nb\ncccccc")
-    LineReader(basin.route, basin.buffer, UNTOLD).take(0)
+    LineReader(basin.route, basin.buffer, UNTOLD).fill(0)
     basin.buffer.make_room(4)
     assert basin.buffer.last_newline(0, 10) == 3
     assert basin.buffer.last_newline(0, 3) == 1
@@ -230,11 +230,11 @@ def test_a_silent_source_is_waited_for_as_long_as_asked(
     make_basin: Callable[[int], Basin],
 ) -> None:
     basin = make_basin(7)
-    intake = LineReader(basin.route, basin.buffer, UNTOLD)
-    assert intake.take(0, 0) is Took.NOTHING
-    assert intake.take(0, 1) is Took.NOTHING
+    reader = LineReader(basin.route, basin.buffer, UNTOLD)
+    assert reader.fill(0, 0) is Filled.NOTHING
+    assert reader.fill(0, 1) is Filled.NOTHING
     os.write(basin.source_wfd.fileno(), b"x")
-    assert intake.take(0, 0) is Took.SOME
+    assert reader.fill(0, 0) is Filled.SOME
 
 
 def test_a_source_that_only_looked_readable_is_asked_again(
@@ -248,8 +248,8 @@ def test_a_source_that_only_looked_readable_is_asked_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(splice, "fill_staging", somebody_was_faster)
-        intake = LineReader(basin.route, basin.buffer, UNTOLD)
-        assert intake.take(0) is Took.SOME
+        reader = LineReader(basin.route, basin.buffer, UNTOLD)
+        assert reader.fill(0) is Filled.SOME
     assert basin.buffer.read().taken == 0
 
 
@@ -258,11 +258,11 @@ def test_a_line_that_cannot_be_there_is_a_bug_and_not_overwritten(
 ) -> None:
     basin = make_basin(7)
     os.write(basin.source_wfd.fileno(), bytes(20))
-    intake = LineReader(basin.route, basin.buffer, UNTOLD)
-    intake.take(0)
-    intake.take(0)
+    reader = LineReader(basin.route, basin.buffer, UNTOLD)
+    reader.fill(0)
+    reader.fill(0)
     with pytest.raises(RuntimeError, match="an unfinished line of 20 bytes"):
-        intake.take(0)
+        reader.fill(0)
 
 
 @pytest.mark.parametrize(("start", "end"), [(9, 12), (10, 21), (12, 11)])
@@ -271,21 +271,21 @@ def test_bytes_that_are_not_there_are_a_bug(
 ) -> None:
     basin = make_basin(7)
     os.write(basin.source_wfd.fileno(), bytes(20))
-    intake = LineReader(basin.route, basin.buffer, UNTOLD)
-    intake.take(0)
-    intake.take(10)
+    reader = LineReader(basin.route, basin.buffer, UNTOLD)
+    reader.fill(0)
+    reader.fill(10)
     assert basin.buffer.copy(10, 20) == bytes(10)
     with pytest.raises(RuntimeError, match=f"bytes {start} to {end}, of 10 to 20"):
         basin.buffer.copy(start, end)
 
 
-def test_an_intake_needs_a_staging_pipe(make_basin: Callable[[int], Basin]) -> None:
+def test_a_line_reader_needs_a_staging_pipe(make_basin: Callable[[int], Basin]) -> None:
     with pytest.raises(ValueError, match="staging"):
         LineReader(splice.Route(0, -1), make_basin(7).buffer, UNTOLD)
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_instruction_of_an_intake_leaves_each_byte_in_one_place(
+def test_a_kill_at_any_instruction_of_a_line_reader_leaves_each_byte_in_one_place(
     make_basin: Callable[[int], Basin],
 ) -> None:
     content = bytes(range(50))
@@ -297,8 +297,8 @@ def test_a_kill_at_any_instruction_of_an_intake_leaves_each_byte_in_one_place(
         return basin
 
     def take_all(basin: Basin) -> None:
-        intake = LineReader(basin.route, basin.buffer, UNTOLD)
-        while intake.take(0) is Took.SOME:
+        reader = LineReader(basin.route, basin.buffer, UNTOLD)
+        while reader.fill(0) is Filled.SOME:
             pass
 
     counted = fed()

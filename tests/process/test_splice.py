@@ -44,7 +44,7 @@ def _content(size: int) -> bytes:
 
 
 class Bench:
-    """Descriptors, a ledger and a desk for one worker; owns them all until `close`."""
+    """Descriptors, counters and a context for one worker; owns them all until `close`."""
 
     def __init__(self) -> None:
         self.counters = StreamCounters()
@@ -611,7 +611,7 @@ def test_a_route_names_every_descriptor_it_needs() -> None:
     assert splice.Route(3, 4, (5, 6)).fds == (3, 4, 5, 6)
 
 
-def test_a_ledger_is_shared_with_children_and_survives_them() -> None:
+def test_counters_are_shared_with_children_and_survives_them() -> None:
     counters = StreamCounters()
     counters.add_copied(0, 2**40)
     counters.set_in_flight(1, 2**41)
@@ -643,7 +643,7 @@ def test_a_descriptor_below_3_cannot_be_kept() -> None:
     def work() -> None:
         null = os.open(os.devnull, os.O_RDWR)
         with pytest.raises(ValueError, match="descriptor 1 cannot be kept"):
-            isolate.become("forkshim: bench", (1, 99), null)
+            isolate.enter_worker("forkshim: bench", (1, 99), null)
 
     with forked(work) as child:
         assert child.wait() == Exited(0)

@@ -45,7 +45,7 @@ class FdSlot:
             except BlockingIOError:
                 return
 
-    def look(self) -> int | None:
+    def peek(self) -> int | None:
         """Return a new descriptor of what is there, close-on-exec; the caller owns it."""
         # Not socket.recv_fds: up to Python 3.12 it forgets its flags.
         try:

@@ -30,7 +30,7 @@ def wait_for_reader(title: str, path_fd: int, said_wfd: int, null_fd: int) -> No
 
     Source: fifo(7); open(2) O_PATH.
     """
-    isolate.become(title, (path_fd, said_wfd), null_fd)
+    isolate.enter_worker(title, (path_fd, said_wfd), null_fd)
     os.open(f"/proc/self/fd/{path_fd}", os.O_WRONLY)
     os.write(said_wfd, b"!")
     while True:

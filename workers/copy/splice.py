@@ -88,10 +88,10 @@ class Route:
     @property
     def fds(self) -> tuple[int, ...]:
         """Every descriptor that the copy needs."""
-        return (self.source_fd, self.sink_fd, *self.intake_fds[1:])
+        return (self.source_fd, self.sink_fd, *self.source_fds[1:])
 
     @property
-    def intake_fds(self) -> tuple[int, ...]:
+    def source_fds(self) -> tuple[int, ...]:
         """Those that are needed although the sink is another one."""
         return (self.source_fd, *(self.staging or ()), *(fd for _number, fd in self.attach_clients))
 

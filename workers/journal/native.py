@@ -62,7 +62,7 @@ class Journal:
         policy: str = BLOCK,
         buffer_bytes: int = 0,
         path: str = JOURNAL_SOCKET,
-        kept: Sequence[int] = (),
+        inherited: Sequence[int] = (),
     ) -> None:
         """Make the memory and connect.
 
@@ -77,7 +77,7 @@ class Journal:
             policy: For when journald does not read, see `LineBuffer`.
             buffer_bytes: What then waits, at least two lines.
             path: journald's native socket.
-            kept: The `fds` of an earlier one for the same stream, which are taken over.
+            inherited: The `fds` of an earlier one for the same stream, which are taken over.
 
         Raises:
             OSError: There is no journald now; as `reconnect`.
@@ -89,8 +89,8 @@ class Journal:
         self.limit_bytes = limit_bytes
         self.maker = RecordMaker(origin, stream, priority)
         self._path = path
-        socket_fd, buffer_fd = kept or (-1, -1)
-        self.socket = socket.socket(fileno=socket_fd) if kept else connect(path)
+        socket_fd, buffer_fd = inherited or (-1, -1)
+        self.socket = socket.socket(fileno=socket_fd) if inherited else connect(path)
         # What waits to be joined, and an unfinished line.
         longest = 2 * limit_bytes if is_joined or policy != BLOCK else limit_bytes
         self.buffer = LineBuffer(
@@ -139,7 +139,7 @@ class JournalWriter:
         """Go on after the last record that was committed."""
         self._journal = journal
         self._sender = Sender(
-            journal.socket, supervisor_pid, is_patient=journal.buffer.policy == BLOCK
+            journal.socket, supervisor_pid, is_blocking=journal.buffer.policy == BLOCK
         )
         self.consumed = max(journal.read().consumed, journal.buffer.read().front)
         self._looked_at = 0

@@ -28,5 +28,5 @@ def work(
         journal: What the parent has made, for this stream alone.
         supervisor_pid: Our parent, in whose name the records are sent.
     """
-    context.enter((*route.intake_fds, *journal.fds))
+    context.enter((*route.source_fds, *journal.fds))
     run.work(context, route, journal.buffer, JournalWriter(journal, supervisor_pid))

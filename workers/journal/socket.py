@@ -66,13 +66,13 @@ def connect(path: str = JOURNAL_SOCKET) -> socket.socket:
 class Sender:
     """One worker's use of the socket. Borrows it."""
 
-    def __init__(self, to: socket.socket, supervisor_pid: int, *, is_patient: bool = True) -> None:
+    def __init__(self, to: socket.socket, supervisor_pid: int, *, is_blocking: bool = True) -> None:
         """Send in the name of `supervisor_pid`, our parent, while it lives.
 
-        `is_patient`: wait for room; else BlockingIOError is raised when there is none.
+        `is_blocking`: wait for room; else BlockingIOError is raised when there is none.
         """
         self._to = to
-        self._flags = 0 if is_patient else socket.MSG_DONTWAIT
+        self._flags = 0 if is_blocking else socket.MSG_DONTWAIT
         self._supervisor_pid = supervisor_pid
         ucred = struct.pack("3i", supervisor_pid, os.getuid(), os.getgid())
         self._control: list[tuple[int, int, bytes]] = [

@@ -40,18 +40,18 @@ class JournalStream:
     """The parent's side of one stream: connected before the fork, owned until `close`."""
 
     def __init__(
-        self, first: bytes, path: str = STREAM_SOCKET, *, is_patient: bool = True, fd: int = -1
+        self, first: bytes, path: str = STREAM_SOCKET, *, is_blocking: bool = True, fd: int = -1
     ) -> None:
         """Connect, with the header `first`; or take over `fd`, an earlier one's socket.
 
-        `is_patient`: who writes waits for room.
+        `is_blocking`: who writes waits for room.
 
         Raises:
             OSError: As `reconnect`.
         """
         self._first = first
         self._path = path
-        self._is_patient = is_patient
+        self._is_blocking = is_blocking
         self.socket = socket.socket(fileno=fd) if fd >= 0 else self._connect()
 
     def _connect(self) -> socket.socket:
@@ -61,7 +61,7 @@ class JournalStream:
             made.connect(self._path)
             made.send(self._first)
             made.shutdown(socket.SHUT_RD)
-            made.setblocking(self._is_patient)
+            made.setblocking(self._is_blocking)
         except OSError:
             made.close()
             raise

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from workers.common.shared_memory import PAGE_BYTES, Memory, Record
 
-INTAKE_BYTES = 256 << 10
+READ_BYTES = 256 << 10
 """What is taken at once. A quarter of the source pipe, so that reading, rewriting and writing stay
 in the processor's cache: 1 MiB at once is slower."""
 
@@ -22,7 +22,7 @@ BLOCK, DROP_NEW, DROP_OLD = "block", "drop-new", "drop-old"
 _NEWLINE = ord("\n")
 
 
-class Taken(NamedTuple):
+class BufferState(NamedTuple):
     """What is here.
 
     Attributes:
@@ -65,11 +65,11 @@ class LineBuffer:
         """
         self.policy = policy
         self.longest_line_bytes = longest_line_bytes
-        self.room_bytes = INTAKE_BYTES + 2 * longest_line_bytes
+        self.room_bytes = READ_BYTES + 2 * longest_line_bytes
         self.memory = Memory(name, self.room_bytes, fd=fd)
         # The rest of the page is for a writer that keeps its own record here.
-        here = Record.words_needed(len(Taken._fields))
-        self._record = Record(self.memory.words[:here], len(Taken._fields))
+        here = Record.words_needed(len(BufferState._fields))
+        self._record = Record(self.memory.words[:here], len(BufferState._fields))
         self.more_words = self.memory.words[here:]
 
     @property
@@ -77,11 +77,11 @@ class LineBuffer:
         """What a worker keeps."""
         return (self.memory.fd,)
 
-    def read(self) -> Taken:
+    def read(self) -> BufferState:
         """Return what was committed last."""
-        return Taken._make(self._record.read())
+        return BufferState._make(self._record.read())
 
-    def commit(self, state: Taken) -> None:
+    def commit(self, state: BufferState) -> None:
         """Make `state` the one that counts. Only the stream's one living worker calls it."""
         self._record.commit(state)
 
@@ -125,14 +125,14 @@ class LineBuffer:
         if taken == consumed:
             if base != taken:
                 self.commit(self._moved(state, taken))
-        elif taken - base + INTAKE_BYTES > self.room_bytes:
+        elif taken - base + READ_BYTES > self.room_bytes:
             rest = taken - consumed
             if rest > min(self.longest_line_bytes, consumed - base):
                 raise RuntimeError(f"an unfinished line of {rest} bytes")
             self.memory.room(0, rest)[:] = self.memory.room(consumed - base, taken - base)
             self.commit(self._moved(state, consumed))
 
-    def _moved(self, state: Taken, base: int) -> Taken:
+    def _moved(self, state: BufferState, base: int) -> BufferState:
         return state._replace(base=base, is_cut=int(not self.begins_line(base)))
 
     def close(self) -> None:

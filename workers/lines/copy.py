@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from workers.lines import framing
-from workers.lines.reader import LineReader, Took
+from workers.lines.reader import Filled, LineReader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,14 +41,14 @@ HOLD_MS = 250
 """How long the source has to be silent before nothing more is waited for."""
 
 
-class Looked(NamedTuple):
+class RecordEnds(NamedTuple):
     """Positions: of the end of the last complete record, and of the last that need not wait."""
 
     all: int
     now: int
 
 
-class Ends:
+class EndFinder:
     """Knows where records end in a buffer that fills."""
 
     def __init__(self, buffer: LineBuffer, sink: RecordSink) -> None:
@@ -57,7 +57,7 @@ class Ends:
         self._sink = sink
         self._scanned = self._rest_start = sink.consumed
 
-    def look(self) -> Looked:
+    def look(self) -> RecordEnds:
         """Look at what has come since; bytes that were there may be gone, if all else is."""
         taken = self._buffer.read().taken
         newline = self._buffer.last_newline(min(self._scanned, taken), taken)
@@ -65,7 +65,7 @@ class Ends:
         self._rest_start = max(self._rest_start, self._sink.consumed, newline + 1)
         end = framing.end_of_last(self._rest_start, taken, self._sink.limit_bytes)
         now = self._sink.hold(end) if end == self._rest_start else end
-        return Looked(end, now)
+        return RecordEnds(end, now)
 
 
 def copy(context: WorkerContext, route: splice.Route, buffer: LineBuffer, sink: RecordSink) -> None:
@@ -79,15 +79,15 @@ def copy(context: WorkerContext, route: splice.Route, buffer: LineBuffer, sink: 
     context.add_copied(sink.consumed - context.counters.copied_bytes(context.slot))
     context.copied_bytes = 0
     bytes(_KEPT_BYTES)
-    intake = LineReader(route, buffer, context)
-    ends = Ends(buffer, sink)
+    reader = LineReader(route, buffer, context)
+    ends = EndFinder(buffer, sink)
     while True:
         end, now = ends.look()
         _write(context, sink, now)
-        took = intake.take(sink.consumed, None if now == end else HOLD_MS)
-        if took is Took.NOTHING:
+        filled = reader.fill(sink.consumed, None if now == end else HOLD_MS)
+        if filled is Filled.NOTHING:
             _write(context, sink, end)
-        elif took is Took.THE_END:
+        elif filled is Filled.END:
             _write(context, sink, buffer.read().taken)
             return
 

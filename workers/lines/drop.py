@@ -19,16 +19,16 @@ import time
 from workers.copy import splice
 from workers.lines import copy as lines
 from workers.lines.buffer import BLOCK, DROP_OLD
-from workers.lines.reader import LineReader, Took
+from workers.lines.reader import Filled, LineReader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
 
-    from workers.lines.buffer import LineBuffer, Taken
+    from workers.lines.buffer import BufferState, LineBuffer
     from workers.process.context import WorkerContext
 
-    class PatientSink(lines.RecordSink, Protocol):
+    class StallableSink(lines.RecordSink, Protocol):
         """Where records go that may be dropped before."""
 
         @property
@@ -63,7 +63,7 @@ CALM_S = 1.0
 """So long after the last drop the sink counts as well again."""
 
 NOTHING, LINE, BEGINNING = 0, 1, 2
-"""`Taken.skipping`: what of the line that comes next is dropped, all or all but its end."""
+"""`BufferState.skipping`: what of the line that comes next is dropped, all or all but its end."""
 
 _MOST_LEFT_BYTES = 4 << 20
 _NO_ROOM_S = 0.01
@@ -73,7 +73,7 @@ class DroppingReader(LineReader):
     """An intake that never refuses: what there is no room for is dropped."""
 
     def __init__(
-        self, route: splice.Route, buffer: LineBuffer, tally: splice.Tally, sink: PatientSink
+        self, route: splice.Route, buffer: LineBuffer, tally: splice.Tally, sink: StallableSink
     ) -> None:
         """As `Intake`; `sink` says what it has got."""
         self._sink = sink
@@ -97,10 +97,10 @@ class DroppingReader(LineReader):
         else:
             self._keep_what_fits(self._buffer.read(), content)
 
-    def _room(self, state: Taken) -> int:
+    def _room(self, state: BufferState) -> int:
         return self._most_bytes - (state.taken - self._sink.consumed)
 
-    def _make_way(self, state: Taken, arrived: int) -> bool:
+    def _make_way(self, state: BufferState, arrived: int) -> bool:
         """Drop old lines for what has arrived; False if that is not enough."""
         if self._buffer.policy != DROP_OLD or self._sink.is_unfinished:
             return False
@@ -115,7 +115,7 @@ class DroppingReader(LineReader):
             self._drop_up_to(state, front)
         return front >= wanted
 
-    def _drop_up_to(self, state: Taken, front: int) -> None:
+    def _drop_up_to(self, state: BufferState, front: int) -> None:
         consumed = self._sink.consumed
         passed = self._buffer.copy(consumed, front)
         self._buffer.commit(
@@ -128,7 +128,7 @@ class DroppingReader(LineReader):
         )
         self._sink.pass_over(front)
 
-    def _keep_what_fits(self, state: Taken, content: bytes) -> None:
+    def _keep_what_fits(self, state: BufferState, content: bytes) -> None:
         fitting = content.rfind(b"\n", 0, max(self._room(state), 0)) + 1
         if fitting:
             self._put_back(content[fitting:])
@@ -154,7 +154,7 @@ class DroppingReader(LineReader):
             self._put_back(content[newline:])
             self._drop(state, content[:newline], NOTHING)
 
-    def _skip(self, state: Taken, content: bytes) -> None:
+    def _skip(self, state: BufferState, content: bytes) -> None:
         newline = content.find(b"\n")
         if newline < 0:
             self._drop(state, content, state.skipping)
@@ -172,7 +172,7 @@ class DroppingReader(LineReader):
         if content:
             os.write(self._staging[1], content)
 
-    def _drop(self, state: Taken, content: bytes, skipping: int) -> None:
+    def _drop(self, state: BufferState, content: bytes, skipping: int) -> None:
         """Drop what has arrived; `skipping`: if it is not at a line's end."""
         self._buffer.commit(
             state._replace(
@@ -185,7 +185,7 @@ class DroppingReader(LineReader):
 
 
 def copy(
-    context: WorkerContext, route: splice.Route, buffer: LineBuffer, sink: PatientSink
+    context: WorkerContext, route: splice.Route, buffer: LineBuffer, sink: StallableSink
 ) -> bool:
     """Copy to end of file; what the sink does not take in time is dropped, by `buffer.policy`.
 
@@ -202,14 +202,14 @@ def copy(
 
 class _Copy:
     def __init__(
-        self, context: WorkerContext, route: splice.Route, buffer: LineBuffer, sink: PatientSink
+        self, context: WorkerContext, route: splice.Route, buffer: LineBuffer, sink: StallableSink
     ) -> None:
-        self._desk = context
+        self._context = context
         self._route = route
         self._buffer = buffer
         self._sink = sink
-        self._intake = DroppingReader(route, buffer, context, sink)
-        self._ends = lines.Ends(buffer, sink)
+        self._reader = DroppingReader(route, buffer, context, sink)
+        self._ends = lines.EndFinder(buffer, sink)
         self._held_until_s = context.task.until_s
         self._is_open = False
         self._is_stalled = False
@@ -224,7 +224,7 @@ class _Copy:
         context.copied_bytes = 0
 
     def run(self) -> bool:
-        if self._desk.is_to_count:
+        if self._context.is_to_count:
             self._leave()
             return True
         while True:
@@ -237,13 +237,13 @@ class _Copy:
 
     def _leave(self) -> None:
         if self._buffer.policy == BLOCK:  # then there may be more than a line in it, and no room
-            self._intake.leave()
+            self._reader.leave()
         dropped = self._buffer.read().dropped_bytes
         while self._buffer.read().dropped_bytes - dropped < _MOST_LEFT_BYTES:
-            if self._intake.take(self._sink.consumed, 0) is not Took.SOME:
+            if self._reader.fill(self._sink.consumed, 0) is not Filled.SOME:
                 break
-        self._intake.leave()
-        self._desk.set_in_flight(0)
+        self._reader.leave()
+        self._context.set_in_flight(0)
 
     def _write_what_goes(self) -> bool:
         """Write what can be written; True when that is everything."""
@@ -255,12 +255,12 @@ class _Copy:
         is_tried = time.monotonic() >= self._held_until_s
         if is_tried:
             self._try_to_write(self._end)
-        self._desk.set_in_flight(max(0, self._end - self._sink.consumed) + self._sink.rest_bytes)
+        self._context.set_in_flight(max(0, self._end - self._sink.consumed) + self._sink.rest_bytes)
         return is_tried and self._has_written
 
     def _has_something_to_tell(self) -> bool:
         is_calm = time.monotonic() >= self._dropped_at_s + CALM_S
-        return is_calm and self._buffer.read().dropped_bytes != self._desk.reported_dropped_bytes
+        return is_calm and self._buffer.read().dropped_bytes != self._context.reported_dropped_bytes
 
     @property
     def _has_written(self) -> bool:
@@ -292,24 +292,26 @@ class _Copy:
         """Count what has reached the sink, of us and of whoever was killed before."""
         passed = self._buffer.read().passed_bytes
         reached = self._sink.consumed - passed - self._sink.rest_bytes
-        self._desk.add_copied(max(0, reached - self._desk.counters.copied_bytes(self._desk.slot)))
+        self._context.add_copied(
+            max(0, reached - self._context.counters.copied_bytes(self._context.slot))
+        )
 
     def _wait_and_take(self) -> None:
         poller = select.poll()
-        has_more = bool(splice.pending_bytes(self._intake.staging_rfd))
+        has_more = bool(splice.pending_bytes(self._reader.staging_rfd))
         if not self._is_over:
             poller.register(self._route.source_fd, select.POLLIN)
         if self._is_stalled and self._sink.stall_fd >= 0:
             poller.register(self._sink.stall_fd, select.POLLOUT)
         if not has_more and not self._is_over:
-            self._intake.pause_when_due()
+            self._reader.pause_when_due()
         ready = poller.poll(0 if has_more else self._timeout_ms())
         is_ready = has_more or any(fd == self._route.source_fd for fd, _events in ready)
         self._seemed_to_have_room = any(fd == self._sink.stall_fd for fd, _events in ready)
         self._is_quiet = self._waits_for_more and not is_ready
         if self._is_over or not is_ready:
             return
-        if self._intake.take(self._sink.consumed, 0) is Took.THE_END:
+        if self._reader.fill(self._sink.consumed, 0) is Filled.END:
             self._is_over = True
         dropped = self._buffer.read().dropped_bytes
         if dropped != self._dropped:

@@ -15,7 +15,7 @@ import select
 from enum import Enum
 
 from workers.copy import splice
-from workers.lines.buffer import INTAKE_BYTES
+from workers.lines.buffer import READ_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,12 +25,12 @@ _SMALL_BYTES = 32 << 10
 """A batch takes 0.1 ms, however few bytes are in it; a page of small writes comes meanwhile."""
 
 
-class Took(Enum):
+class Filled(Enum):
     """What came of a wait for bytes."""
 
     SOME = "there may be more in the buffer now"
     NOTHING = "the source was silent for as long as was asked"
-    THE_END = "end of file"
+    END = "end of file"
 
 
 class LineReader:
@@ -42,14 +42,14 @@ class LineReader:
         `tally` is told of what is on its way here; to take it back is the caller's part.
         """
         if route.staging is None:
-            raise ValueError("an intake needs a staging pipe")
+            raise ValueError("a line reader needs a staging pipe")
         self._route = route
         self._staging = route.staging
         self._buffer = buffer
         self._tally = tally
         self._readable = select.poll()
         self._readable.register(route.source_fd, select.POLLIN)
-        self._batching = splice.make_batching(route, INTAKE_BYTES, _SMALL_BYTES)
+        self._batching = splice.make_batching(route, READ_BYTES, _SMALL_BYTES)
         splice.tee_to_clients(route, self._staging, tally)
         pending = buffer.read().pending
         if pending:
@@ -60,7 +60,7 @@ class LineReader:
         """Lend the end of the staging pipe from which it reads."""
         return self._staging[0]
 
-    def take(self, consumed: int, timeout_ms: int | None = None) -> Took:
+    def fill(self, consumed: int, timeout_ms: int | None = None) -> Filled:
         """Take what the source has, waiting for it at most `timeout_ms`; None is for ever.
 
         Args:
@@ -76,18 +76,18 @@ class LineReader:
             if timeout_ms != 0:
                 self.pause_when_due()
             if not self._readable.poll(timeout_ms):
-                return Took.NOTHING
+                return Filled.NOTHING
             try:
                 staged_bytes = splice.fill_staging(
-                    self._route, self._staging, self._tally, INTAKE_BYTES
+                    self._route, self._staging, self._tally, READ_BYTES
                 )
             except BlockingIOError:  # somebody else has taken it: it is a shared terminal
-                return Took.SOME
+                return Filled.SOME
             if staged_bytes == 0:
-                return Took.THE_END
+                return Filled.END
             self._batching.record(staged_bytes)
         self._pull(staged_bytes)
-        return Took.SOME
+        return Filled.SOME
 
     def pause_when_due(self) -> None:
         """Let small writes gather, where that pays: for whoever waits himself, before he does."""

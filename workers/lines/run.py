@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def work(
-    context: WorkerContext, route: splice.Route, buffer: LineBuffer, sink: drop.PatientSink
+    context: WorkerContext, route: splice.Route, buffer: LineBuffer, sink: drop.StallableSink
 ) -> None:
     """Copy until the container has closed its side, then report. Raises nothing.
 

@@ -78,7 +78,7 @@ class _Datagram(NamedTuple):
 def work(place: Place) -> None:
     """Read until there is nothing more to come, or the supervisor is gone."""
     kept = (place.socket.fileno(), place.words_wfd, place.until_rfd)
-    isolate.become(place.title, kept, place.null_fd)
+    isolate.enter_worker(place.title, kept, place.null_fd)
     with contextlib.suppress(BrokenPipeError):
         _Reader(place).run()
 

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from workers.process.counters import StreamCounters
-    from workers.process.orphan import Parting
+    from workers.process.orphan import OrphanedFifo
     from workers.process.task import Task
 
 
 _EXIT_FIRST_S = 0.001
-"""So long an end of file waits to be told: see `Desk.send_and_keep`."""
+"""So long an end of file waits to be told: see `WorkerContext.send_and_keep`."""
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class WorkerContext:
         predecessors: pidfds of workers that have been told to go, and may still be at it.
         task: What the worker is forked for.
         reported_dropped_bytes: So much of what was dropped has been told.
-        parting: What to do when our parent dies, for a worker that nobody can adopt.
+        orphaned_fifo: What to do when our parent dies, for a worker that nobody can adopt.
         copied_bytes: By this worker; the ledger has the stream's total.
     """
 
@@ -55,15 +55,15 @@ class WorkerContext:
     predecessors: tuple[int, ...] = ()
     task: Task = COPY
     reported_dropped_bytes: int = 0
-    parting: Parting | None = None
+    orphaned_fifo: OrphanedFifo | None = None
     copied_bytes: int = 0
 
     def enter(self, keep_fds: Iterable[int]) -> None:
-        """Become the worker, see `isolate.become`, when those before it have gone, and rested."""
+        """Become the worker (`isolate.enter_worker`); wait for predecessors, and for `rest_s`."""
         kept = (*keep_fds, *self.held, *self.predecessors, self.report_wfd)
-        isolate.become(self.title, kept, self.null_fd)
-        if self.parting is not None:
-            self.parting.prepare()
+        isolate.enter_worker(self.title, kept, self.null_fd)
+        if self.orphaned_fifo is not None:
+            self.orphaned_fifo.install()
         for pidfd in self.predecessors:
             poller = select.poll()
             poller.register(pidfd, select.POLLIN)

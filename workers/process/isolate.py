@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-DEAF_TO = (
+IGNORED_SIGNALS = (
     signal.SIGTERM,
     signal.SIGINT,
     signal.SIGHUP,
@@ -43,7 +43,7 @@ def drop_signal_handlers() -> None:
             signal.signal(signum, signal.SIG_DFL)
 
 
-def become(title: str, keep_fds: Iterable[int], null_fd: int) -> None:
+def enter_worker(title: str, keep_fds: Iterable[int], null_fd: int) -> None:
     """Turn this forked process into the worker `title`, with `keep_fds` and /dev/null as 0 to 2.
 
     Args:
@@ -51,7 +51,7 @@ def become(title: str, keep_fds: Iterable[int], null_fd: int) -> None:
         keep_fds: Descriptors that stay as they are; each above 2. All others are closed.
         null_fd: /dev/null, open for reading and writing.
     """
-    for signum in DEAF_TO:
+    for signum in IGNORED_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
     for fd in range(3):
         os.dup2(null_fd, fd)

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-_TOLD_BY = signal.SIGHUP
+_PARENT_DEATH_SIGNAL = signal.SIGHUP
 """To this one workers are deaf otherwise. Strangers may send it, too."""
 
 
 @dataclass(frozen=True, slots=True)
-class Parting:
+class OrphanedFifo:
     """What is to be let go of, and whose death it is.
 
     Attributes:
@@ -38,11 +38,11 @@ class Parting:
     supervisor_pid: int
     ask: Callable[[int], None]
 
-    def prepare(self) -> None:
+    def install(self) -> None:
         """See that it is done when the time comes, which may have been."""
-        signal.signal(_TOLD_BY, self._on_signal)
-        self.ask(_TOLD_BY)
-        self._on_signal(_TOLD_BY, None)
+        signal.signal(_PARENT_DEATH_SIGNAL, self._on_signal)
+        self.ask(_PARENT_DEATH_SIGNAL)
+        self._on_signal(_PARENT_DEATH_SIGNAL, None)
 
     def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
         is_orphan = os.getppid() != self.supervisor_pid

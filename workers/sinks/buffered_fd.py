@@ -32,7 +32,7 @@ _SLOW_BYTES = 512
 """For a terminal or a device: poll(2) promises room for something, and write(2) waits for all."""
 
 
-class Gone(NamedTuple):
+class OutletState(NamedTuple):
     """What has left the line buffer.
 
     Attributes:
@@ -48,15 +48,15 @@ class Buffered:
     """The parent's side of one stream: made before the fork, owned until `close`."""
 
     def __init__(
-        self, stream: str, policy: str, buffer_bytes: int, kept: Sequence[int] = ()
+        self, stream: str, policy: str, buffer_bytes: int, inherited: Sequence[int] = ()
     ) -> None:
-        """Make the memory and the pipe, or take over `kept`, the `fds` of an earlier one.
+        """Make the memory and the pipe, or take over `inherited`, the `fds` of an earlier one.
 
         Raises:
             OSError: EMFILE, ENFILE.
         """
-        buffer_fd, *ends = kept or (-1, -1, -1)
-        self.outlet = (ends[0], ends[1]) if kept else os.pipe2(os.O_CLOEXEC)
+        buffer_fd, *ends = inherited or (-1, -1, -1)
+        self.outlet = (ends[0], ends[1]) if inherited else os.pipe2(os.O_CLOEXEC)
         try:
             self.buffer = LineBuffer(
                 f"forkshim:{stream}", buffer_bytes, policy=policy, fd=buffer_fd
@@ -64,19 +64,19 @@ class Buffered:
         except OSError:
             self._close_outlet()
             raise
-        words = Record.words_needed(len(Gone._fields))
-        self._record = Record(self.buffer.more_words[:words], len(Gone._fields))
+        words = Record.words_needed(len(OutletState._fields))
+        self._record = Record(self.buffer.more_words[:words], len(OutletState._fields))
 
     @property
     def fds(self) -> tuple[int, ...]:
         """What a worker keeps."""
         return (*self.buffer.fds, *self.outlet)
 
-    def read(self) -> Gone:
+    def read(self) -> OutletState:
         """Return what was committed last."""
-        return Gone._make(self._record.read())
+        return OutletState._make(self._record.read())
 
-    def commit(self, state: Gone) -> None:
+    def commit(self, state: OutletState) -> None:
         """Make `state` the one that counts."""
         self._record.commit(state)
 
@@ -112,7 +112,7 @@ class PipeWriter:
         consumed, sending = buffered.read()
         if sending:
             consumed += self.rest_bytes
-            buffered.commit(Gone(consumed, 0))
+            buffered.commit(OutletState(consumed, 0))
         self.consumed = max(consumed, buffered.buffer.read().front)
 
     @property
@@ -143,9 +143,9 @@ class PipeWriter:
         end = min(end, self.consumed + _OUTLET_BYTES)
         newline = buffer.last_newline(self.consumed, end)
         content = buffer.copy(self.consumed, end if newline < 0 else newline + 1)
-        self._buffered.commit(Gone(self.consumed, 1))
+        self._buffered.commit(OutletState(self.consumed, 1))
         written = os.write(self._outlet_wfd, content)
-        self._buffered.commit(Gone(self.consumed + written, 0))
+        self._buffered.commit(OutletState(self.consumed + written, 0))
         self.consumed += written
 
     def flush(self) -> None:
@@ -202,6 +202,6 @@ def work(
         sink_fd: A socket has to be non-blocking.
         lingers: See `PipeWriter`.
     """
-    context.enter((*route.intake_fds, *buffered.fds, sink_fd))
+    context.enter((*route.source_fds, *buffered.fds, sink_fd))
     writer = PipeWriter(buffered, sink_fd, lingers=lingers)
     run.work(context, route, buffered.buffer, writer)

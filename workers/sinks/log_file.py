@@ -7,7 +7,7 @@ and write the rest: a killed worker's successor, or the worker of the other stre
 gets the lock first. A reader that follows the file never sees a record vanish or come back.
 
 One lock for each file (fcntl(2), F_SETLKW on the shared memory: the kernel takes it from a killed
-holder), so there is at most one unfinished write. The file in question lies in the locker: its
+holder), so there is at most one unfinished write. The file in question lies in the slot: its
 name may belong to another file by now. Nothing is fsync'ed: what a batch would gain, a
 power cut, is paid for by every batch.
 
@@ -57,7 +57,7 @@ class FileState(NamedTuple):
     """What the workers of one file agree on.
 
     Attributes:
-        generation: Goes up before another file comes into the locker.
+        generation: Goes up before another file comes into the slot.
         writer: NOBODY, or 1 + the index of the stream whose write has begun. Then:
         before: The file's size when it began.
         length: Bytes to be written.
@@ -88,7 +88,7 @@ class LogFile:
         keep: int = 1,
         policy: str = BLOCK,
         buffer_bytes: int = 0,
-        kept: Sequence[int] = (),
+        inherited: Sequence[int] = (),
     ) -> None:
         """Describe the file; the workers open it.
 
@@ -100,7 +100,7 @@ class LogFile:
             keep: How many old files there may be, at least 1.
             policy: For when the file cannot be written, see `LineBuffer`.
             buffer_bytes: What then waits, at least a line.
-            kept: The `fds` of an earlier one of the same description, which are taken over.
+            inherited: The `fds` of an earlier one of the same description, which are taken over.
         """
         if max_bytes and max_bytes < max(map(_longest_record, formats.values())):
             raise ValueError(f"{max_bytes} bytes do not hold the longest record")
@@ -110,14 +110,14 @@ class LogFile:
         self.streams = tuple(formats)
         self.max_bytes = max_bytes
         self.keep = keep
-        memory_fd, front_fd, back_fd, *buffer_fds = kept or (-1,) * (3 + len(formats))
+        memory_fd, front_fd, back_fd, *buffer_fds = inherited or (-1,) * (3 + len(formats))
         self.buffers = tuple(
             LineBuffer(
                 f"forkshim:{stream}", max(form.limit_bytes, buffer_bytes), policy=policy, fd=fd
             )
             for (stream, form), fd in zip(formats.items(), buffer_fds, strict=True)
         )
-        self.locker = FdSlot(fds=(front_fd, back_fd) if kept else None)
+        self.fd_slot = FdSlot(fds=(front_fd, back_fd) if inherited else None)
         self._memory = Memory("forkshim:log", fd=memory_fd)
         self._record = Record(self._memory.words, len(FileState._fields) - 1 + len(self.streams))
 
@@ -125,7 +125,7 @@ class LogFile:
     def fds(self) -> tuple[int, ...]:
         """What a worker keeps."""
         buffers = (fd for buffer in self.buffers for fd in buffer.fds)
-        return (self.dir_fd, self._memory.fd, *self.locker.fds, *buffers)
+        return (self.dir_fd, self._memory.fd, *self.fd_slot.fds, *buffers)
 
     def read(self) -> FileState:
         """Return what was committed last."""
@@ -146,10 +146,10 @@ class LogFile:
             fcntl.lockf(self._memory.fd, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Give the shared memory back, and the file if there is one in the locker."""
+        """Give the shared memory back, and the file if there is one in the slot."""
         self._record.release()
         self._memory.close()
-        self.locker.close()
+        self.fd_slot.close()
         for buffer in self.buffers:
             buffer.close()
 
@@ -265,7 +265,7 @@ class LogWriter:
         self._open(self._log.read())
 
     def _open(self, state: FileState) -> None:
-        """Put the file of that name into the locker; no write is unfinished now."""
+        """Put the file of that name into the slot; no write is unfinished now."""
         # The generation first: from here on nobody trusts the descriptor that he has.
         state = state._replace(generation=state.generation + 1)
         self._log.commit(state)
@@ -279,14 +279,14 @@ class LogWriter:
             os.close(fd)
             number = errno.EMLINK if stat.S_ISREG(attributes.st_mode) else errno.EINVAL
             raise OSError(number, os.strerror(number), self._log.name)
-        self._log.locker.put(fd)
+        self._log.fd_slot.put(fd)
         self._hold(fd, state.generation)
 
     def _take_the_current_file(self, state: FileState) -> None:
         """Follow the other worker to the file that it has opened."""
         if state.generation == self._generation:
             return
-        fd = self._log.locker.look()
+        fd = self._log.fd_slot.peek()
         if fd is None:  # it was killed just there
             self._open(state)
         else:
@@ -306,7 +306,7 @@ class LogWriter:
         index = state.writer - 1
         content = self._log.buffers[index].copy(state.consumed[index], state.until)
         payload = self._log.formats[index].rewrite(content, state.stamp_ns)
-        fd = self._log.locker.look()
+        fd = self._log.fd_slot.peek()
         if fd is None or len(payload) != state.length:
             raise RuntimeError("an unfinished write that nobody has begun")
         try:

@@ -21,8 +21,8 @@ def work(context: WorkerContext, route: splice.Route, log: LogFile, stream: str)
         context: As for every worker.
         route: The source and the staging pipe.
         log: What the parent has made; its memory is shared by all workers of the file.
-        stream: The name in `log`, which may not be the desk's.
+        stream: The name in `log`, which may not be the name in `context`.
     """
-    context.enter((*route.intake_fds, *log.fds))
+    context.enter((*route.source_fds, *log.fds))
     buffer = log.buffers[log.streams.index(stream)]
     run.work(context, route, buffer, LogWriter(log, stream))
