@@ -26,6 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from supervisor.state.directory import StateDirectory
     from supervisor.state.log import Log
 
 
@@ -134,7 +135,7 @@ def _adopter(
     notifier: Notifier,
     command: tuple[str, ...],
     on_started: Callable[[], None] | None = None,
-) -> tuple[StartRequest, Callable[[Log], Outcome]]:
+) -> tuple[StartRequest, foreground.SuperviseIt]:
     """Return the order of the killed supervisor, for this one, and what carries it out.
 
     With `on_started` this one is a daemon.
@@ -152,11 +153,11 @@ def _adopter(
         front={**order.front, "is_daemon": is_daemon},
     )
 
-    def supervise_it(log: Log) -> Outcome:
+    def supervise_it(log: Log, state_dir: StateDirectory) -> Outcome:
         claimed.write_pid()
         log.notice(f"adopting, after supervisor {contents.document['pid']}")
         left = discover.workers(claimed.state_dir)
-        return restore.go_on(order, log, contents, Leftovers(past, left))
+        return restore.go_on(order, log, state_dir, contents, Leftovers(past, left))
 
     return order, supervise_it
 
@@ -179,13 +180,13 @@ def go_on() -> int:
     command = own_command()
     if arrival.is_rehearsal:
         order = request_of(document, notifier=SILENT, command=command)
-        restore.dry_run(order, arrival.contents)
+        restore.dry_run(order, claimed.open_state_dir(), arrival.contents)
         reexec.end_rehearsal()
     order = request_of(document, notifier=Notifier(environment), command=command)
     order = replace(order, lock_fd=claimed.lock_fd, has_job_control=not is_daemon)
 
-    def supervise_on(log: Log) -> Outcome:
-        return restore.go_on(order, log, arrival.contents)
+    def supervise_on(log: Log, state_dir: StateDirectory) -> Outcome:
+        return restore.go_on(order, log, state_dir, arrival.contents)
 
     if is_daemon:
         foreground.end_detached(claimed, order, supervise_on, is_successor=True)

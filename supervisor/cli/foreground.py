@@ -14,7 +14,7 @@ import time
 from supervisor.container import exit_record
 from supervisor.linux.errors import AbandonedError, ShimError, StoppedError, UntrustedError, reason
 from supervisor.linux.exit_status import shell_status
-from supervisor.state import directory
+from supervisor.state.directory import EXIT_STATUS_NAME
 from supervisor.state.journal_log import WARNING
 from supervisor.state.log import line_for_stderr
 
@@ -24,13 +24,16 @@ if TYPE_CHECKING:
 
     from supervisor.container.request import Outcome, StartRequest
     from supervisor.state.claim import Claim
+    from supervisor.state.directory import StateDirectory
     from supervisor.state.log import Log
+
+    SuperviseIt = Callable[[Log, StateDirectory], Outcome]
 
 
 def end_here(
     claimed: Claim,
     order: StartRequest,
-    supervise_it: Callable[[Log], Outcome],
+    supervise_it: SuperviseIt,
     *,
     is_successor: bool = False,
 ) -> int:
@@ -38,10 +41,11 @@ def end_here(
 
     But for what a successor could not even take over: there is a container behind it.
     """
-    log = directory.open_log(mirror_prefix=f"forkshim: {order.container_id}")
+    prefix = f"forkshim: {order.container_id}"
+    state_dir, log = _open(claimed, prefix, is_successor=is_successor)
     is_over = False  # whatever is unforeseen removes nothing
     try:
-        outcome = _supervise_on_record(order, log, supervise_it)
+        outcome = _supervise_on_record(order, log, state_dir, supervise_it)
         is_over = True
         if order.notifier.is_heard and _has_done_as_told(outcome, order):
             return 0
@@ -54,35 +58,51 @@ def end_here(
         raise
     finally:
         log.close()
+        state_dir.close()
         (claimed.remove if is_over else claimed.release)()
 
 
 def end_detached(
     claimed: Claim,
     order: StartRequest,
-    supervise_it: Callable[[Log], Outcome],
+    supervise_it: SuperviseIt,
     *,
     is_successor: bool = False,
 ) -> ShimError | None:
     """Supervise in a daemon. A container that ran leaves its directory, with `exitStatus`."""
-    log = directory.open_log()
+    state_dir, log = _open(claimed, None, is_successor=is_successor)
     try:
-        _exit_status(_supervise_on_record(order, log, supervise_it))
+        _exit_status(_supervise_on_record(order, log, state_dir, supervise_it))
     except AbandonedError as error:
         log.error(str(error))
         return error
     except ShimError as error:
         log.error(str(error))
-        has_run = is_successor or os.path.exists(
-            os.path.join(claimed.state_dir, directory.EXIT_STATUS_NAME)
-        )
+        has_run = is_successor or os.path.exists(os.path.join(claimed.state_dir, EXIT_STATUS_NAME))
         if not has_run:
             claimed.remove()
         return error
     finally:
         log.close()
+        state_dir.close()
         claimed.release()
     return None
+
+
+def _open(
+    claimed: Claim, mirror_prefix: str | None, *, is_successor: bool
+) -> tuple[StateDirectory, Log]:
+    """Return the state directory and its log; without them nothing begins and nothing is left."""
+    try:
+        state_dir = claimed.open_state_dir()
+        try:
+            return state_dir, state_dir.open_log(mirror_prefix)
+        except ShimError:
+            state_dir.close()
+            raise
+    except ShimError:
+        (claimed.release if is_successor else claimed.remove)()
+        raise
 
 
 def environment_of_a_main_process() -> Mapping[str, str]:
@@ -110,10 +130,10 @@ def say(message: str) -> None:
 
 
 def _supervise_on_record(
-    order: StartRequest, log: Log, supervise_it: Callable[[Log], Outcome]
+    order: StartRequest, log: Log, state_dir: StateDirectory, supervise_it: SuperviseIt
 ) -> Outcome:
     """Supervise, and leave a record of the end in the front end's `exit_dir`, if there is one."""
-    outcome = supervise_it(log)
+    outcome = supervise_it(log, state_dir)
     exit_dir, began_ns = order.front["exit_dir"], order.front["began_ns"]
     if exit_dir is not None:
         record = exit_record.fields(order.container_id, outcome, began_ns, time.time_ns())

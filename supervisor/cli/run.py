@@ -7,6 +7,7 @@ own descriptors, or with --detach to the sink that --log names.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import time
@@ -33,8 +34,9 @@ from supervisor.oci.bundle import Addition, Bundle, destinations, modified_confi
 from supervisor.oci.command_line import RuntimeCommand, is_same_bundle, parse_state
 from supervisor.oci.invoke import ask_runtime
 from supervisor.sinks.spec import check_typed, with_absolute_path
-from supervisor.state import claim, directory
+from supervisor.state import claim
 from supervisor.state.container_id import check_id
+from supervisor.state.directory import StateDirectory
 from supervisor.state.fd_store import FdStoreError
 from supervisor.state.journal_log import Kind
 from supervisor.systemd import delegation
@@ -285,25 +287,26 @@ def _prepare(
             "noPivotRoot": request.no_pivot,
         }
     )
-    if config and modified is not None:
-        directory.write_file(_CONFIG, modified, 0o600)
-    elif modified is not None:
-        _make_bundle(modified, bundle.path)
-    process = bundle.document.get("process") or {}
-    directory.write_file("process.json", process_json.encode_process(process, record), 0o600)
-    directory.make_fifos()
+    with contextlib.closing(claimed.open_state_dir()) as state_dir:
+        if config and modified is not None:
+            state_dir.write(_CONFIG, modified, 0o600)
+        elif modified is not None:
+            _make_bundle(runtime_bundle, modified, bundle.path)
+        process = bundle.document.get("process") or {}
+        state_dir.write("process.json", process_json.encode_process(process, record), 0o600)
+        state_dir.make_fifos()
+        os.fchdir(state_dir.fileno())  # the caller's directory must not stay busy
     return runtime_bundle, config
 
 
-def _make_bundle(config: bytes, of_path: str) -> None:
+def _make_bundle(path: str, config: bytes, of_path: str) -> None:
     """Make a bundle with another config.json, and links to what else the user's has."""
-    os.mkdir("bundle", 0o700)
-    os.chdir("bundle")
-    directory.write_file(_CONFIG, config, 0o600)
-    for name in os.listdir(of_path):
-        if name != _CONFIG:
-            os.symlink(os.path.join(of_path, name), name)
-    os.chdir("..")
+    os.mkdir(path, 0o700)
+    with contextlib.closing(StateDirectory.open(path)) as directory:
+        directory.write(_CONFIG, config, 0o600)
+        for name in os.listdir(of_path):
+            if name != _CONFIG:
+                os.symlink(os.path.join(of_path, name), name, dir_fd=directory.fileno())
 
 
 def _has_notify_proxy(request: RunRequest) -> bool:
@@ -367,10 +370,10 @@ def _supervise_here(
     notifier = Notifier(foreground.environment_of_a_main_process())
     order = replace(order, has_job_control=True, terminal=user_terminal, notifier=notifier)
 
-    def supervise_it(log: Log) -> Outcome:
+    def supervise_it(log: Log, state_dir: StateDirectory) -> Outcome:
         claimed.write_pid()
-        look = partial(_tell_if_outside, log, is_place_chosen=is_place_chosen)
-        return supervise(replace(order, on_started=look), log)
+        look = partial(_tell_if_outside, log, state_dir, is_place_chosen=is_place_chosen)
+        return supervise(replace(order, on_started=look), log, state_dir)
 
     try:
         return foreground.end_here(claimed, order, supervise_it)
@@ -379,9 +382,9 @@ def _supervise_here(
             user_terminal.restore()
 
 
-def _tell_if_outside(log: Log, *, is_place_chosen: bool) -> None:
+def _tell_if_outside(log: Log, state_dir: StateDirectory, *, is_place_chosen: bool) -> None:
     """Say where the container is, if it runs beside the unit that is to have it."""
-    place = delegation.outside_of_unit(os.environ, directory.read_pid())
+    place = delegation.outside_of_unit(os.environ, state_dir.read_pid())
     if not place:
         return
     message = f"the container is outside of this unit, in the cgroup {place}"
@@ -402,9 +405,9 @@ def _supervise_detached(claimed: claim.Claim, order: StartRequest, herald: daemo
     signals.hold()
     order = replace(order, on_started=herald.started)
 
-    def supervise_it(log: Log) -> Outcome:
+    def supervise_it(log: Log, state_dir: StateDirectory) -> Outcome:
         claimed.write_pid()
-        return supervise(order, log)
+        return supervise(order, log, state_dir)
 
     error = foreground.end_detached(claimed, order, supervise_it)
     if error is not None:

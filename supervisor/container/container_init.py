@@ -8,6 +8,7 @@ the container ran already, and that is in the exec'd process's own pid namespace
 from __future__ import annotations
 
 import os
+from functools import partial
 
 from supervisor.linux import fds, procfs
 
@@ -31,9 +32,9 @@ class ContainerInit:
         self._is_watched = False
 
     @classmethod
-    def of_exec(cls, loop: Loop, pid: int) -> ContainerInit:
-        """Find that of the exec'd process `pid`, whose state directory is the current one."""
-        return cls(loop, _find(pid))
+    def of_exec(cls, loop: Loop, pid: int, dir_fd: int) -> ContainerInit:
+        """Find that of the exec'd process `pid`. `dir_fd`: the state directory of the exec."""
+        return cls(loop, _find(pid, dir_fd))
 
     @property
     def is_alive(self) -> bool:
@@ -62,9 +63,9 @@ class ContainerInit:
             self._loop.forget(self._pidfd.fileno())
 
 
-def _find(pid: int) -> fds.Fd:
+def _find(pid: int, dir_fd: int) -> fds.Fd:
     try:
-        with open(_PATH, "rb", opener=fds.open_without_waiting) as file:
+        with open(_PATH, "rb", opener=partial(fds.open_without_waiting, dir_fd=dir_fd)) as file:
             text = file.read(_LONGEST_PID)
         init_pid = int(text) if text.isdigit() and len(text) < _LONGEST_PID else 0
         pidfd = fds.Fd(os.pidfd_open(init_pid))

@@ -16,8 +16,8 @@ from supervisor.linux import fds
 from supervisor.linux.errors import ShimError, reason_of_access
 from supervisor.linux.exit_status import Exited, Killed, Unknown, shell_status, signal_name
 from supervisor.linux.text import printable
-from supervisor.state import directory as statedir
 from supervisor.state import trust
+from supervisor.state.directory import write_file
 from supervisor.state.log import rfc3339
 
 TYPE_CHECKING = False
@@ -105,7 +105,7 @@ def _status(end: Termination | None, error: ShimError | None) -> int | None:
 
 
 def write(directory: str, record: dict[str, Any]) -> None:
-    """Write it, and become a process of `directory`: its name is then a short one.
+    """Write the record.
 
     Raises:
         OSError: There is no new record.
@@ -113,11 +113,13 @@ def write(directory: str, record: dict[str, Any]) -> None:
     """
     name = f"{record['id']}.json"
     there = trust.open_directory(directory)
-    os.fchdir(there.fileno())
-    there.close()
-    for left in os.listdir("."):
-        head, _dot, pid = left.rpartition(".")
-        if head == f".{name}" and pid.isdecimal():  # of a supervisor that was killed here
-            with suppress(FileNotFoundError):
-                os.unlink(left)
-    statedir.write_file(name, orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+    try:
+        for left in os.listdir(there.fileno()):
+            head, _dot, pid = left.rpartition(".")
+            if head == f".{name}" and pid.isdecimal():  # of a supervisor that was killed here
+                with suppress(FileNotFoundError):
+                    os.unlink(left, dir_fd=there.fileno())
+        content = orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+        write_file(there.fileno(), name, content)
+    finally:
+        there.close()

@@ -14,7 +14,6 @@ from supervisor.handover import reexec
 from supervisor.handover.discover import KEPT_NAMES
 from supervisor.linux import fds, signals
 from supervisor.linux.errors import ShimError, reason
-from supervisor.state import directory
 from supervisor.state.fd_store import FdReader, FdStore, FdWriter
 from supervisor.state.journal_log import Kind
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from supervisor.container.request import StartRequest
     from supervisor.linux.event_loop import Loop
     from supervisor.oci.invoke import RuntimeInvoker
+    from supervisor.state.directory import StateDirectory
     from supervisor.state.log import Log
 
     class Incumbent(Protocol):
@@ -95,6 +95,7 @@ class HandoverManager:
         calls: RuntimeInvoker,
         log: Log,
         order: StartRequest,
+        state_dir: StateDirectory,
         incumbent: Incumbent,
         past: Inherited | None,
     ) -> None:
@@ -103,6 +104,7 @@ class HandoverManager:
         self._calls = calls
         self._log = log
         self._order = order
+        self._state_dir = state_dir
         self._incumbent = incumbent
         self._publish_soon = loop.timer(self.publish)
         self._next_look = loop.timer(self._dry_run)
@@ -231,7 +233,7 @@ class HandoverManager:
         try:
             if not self._is_published:
                 # Before there is anything: a worker that waits with it for ever has to be found.
-                directory.write_handover(self._deposit.fds, self._deposit.nonce)
+                self._state_dir.write_handover(self._deposit.fds, self._deposit.nonce)
             self._deposit.put(self._incumbent.pack(fd_writer), fd_writer)
             if not self._is_published and self._order.is_kept:
                 self._order.notifier.keep_no_more(KEPT_NAMES)  # of an earlier run of the unit
@@ -250,7 +252,7 @@ class HandoverManager:
         if self._deposit is not None:
             if self._order.is_kept:
                 self._order.notifier.keep_no_more(KEPT_NAMES)
-            directory.remove_handover()
+            self._state_dir.remove_handover()
             self._deposit.close()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from supervisor.container.payload import Payload
 from supervisor.linux.exit_status import Unknown, from_protocol_status, protocol_status
-from supervisor.state import directory
+from supervisor.state.directory import ExitStatusFile
 from supervisor.systemd.oom import OomWatch
 
 TYPE_CHECKING = False
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from supervisor.linux.event_loop import Loop
     from supervisor.linux.exit_status import Termination
     from supervisor.linux.reaper import Reaper
+    from supervisor.state.directory import StateDirectory
     from supervisor.state.fd_store import FdReader, FdWriter
 
 
@@ -33,11 +34,16 @@ class Process:
     """
 
     def __init__(
-        self, payload: Payload, exit_status: directory.ExitStatusFile, oom: OomWatch
+        self,
+        payload: Payload,
+        state_dir: StateDirectory,
+        oom: OomWatch,
+        packed: Mapping[str, Any] | None = None,
     ) -> None:
-        """Take these; see `of_child` and `go_on`."""
+        """Take the payload, borrow the state directory; see `of_child` and `go_on`."""
         self._payload = payload
-        self._exit_status = exit_status
+        self._state_dir = state_dir
+        self._exit_status = ExitStatusFile(state_dir, packed)
         self._oom = oom
         self._on_end: Callable[[], None] = lambda: None
         self.pid = payload.pid
@@ -45,17 +51,18 @@ class Process:
         self.oom_kills = 0
 
     @classmethod
-    def of_child(cls, loop: Loop, reaper: Reaper, pid: int) -> Process:
+    def of_child(cls, loop: Loop, reaper: Reaper, pid: int, state_dir: StateDirectory) -> Process:
         """Return a child of ours that has just been created, or is dead already."""
         payload = Payload.of_child(loop, reaper, pid)
         oom = OomWatch(pid)
-        return cls(payload, directory.ExitStatusFile(), oom)
+        return cls(payload, state_dir, oom)
 
     @classmethod
     def go_on(
         cls,
         loop: Loop,
         reaper: Reaper,
+        state_dir: StateDirectory,
         packed: Mapping[str, Any],
         contents: FdReader,
         *,
@@ -63,8 +70,8 @@ class Process:
     ) -> Process:
         """Return the process of an earlier supervisor, which has `packed` it; see `Payload`."""
         payload = Payload.go_on(loop, reaper, packed["payload"], contents, is_parent=is_parent)
-        exit_status = directory.ExitStatusFile(packed["exit_status"])
-        return cls(payload, exit_status, OomWatch(payload.pid, packed["oom"]))
+        oom = OomWatch(payload.pid, packed["oom"])
+        return cls(payload, state_dir, oom, packed["exit_status"])
 
     def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
         """Return what `go_on` needs, among what others have packed."""
@@ -87,7 +94,7 @@ class Process:
     def _on_exit(self, termination: Termination) -> None:
         if isinstance(termination, Unknown):
             # A supervisor that was killed after it had seen the end may have written it down.
-            recorded = from_protocol_status(directory.read_exit_status())
+            recorded = from_protocol_status(self._state_dir.read_exit_status())
             termination = recorded or termination
         self.termination = termination
         self._on_end()

@@ -22,17 +22,23 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from supervisor.container.handover import Leftovers
     from supervisor.container.request import Outcome, StartRequest
+    from supervisor.state.directory import StateDirectory
     from supervisor.state.fd_store import FdReader
 
 
 def go_on(
-    order: StartRequest, log: Log, contents: FdReader, orphans: Leftovers | None = None
+    order: StartRequest,
+    log: Log,
+    state_dir: StateDirectory,
+    contents: FdReader,
+    orphans: Leftovers | None = None,
 ) -> Outcome:
     """Go on with the process of an earlier supervisor, until it is gone; as `shim.supervise`.
 
     Args:
         order: From `order_of`.
         log: As for `shim.supervise`.
+        state_dir: Borrowed.
         contents: What that supervisor had; owned from now on.
         orphans: What else is left, if that supervisor is dead; owned from now on. None: it was
             this very process, and its children are ours.
@@ -41,10 +47,10 @@ def go_on(
         ShimError: What it had cannot be used.
     """
     with ExitStack() as stack:
-        return _take_up(order, log, Inherited(contents, orphans), stack).run_restored()
+        return _take_up(order, log, state_dir, Inherited(contents, orphans), stack).run_restored()
 
 
-def dry_run(order: StartRequest, contents: FdReader) -> None:
+def dry_run(order: StartRequest, state_dir: StateDirectory, contents: FdReader) -> None:
     """Do what `go_on` does before it begins to serve, then supervise something small.
 
     Raises:
@@ -53,11 +59,13 @@ def dry_run(order: StartRequest, contents: FdReader) -> None:
     with ExitStack() as stack:
         log = Log(fds.Fd(os.dup(2)))
         stack.callback(log.close)
-        _take_up(order, log, Inherited(contents), stack)
+        _take_up(order, log, state_dir, Inherited(contents), stack)
         reexec.try_a_worker(log, f"forkshim: {order.container_id}")
 
 
-def _take_up(order: StartRequest, log: Log, past: Inherited, stack: ExitStack) -> Supervisor:
+def _take_up(
+    order: StartRequest, log: Log, state_dir: StateDirectory, past: Inherited, stack: ExitStack
+) -> Supervisor:
     contents = past.contents
     stack.callback(contents.close)
     router = SignalRouter(
@@ -80,6 +88,6 @@ def _take_up(order: StartRequest, log: Log, past: Inherited, stack: ExitStack) -
             notify_proxy = NotifyProxy.go_on(packed["notify_proxy"], contents)
             stack.callback(notify_proxy.close)
             order = replace(order, notify_proxy=notify_proxy)
-        return Supervisor(order, log, router, exit_fifo, control_fifo, record, past)
+        return Supervisor(order, log, state_dir, router, exit_fifo, control_fifo, record, past)
     except (KeyError, TypeError, ValueError) as error:
         raise FdStoreError(f"handover: {type(error).__name__}: {error}") from error

@@ -44,10 +44,10 @@ from supervisor.oci import kill_scope, process_json
 from supervisor.oci.command_line import RuntimeCommand
 from supervisor.oci.create import CreateOperation, explain
 from supervisor.oci.invoke import HURRY_S, RuntimeInvoker
-from supervisor.sinks.spec import is_journal_setting
-from supervisor.state import control_protocol, directory
+from supervisor.sinks.spec import SinkKind, is_journal_setting, parse_sink, with_absolute_path
+from supervisor.state import control_protocol
 from supervisor.state.journal_log import Kind
-from workers.common.records import asdict
+from workers.common.records import asdict, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,12 +63,13 @@ if TYPE_CHECKING:
     from supervisor.container.stop import Stopper
     from supervisor.io.stream import Stream
     from supervisor.io.workers import StreamSet
+    from supervisor.state.directory import StateDirectory
     from supervisor.state.fd_store import FdWriter
     from supervisor.state.log import Log
 
 
-def supervise(order: StartRequest, log: Log) -> Outcome:
-    """Supervise one process in the current directory, its state directory, until it is gone.
+def supervise(order: StartRequest, log: Log, state_dir: StateDirectory) -> Outcome:
+    """Supervise one process until it is gone. `state_dir` is borrowed.
 
     Order of the start: signals, subreaper, `exit`, `control`, process.json, stdio, the runtime.
     Order of the end: `exitStatus`, kill --all, drain, delete; `exit` is closed last, by returning.
@@ -81,15 +82,16 @@ def supervise(order: StartRequest, log: Log) -> Outcome:
     )
     try:
         syscalls.set_child_subreaper(True)
-        exit_fifo = directory.open_fifo("exit")
+        exit_fifo = state_dir.open_fifo("exit")
         try:
-            control_fifo = directory.open_fifo("control")
-            record = process_json.read_process("process.json")
+            control_fifo = state_dir.open_fifo("control")
+            record = process_json.read_process("process.json", state_dir.fileno())
+            record = _with_absolute_logs(record, state_dir.path)
             checkpoint = (
                 process_json.read_checkpoint(record.checkpoint) if record.checkpoint else None
             )
             fd_limit.check(3)
-            supervisor = Supervisor(order, log, router, exit_fifo, control_fifo, record)
+            supervisor = Supervisor(order, log, state_dir, router, exit_fifo, control_fifo, record)
             return supervisor.run(checkpoint)
         finally:
             exit_fifo.close()
@@ -103,6 +105,23 @@ _LAST_EXEC_LOOK_S = 0.1
 """A runtime that executes nothing in its init is believed after so long that the program runs."""
 _LATEST_CREW_S = 0.1
 """So long a runtime's hooks may wait that have more to say than a pipe takes."""
+
+
+def _with_absolute_logs(
+    record: process_json.ProcessConfig, directory: str
+) -> process_json.ProcessConfig:
+    """Return it with absolute paths of log files, which the workers open again by name."""
+    return replace(
+        record,
+        stdout=_with_absolute_log(record.stdout, directory),
+        stderr=record.stderr if record.terminal else _with_absolute_log(record.stderr, directory),
+    )
+
+
+def _with_absolute_log(setting: str, directory: str) -> str:
+    if parse_sink(setting).kind is SinkKind.PATH:
+        return setting  # a fifo, opened once, relative to the state directory
+    return with_absolute_path(setting, directory)
 
 
 class Supervisor:
@@ -119,6 +138,7 @@ class Supervisor:
         self,
         order: StartRequest,
         log: Log,
+        state_dir: StateDirectory,
         router: SignalRouter,
         exit_fifo: fds.Fd,
         control_fifo: fds.Fd,
@@ -128,6 +148,7 @@ class Supervisor:
         """`past`: what an earlier supervisor had, for this one to go on with; see `run_on`."""
         self._order = order
         self._log = log
+        self._state_dir = state_dir
         self._router = router
         self._exit_fifo = exit_fifo
         self._control_fifo = control_fifo
@@ -145,15 +166,14 @@ class Supervisor:
         self._latest_crew = self._loop.timer(self._gather)
         self._stderr_look = self._loop.timer(self._look_at_stderr)
         self._exec_look = self._loop.timer(self._await_exec)
-        state_dir = os.getcwd()
         null_fd = self._null.fileno()
         self._calls = RuntimeInvoker(
-            self._loop, self._reaper, name=order.runtime, cwd=state_dir, null_fd=null_fd
+            self._loop, self._reaper, name=order.runtime, cwd=state_dir.path, null_fd=null_fd
         )
         self._caller = RuntimeCommand(
             name=order.runtime,
             args=record.runtime_args,
-            state_dir=state_dir,
+            state_dir=state_dir.path,
             bundle=order.bundle,
             container_id=order.container_id,
             config=order.config,
@@ -165,6 +185,7 @@ class Supervisor:
             bundle=order.bundle,
             title=self._title,
             null_fd=null_fd,
+            dir_fd=state_dir.fileno(),
         )
         self._stdio = Stdio()
         self._creation = CreateOperation(
@@ -173,6 +194,7 @@ class Supervisor:
             self._calls,
             self._caller,
             record,
+            state_dir,
             from_three=order.activation_fds.filenos(),
         )
         self._pipes = Pipes(record, order.terminal, null_fd)
@@ -228,7 +250,9 @@ class Supervisor:
 
         order, log = self._order, self._log
         packed = past.contents.document["supervisor"] if past else None
-        self._handover = HandoverManager(self._loop, self._calls, log, order, self, past)
+        self._handover = HandoverManager(
+            self._loop, self._calls, log, order, self._state_dir, self, past
+        )
         self._stream_set = StreamSet(
             self._loop,
             self._reaper,
@@ -239,6 +263,7 @@ class Supervisor:
             on_change=self._handover.changed,
             on_trouble=lambda: self._service.look(),
             held=self._handover.held,
+            dir_fd=self._state_dir.fileno(),
             counters=past.contents.take(packed["crew"]["ledger"]) if past and packed else None,
         )
         self._stopper = Stopper(
@@ -452,7 +477,7 @@ class Supervisor:
     def _take_process(self) -> None:
         from supervisor.container.init_process import Process
 
-        process = Process.of_child(self._loop, self._reaper, self._creation.pid)
+        process = Process.of_child(self._loop, self._reaper, self._creation.pid, self._state_dir)
         try:
             if (
                 self._order.notify_proxy is not None
@@ -477,7 +502,9 @@ class Supervisor:
         if self._notify_worker is not None:
             self._loop.guarded(self._notify_worker.feature, self._notify_worker.start)()
         if self._record.is_exec:
-            self._container = ContainerInit.of_exec(self._loop, self._process.pid)
+            self._container = ContainerInit.of_exec(
+                self._loop, self._process.pid, self._state_dir.fileno()
+            )
         # Only now: what an engine sent to `control` earlier has waited in the fifo.
         self._loop.watch(self._control_fifo.fileno(), self._serve_control, feature="control")
         # May be called at once: the process may be dead already, and remembered.
@@ -522,7 +549,7 @@ class Supervisor:
 
     def _never_ran(self) -> str:
         end = self._process.termination if self._process else None
-        detail = explain(self._caller.log_path)
+        detail = explain(self._state_dir)
         return (
             f"its init ended before it executed the container's program: {end}"
             f"{f': {detail}' if detail else ''}"
@@ -627,7 +654,7 @@ class Supervisor:
         self._stderr_look.cancel()
         if stream is None:
             return
-        if isinstance(error, RuntimeFailedError) and explain(self._caller.log_path):
+        if isinstance(error, RuntimeFailedError) and explain(self._state_dir):
             fds.discard_pending(stream.source.fileno(), self._null.fileno())
         self._stream_set.start()
 
@@ -654,7 +681,7 @@ class Supervisor:
         if shell_status(termination) == 0:
             self._await_exec()
             return
-        detail = explain(self._caller.log_path)
+        detail = explain(self._state_dir)
         why = f"{termination}{': ' if detail else ''}{detail}"
         if self._is_gone:  # its own end tells whether its program has run
             self._log.info(f"start failed, the process had ended: {why}")
@@ -807,7 +834,7 @@ class Supervisor:
         self._way_here = ("reloaded", Kind.RELOADED) if is_parent else ("adopted", Kind.ADOPTED)
         self._control.feed(packed["control_rest"].encode("latin-1"))
         self._process = Process.go_on(
-            self._loop, self._reaper, packed, contents, is_parent=is_parent
+            self._loop, self._reaper, self._state_dir, packed, contents, is_parent=is_parent
         )
         self._creation.began_at = packed["began_at"]
         if packed["kill_scope"] is not None:

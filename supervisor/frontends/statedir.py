@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import ExitStack
 
 from supervisor.container.request import Outcome, StartRequest, request_of
 from supervisor.container.supervisor import supervise
@@ -18,8 +19,8 @@ from supervisor.linux import fds
 from supervisor.linux.errors import RuntimeFailedError, ShimError, UsageError
 from supervisor.linux.text import printable
 from supervisor.oci.command_line import absolute
-from supervisor.state import directory
 from supervisor.state.container_id import check_id
+from supervisor.state.directory import StateDirectory
 from supervisor.systemd.notify import SILENT
 
 TYPE_CHECKING = False
@@ -40,20 +41,27 @@ def main() -> int:
     if len(arguments) != 3:
         print(_USAGE, file=sys.stderr)  # noqa: T201 -- nothing else is open yet
         return 1
+    with ExitStack() as stack:
+        return _main(arguments, command, stack)
+
+
+def _main(arguments: list[str], command: tuple[str, ...], stack: ExitStack) -> int:
     try:
         arrival = _arrive()
+        state_dir = StateDirectory.open(".")
+        stack.callback(state_dir.close)
         if arrival is not None and arrival.is_rehearsal:
-            _dry_run(arrival, command)
-        directory.check_trust()
-        log = directory.open_log()
+            _dry_run(arrival, command, state_dir)
+        state_dir.check_trust()
+        log = state_dir.open_log()
     except ShimError as error:
         print(f"forkshim-shim: {printable(str(error))}", file=sys.stderr)  # noqa: T201 -- as above
         return 1
     try:
         if arrival is not None:
-            _raise_error_of(_go_on(arrival, command, log))
+            _raise_error_of(_go_on(arrival, command, log, state_dir))
         else:
-            _raise_error_of(supervise(_order(*arguments, command=command), log))
+            _raise_error_of(supervise(_order(*arguments, command=command), log, state_dir))
     except RuntimeFailedError as error:
         log.info(str(error))  # not `error`: the engine then shows the runtime's own words
         return 0
@@ -76,18 +84,22 @@ def _arrive() -> reexec.Arrival | None:
     return reexec.arrive()
 
 
-def _dry_run(arrival: reexec.Arrival, command: tuple[str, ...]) -> NoReturn:
+def _dry_run(
+    arrival: reexec.Arrival, command: tuple[str, ...], state_dir: StateDirectory
+) -> NoReturn:
     from supervisor.container import restore
     from supervisor.handover import reexec
 
-    restore.dry_run(_resumed_order(arrival, command), arrival.contents)
+    restore.dry_run(_resumed_order(arrival, command), state_dir, arrival.contents)
     reexec.end_rehearsal()
 
 
-def _go_on(arrival: reexec.Arrival, command: tuple[str, ...], log: Log) -> Outcome:
+def _go_on(
+    arrival: reexec.Arrival, command: tuple[str, ...], log: Log, state_dir: StateDirectory
+) -> Outcome:
     from supervisor.container import restore
 
-    return restore.go_on(_resumed_order(arrival, command), log, arrival.contents)
+    return restore.go_on(_resumed_order(arrival, command), log, state_dir, arrival.contents)
 
 
 def _raise_error_of(outcome: Outcome) -> None:

@@ -46,9 +46,18 @@ class AttachClients:
     """All listeners of one container. Owns their fifos, our ends of them."""
 
     def __init__(
-        self, loop: Loop, log: Log, counters: StreamCounters, on_left: Callable[[Stream], None]
+        self,
+        loop: Loop,
+        log: Log,
+        counters: StreamCounters,
+        on_left: Callable[[Stream], None],
+        dir_fd: int | None = None,
     ) -> None:
-        """Borrow everything; `on_left` follows when a listener of a stream has gone."""
+        """Borrow everything; `on_left` follows when a listener of a stream has gone.
+
+        `dir_fd`: the state directory, where the clients make their fifos.
+        """
+        self._dir_fd = dir_fd
         self._loop = loop
         self._log = log
         self._counters = counters
@@ -67,7 +76,7 @@ class AttachClients:
         """
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            pipe = fds.Fd(os.open(fifo, flags))
+            pipe = fds.Fd(os.open(fifo, flags, dir_fd=self._dir_fd))
         except OSError as error:
             self.reject(fifo, error)
             return False
@@ -76,7 +85,7 @@ class AttachClients:
             pipe.close()
             return False
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(fifo)
+            os.unlink(fifo, dir_fd=self._dir_fd)
         number = self._free_number()
         if stream is None or number is None or not stream.is_interruptible:
             mode = TURNED_AWAY
@@ -107,9 +116,9 @@ class AttachClients:
         if error.errno not in (errno.ENOENT, errno.ENXIO):  # else he has left meanwhile
             self._log.warning(f"attach {fifo}: {reason(error)}")
         with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISFIFO(os.lstat(fifo).st_mode):
-                os.chmod(fifo, TURNED_AWAY)
-                os.unlink(fifo)
+            if stat.S_ISFIFO(os.stat(fifo, dir_fd=self._dir_fd, follow_symlinks=False).st_mode):
+                os.chmod(fifo, TURNED_AWAY, dir_fd=self._dir_fd)
+                os.unlink(fifo, dir_fd=self._dir_fd)
 
     def end(self, stream: Stream) -> None:
         """Let those who hear this stream see its end."""

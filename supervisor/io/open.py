@@ -129,14 +129,19 @@ class StdioOpener:
         bundle: str,
         title: str,
         null_fd: int,
+        dir_fd: int | None = None,
     ) -> None:
-        """Borrow the loop, the reaper and /dev/null. `title` names the waiting child in ps(1)."""
+        """Borrow the loop, the reaper and /dev/null. `title` names the waiting child in ps(1).
+
+        `dir_fd`: the state directory, borrowed: relative paths of fifos start there.
+        """
         self._loop = loop
         self._reaper = reaper
         self._container_id = container_id
         self._bundle = bundle
         self._title = title
         self._null_fd = null_fd
+        self._dir_fd = dir_fd
         self._limit = loop.timer(self._give_up)
         self._stdio = Stdio()
         self._wanted: list[tuple[str, SinkSpec]] = []
@@ -178,7 +183,7 @@ class StdioOpener:
         if path == "passthrough":
             self._stdio.stdin = _duplicate(0)
             return
-        with_path = _open_path(path)
+        with_path = _open_path(path, self._dir_fd)
         try:
             if not fds.is_fifo(with_path.fileno()):
                 self._stdio.stdin = _reopen(with_path, path, os.O_RDONLY)
@@ -244,7 +249,7 @@ class StdioOpener:
             self._stdio.sinks[name] = _open_log_file(sink.path)
             self._stdio.reopeners[name] = partial(_open_log_file, sink.path)
             return True
-        with_path = _open_path(sink.path)
+        with_path = _open_path(sink.path, self._dir_fd)
         if not fds.is_fifo(with_path.fileno()):
             try:
                 self._stdio.sinks[name] = _reopen(with_path, sink.path, os.O_WRONLY)
@@ -394,9 +399,9 @@ class _NoReaderError(ShimError):
     """ENXIO: the fifo has no reader yet."""
 
 
-def _open_path(path: str) -> fds.Fd:
+def _open_path(path: str, dir_fd: int | None) -> fds.Fd:
     try:
-        return fds.Fd(os.open(path, os.O_PATH | os.O_CLOEXEC))
+        return fds.Fd(os.open(path, os.O_PATH | os.O_CLOEXEC, dir_fd=dir_fd))
     except OSError as error:
         raise ShimError(f"stat {path}: {reason(error)}") from error
 

@@ -62,6 +62,7 @@ class StreamSet:
         on_trouble: Callable[[], None] = lambda: None,
         held: tuple[int, ...] = (),
         counters: fds.Fd | None = None,
+        dir_fd: int | None = None,
     ) -> None:
         """Borrow loop, reaper, log and /dev/null; `on_stream_over` follows each stream's end.
 
@@ -79,7 +80,7 @@ class StreamSet:
         self._held = held
         self._counters = StreamCounters(fd=-1 if counters is None else counters.take())
         self._teller = StreamLog(log, self._counters, on_trouble)
-        self.attach_clients = AttachClients(loop, log, self._counters, self._listener_left)
+        self.attach_clients = AttachClients(loop, log, self._counters, self._listener_left, dir_fd)
         self._timers: dict[Stream, Timer] = {}
         self._next_relief = loop.timer(self._relieve)
         self._next_reopen = loop.timer(self._reopen)

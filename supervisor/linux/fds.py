@@ -113,9 +113,9 @@ def is_fifo(fd: int) -> bool:
     return stat.S_ISFIFO(os.fstat(fd).st_mode)
 
 
-def open_without_waiting(path: str, flags: int) -> int:
+def open_without_waiting(path: str, flags: int, *, dir_fd: int | None = None) -> int:
     """Open a file as the `opener` of open(): a fifo in its place would keep us there for ever."""
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
 
 
 def sync_directory(path: str) -> None:

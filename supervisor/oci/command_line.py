@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from supervisor.oci.process_json import CheckpointRecord
 
 
+LOG_NAME = "log.json"
 _MOST_CHARACTERS = 4096
 
 
@@ -56,7 +57,7 @@ class RuntimeCommand:
     @property
     def log_path(self) -> str:
         """The runtime's own log, JSON lines of `level`, `msg` and `time`."""
-        return os.path.join(self.state_dir, "log.json")
+        return os.path.join(self.state_dir, LOG_NAME)
 
     @property
     def pid_path(self) -> str:

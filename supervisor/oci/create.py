@@ -11,23 +11,23 @@ import os
 import signal
 import time
 
-from supervisor.linux import fds
 from supervisor.linux.errors import MachineError, RuntimeFailedError, ShimError, StoppedError
 from supervisor.linux.exit_status import Exited, Killed, Termination
 from supervisor.oci import command_line, config_overlay, kill_scope
 from supervisor.oci.invoke import HURRY_S
-from supervisor.state import directory
 from supervisor.state.log import rfc3339
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from supervisor.linux import fds
     from supervisor.linux.event_loop import Loop
     from supervisor.linux.reaper import Reaper
     from supervisor.oci.console_socket import ConsoleSocket
     from supervisor.oci.invoke import RuntimeInvoker
     from supervisor.oci.process_json import CheckpointRecord, ProcessConfig
+    from supervisor.state.directory import StateDirectory
     from supervisor.state.log import Log
 
 CONSOLE_WAIT_S = 10.0
@@ -46,6 +46,7 @@ class CreateOperation:
         calls: RuntimeInvoker,
         caller: command_line.RuntimeCommand,
         record: ProcessConfig,
+        state_dir: StateDirectory,
         checkpoint: CheckpointRecord | None = None,
         *,
         from_three: tuple[int, ...] = (),
@@ -60,6 +61,7 @@ class CreateOperation:
         self._calls = calls
         self._caller = caller
         self._record = record
+        self._state_dir = state_dir
         self.checkpoint = checkpoint
         self._socket: ConsoleSocket | None = None
         self._watched_fd = -1
@@ -90,7 +92,7 @@ class CreateOperation:
             ShimError: Nothing was started; `on_end` is not called.
         """
         self._on_end = on_end
-        directory.remove_stale_pid()
+        self._state_dir.remove_stale_pid()
         if self._record.terminal:
             from supervisor.oci.console_socket import ConsoleSocket  # 3 ms, for those who want one
 
@@ -204,7 +206,7 @@ class CreateOperation:
             self._fail(self._explain(termination))
         else:
             try:
-                self.pid = directory.read_pid()
+                self.pid = self._state_dir.read_pid()
             except ShimError as error:
                 self._fail(error)
                 return
@@ -251,18 +253,17 @@ class CreateOperation:
             self._socket = None
 
     def _explain(self, termination: Termination) -> RuntimeFailedError:
-        message = explain(self._caller.log_path)
+        message = explain(self._state_dir)
         detail = f": {message}" if message else ""
         return RuntimeFailedError(f"{self._caller.name} {self.verb}: {termination}{detail}")
 
 
-def explain(log_path: str) -> str:
-    """Return all errors in a runtime's log; empty if it wrote none."""
+def explain(state_dir: StateDirectory) -> str:
+    """Return all errors in the runtime's log; empty if it wrote none."""
     try:
-        with open(log_path, "rb", opener=fds.open_without_waiting) as file:
-            return command_line.errors(file.read(_MOST_LOG) or b"")
+        return command_line.errors(state_dir.read(command_line.LOG_NAME, _MOST_LOG))
     except OSError:
-        return ""  # ENOENT: it wrote none; EISDIR, EAGAIN: somebody has put something in its place
+        return ""  # ENOENT: it wrote none; EISDIR, EAGAIN: something else has its name
 
 
 class FailedCreateCleanup:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from functools import partial
 
 import orjson
 
@@ -28,14 +29,16 @@ MOST_JSON_BYTES = 16 << 20
 _MOST_UID = 2**32 - 2  # (uid_t)-1 means "leave as it is" to chown(2)
 
 
-def read_object(path: str, error_class: type[ShimError]) -> dict[str, Any]:
-    """Return the JSON object in a file.
+def read_object(
+    path: str, error_class: type[ShimError], dir_fd: int | None = None
+) -> dict[str, Any]:
+    """Return the JSON object in a file. `dir_fd`: what a relative path starts at.
 
     Raises:
         ShimError: An `error_class`: missing, too large, not JSON, or no object.
     """
     try:
-        with open(path, "rb", opener=fds.open_without_waiting) as file:
+        with open(path, "rb", opener=partial(fds.open_without_waiting, dir_fd=dir_fd)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise error_class(f"open {path}: not a regular file")
             content = file.read(MOST_JSON_BYTES + 1)

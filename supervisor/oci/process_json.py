@@ -58,13 +58,13 @@ class CheckpointRecord:
     empty_ns: tuple[str, ...] = ()
 
 
-def read_process(path: str) -> ProcessConfig:
-    """Read process.json.
+def read_process(path: str, dir_fd: int | None = None) -> ProcessConfig:
+    """Read process.json. `dir_fd`: what a relative path starts at.
 
     Raises:
         RecordError: Missing, too large, not JSON, or a field of the wrong shape; names both.
     """
-    fields = Fields(path, read_object(path, RecordError), RecordError)
+    fields = Fields(path, read_object(path, RecordError, dir_fd), RecordError)
     checkpoint = fields.path("checkpoint")
     if checkpoint and not checkpoint.startswith("/"):
         # config.json would be looked for below the state directory, the images below the bundle.

@@ -81,17 +81,21 @@ class Claim:
             _remove_tree(self.state_dir)
 
     def make_state_dir(self, state: dict[str, Any]) -> None:
-        """Write state.json and make the state directory, which becomes the current directory."""
-        os.chdir(self.path)
-        directory.write_file(STATE_NAME, orjson.dumps(state))
-        os.mkdir("init", 0o700)
-        os.chdir("init")
+        """Write state.json and make the state directory."""
+        directory.write_file(self.lock_fd, STATE_NAME, orjson.dumps(state))
+        os.mkdir("init", 0o700, dir_fd=self.lock_fd)
+
+    def open_state_dir(self) -> directory.StateDirectory:
+        """Return the state directory, which the caller closes.
+
+        Raises:
+            ShimError: It cannot be opened.
+        """
+        return directory.StateDirectory.open(self.state_dir)
 
     def write_pid(self) -> None:
-        """Write our pid, for `kill -TERM`. The current directory is the state directory."""
-        os.chdir("..")
-        directory.write_file(PID_NAME, f"{os.getpid()}\n".encode())
-        os.chdir("init")
+        """Write our pid, for `kill -TERM`."""
+        directory.write_file(self.lock_fd, PID_NAME, f"{os.getpid()}\n".encode())
 
     def remove(self) -> None:
         """Remove the directory and give the claim back, in this order: nobody sees half of it."""
@@ -192,14 +196,15 @@ def _remove_tree(path: str) -> None:
 
     Not shutil's, whose import takes 3 ms, and comes when an upgrade may have taken its file away.
     """
-    for _name, directories, files, fd in os.fwalk(path, topdown=False, onerror=_raise):
+    # os.walk has one descriptor open at a time: there may be no second one to have.
+    for here, directories, files in os.walk(path, topdown=False, onerror=_raise):
         for name in files:
-            os.unlink(name, dir_fd=fd)
+            os.unlink(os.path.join(here, name))
         for name in directories:
             try:
-                os.rmdir(name, dir_fd=fd)
-            except NotADirectoryError:  # a link to one
-                os.unlink(name, dir_fd=fd)
+                os.rmdir(os.path.join(here, name))
+            except NotADirectoryError:  # a link to a directory
+                os.unlink(os.path.join(here, name))
     os.rmdir(path)
 
 

@@ -20,7 +20,7 @@ PATH = "/run/forkshim/web"
 @pytest.fixture
 def home(fs: FakeFilesystem) -> Claim:
     fs.create_dir(PATH)
-    return Claim(PATH, fds.Fd(-1))
+    return Claim(PATH, fds.Fd(os.open(PATH, os.O_RDONLY | os.O_DIRECTORY)))
 
 
 def test_the_state_of_an_earlier_supervisor_is_read(home: Claim, fs: FakeFilesystem) -> None:
@@ -54,11 +54,8 @@ def test_a_home_with_a_dangling_link_for_its_state_directory_is_stale(
     assert home.is_stale
 
 
-def test_a_state_directory_is_made_private_and_becomes_the_current_one(
-    home: Claim, fs: FakeFilesystem
-) -> None:
+def test_a_state_directory_is_made_private(home: Claim, fs: FakeFilesystem) -> None:
     home.make_state_dir({"bundle": "/b"})
-    assert os.getcwd() == f"{PATH}/init"
     assert fs.get_object(f"{PATH}/init").st_mode & 0o777 == 0o700
     assert home.left_state() == {"bundle": "/b"}
 
@@ -67,4 +64,3 @@ def test_the_supervisors_pid_is_beside_the_state_directory(home: Claim, fs: Fake
     home.make_state_dir({})
     home.write_pid()
     assert fs.get_object(f"{PATH}/supervisor.pid").contents == f"{os.getpid()}\n"
-    assert os.getcwd() == f"{PATH}/init"

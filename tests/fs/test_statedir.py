@@ -9,24 +9,35 @@ from typing import TYPE_CHECKING
 import pytest
 
 from supervisor.linux.errors import ShimError
-from supervisor.state import directory
+from supervisor.state.directory import ExitStatusFile, StateDirectory
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pyfakefs.fake_filesystem import FakeFilesystem
 
 
 @pytest.fixture
 def state_dir(fs: FakeFilesystem) -> FakeFilesystem:
     fs.create_dir("/state")
-    os.chdir("/state")
     return fs
+
+
+@pytest.fixture
+def directory(state_dir: FakeFilesystem) -> Iterator[StateDirectory]:
+    assert state_dir.exists("/state")
+    opened = StateDirectory.open("/state")
+    yield opened
+    opened.close()
 
 
 @pytest.mark.parametrize(
     ("content", "pid"), [("1", 1), ("4194304", 4194304), ("007", 7), ("9999999999", 9999999999)]
 )
-def test_a_pid_is_a_decimal_number(state_dir: FakeFilesystem, content: str, pid: int) -> None:
-    state_dir.create_file("pid", contents=content)
+def test_a_pid_is_a_decimal_number(
+    state_dir: FakeFilesystem, directory: StateDirectory, content: str, pid: int
+) -> None:
+    state_dir.create_file("/state/pid", contents=content)
     assert directory.read_pid() == pid
 
 
@@ -49,20 +60,26 @@ def test_a_pid_is_a_decimal_number(state_dir: FakeFilesystem, content: str, pid:
         "\xff",
     ],
 )
-def test_anything_else_is_no_pid(state_dir: FakeFilesystem, content: str) -> None:
-    state_dir.create_file("pid", contents=content, encoding="utf-8")
+def test_anything_else_is_no_pid(
+    state_dir: FakeFilesystem, directory: StateDirectory, content: str
+) -> None:
+    state_dir.create_file("/state/pid", contents=content, encoding="utf-8")
     with pytest.raises(ShimError, match=r"^pid: not a process id: '"):
         directory.read_pid()
 
 
-def test_a_missing_pid_is_said_as_an_open_that_failed(state_dir: FakeFilesystem) -> None:
-    assert not state_dir.exists("pid")
+def test_a_missing_pid_is_said_as_an_open_that_failed(
+    state_dir: FakeFilesystem, directory: StateDirectory
+) -> None:
+    assert not state_dir.exists("/state/pid")
     with pytest.raises(ShimError, match=r"^open pid: no such file or directory$"):
         directory.read_pid()
 
 
-def test_a_stale_pid_is_removed_and_none_is_no_error(state_dir: FakeFilesystem) -> None:
-    state_dir.create_file("pid", contents="7")
+def test_a_stale_pid_is_removed_and_none_is_no_error(
+    state_dir: FakeFilesystem, directory: StateDirectory
+) -> None:
+    state_dir.create_file("/state/pid", contents="7")
     directory.remove_stale_pid()
     assert not state_dir.exists("/state/pid")
     directory.remove_stale_pid()
@@ -70,9 +87,9 @@ def test_a_stale_pid_is_removed_and_none_is_no_error(state_dir: FakeFilesystem) 
 
 @pytest.mark.parametrize("status", [0, 7, 137, 255])
 def test_the_exit_status_is_decimal_without_a_newline(
-    state_dir: FakeFilesystem, status: int
+    state_dir: FakeFilesystem, directory: StateDirectory, status: int
 ) -> None:
-    reserved = directory.ExitStatusFile()
+    reserved = ExitStatusFile(directory)
     assert not state_dir.exists("/state/exitStatus")
     reserved.write(str(status))
     reserved.close()
@@ -80,17 +97,21 @@ def test_the_exit_status_is_decimal_without_a_newline(
     assert os.listdir("/state") == ["exitStatus"]
 
 
-def test_an_exit_status_that_never_came_leaves_nothing(state_dir: FakeFilesystem) -> None:
-    directory.ExitStatusFile().close()
+def test_an_exit_status_that_never_came_leaves_nothing(
+    state_dir: FakeFilesystem, directory: StateDirectory
+) -> None:
+    ExitStatusFile(directory).close()
     assert os.listdir("/state") == []
-    reserved = directory.ExitStatusFile()
+    reserved = ExitStatusFile(directory)
     state_dir.remove_object(f"/state/.exitStatus.{os.getpid()}")
     reserved.close()
 
 
-def test_a_file_is_replaced_whole_and_gets_its_mode(state_dir: FakeFilesystem) -> None:
-    state_dir.create_file("name", contents="a long content that was there before")
-    directory.write_file("name", b"new", 0o600)
+def test_a_file_is_replaced_whole_and_gets_its_mode(
+    state_dir: FakeFilesystem, directory: StateDirectory
+) -> None:
+    state_dir.create_file("/state/name", contents="a long content that was there before")
+    directory.write("name", b"new", 0o600)
     found = state_dir.get_object("/state/name")
     assert found.contents == "new"
     assert stat.S_IMODE(found.st_mode) == 0o600
@@ -99,26 +120,29 @@ def test_a_file_is_replaced_whole_and_gets_its_mode(state_dir: FakeFilesystem) -
 
 def test_what_a_killed_supervisor_with_our_pid_left_is_no_obstacle(
     state_dir: FakeFilesystem,
+    directory: StateDirectory,
 ) -> None:
-    state_dir.create_file(f".name.{os.getpid()}", contents="half")
-    directory.write_file("name", b"whole")
+    state_dir.create_file(f"/state/.name.{os.getpid()}", contents="half")
+    directory.write("name", b"whole")
     assert os.listdir("/state") == ["name"]
 
 
-def test_a_file_that_cannot_be_renamed_leaves_nothing_behind(state_dir: FakeFilesystem) -> None:
+def test_a_file_that_cannot_be_renamed_leaves_nothing_behind(
+    state_dir: FakeFilesystem, directory: StateDirectory
+) -> None:
     state_dir.create_dir("/state/name")
     with pytest.raises(IsADirectoryError):
-        directory.write_file("name", b"x")
+        directory.write("name", b"x")
     assert os.listdir("/state") == ["name"]
 
 
-def test_an_empty_file_can_be_written(state_dir: FakeFilesystem) -> None:
-    directory.write_file("name", b"")
+def test_an_empty_file_can_be_written(state_dir: FakeFilesystem, directory: StateDirectory) -> None:
+    directory.write("name", b"")
     assert state_dir.get_object("/state/name").contents == ""
 
 
-def test_the_log_is_appended_to(state_dir: FakeFilesystem) -> None:
-    state_dir.create_file("shim-log.json", contents="before\n")
+def test_the_log_is_appended_to(state_dir: FakeFilesystem, directory: StateDirectory) -> None:
+    state_dir.create_file("/state/shim-log.json", contents="before\n")
     log = directory.open_log()
     log.info("after")
     log.close()
@@ -127,13 +151,15 @@ def test_the_log_is_appended_to(state_dir: FakeFilesystem) -> None:
     assert content.startswith('before\n{"level":"info","msg":"after","time":"')
 
 
-def test_a_log_that_cannot_be_opened_is_an_error(state_dir: FakeFilesystem) -> None:
+def test_a_log_that_cannot_be_opened_is_an_error(
+    state_dir: FakeFilesystem, directory: StateDirectory
+) -> None:
     state_dir.create_dir("/state/shim-log.json")
     with pytest.raises(ShimError, match=r"^open shim-log\.json: is a directory$"):
         directory.open_log()
 
 
-def test_a_missing_fifo_is_an_error(state_dir: FakeFilesystem) -> None:
-    assert not state_dir.exists("exit")
+def test_a_missing_fifo_is_an_error(state_dir: FakeFilesystem, directory: StateDirectory) -> None:
+    assert not state_dir.exists("/state/exit")
     with pytest.raises(ShimError, match=r"^open exit: no such file or directory$"):
         directory.open_fifo("exit")

@@ -17,6 +17,7 @@ from supervisor.linux.exit_status import Exited, Killed, Termination
 from supervisor.oci.command_line import RuntimeCommand
 from supervisor.oci.create import FailedCreateCleanup, explain
 from supervisor.oci.invoke import RuntimeInvoker, ask_runtime
+from supervisor.state.directory import StateDirectory
 from tests.harness.forked import has_no_children
 
 if TYPE_CHECKING:
@@ -256,8 +257,10 @@ def test_a_runtime_that_cannot_be_asked_is_said_and_not_waited_for(
 
 
 def test_a_runtimes_log_explains_a_failure_or_nothing_does(tmp_path: Path) -> None:
-    assert explain(str(tmp_path / "log.json")) == ""
+    state_dir = StateDirectory.open(str(tmp_path))
+    assert explain(state_dir) == ""
     (tmp_path / "log.json").write_text('{"level": "error", "msg": "why"}\n')
-    assert explain(str(tmp_path / "log.json")) == "why"
+    assert explain(state_dir) == "why"
     (tmp_path / "log.json").write_text("")
-    assert explain(str(tmp_path / "log.json")) == ""
+    assert explain(state_dir) == ""
+    state_dir.close()

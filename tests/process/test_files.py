@@ -17,12 +17,13 @@ from supervisor.linux import fds
 from supervisor.linux.errors import AlreadySupervisedError, RecordError, ShimError
 from supervisor.linux.exit_status import Exited
 from supervisor.oci import process_json
-from supervisor.state import claim, directory
+from supervisor.state import claim
+from supervisor.state.directory import ExitStatusFile, StateDirectory
 from tests.harness import mounts, waiting
 from tests.harness.forked import file_limit, forked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.process
@@ -34,7 +35,17 @@ def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_fifos_of_a_state_directory_never_wait_and_never_end(state_dir: Path) -> None:
+@pytest.fixture
+def directory(state_dir: Path) -> Iterator[StateDirectory]:
+    opened = StateDirectory.open(str(state_dir))
+    os.chdir("/")  # nothing below depends on it
+    yield opened
+    opened.close()
+
+
+def test_the_fifos_of_a_state_directory_never_wait_and_never_end(
+    state_dir: Path, directory: StateDirectory
+) -> None:
     directory.make_fifos()
     for name in ("exit", "control"):
         fifo = directory.open_fifo(name)
@@ -51,8 +62,8 @@ def test_the_fifos_of_a_state_directory_never_wait_and_never_end(state_dir: Path
 
 
 @pytest.mark.usefixtures("state_dir")
-def test_a_file_in_place_of_a_fifo_is_refused_and_closed() -> None:
-    directory.write_file("exit", b"")
+def test_a_file_in_place_of_a_fifo_is_refused_and_closed(directory: StateDirectory) -> None:
+    directory.write("exit", b"")
     with pytest.raises(ShimError, match=r"^open exit: not a fifo$"):
         directory.open_fifo("exit")
 
@@ -60,7 +71,7 @@ def test_a_file_in_place_of_a_fifo_is_refused_and_closed() -> None:
 @pytest.mark.usefixtures("state_dir")
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_a_fifo_or_a_directory_in_place_of_a_file_neither_holds_us_up_nor_leaks(
-    state_dir: Path, make: object
+    state_dir: Path, directory: StateDirectory, make: object
 ) -> None:
     assert callable(make)
     for name in ("pid", "process.json"):
@@ -68,22 +79,26 @@ def test_a_fifo_or_a_directory_in_place_of_a_file_neither_holds_us_up_nor_leaks(
     with pytest.raises(ShimError, match=r"^(open pid: is a directory|pid: not a process id: '')$"):
         directory.read_pid()
     with pytest.raises(RecordError, match=r"^open process\.json: (is a directory|not a regular)"):
-        process_json.read_process("process.json")
+        process_json.read_process("process.json", directory.fileno())
 
 
-def test_a_link_in_place_of_the_log_is_not_followed(state_dir: Path) -> None:
+def test_a_link_in_place_of_the_log_is_not_followed(
+    state_dir: Path, directory: StateDirectory
+) -> None:
     (state_dir / "shim-log.json").symlink_to(state_dir / "elsewhere")
     with pytest.raises(ShimError, match=r"too many levels of symbolic links"):
         directory.open_log()
 
 
-def test_a_disk_that_takes_only_a_part_leaves_the_old_file_whole(state_dir: Path) -> None:
-    directory.write_file("name", b"old")
+def test_a_disk_that_takes_only_a_part_leaves_the_old_file_whole(
+    state_dir: Path, directory: StateDirectory
+) -> None:
+    directory.write("name", b"old")
 
     def work() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         with file_limit(10), pytest.raises(OSError, match=r"File too large") as caught:
-            directory.write_file("name", b"n" * 100)
+            directory.write("name", b"n" * 100)
         assert caught.value.errno == errno.EFBIG
 
     with forked(work) as child:
@@ -116,7 +131,7 @@ def _fill() -> None:
 @pytest.mark.runc  # it mounts: only root may
 def test_an_exit_status_is_written_although_the_disk_has_become_full(tmp_path: Path) -> None:
     def reserved_in_time() -> None:
-        reserved = directory.ExitStatusFile()
+        reserved = ExitStatusFile(StateDirectory.open("."))
         _fill()
         reserved.write("37")
         with open("exitStatus") as file:
@@ -130,7 +145,7 @@ def test_an_exit_status_is_written_although_the_disk_has_become_full(tmp_path: P
 def test_an_exit_status_finds_its_room_late_or_is_an_error(tmp_path: Path) -> None:
     def full_from_the_start() -> None:
         _fill()
-        reserved = directory.ExitStatusFile()
+        reserved = ExitStatusFile(StateDirectory.open("."))
         with pytest.raises(OSError, match="No space left"):
             reserved.write("37")
         assert os.listdir(".") == ["full"]
@@ -279,7 +294,7 @@ def test_the_lock_is_free_as_soon_as_its_holder_is_killed(tmp_path: Path) -> Non
 
 
 def test_a_directory_that_cannot_be_synced_is_the_error_that_is_told(
-    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+    state_dir: Path, directory: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fsync = os.fsync
 
@@ -290,6 +305,6 @@ def test_a_directory_that_cannot_be_synced_is_the_error_that_is_told(
 
     monkeypatch.setattr(os, "fsync", fails_for_directories)
     with pytest.raises(OSError, match="Input/output error"):
-        directory.write_file("name", b"content")
+        directory.write("name", b"content")
     assert (state_dir / "name").read_bytes() == b"content"
     assert os.listdir(state_dir) == ["name"]

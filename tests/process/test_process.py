@@ -14,7 +14,7 @@ import pytest
 from supervisor.container.init_process import Process
 from supervisor.container.payload import Payload
 from supervisor.linux.exit_status import Exited
-from supervisor.state.directory import ExitStatusFile
+from supervisor.state.directory import StateDirectory
 from supervisor.systemd import delegation
 from supervisor.systemd.oom import OomWatch
 from tests.harness import waiting
@@ -40,7 +40,7 @@ def test_a_cgroup_that_cannot_be_read_is_no_reason_to_leave_a_container(
 def test_the_status_is_written_before_anything_else_is_looked_for(
     rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    state_dir = StateDirectory.open(str(tmp_path))
     there: list[str] = []
 
     def kills(_watch: OomWatch) -> int:
@@ -49,12 +49,13 @@ def test_the_status_is_written_before_anything_else_is_looked_for(
 
     monkeypatch.setattr(OomWatch, "kills", kills)
     payload = Payload.of_child(rig.loop, rig.reaper, 1 << 22)
-    process = Process(payload, ExitStatusFile(), OomWatch(1 << 22))
+    process = Process(payload, state_dir, OomWatch(1 << 22))
     process.termination = Exited(3)
     process.record_end()
     assert there == ["3"]
     assert process.end_in_words().endswith("the kernel killed 2 of its processes")
     process.close()
+    state_dir.close()
 
 
 def test_a_count_goes_on_in_a_cgroup_whose_name_is_no_text(strange_cgroup: Path) -> None:

@@ -18,6 +18,7 @@ from supervisor.linux.exit_status import Exited
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from supervisor.state.directory import StateDirectory
     from supervisor.state.log import Log
 from workers.common.records import replace
 
@@ -45,7 +46,7 @@ def _supervising(
     """Have `outcome` be what supervising brings; returns the orders that it gets."""
     orders: list[StartRequest] = []
 
-    def supervise(order: StartRequest, _log: Log) -> Outcome:
+    def supervise(order: StartRequest, _log: Log, _state_dir: StateDirectory) -> Outcome:
         orders.append(order)
         if isinstance(outcome, BaseException):
             raise outcome
@@ -151,7 +152,7 @@ def test_words_that_are_no_names_are_an_error_in_the_log(
 def test_a_bug_is_logged_as_one_and_keeps_its_traceback(
     state_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def has_a_bug(_order: StartRequest, _log: Log) -> NoReturn:
+    def has_a_bug(_order: StartRequest, _log: Log, _state_dir: StateDirectory) -> NoReturn:
         raise ZeroDivisionError("by nothing")
 
     monkeypatch.setattr(statedir, "supervise", has_a_bug)

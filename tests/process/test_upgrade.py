@@ -18,6 +18,7 @@ from supervisor.linux import fds
 from supervisor.linux.exit_status import Exited
 from supervisor.linux.signals import SignalRouter
 from supervisor.oci.invoke import RuntimeInvoker
+from supervisor.state.directory import StateDirectory
 from supervisor.state.fd_store import FdWriter
 from tests.harness import waiting
 from tests.harness.forked import forked
@@ -153,7 +154,9 @@ def test_after_a_hand_over_that_fails_every_signal_is_heard(
         calls = RuntimeInvoker(
             rig.loop, rig.reaper, name="runc", cwd="/", null_fd=rig.null.fileno()
         )
-        handover = HandoverManager(rig.loop, calls, rig.log, order, incumbent, None)
+        handover = HandoverManager(
+            rig.loop, calls, rig.log, order, StateDirectory.open("/"), incumbent, None
+        )
         router = SignalRouter(has_job_control=False)
         no_descriptor_more()
         handover._hand_over()
@@ -190,10 +193,12 @@ def test_a_reload_does_not_wait_for_ever_for_a_moment(
     incumbent = RestlessIncumbent()
     order = StartRequest("web", "/", "runc", command=("/bin/true",))
     calls = RuntimeInvoker(rig.loop, rig.reaper, name="runc", cwd="/", null_fd=rig.null.fileno())
-    asked = HandoverManager(rig.loop, calls, rig.log, order, incumbent, None)
+    state_dir = StateDirectory.open("/")
+    asked = HandoverManager(rig.loop, calls, rig.log, order, state_dir, incumbent, None)
     asked.reload(is_yet_to_come=False)
     rig.run_until(lambda: incumbent.is_over)
     assert 5 <= incumbent.looks <= 12
     (message,) = rig.messages("warn")
     assert message.endswith("goes on: its workers do not come to rest")
     asked.close()
+    state_dir.close()

@@ -97,7 +97,7 @@ _OF_A_WORKER = ["/dev/null"] * 3 + ["file"] + ["pipe"] * 4 + ["socket"] * 2  # t
 
 _OWN = sorted(
     ["/dev/null"] * 4  # 0, 1, 2 and the one that is lent to runtimes and workers
-    + ["anon_inode:[eventpoll]", "directory", "file", "log", "control", "exit", "exitStatus"]
+    + ["anon_inode:[eventpoll]", *["directory"] * 2, "file", "log", "control", "exit", "exitStatus"]
     + ["anon_inode:[pidfd]"]
     + ["memfd"] * 2  # the ledger, and Python's duplicate for its mapping
     + ["socket"] * 2  # the deposit
