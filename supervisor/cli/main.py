@@ -10,6 +10,7 @@ from supervisor.cli.run import DEFAULT_ROOT, RunRequest, run
 from supervisor.handover.own_command import is_handed_over
 from supervisor.linux import fds
 from supervisor.linux.errors import ShimError
+from supervisor.linux.process_exit import exit_process
 from supervisor.linux.signals import parse_signal
 from supervisor.oci.command_line import absolute
 from supervisor.state.journal_log import ERR
@@ -19,6 +20,7 @@ from workers.common.records import dataclass
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from typing import NoReturn
 
 _STATUSES = """\
 exit status: the container's own; 128+n if signal n ended it. Without a container:
@@ -29,7 +31,12 @@ exit status: the container's own; 128+n if signal n ended it. Without a containe
 _MACHINE_STATUS = 71  # OSERR of systemd-analyze exit-status
 
 
-def main() -> int:
+def main() -> NoReturn:
+    """Run the command and end the process with its exit status."""
+    exit_process(run_command())
+
+
+def run_command() -> int:
     """Run the command with `sys.argv`; returns its exit status."""
     fds.ensure_stdio()
     request = options.read(sys.argv[1:]) or parse(sys.argv[1:])

@@ -17,6 +17,7 @@ from supervisor.container.supervisor import supervise
 from supervisor.handover.own_command import is_handed_over, own_command
 from supervisor.linux import fds
 from supervisor.linux.errors import RuntimeFailedError, ShimError, UsageError
+from supervisor.linux.process_exit import exit_process
 from supervisor.linux.text import printable
 from supervisor.oci.command_line import absolute
 from supervisor.state.container_id import check_id
@@ -33,7 +34,12 @@ if TYPE_CHECKING:
 _USAGE = "usage: forkshim-shim ID BUNDLE RUNTIME  (in the state directory)"
 
 
-def main() -> int:
+def main() -> NoReturn:
+    """Run the command and end the process with its exit status."""
+    exit_process(run_command())
+
+
+def run_command() -> int:
     """Run the command with `sys.argv`; returns its exit status."""
     fds.ensure_stdio()
     arguments = sys.argv[1:]

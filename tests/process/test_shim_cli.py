@@ -65,7 +65,7 @@ def test_any_number_of_words_but_three_is_told_its_usage_and_begins_nothing(
 ) -> None:
     orders = _supervising(monkeypatch, Outcome(Exited(0), None))
     monkeypatch.setattr(sys, "argv", ["forkshim-shim", *words])
-    assert statedir.main() == 1
+    assert statedir.run_command() == 1
     assert capsys.readouterr() == ("", USAGE)
     assert (orders, os.listdir(state_dir)) == ([], [])
 
@@ -88,7 +88,7 @@ def test_a_log_that_cannot_be_opened_is_told_on_stderr_and_nothing_begins(
     assert callable(make)
     make(state_dir / "shim-log.json")
     orders = _supervising(monkeypatch, Outcome(Exited(0), None))
-    assert statedir.main() == 1
+    assert statedir.run_command() == 1
     assert orders == []
     assert capsys.readouterr().err.startswith(f"forkshim-shim: {said}")
 
@@ -96,7 +96,7 @@ def test_a_log_that_cannot_be_opened_is_told_on_stderr_and_nothing_begins(
 def test_the_three_words_are_the_order(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["forkshim-shim", "web", "bundle", "./runtime"])
     orders = _supervising(monkeypatch, Outcome(Exited(7), None))
-    assert statedir.main() == 0  # whatever the process's own status is
+    assert statedir.run_command() == 0  # whatever the process's own status is
     (order,) = orders
     assert order.command[1:] == (*sys.orig_argv[1:],)
     wanted = StartRequest("web", f"{state_dir}/bundle", f"{state_dir}/runtime")
@@ -124,7 +124,7 @@ def test_an_error_is_one_record_and_its_status(
     said: str,
 ) -> None:
     _supervising(monkeypatch, outcome)
-    assert statedir.main() == status
+    assert statedir.run_command() == status
     assert _logged(state_dir) == [(level, said)]
 
 
@@ -142,7 +142,7 @@ def test_words_that_are_no_names_are_an_error_in_the_log(
 ) -> None:
     orders = _supervising(monkeypatch, Outcome(Exited(0), None))
     monkeypatch.setattr(sys, "argv", ["forkshim-shim", *words])
-    assert statedir.main() == 1
+    assert statedir.run_command() == 1
     ((level, message),) = _logged(state_dir)
     assert level == "error"
     assert message.startswith(said)
@@ -157,5 +157,5 @@ def test_a_bug_is_logged_as_one_and_keeps_its_traceback(
 
     monkeypatch.setattr(statedir, "supervise", has_a_bug)
     with pytest.raises(ZeroDivisionError):
-        statedir.main()
+        statedir.run_command()
     assert _logged(state_dir) == [("error", "bug: ZeroDivisionError: by nothing")]

@@ -115,7 +115,7 @@ def _main(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
 
     monkeypatch.setattr(sys, "argv", ["forkshim", "run", "web"])
     monkeypatch.setattr(main, "run", fails)
-    return main.main()
+    return main.run_command()
 
 
 @pytest.mark.parametrize(
@@ -153,4 +153,4 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_containers_status_is_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["forkshim", "run", "web"])
     monkeypatch.setattr(main, "run", lambda _request: 7)
-    assert main.main() == 7
+    assert main.run_command() == 7
