@@ -178,7 +178,7 @@ class NotifyWorker:
             hand = self._make()
         except OSError as error:  # EMFILE, ENFILE; EAGAIN, ENOMEM: the limits of our cgroup
             self._failed_forks += 1
-            if restart_policy.is_said(self._failed_forks):
+            if restart_policy.is_logged(self._failed_forks):
                 self._log.warning(
                     f"notify: fork: {error.strerror}; trying again; "
                     f"{self._failed_forks} times so far"
@@ -274,7 +274,7 @@ class NotifyWorker:
         self._deaths += 1
         has_progress = self._notify_proxy.memory.seen != self._seen_at_fork
         self._deaths_in_a_row = 0 if has_progress else self._deaths_in_a_row + 1
-        if restart_policy.is_said(self._deaths):
+        if restart_policy.is_logged(self._deaths):
             self._log.warning(f"notify: worker {how}, replaced; {self._deaths} so far")
 
     def _fork_after_a_death(self) -> None:

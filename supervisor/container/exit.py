@@ -134,7 +134,9 @@ class ExitSequence:
     def _tell_of_others(self) -> None:
         if not self._is_told:
             self._is_told = True
-            names = " and ".join(each.name for each in self._stream_set.outputs if not each.is_over)
+            names = " and ".join(
+                each.name for each in self._stream_set.outputs if not each.is_closed
+            )
             self._log.info(f"{names}: others of the container go on with it")
             self._on_told()
 
@@ -146,8 +148,7 @@ class ExitSequence:
 
     def _carry_out(self, stream: Stream, verdict: Verdict) -> None:
         if verdict is Verdict.STUCK:
-            self._log.warning(f"{stream.name}: worker {stream.pid} does not move; killing it")
-            self._stream_set.kill_worker(stream)
+            self._stream_set.kill_stuck_worker(stream)
             return
         if verdict is Verdict.CLOGGED:
             self._stream_set.look_for_client(stream)

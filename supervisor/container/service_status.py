@@ -82,7 +82,6 @@ class ServiceStatus:
         if packed is not None:
             self._words, self._is_ready = packed["words"], packed["is_ready"]
             self._is_watched_inside = packed["is_watched_inside"]
-        self._suspects: dict[str, tuple[int, int]] = {}
         self._shown: list[tuple[int, tuple[int, int]]] = []
         self._looked_at_s = -math.inf
         if notifier.watchdog_s:
@@ -170,7 +169,8 @@ class ServiceStatus:
 
     def _moved(self) -> list[tuple[int, tuple[int, int]]]:
         return [
-            (self._stream_set.copied_bytes(each), each.drops) for each in self._stream_set.outputs
+            (self._stream_set.copied_bytes(each), self._stream_set.drops(each))
+            for each in self._stream_set.outputs
         ]
 
     def going_on(self) -> None:
@@ -192,27 +192,18 @@ class ServiceStatus:
         self._loop.guarded("status", self.look)()
 
     def _replace_the_stuck(self) -> None:
-        suspects = {
-            stream.name: (stream.pid, self._stream_set.copied_bytes(stream))
-            for stream in self._stream_set.outputs
-            if self._stream_set.could_move(stream)
-        }
-        for stream in self._stream_set.outputs:
-            if stream.name in suspects and suspects[stream.name] == self._suspects.get(stream.name):
-                self._log.warning(f"{stream.name}: worker {stream.pid} does not move; killing it")
-                self._stream_set.kill_worker(stream)
-        self._suspects = suspects
+        self._stream_set.stuck.kill_stuck(self._notifier.watchdog_s)
 
     def _line(self) -> str:
         stream_set = self._stream_set
         moved = [self._movement(stream) for stream in stream_set.outputs]
-        deaths = sum(stream.deaths for stream in stream_set.streams)
+        deaths = sum(stream_set.deaths(stream) for stream in stream_set.streams)
         text = f"{self._text}: {self._words}" if self._words else self._text
         return ", ".join([text, *moved, f"respawned {deaths}", f"forkshim {__version__}"])
 
     def _movement(self, stream: Stream) -> str:
         text = f"{stream.name} {size(self._stream_set.copied_bytes(stream))}"
-        dropped, lines = stream.drops
+        dropped, lines = self._stream_set.drops(stream)
         if dropped:
             text += f" + {size(dropped)} in {lines} lines dropped"
         trouble = self._stream_set.trouble(stream)

@@ -359,7 +359,10 @@ class Supervisor:
         self._equip()  # to be tidied up, if it has not come to that
         streams = tuple(
             StreamEnd(
-                stream.name, self._stream_set.copied_bytes(stream), stream.deaths, *stream.drops
+                stream.name,
+                self._stream_set.copied_bytes(stream),
+                self._stream_set.deaths(stream),
+                *self._stream_set.drops(stream),
             )
             for stream in self._stream_set.streams
         )
@@ -852,7 +855,7 @@ class Supervisor:
         )
         if self._notify_worker is not None:
             self._notify_worker.go_on(packed["notify_worker"], contents, is_parent=is_parent)
-        self._stream_set.attach_clients.go_on(
+        self._stream_set.attach_clients.restore(
             packed["crew"]["listeners"], contents, self._stream_set.streams
         )
         self._stream_set.go_on_with(packed["crew"], is_parent=is_parent)

@@ -153,8 +153,8 @@ def try_a_worker(log: Log, title: str) -> None:
         os.write(container_side.fileno(), b"!")
         container_side.close()
         stream_set.start()
-        loop.run_until(lambda: stream.is_over or stream.deaths > 0)
-        if stream.deaths or os.read(client_side.fileno(), 2) != b"!":
+        loop.run_until(lambda: stream.is_closed or stream_set.deaths(stream) > 0)
+        if stream_set.deaths(stream) or os.read(client_side.fileno(), 2) != b"!":
             raise FdStoreError("a worker does not work")
 
 

@@ -1,8 +1,9 @@
-"""Those who hear a container's output while it runs: `forkshim attach`, or any reader of a fifo.
+"""Attach clients: they hear a container's output while it runs.
 
-A listener makes a fifo in the state directory, opens it for reading and says so to `control`. The
-worker of the stream then copies into it what has room there, and waits for nobody: who reads too
-slowly, or was stopped, misses something, and only he.
+A client, `forkshim attach` or any reader of a fifo, makes a fifo in the state directory, opens it
+for reading and names it to `control`. The worker of the stream then copies into it what has room
+there. Attach clients never slow the container down: a client that reads too slowly loses output,
+other clients and the sink do not.
 """
 
 from __future__ import annotations
@@ -30,20 +31,23 @@ if TYPE_CHECKING:
     from workers.process.counters import StreamCounters
 
 ASKING, LET_IN, TURNED_AWAY, NOTHING_TO_HEAR = 0o600, 0o400, 0o200, 0
-"""Modes of a listener's fifo, which tell him what became of it; he makes it with the first. No
-event does: one that never had a writer is silent, also when it never will have one."""
+"""Modes of a client's fifo, which tell the client the answer; it makes the fifo with the first. No
+event does: a fifo that never had a writer is silent, also when it never will have one."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Listener:
+class _Client:
     stream: Stream
     number: int
     name: str
     pipe: fds.Fd
 
 
-class AttachClients:
-    """All listeners of one container. Owns their fifos, our ends of them."""
+class AttachHub:
+    """All attach clients of one container. Owns the write ends of their fifos."""
+
+    SNAPSHOT = ("_clients",)
+    TRANSIENT = ("_loop", "_log", "_counters", "_on_left", "_dir_fd")
 
     def __init__(
         self,
@@ -53,7 +57,7 @@ class AttachClients:
         on_left: Callable[[Stream], None],
         dir_fd: int | None = None,
     ) -> None:
-        """Borrow everything; `on_left` follows when a listener of a stream has gone.
+        """Borrow everything; `on_left` is called when a client of a stream has left.
 
         `dir_fd`: the state directory, where the clients make their fifos.
         """
@@ -62,23 +66,26 @@ class AttachClients:
         self._log = log
         self._counters = counters
         self._on_left = on_left
-        self._listeners: list[_Listener] = []
+        self._clients: list[_Client] = []
 
-    def of(self, stream: Stream) -> tuple[tuple[int, int], ...]:
-        """Return number and descriptor of each who hears this stream."""
+    def clients_of(self, stream: Stream) -> tuple[tuple[int, int], ...]:
+        """Return number and descriptor of each client of this stream."""
         return tuple((each.number, each.pipe.fileno()) for each in self._of(stream))
 
     def add(self, stream: Stream | None, fifo: str) -> bool:
-        """Let whoever reads `fifo` hear the stream; the next worker does it.
+        """Add the reader of `fifo` to the clients of the stream; the next worker writes to it.
 
-        Its name is removed. Who cannot be let, because there is no such stream or there are too
-        many, is at end of file at once. Returns whether he will hear: `let_in` tells him.
+        Unlinks the fifo. A client that is rejected, because there is no such stream or there are
+        too many clients, is at end of file at once. Returns whether it was added: `accept` tells
+        the client.
         """
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
+            if stream is not None and stream.staging is None:
+                stream.staging = fds.pipe()
             pipe = fds.Fd(os.open(fifo, flags, dir_fd=self._dir_fd))
-        except OSError as error:
-            self.reject(fifo, error)
+        except OSError as error:  # EMFILE
+            self._reject(fifo, error)
             return False
         if not fds.is_fifo(pipe.fileno()):
             self._log.warning(f"attach {fifo}: not a fifo")
@@ -92,28 +99,32 @@ class AttachClients:
             if stream is None:
                 mode = NOTHING_TO_HEAR
             elif number is None:
-                self._log.warning(f"attach {fifo}: there are {MAX_ATTACH_CLIENTS} listeners")
+                self._log.warning(
+                    f"attach {fifo}: rejected, there are {MAX_ATTACH_CLIENTS} clients already"
+                )
             else:
-                self._log.warning(f"attach {fifo}: {stream.sink_name} is open for appending")
+                self._log.warning(
+                    f"attach {fifo}: rejected, {stream.sink_name} is open for appending"
+                )
             os.fchmod(pipe.fileno(), mode)
             pipe.close()
             return False
         fds.grow_pipe(pipe.fileno())
         self._counters.reset_skipped(number)
-        self._take(_Listener(stream, number, fifo, pipe))
+        self._take(_Client(stream, number, fifo, pipe))
         return True
 
     def accept(self, stream: Stream) -> None:
-        """Tell those who ask that what the stream takes from now on is heard."""
+        """Tell the clients that ask that they hear what the stream takes from now on."""
         for each in self._of(stream):
             os.fchmod(each.pipe.fileno(), LET_IN)
 
-    def reject(self, fifo: str, error: OSError) -> None:
-        """Tell whoever reads `fifo`, which cannot be opened or not be used, and the log.
+    def _reject(self, fifo: str, error: OSError) -> None:
+        """Tell the reader of `fifo`, which cannot be opened or used, and the log.
 
-        Takes no descriptor: want of them is why one is turned away.
+        Takes no descriptor: want of them may be the reason.
         """
-        if error.errno not in (errno.ENOENT, errno.ENXIO):  # else he has left meanwhile
+        if error.errno not in (errno.ENOENT, errno.ENXIO):  # else the client has left meanwhile
             self._log.warning(f"attach {fifo}: {reason(error)}")
         with contextlib.suppress(FileNotFoundError):
             if stat.S_ISFIFO(os.stat(fifo, dir_fd=self._dir_fd, follow_symlinks=False).st_mode):
@@ -121,12 +132,12 @@ class AttachClients:
                 os.unlink(fifo, dir_fd=self._dir_fd)
 
     def end(self, stream: Stream) -> None:
-        """Let those who hear this stream see its end."""
+        """Close the fifos of the clients of this stream: they see its end."""
         for each in self._of(stream):
-            self._let_go(each)
+            self._remove(each)
 
-    def pack(self, fd_writer: FdWriter) -> list[dict[str, Any]]:
-        """Return what `go_on` of a successor needs."""
+    def snapshot(self, fd_writer: FdWriter) -> list[dict[str, Any]]:
+        """Return what `restore` of the next supervisor needs."""
         return [
             {
                 "stream": each.stream.name,
@@ -134,45 +145,46 @@ class AttachClients:
                 "name": each.name,
                 "pipe": fd_writer.add(each.pipe.fileno()),
             }
-            for each in self._listeners
+            for each in self._clients
         ]
 
-    def go_on(
+    def restore(
         self, packed: Iterable[Mapping[str, Any]], contents: FdReader, streams: Iterable[Stream]
     ) -> None:
-        """Take those of an earlier supervisor."""
+        """Take the clients of an earlier supervisor."""
         by_name = {stream.name: stream for stream in streams}
         for each in packed:
             pipe = contents.take(each["pipe"])
-            self._take(_Listener(by_name[each["stream"]], each["number"], each["name"], pipe))
+            self._take(_Client(by_name[each["stream"]], each["number"], each["name"], pipe))
 
     def close(self) -> None:
-        """Let everybody go."""
-        for each in list(self._listeners):
-            self._let_go(each)
+        """Close the fifos of all clients."""
+        for each in list(self._clients):
+            self._remove(each)
 
-    def _of(self, stream: Stream) -> list[_Listener]:
-        return [each for each in self._listeners if each.stream is stream]
+    def _of(self, stream: Stream) -> list[_Client]:
+        return [each for each in self._clients if each.stream is stream]
 
     def _free_number(self) -> int | None:
-        taken = {each.number for each in self._listeners}
+        taken = {each.number for each in self._clients}
         return next((number for number in range(MAX_ATTACH_CLIENTS) if number not in taken), None)
 
-    def _take(self, listener: _Listener) -> None:
-        self._listeners.append(listener)
+    def _take(self, client: _Client) -> None:
+        self._clients.append(client)
         # The write end of a pipe without a reader: POLLERR, poll(2). It never is readable.
-        self._loop.watch(listener.pipe.fileno(), partial(self._left, listener), feature="attach")
+        self._loop.watch(client.pipe.fileno(), partial(self._left, client), feature="attach")
 
-    def _left(self, listener: _Listener) -> None:
-        self._let_go(listener)
-        self._on_left(listener.stream)
+    def _left(self, client: _Client) -> None:
+        self._remove(client)
+        self._on_left(client.stream)
 
-    def _let_go(self, listener: _Listener) -> None:
-        self._listeners.remove(listener)
-        self._loop.forget(listener.pipe.fileno())
-        listener.pipe.close()
-        missed = self._counters.skipped_bytes(listener.number)
-        if missed:
+    def _remove(self, client: _Client) -> None:
+        self._clients.remove(client)
+        self._loop.forget(client.pipe.fileno())
+        client.pipe.close()
+        skipped = self._counters.skipped_bytes(client.number)
+        if skipped:
             self._log.info(
-                f"{listener.name}: has missed {missed} bytes of {listener.stream.name}: too slow"
+                f"attach client {client.name}: skipped {skipped} bytes of {client.stream.name}, "
+                "client too slow"
             )

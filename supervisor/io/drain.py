@@ -24,6 +24,7 @@ from __future__ import annotations
 import time
 from enum import Enum
 
+from supervisor.io.stream import StreamPhase
 from workers.common.records import dataclass
 
 TYPE_CHECKING = False
@@ -123,7 +124,6 @@ class DrainWatch:
         self._look_s = FIRST_LOOK_S
         self._seen: dict[str, tuple[int, int]] = {}
         self._last_word_at: dict[str, int] = {}
-        self._workers: dict[str, int] = {}
         self._replaced: set[str] = set()
         self._looked_for: set[str] = set()
         self._given_up: dict[str, float] = {}
@@ -155,13 +155,13 @@ class DrainWatch:
         if stream.name not in self._given_up:
             return False
         waited_s = time.monotonic() - self._given_up[stream.name]
-        return stream.is_over or waited_s >= STALLED_S
+        return stream.is_closed or waited_s >= STALLED_S
 
     @property
     def is_last_word_out(self) -> bool:
         """Whether all that was pending at the end has been copied, or `STALLED_S` have passed."""
         return time.monotonic() - self._died_at_s >= STALLED_S or all(
-            stream.is_over
+            stream.is_closed
             or self._stream_set.copied_bytes(stream) >= self._last_word_at[stream.name]
             for stream in self._stream_set.outputs
         )
@@ -202,18 +202,17 @@ class DrainWatch:
         if self._seen.get(stream.name) != seen:
             self._seen[stream.name] = seen
             self._moved_at_s[stream.name] = now_s
-            self._workers[stream.name] = stream.pid
 
     def _view(self, stream: Stream, is_stopping: bool) -> StreamView:
         copied, unread = self._seen[stream.name]
-        has_pending = not stream.is_over and (
+        has_pending = not stream.is_closed and (
             stream.has_pending() or self._stream_set.in_flight_bytes(stream) > 0
         )
         if not has_pending:  # it was seen empty: whatever comes now is a stray's
             self._last_word_at[stream.name] = 0
         return StreamView(
-            is_reported=stream.is_over,
-            is_hung_up=stream.is_hung_up,
+            is_reported=stream.is_closed,
+            is_hung_up=stream.phase is not StreamPhase.OPEN,
             has_pending=has_pending,
             unread_bytes=unread,
             is_last_word_out=copied >= self._last_word_at[stream.name],
@@ -223,8 +222,7 @@ class DrainWatch:
             any_moved_at_s=max(self._moved_at_s.values()),
             is_stuck=(
                 stream.name not in self._replaced
-                and stream.pid == self._workers[stream.name]
-                and self._stream_set.could_move(stream)
+                and self._stream_set.is_worker_stuck(stream, STALLED_S)
             ),
             is_clogged=(
                 not self._is_read

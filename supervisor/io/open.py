@@ -45,7 +45,8 @@ class Stdio:
         stdin: Where input comes from.
         stdin_closer: Our own write end of a stdin fifo: while it is open, a client may come back.
         sinks: By stream name, "stdout" and "stderr".
-        outlets: What is there instead for a log or the journal. Borrowed by the crew, closed here.
+        line_sinks: What is there instead for a log or the journal. Borrowed by the streams, closed
+            here.
         reopeners: For a sink that is a file which may be moved away: opens its name anew.
         names: What each is, for log lines.
         passthrough: The sinks that are a descriptor of our own caller.
@@ -56,7 +57,7 @@ class Stdio:
     stdin: fds.Fd | None = None
     stdin_closer: fds.Fd | None = None
     sinks: dict[str, fds.Fd] = field(default_factory=dict)
-    outlets: dict[str, Sink] = field(default_factory=dict)
+    line_sinks: dict[str, Sink] = field(default_factory=dict)
     reopeners: dict[str, Callable[[], fds.Fd]] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     passthrough: set[str] = field(default_factory=set)
@@ -67,14 +68,16 @@ class Stdio:
         closer = self.stdin_closer
         return {
             "stdin_closer": -1 if closer is None else fd_writer.add(closer.fileno()),
-            "outlets": {name: outlet.pack(fd_writer) for name, outlet in self.outlets.items()},
+            "line_sinks": {
+                name: line_sink.pack(fd_writer) for name, line_sink in self.line_sinks.items()
+            },
             "passthrough": sorted(self.passthrough),
             "stderr_joins_stdout": self.stderr_joins_stdout,
         }
 
     def close(self) -> None:
         """Close whatever has not been taken."""
-        owners = (self.stdin, self.stdin_closer, *self.sinks.values(), *self.outlets.values())
+        owners = (self.stdin, self.stdin_closer, *self.sinks.values(), *self.line_sinks.values())
         for owner in owners:
             if owner is not None:
                 owner.close()
@@ -103,16 +106,16 @@ def go_on(
         stdio.names[name] = str(sink)
         if sink.kind is SinkKind.FILE and not sink.has_outlet:
             stdio.reopeners[name] = partial(_open_log_file, sink.path)
-    if packed["outlets"]:
+    if packed["line_sinks"]:
         from supervisor.sinks.open import Came, open_sinks
 
-        wanted = {name: sinks[name] for name in packed["outlets"]}
-        stdio.outlets = open_sinks(
+        wanted = {name: sinks[name] for name in packed["line_sinks"]}
+        stdio.line_sinks = open_sinks(
             wanted,
             container_id,
             bundle,
             is_console=record.terminal,
-            came=Came(packed["outlets"], contents),
+            came=Came(packed["line_sinks"], contents),
         )
     return stdio
 
@@ -158,7 +161,7 @@ class StdioOpener:
             if not record.terminal:
                 self._wanted.append(("stderr", parse_sink(record.stderr)))
             self._open_stdin(record.stdin)
-            self._open_outlets(is_console=record.terminal)
+            self._open_line_sinks(is_console=record.terminal)
         except ShimError as error:
             self._fail(error)
         else:
@@ -196,8 +199,8 @@ class StdioOpener:
         finally:
             with_path.close()
 
-    def _open_outlets(self, *, is_console: bool) -> None:
-        """Open all outlets; none of them has to be waited for."""
+    def _open_line_sinks(self, *, is_console: bool) -> None:
+        """Open all line_sinks; none of them has to be waited for."""
         wanted = {name: sink for name, sink in self._wanted if sink.has_outlet}
         if not wanted:
             return
@@ -213,7 +216,7 @@ class StdioOpener:
         if wanted.get("stdout") == wanted.get("stderr") and wanted["stdout"].kind is SinkKind.FILE:
             self._stdio.stderr_joins_stdout = True
             del wanted["stderr"]
-        self._stdio.outlets = open_sinks(
+        self._stdio.line_sinks = open_sinks(
             wanted, self._container_id, self._bundle, is_console=is_console
         )
 
@@ -232,8 +235,8 @@ class StdioOpener:
         if _is_same_file(self._stdio.sinks):
             self._stdio.stderr_joins_stdout = True
             self._stdio.sinks.pop("stderr").close()
-            if "stderr" in self._stdio.outlets:
-                self._stdio.outlets.pop("stderr").close()
+            if "stderr" in self._stdio.line_sinks:
+                self._stdio.line_sinks.pop("stderr").close()
         self._on_end(self._stdio)
 
     def _open_sink(self, name: str, sink: SinkSpec) -> bool:
@@ -467,5 +470,5 @@ def _duplicate(fd: int) -> fds.Fd:
 def _is_same_file(sinks: dict[str, fds.Fd]) -> bool:
     if len(sinks) < 2:
         return False
-    first, second = (os.fstat(sink.fileno()) for sink in sinks.values())
-    return stat.S_ISREG(first.st_mode) and os.path.samestat(first, second)
+    first, second = (sink.fileno() for sink in sinks.values())
+    return stat.S_ISREG(os.fstat(first).st_mode) and fds.is_same_file(first, second)

@@ -80,7 +80,7 @@ class Pipes:
             for name in ("stdout", "stderr"):
                 if name == "stderr" and stdio.stderr_joins_stdout:
                     ends["stderr"] = ends["stdout"]
-                elif name in stdio.sinks or name in stdio.outlets:
+                elif name in stdio.sinks or name in stdio.line_sinks:
                     rfd, wfd = self._make_pipe()
                     container_side.append(wfd)
                     ends[name] = wfd.fileno()
@@ -140,7 +140,7 @@ class Pipes:
             sink,
             sink_name=stdio.names[setting],
             is_passthrough=setting in stdio.passthrough,
-            outlet=stdio.outlets.get(setting),
+            line_sink=stdio.line_sinks.get(setting),
             reopen=stdio.reopeners.get(setting),
             setting=setting,
         )
@@ -180,20 +180,20 @@ class Pipes:
         for each in streams:
             setting = each["setting"]
             staging = [contents.take(index) for index in each["staging"]]
-            outlet = stdio.outlets.get(setting)
+            line_sink = stdio.line_sinks.get(setting)
             stream = Stream(
                 each["name"],
                 contents.take(each["source"]),
                 contents.take(each["sink"]),
                 sink_name=stdio.names.get(setting, ""),
                 is_passthrough=setting in stdio.passthrough,
-                outlet=outlet,
-                reopen=None if outlet else stdio.reopeners.get(setting),
+                line_sink=line_sink,
+                reopen=None if line_sink else stdio.reopeners.get(setting),
                 setting=setting,
                 packed=each,
                 staging=(staging[0], staging[1]) if staging else None,
             )
-            stream_set.go_on(stream, contents.take(each["report"]), is_parent=is_parent)
+            stream_set.go_on(stream, each, contents.take(each["report"]), is_parent=is_parent)
 
     def resize(self, columns: int, rows: int) -> None:
         """Set the console's size; without a console nothing happens."""

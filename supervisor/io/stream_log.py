@@ -1,7 +1,7 @@
-"""What is said of a crew's streams: in the log, and as the trouble one is in.
+"""What is logged about the streams of one container, and what was logged already.
 
-A worker may die, and a sink fail, again and again: what recurs is said less and less often, so that
-no log fills a disk.
+A worker may die, and a sink fail, again and again. What recurs is logged less and less often, so
+that no log fills a disk.
 """
 
 from __future__ import annotations
@@ -9,101 +9,130 @@ from __future__ import annotations
 import os
 
 from supervisor.children import restart_policy
+from supervisor.sinks.sink import Drops
 from supervisor.state.journal_log import Kind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
-    from supervisor.children.restart_policy import Mend
+    from supervisor.children.restart_policy import Decision
     from supervisor.io.stream import Stream
+    from supervisor.io.worker_slot import WorkerSlot
     from supervisor.linux.errors import ShimError
     from supervisor.linux.exit_status import Termination
     from supervisor.state.log import Log
-    from workers.process.counters import StreamCounters
     from workers.process.report import Report
 
 
+_NO_DROPS = Drops(0, 0)
+
+
 class StreamLog:
-    """Tells of one crew's streams, and notes in them what was told. Borrows everything."""
+    """Logs the troubles of the streams. Borrows everything."""
 
-    def __init__(self, log: Log, counters: StreamCounters, on_trouble: Callable[[], None]) -> None:
-        """`on_trouble` follows when a stream is worse off, or has dropped something."""
+    SNAPSHOT = ("_reported_drops", "_refusals")
+    TRANSIENT = ("_log", "_on_trouble")
+
+    def __init__(self, log: Log, on_trouble: Callable[[], None]) -> None:
+        """`on_trouble` is called when a stream is worse off, or has dropped something."""
         self._log = log
-        self._counters = counters
         self._on_trouble = on_trouble
+        self._reported_drops: dict[str, Drops] = {}
+        self._refusals: dict[str, str] = {}
 
-    def died(self, stream: Stream, termination: Termination) -> None:
-        """Another of its workers has died, which is counted already."""
-        if restart_policy.is_said(stream.deaths):
-            self._log.warning(
-                f"{stream.name}: worker {termination}, replaced; {stream.deaths} so far"
-            )
-        if stream.deaths_without_progress == restart_policy.DEGRADED_AFTER:
-            self._degraded(stream, f"its workers do not live: {termination}")
+    def snapshot(self) -> dict[str, Any]:
+        """Return what was logged already, for the next supervisor."""
+        drops = {name: [*drops] for name, drops in self._reported_drops.items()}
+        return {"reported_drops": drops, "refusals": self._refusals}
+
+    def restore(self, packed: Mapping[str, Any]) -> None:
+        """Continue with what `snapshot` of an earlier supervisor returned."""
+        self._reported_drops = {
+            name: Drops(*drops) for name, drops in packed["reported_drops"].items()
+        }
+        self._refusals = dict(packed["refusals"])
+
+    def worker_died(self, slot: WorkerSlot, termination: Termination, decision: Decision) -> None:
+        """Log the death of a worker."""
+        name, deaths = slot.stream.name, decision.history.deaths
+        if decision.is_logged:
+            self._log.warning(f"{name}: worker {termination}, replaced; {deaths} so far")
+        if decision.is_degraded:
+            self._degraded(slot, f"its workers do not live: {termination}")
         else:
             self._on_trouble()
 
-    def fork_failed(self, stream: Stream, error: OSError) -> None:
-        """Another fork of a worker has failed, which is counted already."""
-        if restart_policy.is_said(stream.failed_forks):
+    def fork_refused(self, slot: WorkerSlot, error: OSError, decision: Decision) -> None:
+        """Log that a worker could not be forked."""
+        if decision.is_logged:
             self._log.warning(
-                f"{stream.name}: fork: {error.strerror}; trying again; "
-                f"{stream.failed_forks} times so far"
+                f"{slot.stream.name}: fork: {error.strerror}; trying again; "
+                f"{decision.history.failed_forks} times so far"
             )
-        if stream.failed_forks == restart_policy.DEGRADED_AFTER:
-            self._degraded(stream, f"no worker can be forked: {error.strerror}")
+        if decision.is_degraded:
+            self._degraded(slot, f"no worker can be forked: {error.strerror}")
 
-    def _degraded(self, stream: Stream, why: str) -> None:
-        stream.trouble = f"degraded: {why}"
+    def _degraded(self, slot: WorkerSlot, why: str) -> None:
+        slot.trouble = f"degraded: {why}"
         self._log.warning(
-            f"{stream.name}: {stream.trouble}; the container waits when its pipe is full, "
+            f"{slot.stream.name}: {slot.trouble}; the container waits when its pipe is full, "
             f"and it is tried again at least every {restart_policy.LONGEST_PAUSE_S:.0f} s",
             Kind.DEGRADED,
         )
         self._on_trouble()
 
-    def failed(self, stream: Stream, failed: Report, choice: Mend) -> None:
-        """A worker has failed, the first of a row; `choice` follows."""
-        follows = choice.value
+    def worker_failed(self, slot: WorkerSlot, report: Report) -> None:
+        """Log the first error of a row, and what follows it."""
+        stream = slot.stream
+        follows = restart_policy.action_after(
+            stream.name, report, has_line_sink=stream.line_sink is not None
+        ).value
         if stream.is_lossy:
             follows = "lines are dropped when the buffer is full, and it is tried again"
         self._log.warning(
-            f"{stream.name}{_target(stream)}: {os.strerror(failed.errno)} "
-            f"({failed.errno_name}) after {self._counters.copied_bytes(stream.slot)} bytes; "
-            f"{follows}",
+            f"{stream.name}{_target(stream)}: {os.strerror(report.errno)} "
+            f"({report.errno_name}) after {slot.copied_bytes} bytes; {follows}",
             Kind.SINK,
         )
 
-    def refused(self, stream: Stream, error: ShimError) -> None:
-        """Its file was not opened anew; said once, until it was."""
-        if stream.refusal != str(error):
-            stream.refusal = str(error)
+    def reopen_refused(self, stream: Stream, error: ShimError) -> None:
+        """Log, once, that the stream's log file was not reopened."""
+        if self._refusals.get(stream.name) != str(error):
+            self._refusals[stream.name] = str(error)
             self._log.warning(f"{stream.name}: {error}; the old file is written on")
 
-    def in_trouble(self, stream: Stream, why: str) -> None:
-        """Nothing of it moves, until `moves_again`; the log knows."""
-        if stream.trouble != why:
-            stream.trouble = why
+    def reopened(self, stream: Stream) -> None:
+        """Note that the log file was reopened: the next refusal is logged."""
+        self._refusals.pop(stream.name, None)
+
+    def in_trouble(self, slot: WorkerSlot, why: str) -> None:
+        """Note that the stream does not move; the log has the reason already."""
+        if slot.trouble != why:
+            slot.trouble = why
             self._on_trouble()
 
-    def moves_again(self, stream: Stream) -> None:
-        """It is out of its trouble."""
-        self._log.info(f"{stream.name}: moves again, after: {stream.trouble}")
-        stream.trouble = ""
+    def recovered(self, slot: WorkerSlot) -> None:
+        """Log that the stream moves again."""
+        self._log.info(f"{slot.stream.name}: recovered (was: {slot.trouble})")
+        slot.trouble = ""
 
-    def dropped(self, stream: Stream) -> None:
-        """Say what was dropped since the last time."""
-        dropped, lines = stream.drops
-        if dropped == stream.reported_dropped_bytes:
+    def reported_drops(self, stream: Stream) -> Drops:
+        """Return the drops of the stream that were logged already."""
+        return self._reported_drops.get(stream.name, _NO_DROPS)
+
+    def drops(self, slot: WorkerSlot) -> None:
+        """Log what was dropped since the last call."""
+        stream, dropped, before = slot.stream, slot.drops, self.reported_drops(slot.stream)
+        if dropped.bytes == before.bytes:
             return
-        new_bytes = dropped - stream.reported_dropped_bytes
-        new_lines = lines - stream.reported_dropped_lines
         self._log.warning(
-            f"{stream.name}{_target(stream)}: dropped {new_bytes} bytes, {new_lines} lines",
+            f"{stream.name}{_target(stream)}: dropped {dropped.bytes - before.bytes} bytes, "
+            f"{dropped.lines - before.lines} lines",
             Kind.LOST,
         )
-        stream.reported_dropped_bytes, stream.reported_dropped_lines = dropped, lines
+        self._reported_drops[stream.name] = dropped
         self._on_trouble()
 
 

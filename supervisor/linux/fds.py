@@ -113,6 +113,11 @@ def is_fifo(fd: int) -> bool:
     return stat.S_ISFIFO(os.fstat(fd).st_mode)
 
 
+def is_same_file(fd: int, other_fd: int) -> bool:
+    """Say whether two descriptors are open on the same file. Source: inode(7), st_dev, st_ino."""
+    return os.path.samestat(os.fstat(fd), os.fstat(other_fd))
+
+
 def open_without_waiting(path: str, flags: int, *, dir_fd: int | None = None) -> int:
     """Open a file as the `opener` of open(): a fifo in its place would keep us there for ever."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)

@@ -8,6 +8,7 @@ import signal
 import tty
 from typing import TYPE_CHECKING
 
+from supervisor.children.restart_policy import RestartPolicy
 from supervisor.io.stream import Stream
 from supervisor.io.workers import StreamSet
 from supervisor.linux import fds
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from supervisor.io.worker_slot import WorkerSlot
     from tests.harness.rig import Rig
 
 
@@ -95,15 +97,23 @@ class Site:
         reader = self.own(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
         return reader, fds.Fd(os.open(path, os.O_RDWR))
 
+    def slot(self, stream: Stream) -> WorkerSlot:
+        return self.stream_set.slot(stream)
+
+    def policy(self, longest_pause_s: float) -> None:
+        """Have no pause be longer than this; by itself the limit is that of the module."""
+        self.stream_set._context.policy = RestartPolicy(longest_pause_s)
+
     def run_until(self, is_over: Callable[[], bool]) -> None:
         self.rig.run_until(is_over)
 
     def kill_worker_of(self, stream: Stream) -> None:
         """Kill the worker and serve until another one has its place."""
-        killed = stream.pid
-        if not stream.is_reaped:  # it may have come to its end just now
+        killed = self.slot(stream).pid
+        worker = self.slot(stream).worker
+        if worker is not None and not worker.is_reaped:  # it may have come to its end just now
             os.kill(killed, signal.SIGKILL)
-        self.run_until(lambda: stream.is_over or stream.pid not in (0, killed))
+        self.run_until(lambda: stream.is_closed or self.slot(stream).pid not in (0, killed))
 
     def close(self) -> None:
         self.stream_set.stop()
@@ -114,7 +124,7 @@ class Site:
         assert has_no_children()
 
 
-def stop_worker(stream: Stream) -> None:
+def stop_worker(slot: WorkerSlot) -> None:
     """Stop its worker, by SIGSTOP."""
-    os.kill(stream.pid, signal.SIGSTOP)
-    waiting.wait_true(lambda: waiting.state_of(stream.pid) == "T")
+    os.kill(slot.pid, signal.SIGSTOP)
+    waiting.wait_true(lambda: waiting.state_of(slot.pid) == "T")

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from supervisor.children import restart_policy
-from supervisor.children.restart_policy import Mend
+from supervisor.children.restart_policy import ErrorAction
+from supervisor.io.worker_process import WorkerState
 from supervisor.linux import fds, spawn
 from tests.harness import waiting
 from tests.harness.forked import has_no_children
@@ -34,7 +35,7 @@ def test_each_stream_is_copied_and_is_over_at_its_end(site: Site) -> None:
     for number, (writer, _reader, _stream) in enumerate(ends):
         os.write(writer, b"%d" % number)
         site.disown(writer)
-    site.run_until(lambda: all(stream.is_over for _w, _r, stream in ends))
+    site.run_until(lambda: all(stream.is_closed for _w, _r, stream in ends))
     site.run_until(lambda: not site.stream_set.has_workers)
     for number, (_writer, reader, stream) in enumerate(ends):
         assert os.read(reader, 99) == b"%d" % number
@@ -57,14 +58,14 @@ def test_a_crashed_worker_is_replaced_on_the_same_descriptors(site: Site) -> Non
         site.kill_worker_of(stream)
         assert stream.route == route
     assert route.capacity_bytes == fcntl.fcntl(route.source_fd, fcntl.F_GETPIPE_SZ)
-    assert stream.deaths == 3
+    assert site.slot(stream).history.deaths == 3
     assert site.stream_set.copied_bytes(stream) == 3
     assert [message for message in site.rig.messages("warn") if "replaced" in message] == [
         "stdout: worker killed by SIGKILL, replaced; 1 so far",
         "stdout: worker killed by SIGKILL, replaced; 2 so far",
     ]
     site.disown(writer)
-    site.run_until(lambda: stream.is_over)
+    site.run_until(lambda: stream.is_closed)
 
 
 def test_what_a_worker_was_killed_amidst_arrives_whole(site: Site) -> None:
@@ -77,7 +78,7 @@ def test_what_a_worker_was_killed_amidst_arrives_whole(site: Site) -> None:
     while len(got) < len(content):
         waiting.wait_readable(reader)
         got += os.read(reader, 200_000)
-        if not stream.is_over:
+        if not stream.is_closed:
             site.kill_worker_of(stream)
     assert got == content
 
@@ -89,8 +90,8 @@ def test_a_worker_that_dies_again_and_again_without_progress_is_given_pauses(
     monkeypatch.setattr(restart_policy, "_SHORTEST_PAUSE_S", 1e-6)
     _writer, _reader, stream = site.output()
     site.stream_set.start()
-    site.run_until(lambda: stream.deaths == 20)
-    assert stream.deaths_without_progress == 20
+    site.run_until(lambda: site.slot(stream).history.deaths == 20)
+    assert site.slot(stream).history.deaths_without_progress == 20
     assert site.rig.messages("warn") == [
         *(
             f"stdout: worker exit status 3, replaced; {deaths} so far"
@@ -111,16 +112,21 @@ def test_a_stream_whose_workers_do_not_live_says_so_until_one_does(
     site.stream_set.start()
     site.run_until(lambda: site.stream_set.trouble(stream) != "")
     assert site.troubles > 0
-    assert stream.deaths == restart_policy.DEGRADED_AFTER
+    assert site.slot(stream).history.deaths == restart_policy.DEGRADED_AFTER
     assert site.stream_set.trouble(stream) == "degraded: its workers do not live: exit status 3"
     monkeypatch.setattr(output, "work", work)
     os.write(writer, b"x")
-    site.run_until(lambda: stream.deaths > restart_policy.DEGRADED_AFTER and stream.pid > 0)
+    site.run_until(
+        lambda: (
+            site.slot(stream).history.deaths > restart_policy.DEGRADED_AFTER
+            and site.slot(stream).pid > 0
+        )
+    )
     waiting.wait_readable(reader)
     waiting.wait_true(lambda: site.stream_set.copied_bytes(stream) == 1)
     assert site.stream_set.trouble(stream) == ""
     assert site.rig.messages("info") == [
-        "stdout: moves again, after: degraded: its workers do not live: exit status 3"
+        "stdout: recovered (was: degraded: its workers do not live: exit status 3)"
     ]
 
 
@@ -129,12 +135,15 @@ def test_progress_makes_the_earlier_deaths_forgotten(site: Site) -> None:
     site.stream_set.start()
     for _each in range(2):
         site.kill_worker_of(stream)
-    assert stream.deaths_without_progress == 2
+    assert site.slot(stream).history.deaths_without_progress == 2
     os.write(writer, b"x")
     waiting.wait_readable(reader)
     waiting.wait_true(lambda: site.stream_set.copied_bytes(stream) == 1)
     site.kill_worker_of(stream)
-    assert (stream.deaths, stream.deaths_without_progress) == (3, 0)
+    assert (
+        site.slot(stream).history.deaths,
+        site.slot(stream).history.deaths_without_progress,
+    ) == (3, 0)
 
 
 @pytest.mark.parametrize("record", [b"junk\n", b"{", b"x" * 5000, b"{}\n"])
@@ -156,9 +165,9 @@ def test_a_report_that_is_junk_counts_as_a_crash(
     monkeypatch.setattr(output, "work", work)
     os.write(writer, b"x")
     site.disown(writer)
-    site.run_until(lambda: stream.is_over)
+    site.run_until(lambda: stream.is_closed)
     assert os.read(reader, 9) == b"x"
-    assert stream.deaths == 1
+    assert site.slot(stream).history.deaths == 1
     assert any(message.startswith("stdout: worker: ") for message in site.rig.messages("warn"))
 
 
@@ -167,11 +176,11 @@ def test_a_sink_that_nobody_reads_hangs_up_on_the_container(site: Site) -> None:
     site.stream_set.start()
     site.disown(reader)
     os.write(writer, b"x")
-    site.run_until(lambda: stream.is_over)
+    site.run_until(lambda: stream.is_closed)
     with pytest.raises(BrokenPipeError):
         os.write(writer, b"y")
     assert site.rig.messages("warn") == [
-        f"stdout the sink: Broken pipe (EPIPE) after 0 bytes; {Mend.HANG_UP.value}"
+        f"stdout the sink: Broken pipe (EPIPE) after 0 bytes; {ErrorAction.HANG_UP.value}"
     ]
 
 
@@ -185,9 +194,9 @@ def test_a_console_whose_sink_nobody_reads_is_read_on_and_thrown_away(site: Site
     for _each in range(100):
         os.write(slave, b"y" * 1000)  # more than a terminal would hold
     site.disown(slave)
-    site.run_until(lambda: stream.is_over)
+    site.run_until(lambda: stream.is_closed)
     assert site.rig.messages("warn") == [
-        f"console the sink: Broken pipe (EPIPE) after 0 bytes; {Mend.DISCARD.value}"
+        f"console the sink: Broken pipe (EPIPE) after 0 bytes; {ErrorAction.DISCARD.value}"
     ]
 
 
@@ -199,10 +208,11 @@ def test_a_full_disk_is_tried_again_and_said_once(
     site.stream_set.start()
     for errors in range(1, 6):
         os.write(writer, b"x")
-        site.run_until(lambda errors=errors: stream.errors_in_a_row == errors)  # type: ignore[misc] # bound now
-    assert not stream.is_over
+        site.run_until(lambda errors=errors: site.slot(stream).history.errors_in_a_row == errors)  # type: ignore[misc] # bound now
+    assert not stream.is_closed
     assert site.rig.messages("warn") == [
-        f"stdout the sink: No space left on device (ENOSPC) after 0 bytes; {Mend.RETRY.value}"
+        "stdout the sink: No space left on device (ENOSPC) after 0 bytes; "
+        f"{ErrorAction.RETRY.value}"
     ]
 
 
@@ -230,7 +240,7 @@ def test_a_container_that_closes_its_stdin_ends_it_without_a_word(site: Site) ->
     os.write(client, b"x")
     waiting.wait_readable(container)
     site.disown(container)
-    site.run_until(lambda: stream.is_over)
+    site.run_until(lambda: stream.is_closed)
     assert site.rig.messages() == []
     assert site.stream_set.outputs == []
 
@@ -240,7 +250,7 @@ def test_stdin_is_closed_at_its_end_and_the_container_sees_it(site: Site) -> Non
     site.stream_set.start()
     os.write(client, b"x")
     site.disown(client)
-    site.run_until(lambda: stream.is_over)
+    site.run_until(lambda: stream.is_closed)
     assert waiting.read_to_end(container) == b"x"
 
 
@@ -251,10 +261,10 @@ def test_a_stdin_that_fails_is_said_and_closed(site: Site, monkeypatch: pytest.M
     monkeypatch.setattr(stdin, "work", fails)
     _client, container, stream = site.stdin()
     site.stream_set.start()
-    site.run_until(lambda: stream.is_over)
+    site.run_until(lambda: stream.is_closed)
     assert waiting.read_to_end(container) == b""
     assert site.rig.messages("warn") == [
-        f"stdin: Is a directory (EISDIR) after 0 bytes; {Mend.HANG_UP.value}"
+        f"stdin: Is a directory (EISDIR) after 0 bytes; {ErrorAction.HANG_UP.value}"
     ]
 
 
@@ -274,7 +284,7 @@ def test_a_fork_that_fails_is_tried_again(site: Site, monkeypatch: pytest.Monkey
     site.stream_set.start()
     os.write(writer, b"x")
     site.disown(writer)
-    site.run_until(lambda: stream.is_over)
+    site.run_until(lambda: stream.is_closed)
     assert os.read(reader, 9) == b"x"
     message = "stdout: fork: Resource temporarily unavailable; trying again"
     assert site.rig.messages("warn") == [f"{message}; {n} times so far" for n in (1, 2)]
@@ -292,14 +302,14 @@ def test_a_stream_that_ends_while_a_fork_is_refused_is_over(
     with monkeypatch.context() as patch:
         patch.setattr(spawn, "fork_worker", _refused)
         site.stream_set.attach("stdout", "attach.nobody")  # whatever replaces a worker
-        site.stream_set._dismiss(stream)
-    assert stream.failed_forks
+        site.slot(stream).replace()
+    assert site.slot(stream).history.failed_forks
     site.disown(writer)
-    site.run_until(lambda: stream.is_over)
+    site.run_until(lambda: stream.is_closed)
     is_later: list[bool] = []
     site.rig.loop.timer(lambda: is_later.append(True)).start(2 * restart_policy.FORK_AGAIN_S)
     site.run_until(lambda: bool(is_later))
-    assert (stream.pid, stream.deaths) == (0, 0)
+    assert (site.slot(stream).pid, site.slot(stream).history.deaths) == (0, 0)
     assert not site.stream_set.has_workers
 
 
@@ -308,7 +318,7 @@ def test_a_stream_that_was_given_up_is_not_given_another_worker(site: Site) -> N
     site.stream_set.start()
     site.stream_set.give_up(stream)
     site.run_until(lambda: not site.stream_set.has_workers)
-    assert stream.is_over
+    assert stream.is_closed
     assert site.overs == 1
     assert has_no_children()
 
@@ -319,7 +329,7 @@ def test_a_worker_that_is_reaped_and_whose_pipe_is_unread_is_not_signalled_any_m
 ) -> None:
     _writer, _reader, stream = site.output()
     site.stream_set.start()
-    pid = stream.pid
+    pid = site.slot(stream).pid
     os.kill(pid, signal.SIGKILL)
     waiting.wait_process(pid)
     site.rig.reaper.reap()  # the loop has not served its pipe yet: the pid may be anybody's now
@@ -339,14 +349,14 @@ def test_a_stream_that_is_given_up_in_a_pause_is_not_given_another_worker(
 ) -> None:
     for name in ("_SHORTEST_PAUSE_S", "LONGEST_PAUSE_S"):
         monkeypatch.setattr(restart_policy, name, 3600.0)  # no worker comes while we look
-    site.stream_set._longest_pause_s = 3600.0
+    site.policy(3600.0)
     writer, _reader, stream = site.output(sink=fds.Fd(os.open("/dev/full", os.O_WRONLY)))
     site.stream_set.start()
     os.write(writer, b"x")
-    site.run_until(lambda: stream.errors_in_a_row == 1)
-    held = stream.pid
+    site.run_until(lambda: site.slot(stream).history.errors_in_a_row == 1)
+    held = site.slot(stream).pid
     site.stream_set.give_up(stream)
-    site.run_until(lambda: stream.is_over)
+    site.run_until(lambda: stream.is_closed)
     assert not waiting.is_alive(held)
     assert not site.rig.loop._timers
 
@@ -354,7 +364,7 @@ def test_a_stream_that_is_given_up_in_a_pause_is_not_given_another_worker(
 def _endless_pauses(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_SHORTEST_PAUSE_S", "LONGEST_PAUSE_S", "LONGEST_PAUSE_IN_DRAIN_S"):
         monkeypatch.setattr(restart_policy, name, 3600.0)
-    site.stream_set._longest_pause_s = 3600.0
+    site.policy(3600.0)
 
 
 def test_in_a_pause_there_is_a_worker_which_a_hurry_has_try_at_once(
@@ -365,16 +375,16 @@ def test_in_a_pause_there_is_a_worker_which_a_hurry_has_try_at_once(
     writer, _reader, stream = site.output(sink=fds.Fd(os.open("/dev/full", os.O_WRONLY)))
     site.stream_set.start()
     os.write(writer, b"x")
-    site.run_until(lambda: stream.errors_in_a_row == 1)
-    waiting.wait_title(stream.pid, "forkshim: site [stdout]")
-    assert not site.stream_set.could_move(stream), "it is not taken for a stuck one"
+    site.run_until(lambda: site.slot(stream).history.errors_in_a_row == 1)
+    waiting.wait_title(site.slot(stream).pid, "forkshim: site [stdout]")
+    assert not site.slot(stream).could_move(), "it is not taken for a stuck one"
     assert site.stream_set.trouble(stream) == "No space left on device"
-    held = stream.pid
+    held = site.slot(stream).pid
     site.stream_set.hurry()
-    site.run_until(lambda: stream.errors_in_a_row == 2)
+    site.run_until(lambda: site.slot(stream).history.errors_in_a_row == 2)
     waiting.wait_process(held)
-    assert stream.pid
-    assert stream.deaths == 0
+    assert site.slot(stream).pid
+    assert site.slot(stream).history.deaths == 0
 
 
 def test_workers_that_die_at_work_are_followed_by_one_that_rests(
@@ -389,13 +399,14 @@ def test_workers_that_die_at_work_are_followed_by_one_that_rests(
     monkeypatch.setattr(output, "work", works_badly)
     _writer, _reader, stream = site.output()
     site.stream_set.start()
-    site.run_until(lambda: stream.deaths == 9)
-    waiting.wait_title(stream.pid, "forkshim: site [stdout]")
+    site.run_until(lambda: site.slot(stream).history.deaths == 9)
+    waiting.wait_title(site.slot(stream).pid, "forkshim: site [stdout]")
     # One that does not even live at rest is not replaced by another one of the kind.
-    os.kill(stream.pid, signal.SIGKILL)
-    site.run_until(lambda: stream.deaths == 10)
-    assert stream.pid == 0
-    assert list(site.rig.loop._timers) == [site.stream_set._timers[stream]]
+    os.kill(site.slot(stream).pid, signal.SIGKILL)
+    site.run_until(lambda: site.slot(stream).history.deaths == 10)
+    assert site.slot(stream).pid == 0
+    assert list(site.rig.loop._timers) == [site.slot(stream)._retry]
+    assert site.slot(stream).state is WorkerState.RETRY_SCHEDULED
 
 
 def test_without_a_free_descriptor_a_killed_worker_is_replaced_later(
@@ -405,16 +416,16 @@ def test_without_a_free_descriptor_a_killed_worker_is_replaced_later(
     writer, reader, stream = site.output()
     site.stream_set.start()
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    killed = stream.pid
+    killed = site.slot(stream).pid
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
     try:
         os.kill(killed, signal.SIGKILL)
-        site.run_until(lambda: stream.failed_forks >= 3)
-        assert stream.pid == 0
+        site.run_until(lambda: site.slot(stream).history.failed_forks >= 3)
+        assert site.slot(stream).pid == 0
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     os.write(writer, b"some")
-    site.run_until(lambda: stream.pid != 0)
+    site.run_until(lambda: site.slot(stream).pid != 0)
     waiting.wait_readable(reader)
     assert os.read(reader, 9) == b"some"
     said = [text for text in site.rig.messages("warn") if "fork" in text]

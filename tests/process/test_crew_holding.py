@@ -6,13 +6,15 @@ import contextlib
 import errno
 import os
 import signal
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from supervisor.children import restart_policy
-from supervisor.io.stream import Stream
+from supervisor.children.restart_policy import FailureHistory
+from supervisor.io import worker_process
+from supervisor.io.stream import Stream, StreamPhase
+from supervisor.io.worker_process import WorkerState
 from supervisor.linux import fds, spawn
 from supervisor.state.fd_store import FdStore, FdWriter
 from tests.harness import waiting
@@ -24,8 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from supervisor.io.slot_context import SlotContext
     from tests.harness.rig import Rig
     from workers.process.context import WorkerContext
+    from workers.process.task import Task
 
 pytestmark = pytest.mark.process
 
@@ -60,11 +64,12 @@ def _wait_title(pid: int, ending: str) -> None:
 
 def _orphan(site: Site, stream: Stream) -> fds.Fd:
     """Let the stream's worker be that of a supervisor that was killed; returns its pidfd."""
-    assert stream.watch is not None
-    pidfd = fds.Fd(os.pidfd_open(stream.pid))
-    stream.watch.abandon()
-    site.rig.reaper.expect(stream.pid, lambda _termination: None)  # as its new parent does
-    stream.watch, stream.pid = None, 0
+    worker = site.slot(stream).worker
+    assert worker is not None
+    pidfd = fds.Fd(os.pidfd_open(worker.pid))
+    worker._close_report_pipe()
+    site.rig.reaper.expect(worker.pid, lambda _termination: None)  # as its new parent does
+    site.slot(stream).worker = None
     return pidfd
 
 
@@ -74,14 +79,14 @@ def test_a_worker_that_has_failed_stays_until_another_one_is_there(
     monkeypatch.setattr(output, "work", _fails)
     _writer, _reader, stream = site.output()
     site.stream_set.start()
-    first, watch = stream.pid, stream.watch
+    first, watch = site.slot(stream).pid, site.slot(stream).worker
     assert watch is not None
     waiting.wait_hangup(watch.fileno())  # it has reported, and nobody has heard it
     assert waiting.is_alive(first)
-    site.run_until(lambda: stream.pid not in (0, first))
-    assert waiting.is_alive(stream.pid)
+    site.run_until(lambda: site.slot(stream).pid not in (0, first))
+    assert waiting.is_alive(site.slot(stream).pid)
     waiting.wait_process(first)
-    assert stream.deaths == 0
+    assert site.slot(stream).history.deaths == 0
 
 
 def test_and_while_no_fork_succeeds(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,15 +94,18 @@ def test_and_while_no_fork_succeeds(site: Site, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(output, "work", _fails)
     _writer, _reader, stream = site.output()
     site.stream_set.start()
-    first = stream.pid
+    first = site.slot(stream).pid
     with monkeypatch.context() as patch:
         patch.setattr(spawn, "fork_worker", _refused)
-        site.run_until(lambda: stream.failed_forks == 2)
+        site.run_until(lambda: site.slot(stream).history.failed_forks == 2)
         assert waiting.is_alive(first)
         os.kill(first, signal.SIGKILL)
-        site.run_until(lambda: stream.pid == 0)
-        assert (stream.errors_in_a_row, stream.deaths) == (1, 0)
-    site.run_until(lambda: stream.pid not in (0, first))
+        site.run_until(lambda: site.slot(stream).pid == 0)
+        assert (site.slot(stream).history.errors_in_a_row, site.slot(stream).history.deaths) == (
+            1,
+            0,
+        )
+    site.run_until(lambda: site.slot(stream).pid not in (0, first))
 
 
 def test_a_fork_that_was_refused_leaves_no_pause_for_a_dead_container(
@@ -105,14 +113,18 @@ def test_a_fork_that_was_refused_leaves_no_pause_for_a_dead_container(
 ) -> None:
     monkeypatch.setattr(output, "work", _fails)
     _writer, _reader, stream = site.output()
-    stream.errors_in_a_row = 20  # the next pause is the longest one
+    site.slot(stream).history = FailureHistory(
+        errors_in_a_row=20
+    )  # the next pause is the longest one
     site.stream_set.start()
     with monkeypatch.context() as patch:
         patch.setattr(spawn, "fork_worker", _refused)
-        site.run_until(lambda: bool(stream.failed_forks))
+        site.run_until(lambda: bool(site.slot(stream).history.failed_forks))
         site.stream_set.hurry()
-    site.run_until(lambda: not stream.failed_forks)
-    assert stream.held_until_s - time.monotonic() <= restart_policy.LONGEST_PAUSE_IN_DRAIN_S
+    site.run_until(lambda: not site.slot(stream).history.failed_forks)
+    worker = site.slot(stream).worker
+    assert worker is not None
+    assert worker.task.remaining_s() <= restart_policy.LONGEST_PAUSE_IN_DRAIN_S
 
 
 def test_the_workers_of_a_killed_supervisor_go_on_until_there_are_others(
@@ -120,7 +132,7 @@ def test_the_workers_of_a_killed_supervisor_go_on_until_there_are_others(
 ) -> None:
     writer, reader, stream = site.output()
     site.stream_set.start()
-    orphan = stream.pid
+    orphan = site.slot(stream).pid
     with monkeypatch.context() as patch:
         patch.setattr(spawn, "fork_worker", _refused)
         site.stream_set.renew([_orphan(site, stream)])
@@ -129,7 +141,7 @@ def test_the_workers_of_a_killed_supervisor_go_on_until_there_are_others(
         assert waiting.is_alive(orphan)
         assert not site.stream_set.is_settled
     site.run_until(lambda: site.stream_set.is_settled)
-    assert stream.pid not in (0, orphan)
+    assert site.slot(stream).pid not in (0, orphan)
     assert not waiting.is_alive(orphan)
 
 
@@ -149,14 +161,22 @@ def test_a_log_that_was_to_be_opened_anew_is_not_while_an_orphan_writes_it(
     orphan = _orphan(site, stream)
     (tmp_path / "log").rename(tmp_path / "log.1")
     waited_for: list[int] = []
-    fork_behind = site.stream_set._fork_behind
+    fork = worker_process.fork
 
-    def count(predecessors: Sequence[fds.Fd], stream: Stream, hold_s: float) -> fds.Fd:
+    def count(
+        context: SlotContext,
+        stream: Stream,
+        number: int,
+        task: Task,
+        predecessors: Sequence[fds.Fd],
+    ) -> tuple[int, fds.Fd]:
         waited_for.append(len(predecessors))
-        return fork_behind(predecessors, stream, hold_s)
+        return fork(context, stream, number, task, predecessors)
 
-    monkeypatch.setattr(site.stream_set, "_fork_behind", count)
-    site.stream_set.go_on_with({"is_to_reopen": True, "keeper": 0}, is_parent=False)
+    monkeypatch.setattr(worker_process, "fork", count)
+    site.stream_set.go_on_with(
+        {**site.stream_set.pack(FdWriter()), "is_to_reopen": True, "keeper": 0}, is_parent=False
+    )
     site.stream_set.renew([orphan])
     assert waited_for
     assert 0 not in waited_for
@@ -167,10 +187,10 @@ def test_a_worker_that_has_come_to_its_end_is_gone_before_its_stream_is_over(sit
     """It has the client's fifo open for reading, as only clients should have then."""
     writer, reader, stream = site.output()
     site.stream_set.start()
-    worker = stream.pid
+    worker = site.slot(stream).pid
     os.write(writer, b"said")
     site.disown(writer)
-    site.run_until(lambda: stream.is_over)
+    site.run_until(lambda: stream.is_closed)
     assert not waiting.is_alive(worker)
     assert os.read(reader, 100) == b"said"
     assert not _keeper_of(site)  # nothing has been laid down
@@ -184,7 +204,7 @@ def test_the_last_worker_is_followed_by_a_keeper(site: Site) -> None:
     for writer, _reader, stream in ends:
         assert not _keeper_of(site)
         site.disown(writer)
-        site.run_until(lambda stream=stream: stream.is_over)  # type: ignore[misc] # called now
+        site.run_until(lambda stream=stream: stream.is_closed)  # type: ignore[misc] # called now
     fd_holder = _keeper_of(site)
     _wait_title(fd_holder, " [keeper]")
     open_fds = {int(name) for name in os.listdir(f"/proc/{fd_holder}/fd")}
@@ -197,9 +217,10 @@ def test_and_of_two_that_come_to_their_end_together_there_is_a_last_one(site: Si
     site.stream_set.hold()
     for writer, _reader, stream in ends:
         site.disown(writer)
-        assert stream.watch is not None
-        waiting.wait_hangup(stream.watch.fileno())  # nobody has heard it
-    site.run_until(lambda: all(stream.is_over for _writer, _reader, stream in ends))
+        worker = site.slot(stream).worker
+        assert worker is not None
+        waiting.wait_hangup(worker.fileno())  # nobody has heard it
+    site.run_until(lambda: all(stream.is_closed for _writer, _reader, stream in ends))
     assert waiting.is_alive(_keeper_of(site))
 
 
@@ -207,9 +228,9 @@ def test_there_is_a_keeper_although_the_last_worker_was_sent_away_before(site: S
     writer, _reader, stream = site.output()
     site.stream_set.start()
     site.disown(writer)
-    site.run_until(lambda: stream.watch is not None and stream.watch.has_reported)
+    site.run_until(lambda: site.slot(stream).state is WorkerState.REPORTED)
     site.stream_set.hold()
-    site.run_until(lambda: stream.is_over)
+    site.run_until(lambda: stream.is_closed)
     assert waiting.is_alive(_keeper_of(site))
 
 
@@ -219,7 +240,7 @@ def test_a_dead_containers_last_worker_is_not(site: Site) -> None:
     site.stream_set.hold()
     site.stream_set.let_go()
     site.disown(writer)
-    site.run_until(lambda: stream.is_over)
+    site.run_until(lambda: stream.is_closed)
     assert not _keeper_of(site)
 
 
@@ -238,13 +259,13 @@ def test_the_last_worker_stays_until_a_keeper_can_be_forked(
     writer, _reader, stream = site.output()
     site.stream_set.start()
     site.stream_set.hold()
-    worker = stream.pid
+    worker = site.slot(stream).pid
     with monkeypatch.context() as patch:
         patch.setattr(spawn, "fork_worker", _refused)
         site.disown(writer)
-        site.run_until(lambda: stream.watch is not None and stream.watch.has_reported)
+        site.run_until(lambda: site.slot(stream).state is WorkerState.REPORTED)
         assert waiting.is_alive(worker)
-    site.run_until(lambda: stream.is_over)
+    site.run_until(lambda: stream.is_closed)
     assert waiting.is_alive(_keeper_of(site))
     message = "keeper: fork: Resource temporarily unavailable; trying again"
     assert site.rig.messages("warn") == [message]
@@ -255,8 +276,10 @@ def test_a_successor_has_a_keeper_before_the_last_one_goes(site: Site) -> None:
     _writer, _reader, stream = site.output()
     site.stream_set.start()
     pidfd = _orphan(site, stream)
-    stream.is_over = True
-    site.stream_set.go_on_with({"is_to_reopen": False, "keeper": 0}, is_parent=False)
+    stream.phase = StreamPhase.CLOSED
+    site.stream_set.go_on_with(
+        {**site.stream_set.pack(FdWriter()), "is_to_reopen": False, "keeper": 0}, is_parent=False
+    )
     site.stream_set.renew([pidfd])
     assert waiting.is_alive(_keeper_of(site))
     site.run_until(lambda: site.stream_set.is_settled)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from supervisor.children import restart_policy
-from supervisor.children.restart_policy import Mend
-from supervisor.io.stream import Stream
+from supervisor.children.restart_policy import ErrorAction
+from supervisor.io.stream import Stream, StreamPhase
 from supervisor.linux import fds
 from supervisor.linux.errors import ShimError
 from supervisor.sinks.sink import Drops
@@ -78,7 +78,7 @@ class Recorder:
 def _recorded(site: Site, recorder: Recorder) -> tuple[int, Stream]:
     source_rfd, source_wfd = fds.pipe()
     sink = fds.Fd(os.dup(site.rig.null.fileno()))
-    stream = Stream("stdout", source_rfd, sink, sink_name="records", outlet=recorder)
+    stream = Stream("stdout", source_rfd, sink, sink_name="records", line_sink=recorder)
     site.stream_set.add(stream)
     return site.own(source_wfd.take()), stream
 
@@ -92,11 +92,12 @@ def test_a_worker_that_leaves_its_sink_alone_is_not_taken_for_a_stuck_one(
     site.stream_set.start()
     os.write(writer, b"x")
     waiting.wait_true(lambda: site.stream_set.copied_bytes(stream) == 1)
-    stop_worker(stream)
+    stop_worker(site.slot(stream))
     os.write(writer, b"y")
-    assert site.stream_set.could_move(stream)
-    stream.trouble, stream.copied_bytes_at_fork = "No space left on device", 1
-    assert not site.stream_set.could_move(stream)
+    assert site.slot(stream).could_move()
+    slot = site.slot(stream)
+    slot.trouble, slot._copied_bytes_at_fork = "No space left on device", 1
+    assert not site.slot(stream).could_move()
 
 
 def test_a_stream_of_records_that_is_hung_up_has_its_end_written(
@@ -109,12 +110,12 @@ def test_a_stream_of_records_that_is_hung_up_has_its_end_written(
     os.write(writer, b"said")
     waiting.wait_true(lambda: site.stream_set.copied_bytes(stream) == 4)
     site.stream_set.hang_up(stream)
-    assert stream.is_hung_up
-    site.run_until(lambda: stream.is_over)
+    assert stream.phase is StreamPhase.HANGING_UP
+    site.run_until(lambda: stream.is_closed)
     with pytest.raises(BrokenPipeError):
         os.write(writer, b"too late")
     assert recorder.path.read_text() == "said|"
-    assert stream.deaths == 0
+    assert site.slot(stream).history.deaths == 0
     assert site.rig.messages() == []
 
 
@@ -125,13 +126,13 @@ def test_a_stream_of_records_is_hung_up_in_a_pause_and_its_worker_comes_at_once(
     recorder.is_broken, recorder.renewed = True, 1
     for name in ("_SHORTEST_PAUSE_S", "LONGEST_PAUSE_S"):
         monkeypatch.setattr(restart_policy, name, 3600.0)
-    site.stream_set._longest_pause_s = 3600.0
+    site.policy(3600.0)
     _writer, stream = _recorded(site, recorder)
     site.stream_set.start()
     site.run_until(lambda: recorder.renewed == 2)
     recorder.is_broken = False
     site.stream_set.hang_up(stream)
-    site.run_until(lambda: stream.is_over)
+    site.run_until(lambda: stream.is_closed)
     assert recorder.path.read_text() == "|"
 
 
@@ -153,17 +154,22 @@ def test_a_file_is_opened_anew_and_an_outlet_of_one_by_its_next_worker(
     waiting.wait_true(lambda: site.stream_set.copied_bytes(plain) == 3)
     for _each in range(2):
         (tmp_path / "log").rename(tmp_path / "log.1")
-        pids = plain.pid, stream.pid
+        pids = site.slot(plain).pid, site.slot(stream).pid
         site.stream_set.reopen()
-        site.run_until(lambda: plain.pid not in (0, pids[0]) and stream.pid not in (0, pids[1]))  # noqa: B023 -- called now
+        site.run_until(
+            lambda pids=pids: (  # type: ignore[misc] # called now
+                site.slot(plain).pid not in (0, pids[0])
+                and site.slot(stream).pid not in (0, pids[1])
+            )
+        )
     os.write(writer, b"new")
     site.disown(writer)
-    site.run_until(lambda: plain.is_over)
+    site.run_until(lambda: plain.is_closed)
     assert (tmp_path / "log").read_bytes() == b"new"
     assert recorder.renewed == 5
     site.stream_set.reopen()
-    assert plain.pid == 0
-    assert plain.deaths == stream.deaths == 0
+    assert site.slot(plain).pid == 0
+    assert site.slot(plain).history.deaths == site.slot(stream).history.deaths == 0
     assert site.rig.messages() == []
 
 
@@ -188,7 +194,7 @@ def test_files_that_are_opened_anew_all_the_time_are_written_all_the_same(
     site.run_until(lambda: not site.stream_set.pack(FdWriter())["is_to_reopen"])
     os.write(writer, b"said")
     site.disown(writer)
-    site.run_until(lambda: stream.is_over)
+    site.run_until(lambda: stream.is_closed)
     assert opened[-1].read_bytes() == b"said"
     assert 3 <= len(opened) < 100
     assert site.rig.messages() == []
@@ -207,7 +213,7 @@ def test_a_file_that_cannot_be_opened_anew_is_written_on(site: Site, tmp_path: P
     site.stream_set.reopen()
     os.write(writer, b"said")
     site.disown(writer)
-    site.run_until(lambda: stream.is_over)
+    site.run_until(lambda: stream.is_closed)
     assert (tmp_path / "log").read_bytes() == b"said"
     assert site.rig.messages("warn") == [
         "stdout: open log: no such file or directory; the old file is written on"
@@ -224,10 +230,10 @@ def test_an_outlet_that_fails_is_renewed_until_it_works(site: Site, tmp_path: Pa
     site.run_until(lambda: recorder.renewed == 3)
     os.write(writer, b"said")
     site.disown(writer)
-    site.run_until(lambda: stream.is_over)
+    site.run_until(lambda: stream.is_closed)
     assert recorder.path.read_text() == "said|"
     assert site.rig.messages("warn") == [
-        f"stdout records: Broken pipe (EPIPE) after 0 bytes; {Mend.RETRY.value}"
+        f"stdout records: Broken pipe (EPIPE) after 0 bytes; {ErrorAction.RETRY.value}"
     ]
 
 
@@ -239,6 +245,6 @@ def test_a_worker_of_records_could_move_something_if_its_outlet_has_room(
     recorder.is_full = is_full
     writer, stream = _recorded(site, recorder)
     site.stream_set.start()
-    os.kill(stream.pid, signal.SIGSTOP)
+    os.kill(site.slot(stream).pid, signal.SIGSTOP)
     os.write(writer, b"x")
-    assert site.stream_set.could_move(stream) == (not is_full)
+    assert site.slot(stream).could_move() == (not is_full)

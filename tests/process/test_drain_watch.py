@@ -33,7 +33,7 @@ def test_a_drain_is_over_when_every_stream_has_been_reported_and_read(
     assert not watch.is_over
     assert watch.judge(is_stopping=False) == []
     site.disown(writer)
-    site.run_until(lambda: stream.is_over)
+    site.run_until(lambda: stream.is_closed)
     site.disown(reader)
     assert watch.judge(is_stopping=False) == []  # nobody has it yet
     assert not watch.is_over
@@ -63,9 +63,9 @@ def test_a_stray_and_a_client_that_does_not_read_are_given_up_with_the_reason(
     assert watch.judge(is_stopping=False) == [(clogged, Verdict.STALLED)]
     assert not watch.is_over
     site.stream_set.give_up(clogged)
-    site.run_until(lambda: clogged.is_over)
+    site.run_until(lambda: clogged.is_closed)
     assert watch.is_over
-    assert clogged.drops == (1, 0)
+    assert site.slot(clogged).drops == (1, 0)
 
 
 def test_a_stopped_worker_is_replaced_once_before_its_stream_is_given_up(
@@ -75,16 +75,16 @@ def test_a_stopped_worker_is_replaced_once_before_its_stream_is_given_up(
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     writer, reader, stream = site.output()
     site.stream_set.start()
-    stop_worker(stream)
+    stop_worker(site.slot(stream))
     os.write(writer, b"one\ntwo\nhalf")
     watch = DrainWatch(site.stream_set)
     assert watch.judge(is_stopping=False) == []
     now[0] += 5.0
     assert watch.judge(is_stopping=False) == [(stream, Verdict.STUCK)]
-    stopped = stream.pid
+    stopped = site.slot(stream).pid
     monkeypatch.setattr(output, "work", lambda _context, _route: signal.pause())
-    site.stream_set.kill_worker(stream)
-    site.run_until(lambda: stream.pid not in (0, stopped))
+    site.slot(stream).kill()
+    site.run_until(lambda: site.slot(stream).pid not in (0, stopped))
     assert watch.judge(is_stopping=False) == []
     now[0] += 4.9
     assert watch.judge(is_stopping=False) == []
@@ -92,8 +92,8 @@ def test_a_stopped_worker_is_replaced_once_before_its_stream_is_given_up(
     assert watch.judge(is_stopping=False) == [(stream, Verdict.STALLED)]
     monkeypatch.undo()
     site.stream_set.give_up(stream)
-    site.run_until(lambda: stream.is_over)
-    assert stream.drops == (12, 2)
+    site.run_until(lambda: stream.is_closed)
+    assert site.slot(stream).drops == (12, 2)
     assert not waiting.is_readable(reader)
     assert site.rig.messages("warn")[-1] == "stdout the sink: dropped 12 bytes, 2 lines"
 

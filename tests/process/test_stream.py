@@ -66,7 +66,7 @@ def test_what_a_client_with_an_open_fifo_has_not_read_is_safe_and_otherwise_coun
     site.stream_set.start()
     os.write(writer, b"abc")
     site.disown(writer)
-    site.run_until(lambda: stream.is_over)
+    site.run_until(lambda: stream.is_closed)
     assert stream.unread_bytes() == 0  # the client has it
     site.disown(reader)
     assert stream.unread_bytes() == 3

@@ -178,8 +178,8 @@ def test_one_that_is_stopped_slows_nobody(tmp_path: Path, start: Callable[..., S
     assert stopped.end()[0] == 0
     missed = [message for message in daemon.log() if "too slow" in message]
     assert missed == [
-        f"attach.{stopped.process.pid}.stdout: has missed "
-        f"{len(BLOCK) * rounds - len(stopped.heard)} bytes of stdout: too slow"
+        f"attach client attach.{stopped.process.pid}.stdout: skipped "
+        f"{len(BLOCK) * rounds - len(stopped.heard)} bytes of stdout, client too slow"
     ]
 
 
@@ -278,7 +278,7 @@ def test_what_is_no_fifo_or_too_many_is_refused(start: Callable[..., Speaker]) -
     assert daemon.log() == [
         "attach attach.file: not a fifo",
         "attach attach.link: too many levels of symbolic links",
-        "attach attach.16: there are 16 listeners",
+        "attach attach.16: rejected, there are 16 clients already",
     ]
     done = daemon.command("attach")
     assert (done.returncode, done.stderr) == (

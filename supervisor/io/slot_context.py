@@ -1,0 +1,56 @@
+"""What all worker slots of one container share."""
+
+from __future__ import annotations
+
+from supervisor.children.restart_policy import RestartPolicy
+from workers.common.records import dataclass, field
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from supervisor.io.attach import AttachHub
+    from supervisor.io.stream import Stream
+    from supervisor.io.stream_log import StreamLog
+    from supervisor.io.worker_slot import WorkerSlot
+    from supervisor.linux import fds
+    from supervisor.linux.event_loop import Loop
+    from supervisor.linux.reaper import Reaper
+    from supervisor.state.log import Log
+    from workers.copy.stdin import RawTerminal
+    from workers.process.counters import StreamCounters
+
+
+@dataclass(slots=True)
+class SlotContext:
+    """Made and owned by a `StreamSet`; its slots borrow everything.
+
+    Attributes:
+        title: Prefix of a worker's process title.
+        null_fd: /dev/null, open for reading and writing.
+        held: Descriptors that each worker keeps open for another supervisor.
+        on_change: Called when a stream has other descriptors than before.
+        on_closed: Called when a stream was closed.
+        may_leave: Says whether a worker that is not followed may be killed now.
+        policy: What follows a failure.
+        leftover_workers: pidfds of workers of a dead supervisor, which are being killed.
+        raw_terminal: The person's terminal, in raw mode.
+        is_closing: No worker is followed by another one any more.
+    """
+
+    loop: Loop
+    reaper: Reaper
+    log: Log
+    stream_log: StreamLog
+    attach_hub: AttachHub
+    counters: StreamCounters
+    title: str
+    null_fd: int
+    held: tuple[int, ...]
+    on_change: Callable[[], None]
+    on_closed: Callable[[Stream], None]
+    may_leave: Callable[[WorkerSlot], bool]
+    policy: RestartPolicy = RestartPolicy()
+    leftover_workers: list[fds.Fd] = field(default_factory=list)
+    raw_terminal: RawTerminal | None = None
+    is_closing: bool = False
