@@ -54,6 +54,14 @@ class Stdio:
             worker: two file offsets would overwrite each other.
     """
 
+    SNAPSHOT = ("stdin_closer", "line_sinks", "passthrough", "stderr_joins_stdout")
+    TRANSIENT = (
+        "stdin",  # the streams have taken these two
+        "sinks",
+        "reopeners",  # these two come again from the settings
+        "names",
+    )
+
     stdin: fds.Fd | None = None
     stdin_closer: fds.Fd | None = None
     sinks: dict[str, fds.Fd] = field(default_factory=dict)

@@ -53,6 +53,9 @@ def open_own_null() -> fds.Fd:
 class Pipes:
     """Builds the streams of one container. Borrows everything but the console."""
 
+    SNAPSHOT = ("_ptmx", "_peer")
+    TRANSIENT = ("_record", "_terminal", "_null_fd", "_our_side")
+
     def __init__(self, record: ProcessConfig, terminal: UserTerminal | None, null_fd: int) -> None:
         """`terminal` is the person's, joined to the container's console, or None."""
         self._record = record

@@ -228,7 +228,7 @@ def test_there_is_a_keeper_although_the_last_worker_was_sent_away_before(site: S
     writer, _reader, stream = site.output()
     site.stream_set.start()
     site.disown(writer)
-    site.run_until(lambda: site.slot(stream).state is WorkerState.REPORTED)
+    site.run_until(lambda: site.slot(stream).state is WorkerState.LEAVING)
     site.stream_set.hold()
     site.run_until(lambda: stream.is_closed)
     assert waiting.is_alive(_keeper_of(site))
