@@ -1,91 +1,171 @@
-"""The words of `forkshim run` without argparse: whole options, as scripts and units write them.
+"""Options of a command line: one table of rows, and the two readers that it feeds.
 
-argparse imports re, gettext and shutil: 47 million instructions (5 ms of a start) and 1 MB for the
-life of each supervisor, which has read its words by then. So what is plain is read here, and
-everything else (combined, wrong, --help) is left to it: tests/unit/test_quick.py has both read the
-same lines.
+`read` reads whole options, as scripts and units write them. It leaves every other line (combined
+short options, a wrong word, --help) to `parse`, which has argparse read it. argparse imports re,
+gettext and shutil: 47 million instructions (5 ms of a start), and 1 MB for the life of each
+supervisor. Neither reader knows a default: the request's class has them.
 """
 
 from __future__ import annotations
 
-import math
-
-from supervisor.cli.run import RunRequest
-from supervisor.linux.signals import parse_signal
-from supervisor.oci.command_line import absolute
+from workers.common.records import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Sequence
     from typing import Any
 
-WHO_NOTIFIES = ("supervisor", "container")
 
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A row: an option of a command, or an operand, which is required.
 
-def seconds(text: str) -> float:
-    """Read a number of seconds.
-
-    Raises:
-        ValueError: It is none, or below 0 or without end.
+    Attributes:
+        field: The field of the request that it sets.
+        names: As typed, `-t` and `--terminal`; none for an operand.
+        help: The line of --help.
+        metavar: The name of its value in --help; empty for a flag.
+        read: Turns the text into the value. Raises ValueError.
+        error: What a text is that `read` does not take: "not a signal".
+        choices: The only texts that it takes; empty for any.
+        is_repeatable: The values are a tuple, one for each time.
     """
-    number = float(text)
-    if not 0 <= number < math.inf:
-        raise ValueError(text)
-    return number
+
+    field: str
+    names: tuple[str, ...]
+    help: str
+    metavar: str = ""
+    read: Callable[[str], Any] = str
+    error: str = ""
+    choices: tuple[str, ...] = ()
+    is_repeatable: bool = False
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether it stands alone, and means True."""
+        return not self.metavar and not self.choices
 
 
-def _who(text: str) -> str:
-    if text not in WHO_NOTIFIES:
-        raise ValueError(text)
-    return text
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command: its table, and the class of the request that it becomes.
+
+    Attributes:
+        name: The word that chooses it.
+        request: Called with the fields that the line has set.
+        options: The rows.
+        help: The line of the program's --help.
+        epilog: What ends the command's own --help.
+    """
+
+    name: str
+    request: Callable[..., Any]
+    options: tuple[Option, ...]
+    help: str
+    epilog: str = ""
 
 
-_FLAGS = {
-    "--adopt": "adopt",
-    "--detach": "detach",
-    "--interactive": "interactive",
-    "--no-pivot": "no_pivot",
-    "--terminal": "terminal",
-    "-i": "interactive",
-    "-t": "terminal",
-}
-_VALUES: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "--bundle": ("bundle", str),
-    "--exit-dir": ("exit_dir", str),
-    "--log": ("log", str),
-    "--root": ("root", str),
-    "--runtime": ("runtime", absolute),
-    "--runtime-arg": ("runtime_args", str),
-    "--sdnotify": ("sdnotify", _who),
-    "--stop-signal": ("stop_signal", parse_signal),
-    "--stop-timeout": ("stop_timeout_s", seconds),
-}
-_REPEATABLE = "runtime_args"
+def read(commands: Sequence[Command], arguments: Sequence[str]) -> Any | None:  # noqa: ANN401 -- a request of one of the commands
+    """Return the request of a plain line; None if argparse has to read it."""
+    for command in commands:
+        if arguments and arguments[0] == command.name and all(map(str.isprintable, arguments)):
+            fields = _fields(command, arguments[1:])
+            return None if fields is None else command.request(**fields)
+    return None
 
 
-def read(arguments: Sequence[str]) -> RunRequest | None:
-    """Return what `run ...` asks for; None if that is for argparse to say."""
-    if not arguments or arguments[0] != "run" or not all(map(str.isprintable, arguments)):
-        return None
-    found: dict[str, Any] = {_REPEATABLE: ()}
-    words = iter(arguments[1:])
+def _fields(command: Command, arguments: Sequence[str]) -> dict[str, Any] | None:
+    rows = {name: option for option in command.options for name in option.names}
+    operands = [option for option in command.options if not option.names]
+    fields: dict[str, Any] = {}
+    words = iter(arguments)
     for word in words:
-        if word in _FLAGS:
-            found[_FLAGS[word]] = True
-        elif word.startswith("-"):
-            option, equals, text = word.partition("=")
-            name, read_text = _VALUES.get(option, ("", str))
-            if not equals:
-                text = next(words, "-")
-            if not name or (not equals and text.startswith("-")):
+        if not word.startswith("-"):
+            if not word or not operands:
                 return None
-            try:
-                value = read_text(text)
-            except ValueError:
-                return None
-            found[name] = (*found[name], value) if name == _REPEATABLE else value
-        elif "container_id" in found:
-            return None
+            option, text = operands.pop(0), word
         else:
-            found["container_id"] = word
-    return RunRequest(**found) if found.get("container_id") else None
+            name, equals, text = word.partition("=")
+            if name not in rows or (equals and (rows[name].is_flag or not name.startswith("--"))):
+                return None
+            option = rows[name]
+            if option.is_flag:
+                fields[option.field] = True
+                continue
+            if not equals and (text := next(words, "-")).startswith("-"):
+                return None
+        try:
+            value = option.read(text)
+        except ValueError:
+            return None
+        if option.choices and value not in option.choices:
+            return None
+        if option.is_repeatable:
+            value = (*fields.get(option.field, ()), value)
+        fields[option.field] = value
+    return None if operands else fields
+
+
+def parse(
+    program: str,
+    version: str,
+    description: str,
+    commands: Sequence[Command],
+    arguments: Sequence[str],
+) -> Any:  # noqa: ANN401 -- as `read`
+    """Return the request of any line; ends the process with status 2 and a usage if it is wrong."""
+    import argparse  # 5 ms: see above
+
+    parser = argparse.ArgumentParser(prog=program, description=description, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"{program} {version}")
+    subparsers = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
+    for command in commands:
+        subparser = subparsers.add_parser(
+            command.name,
+            help=command.help,
+            epilog=command.epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+        )
+        for option in command.options:
+            _add(subparser, option)
+    for word in arguments:
+        if not word.isprintable() and "\udc80" <= max(word) <= "\udcff":
+            parser.error(f"not UTF-8: {word!r}")
+    fields = vars(parser.parse_args(arguments))
+    name = fields.pop("command")
+    chosen = next(command for command in commands if command.name == name)
+    for option in chosen.options:
+        if option.is_repeatable and option.field in fields:
+            fields[option.field] = tuple(fields[option.field])
+    return chosen.request(**fields)
+
+
+def _add(parser: argparse.ArgumentParser, option: Option) -> None:
+    """Give argparse a row."""
+    import argparse
+
+    def read_text(text: str) -> object:
+        try:
+            return option.read(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{option.error}: {text!r}") from None
+
+    if option.is_flag:
+        parser.add_argument(
+            *option.names, dest=option.field, action="store_true",
+            default=argparse.SUPPRESS, help=option.help,
+        )  # fmt: skip
+        return
+    named: dict[str, Any] = {"dest": option.field} if option.names else {}
+    parser.add_argument(
+        *(option.names or (option.field,)),
+        **named,
+        action="append" if option.is_repeatable else "store",
+        type=read_text,
+        choices=option.choices or None,
+        metavar=option.metavar or None,
+        help=option.help,
+    )

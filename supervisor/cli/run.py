@@ -42,38 +42,17 @@ from supervisor.state.journal_log import Kind
 from supervisor.systemd import delegation
 from supervisor.systemd.notify import SOCKET_VARIABLE, Notifier
 from supervisor.systemd.socket_activation import take as take_activation_fds
-from workers.common.records import dataclass, replace
+from workers.common.records import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from supervisor.cli.commands import RunRequest
     from supervisor.io.user_terminal import UserTerminal
     from supervisor.state.log import Log
     from supervisor.systemd.notify_proxy import NotifyProxy
     from supervisor.systemd.socket_activation import ActivationFds
 
-DEFAULT_ROOT = "/run/forkshim"
 _CONFIG = "config.json"
-
-
-@dataclass(frozen=True, slots=True)
-class RunRequest:
-    """The command line of `forkshim run`, parsed; see its --help for each word."""
-
-    container_id: str
-    bundle: str = "."
-    runtime: str = "runc"
-    runtime_args: tuple[str, ...] = ()
-    no_pivot: bool = False
-    root: str = DEFAULT_ROOT
-    detach: bool = False
-    terminal: bool = False
-    interactive: bool = False
-    stop_signal: int = 15
-    stop_timeout_s: float = 10.0
-    log: str | None = None
-    exit_dir: str | None = None
-    sdnotify: str = "supervisor"
-    adopt: bool = False
 
 
 def run(request: RunRequest) -> int:

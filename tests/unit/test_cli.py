@@ -10,7 +10,7 @@ from typing import NoReturn
 import pytest
 
 from supervisor.cli import main
-from supervisor.cli.run import RunRequest
+from supervisor.cli.commands import RunRequest
 from supervisor.linux.errors import AlreadySupervisedError, ShimError
 
 

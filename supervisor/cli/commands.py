@@ -1,0 +1,156 @@
+"""The commands of `forkshim`: their options, and what each command line asks for."""
+
+from __future__ import annotations
+
+import math
+
+from supervisor.cli.options import Command, Option
+from supervisor.linux.signals import parse_signal
+from supervisor.oci.command_line import absolute
+from workers.common.records import dataclass
+
+DEFAULT_ROOT = "/run/forkshim"
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """The command line of `forkshim run`, parsed; see its --help for each word."""
+
+    container_id: str
+    bundle: str = "."
+    runtime: str = "runc"
+    runtime_args: tuple[str, ...] = ()
+    no_pivot: bool = False
+    root: str = DEFAULT_ROOT
+    detach: bool = False
+    terminal: bool = False
+    interactive: bool = False
+    stop_signal: int = 15
+    stop_timeout_s: float = 10.0
+    log: str | None = None
+    exit_dir: str | None = None
+    sdnotify: str = "supervisor"
+    adopt: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptRequest:
+    """The command line of `forkshim adopt`, parsed."""
+
+    container_id: str
+    root: str = DEFAULT_ROOT
+    detach: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AttachRequest:
+    """The command line of `forkshim attach`, parsed."""
+
+    container_id: str
+    root: str = DEFAULT_ROOT
+
+
+Request = RunRequest | AdoptRequest | AttachRequest
+
+
+def seconds(text: str) -> float:
+    """Read a number of seconds.
+
+    Raises:
+        ValueError: It is not a number, negative or infinite.
+    """
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise ValueError(text)
+    return number
+
+
+_STATUSES = """\
+exit status: the container's own; 128+n if signal n ended it. Without a container:
+  1 the runtime failed   2 usage   5 runtime not installed   6 bundle missing or not valid
+  75 the id is in use    143 stopped before the container existed
+"""
+_ID = Option("container_id", (), "the container's name: letters, digits, _ + . -", "ID")
+_ROOT = Option(
+    "root", ("--root",), f"where the state directories are (default: {DEFAULT_ROOT})", "DIR"
+)
+
+RUN = Command(
+    "run",
+    RunRequest,
+    (
+        Option("bundle", ("--bundle",), "the OCI bundle (default: here)", "DIR"),
+        Option("runtime", ("--runtime",), "runc, crun or a path (default: runc)", "NAME", absolute),
+        Option(
+            "runtime_args",
+            ("--runtime-arg",),
+            "a global option for the runtime, e.g. --runtime-arg=--systemd-cgroup; repeatable",
+            "ARG",
+            is_repeatable=True,
+        ),
+        Option("no_pivot", ("--no-pivot",), "pass --no-pivot: for a rootfs on a ramdisk"),
+        Option("detach", ("--detach",), "return when the container runs; needs --log"),
+        _ROOT,
+        _ID,
+        Option("terminal", ("-t", "--terminal"), "give the container a terminal"),
+        Option("interactive", ("-i", "--interactive"), "give the container our stdin"),
+        Option(
+            "stop_timeout_s",
+            ("--stop-timeout",),
+            "seconds from the stop signal to SIGKILL (default: 10)",
+            "S",
+            seconds,
+            "not a number of seconds",
+        ),
+        Option(
+            "stop_signal",
+            ("--stop-signal",),
+            "what a stop sends: TERM, SIGQUIT, 3, RTMIN+3 (default: TERM)",
+            "SIG",
+            parse_signal,
+            "not a signal",
+        ),
+        Option(
+            "log",
+            ("--log",),
+            "where output goes: passthrough (default), journal, cri:PATH, file:PATH, null, or the "
+            "path of a fifo; options as in file,max-size=10M,policy=drop-old:PATH and "
+            "journal,tag=web",
+            "SINK",
+        ),
+        Option(
+            "exit_dir",
+            ("--exit-dir",),
+            "write DIR/ID.json, how it ended: status, signal, out of memory, bytes, times",
+            "DIR",
+        ),
+        Option(
+            "sdnotify",
+            ("--sdnotify",),
+            "who says READY=1 to systemd: we, when it runs (default), or the container itself",
+            choices=("supervisor", "container"),
+        ),
+        Option(
+            "adopt",
+            ("--adopt",),
+            "if ID's supervisor was killed and its container lives, go on with it: for Restart=",
+        ),
+    ),
+    help="create and start a container, and supervise it to its end",
+    epilog=_STATUSES,
+)
+ADOPT = Command(
+    "adopt",
+    AdoptRequest,
+    (Option("detach", ("--detach",), "return when it is supervised"), _ROOT, _ID),
+    help="go on with a container whose supervisor was killed, to its end",
+    epilog=_STATUSES,
+)
+ATTACH = Command(
+    "attach",
+    AttachRequest,
+    (_ROOT, _ID),
+    help="hear what a running container says from now on, to its end or to Ctrl-C",
+    epilog="Nobody waits for it: who reads too slowly misses something, and only he.",
+)
+COMMANDS = (RUN, ADOPT, ATTACH)
