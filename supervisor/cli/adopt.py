@@ -98,7 +98,7 @@ def take_over(
     os.chdir(claimed.state_dir)
     if detach and SOCKET_VARIABLE not in os.environ:
         daemon.detach(
-            lambda herald: _adopt_detached(claimed, past, herald, command),
+            lambda report: _adopt_detached(claimed, past, report, command),
             working_directory=claimed.state_dir,
             preserve_fds=[claimed.lock_fd, *past.fds],
         )
@@ -116,17 +116,17 @@ def take_over(
 
 
 def _adopt_detached(
-    claimed: claim.Claim, past: FdStore, herald: daemon.Herald, command: tuple[str, ...]
+    claimed: claim.Claim, past: FdStore, report: daemon.StartReport, command: tuple[str, ...]
 ) -> None:
     signals.hold()
     try:
-        order, supervise_it = _adopter(claimed, past, SILENT, command, herald.started)
+        order, supervise_it = _adopter(claimed, past, SILENT, command, report.started)
     except ShimError as error:
-        herald.failed(error)
+        report.failed(error)
         return
     failed = foreground.end_detached(claimed, order, supervise_it, is_successor=True)
     if failed is not None:
-        herald.failed(failed)
+        report.failed(failed)
 
 
 def _adopter(

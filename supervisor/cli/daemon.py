@@ -1,9 +1,9 @@
-"""Detaching from the caller with python-daemon, and telling the caller how it went.
+"""Detach from the caller with python-daemon, and report to the caller.
 
-Never under systemd (NOTIFY_SOCKET is set): daemon(7) asks a service not to fork away, systemd
-watches the process that it started. Elsewhere `forkshim run --detach` forks, the child becomes a
-daemon (own session, no controlling terminal) and supervises; the caller waits until
-the container runs, or until the daemon has said why not. End of file without a word: it died.
+Never under systemd (NOTIFY_SOCKET is set): daemon(7) asks a service not to fork, and systemd watches
+the process that it started. Elsewhere `forkshim run --detach` forks. The child becomes a daemon (own
+session, no controlling terminal) and supervises. The caller waits on a pipe until the daemon reports
+that the container runs, or an error. End of file without a report: the daemon died.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ _STARTED = b"started\n"
 _MOST_BYTES = 65536
 
 
-class Herald:
-    """The daemon's way to its caller: one word, then nothing. Owns the pipe's write end."""
+class StartReport:
+    """The daemon's one report to its caller. Owns the write end of the pipe."""
 
     def __init__(self, wfd: fds.Fd) -> None:
-        """Take the pipe."""
+        """Take ownership of the write end."""
         self._wfd = wfd
 
     def started(self) -> None:
-        """Say that the container runs."""
+        """Report that the container runs."""
         self._say(_STARTED)
 
     def failed(self, error: ShimError) -> None:
-        """Say why it does not."""
+        """Report why the container does not run."""
         self._say(orjson.dumps([error.exit_status, str(error)]))
 
     def _say(self, message: bytes) -> None:
@@ -50,83 +50,83 @@ class Herald:
 
 
 class DetachError(ShimError):
-    """There is no daemon: the machine refuses what it takes to become one."""
+    """The process cannot become a daemon: the machine refused a fork(2) or a descriptor."""
 
     exit_status = 71  # OSERR of systemd-analyze exit-status
 
 
 class DetachedError(ShimError):
-    """The daemon's error, in its caller; with the daemon's exit status."""
+    """The error that the daemon reported, raised in its caller with the daemon's exit status."""
 
     def __init__(self, exit_status: int, message: str) -> None:
-        """Take over what the daemon said."""
+        """Take the status and the message from the report."""
         super().__init__(message)
         self.exit_status = exit_status
 
 
 def detach(
-    supervise: Callable[[Herald], None], *, working_directory: str, preserve_fds: Sequence[int]
+    supervise: Callable[[StartReport], None], *, working_directory: str, preserve_fds: Sequence[int]
 ) -> None:
-    """Run `supervise` in a daemon, and return when it has said that the container runs.
+    """Run `supervise` in a daemon, and return when the daemon reports that the container runs.
 
     Args:
         supervise: Called in the daemon; the daemon ends when it returns.
-        working_directory: The daemon's; a state directory.
-        preserve_fds: What the daemon keeps open, beside the pipe to us.
+        working_directory: The daemon's current directory: a state directory.
+        preserve_fds: Descriptors that the daemon keeps open, beside the pipe.
 
     Raises:
-        DetachedError: The daemon failed, or died before it said anything.
+        DetachedError: The daemon failed, or died before its report.
     """
     rfd, wfd = fds.pipe(_MOST_BYTES)
-    # The daemon is nobody's child, but the process between it and us has to be reaped.
+    # The daemon is reparented. The kernel reaps the process between the daemon and this one.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         spawn.fork_worker(lambda: _be_daemon(supervise, working_directory, preserve_fds, wfd))
         wfd.close()
-        signals.release()  # the daemon's are its own: who waits for it may be stopped
-        said = b""
+        signals.release()  # the daemon has its own mask: a signal may end this waiting caller
+        report = b""
         while chunk := os.read(rfd.fileno(), _MOST_BYTES):
-            said += chunk
+            report += chunk
     finally:
         rfd.close()
-    if said == _STARTED:
+    if report == _STARTED:
         return
-    if not said:
+    if not report:
         raise DetachedError(70, "the supervisor died before the container ran; see shim-log.json")
-    exit_status, message = orjson.loads(said)
+    exit_status, message = orjson.loads(report)
     raise DetachedError(exit_status, message)
 
 
 def _be_daemon(
-    supervise: Callable[[Herald], None],
+    supervise: Callable[[StartReport], None],
     working_directory: str,
     preserve_fds: Sequence[int],
     wfd: fds.Fd,
 ) -> None:
-    # Imported here: only who detaches pays for it.
+    # Imported here: a supervisor in the foreground never needs it.
     from daemon import DaemonContext
     from daemon.daemon import DaemonError
 
     context = DaemonContext(
         chroot_directory=None,
         working_directory=working_directory,
-        umask=UMASK,  # python-daemon's 0 would make every file we create writable for all
+        umask=UMASK,  # python-daemon's default of 0 would make every new file writable for all
         uid=os.getuid(),
         gid=os.getgid(),
         initgroups=False,
         prevent_core=False,  # RLIMIT_CORE is inherited by the runtime and by the container
-        detach_process=True,  # the default guesses, by looking for init among the parents
-        files_preserve=[*preserve_fds, wfd.fileno()],  # a list of ours: it is extended in place
-        pidfile=None,  # supervisor.pid, which follows the lock
+        detach_process=True,  # the default looks for init among the parents, and guesses
+        files_preserve=[*preserve_fds, wfd.fileno()],  # a new list: python-daemon extends it
+        pidfile=None,  # the claim writes supervisor.pid, under its lock
         stdin=None,
         stdout=None,
         stderr=None,
-        signal_map={},  # `supervisor.linux.signals` routes them
+        signal_map={},  # `supervisor.linux.signals` routes signals
     )
-    herald = Herald(wfd)
+    report = StartReport(wfd)
     try:
         context.open()
-    except DaemonError as error:  # its fork(2) was refused, say
-        herald.failed(DetachError(f"detach: {error}"))
+    except DaemonError as error:  # such as EAGAIN of fork(2)
+        report.failed(DetachError(f"detach: {error}"))
         return
-    supervise(herald)
+    supervise(report)

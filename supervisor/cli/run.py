@@ -129,7 +129,7 @@ def run(request: RunRequest) -> int:
         raise StoppedError(f"stopped by {signal_name(signum)} before its creation")
     if request.detach:
         daemon.detach(
-            lambda herald: _supervise_detached(claimed, order, herald),
+            lambda report: _supervise_detached(claimed, order, report),
             working_directory=claimed.state_dir,
             preserve_fds=[claimed.lock_fd, *activation_fds.filenos()],
         )
@@ -379,10 +379,12 @@ def _tell_if_outside(log: Log, state_dir: StateDirectory, *, is_place_chosen: bo
         )
 
 
-def _supervise_detached(claimed: claim.Claim, order: StartRequest, herald: daemon.Herald) -> None:
+def _supervise_detached(
+    claimed: claim.Claim, order: StartRequest, report: daemon.StartReport
+) -> None:
     """Supervise in the daemon."""
     signals.hold()
-    order = replace(order, on_started=herald.started)
+    order = replace(order, on_started=report.started)
 
     def supervise_it(log: Log, state_dir: StateDirectory) -> Outcome:
         claimed.write_pid()
@@ -390,4 +392,4 @@ def _supervise_detached(claimed: claim.Claim, order: StartRequest, herald: daemo
 
     error = foreground.end_detached(claimed, order, supervise_it)
     if error is not None:
-        herald.failed(error)
+        report.failed(error)

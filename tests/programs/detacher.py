@@ -43,16 +43,16 @@ def _facts() -> dict[str, object]:
     }
 
 
-def _daemon(herald: daemon.Herald) -> None:
+def _daemon(report: daemon.StartReport) -> None:
     behaviour = sys.argv[1]
     if behaviour == "runs":
         facts_path = Path("facts.json")
         facts_path.with_suffix(".new").write_text(json.dumps(_facts()))
         facts_path.with_suffix(".new").rename(facts_path)
-        herald.started()
-        herald.failed(UsageError("said too late: nobody hears it"))
+        report.started()
+        report.failed(UsageError("said too late: nobody hears it"))
     elif behaviour == "fails":
-        herald.failed(UsageError("wrong " + "x" * 200_000))
+        report.failed(UsageError("wrong " + "x" * 200_000))
     elif behaviour == "is killed":
         os.kill(os.getpid(), signal.SIGKILL)
     elif behaviour == "has a bug":

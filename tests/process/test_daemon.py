@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.cli.daemon import Herald
+from supervisor.cli.daemon import StartReport
 from supervisor.linux import fds
 from tests.harness import waiting
 
@@ -80,5 +80,5 @@ def test_a_caller_that_is_gone_is_no_error_for_the_daemon() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     rfd, wfd = fds.pipe()
     rfd.close()
-    Herald(wfd).started()
+    StartReport(wfd).started()
     assert not wfd.is_open
