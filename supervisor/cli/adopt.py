@@ -112,7 +112,7 @@ def take_over(
     if foreground.has_controlling_terminal():
         command = ()  # a HUP is the terminal's then
     order, supervise_it = _adopter(claimed, past, notifier, command)
-    return foreground.end_here(claimed, order, supervise_it, is_successor=True)
+    return foreground.supervise_in_foreground(claimed, order, supervise_it, is_successor=True)
 
 
 def _adopt_detached(
@@ -124,7 +124,7 @@ def _adopt_detached(
     except ShimError as error:
         report.failed(error)
         return
-    failed = foreground.end_detached(claimed, order, supervise_it, is_successor=True)
+    failed = foreground.supervise_in_daemon(claimed, order, supervise_it, is_successor=True)
     if failed is not None:
         report.failed(failed)
 
@@ -189,6 +189,6 @@ def go_on() -> int:
         return restore.go_on(order, log, state_dir, arrival.contents)
 
     if is_daemon:
-        foreground.end_detached(claimed, order, supervise_on, is_successor=True)
+        foreground.supervise_in_daemon(claimed, order, supervise_on, is_successor=True)
         return 0
-    return foreground.end_here(claimed, order, supervise_on, is_successor=True)
+    return foreground.supervise_in_foreground(claimed, order, supervise_on, is_successor=True)

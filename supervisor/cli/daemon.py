@@ -1,9 +1,9 @@
 """Detach from the caller with python-daemon, and report to the caller.
 
-Never under systemd (NOTIFY_SOCKET is set): daemon(7) asks a service not to fork, and systemd watches
-the process that it started. Elsewhere `forkshim run --detach` forks. The child becomes a daemon (own
-session, no controlling terminal) and supervises. The caller waits on a pipe until the daemon reports
-that the container runs, or an error. End of file without a report: the daemon died.
+Never under systemd (NOTIFY_SOCKET is set): daemon(7) asks a service not to fork, and systemd
+watches the process that it started. Elsewhere `forkshim run --detach` forks. The child becomes a
+daemon (own session, no controlling terminal) and supervises. The caller waits on a pipe until the
+daemon reports that the container runs, or an error. End of file without a report: the daemon died.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Where every way to a supervisor ends: it supervises, here or as a daemon, and says how it went.
+"""Run the supervisor in the foreground or in a daemon, and turn its outcome into an exit status.
 
-In the foreground our exit status is the container's; a daemon's is in its state directory. Both
-leave the record that --exit-dir asked for.
+In the foreground the exit status is the container's. A daemon writes it to its state directory. Both
+write the exit record for --exit-dir.
 """
 
 from __future__ import annotations
@@ -30,28 +30,29 @@ if TYPE_CHECKING:
     SuperviseIt = Callable[[Log, StateDirectory], Outcome]
 
 
-def end_here(
+def supervise_in_foreground(
     claimed: Claim,
     order: StartRequest,
     supervise_it: SuperviseIt,
     *,
     is_successor: bool = False,
 ) -> int:
-    """Supervise in the foreground; returns our own exit status. Nothing is left.
+    """Supervise in the foreground; returns the exit status of this process.
 
-    But for what a successor could not even take over: there is a container behind it.
+    The state directory is removed at the end. It stays after an unforeseen exception, and if an
+    adopter could not take over: its container still runs.
     """
     prefix = f"forkshim: {order.container_id}"
     state_dir, log = _open(claimed, prefix, is_successor=is_successor)
-    is_over = False  # whatever is unforeseen removes nothing
+    is_over = False  # an unforeseen exception removes nothing
     try:
         outcome = _supervise_on_record(order, log, state_dir, supervise_it)
         is_over = True
-        if order.notifier.is_heard and _has_done_as_told(outcome, order):
+        if order.notifier.is_heard and _is_requested_stop(outcome, order):
             return 0
         return _exit_status(outcome)
     except (ShimError, OSError) as error:
-        if not isinstance(error, AbandonedError):  # it could not begin
+        if not isinstance(error, AbandonedError):  # supervising never began
             is_over = is_over or not is_successor
         if isinstance(error, ShimError):
             error.is_told = log.tell(str(error))
@@ -62,14 +63,17 @@ def end_here(
         (claimed.remove if is_over else claimed.release)()
 
 
-def end_detached(
+def supervise_in_daemon(
     claimed: Claim,
     order: StartRequest,
     supervise_it: SuperviseIt,
     *,
     is_successor: bool = False,
 ) -> ShimError | None:
-    """Supervise in a daemon. A container that ran leaves its directory, with `exitStatus`."""
+    """Supervise in a daemon; returns the error that ended it, None if the container ended.
+
+    The state directory of a container that ran stays, with `exitStatus`.
+    """
     state_dir, log = _open(claimed, None, is_successor=is_successor)
     try:
         _exit_status(_supervise_on_record(order, log, state_dir, supervise_it))
@@ -92,7 +96,11 @@ def end_detached(
 def _open(
     claimed: Claim, mirror_prefix: str | None, *, is_successor: bool
 ) -> tuple[StateDirectory, Log]:
-    """Return the state directory and its log; without them nothing begins and nothing is left."""
+    """Return the state directory and its log.
+
+    Raises:
+        ShimError: It cannot be opened. The state directory is gone, except an adopter's.
+    """
     try:
         state_dir = claimed.open_state_dir()
         try:
@@ -106,16 +114,16 @@ def _open(
 
 
 def environment_of_a_main_process() -> Mapping[str, str]:
-    """Return the environment, or an empty one if it was made for a process above us.
+    """Return the environment, or an empty one if systemd made it for an ancestor of this process.
 
-    Source: systemd.exec(5), SYSTEMD_EXEC_PID (v248): a script of a unit may run us.
+    Source: systemd.exec(5), SYSTEMD_EXEC_PID (v248): a unit's script may run this program.
     """
     pid = os.environ.get("SYSTEMD_EXEC_PID", "")
     return os.environ if pid in ("", str(os.getpid())) else {}
 
 
 def has_controlling_terminal() -> bool:
-    """Say whether a HUP may be a terminal's hang-up."""
+    """Return whether a SIGHUP may be a terminal's hang-up."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError:
@@ -124,7 +132,7 @@ def has_controlling_terminal() -> bool:
 
 
 def say(message: str) -> None:
-    """Tell the person who has started us."""
+    """Print a warning to stderr, for the person who typed the command."""
     line = line_for_stderr(f"forkshim: {message}", WARNING)
     print(line, file=sys.stderr)  # noqa: T201 -- a command talks on stderr
 
@@ -132,7 +140,7 @@ def say(message: str) -> None:
 def _supervise_on_record(
     order: StartRequest, log: Log, state_dir: StateDirectory, supervise_it: SuperviseIt
 ) -> Outcome:
-    """Supervise, and leave a record of the end in the front end's `exit_dir`, if there is one."""
+    """Supervise, and write the exit record to the directory of --exit-dir, if there is one."""
     outcome = supervise_it(log, state_dir)
     exit_dir, began_ns = order.front["exit_dir"], order.front["began_ns"]
     if exit_dir is not None:
@@ -146,11 +154,11 @@ def _supervise_on_record(
     return outcome
 
 
-def _has_done_as_told(outcome: Outcome, order: StartRequest) -> bool:
-    """Say whether it ended by the stop that systemd asked for: no failure of the unit.
+def _is_requested_stop(outcome: Outcome, order: StartRequest) -> bool:
+    """Return whether the stop that systemd asked for ended the container: the unit has not failed.
 
-    systemd takes death by SIGTERM for clean, the status 143 not (systemd.service(5)); and it cannot
-    tell a 137 that we caused from one of the container's own.
+    systemd takes death by SIGTERM as clean, but not the status 143 (systemd.service(5)). systemd
+    cannot tell a 137 that the supervisor caused from a 137 of the container's own.
     """
     if outcome.error is not None or outcome.termination is None:
         return isinstance(outcome.error, StoppedError)

@@ -355,7 +355,7 @@ def _supervise_here(
         return supervise(replace(order, on_started=look), log, state_dir)
 
     try:
-        return foreground.end_here(claimed, order, supervise_it)
+        return foreground.supervise_in_foreground(claimed, order, supervise_it)
     finally:
         if user_terminal is not None:
             user_terminal.restore()
@@ -390,6 +390,6 @@ def _supervise_detached(
         claimed.write_pid()
         return supervise(order, log, state_dir)
 
-    error = foreground.end_detached(claimed, order, supervise_it)
+    error = foreground.supervise_in_daemon(claimed, order, supervise_it)
     if error is not None:
         report.failed(error)
