@@ -1,7 +1,7 @@
-"""`forkshim attach`: hear what a running container says from now on, to its end or to Ctrl-C.
+"""`forkshim attach`: copy a running container's output from now on, to its end or to Ctrl-C.
 
-It owns two fifos in the container's state directory and reads them; see `supervisor.io.attach`.
-Nobody waits for it, and nothing of the container's depends on it.
+The attach client owns two fifos in the container's state directory and reads them; see
+`supervisor.io.attach`. The container and its workers never wait for it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CHUNK_BYTES = 1 << 20
 _STDOUT, _STDERR = 1, 2
 _LOOK_MS = 200
 _LONGEST_WAIT_S = 15.0
-"""For an answer. A supervisor that runs has one in a moment; a stopped one may never have."""
+"""For the supervisor's answer, which comes at once, or never from a stopped supervisor."""
 _LONGEST_PID = 20
 _NO_ANSWER = "its supervisor does not answer"
 
@@ -38,10 +38,11 @@ _NO_ANSWER = "its supervisor does not answer"
 def attach(container_id: str, root: str) -> int:
     """Copy the container's stdout and stderr to ours until both have ended; returns 0.
 
-    Our own end, by a signal or because nobody reads us, is none of the container's business.
+    A signal, or a closed stdout, ends this command with 0, too. The container does not notice.
 
     Raises:
-        ShimError: It does not run, has no output that could be heard, or cannot let us hear it.
+        ShimError: The container does not run, or has no output to attach to. Or its supervisor
+            rejects this client, or does not answer.
     """
     check_id(container_id)
     state_dir = os.path.join(os.path.abspath(root), container_id, "init")
@@ -54,7 +55,7 @@ def attach(container_id: str, root: str) -> int:
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, _interrupted)
     with contextlib.suppress(KeyboardInterrupt), _fifos() as sources:
-        _tell(sources)
+        _request(sources)
         _copy(sources)
     return 0
 
@@ -69,7 +70,7 @@ def _interrupted(_signum: int, _frame: object) -> None:
 
 @contextlib.contextmanager
 def _fifos() -> Iterator[dict[str, fds.Fd]]:
-    """Make and open a fifo for each stream, and remove them at the end."""
+    """Make and open a fifo for each stream; remove them at the end."""
     names = {stream: _name(stream) for stream in ("stdout", "stderr")}
     sources: dict[str, fds.Fd] = {}
     try:
@@ -79,34 +80,34 @@ def _fifos() -> Iterator[dict[str, fds.Fd]]:
         yield sources
     finally:
         for name in names.values():
-            with contextlib.suppress(OSError):  # the directory may be gone, too
+            with contextlib.suppress(OSError):  # the directory may be gone
                 os.unlink(name)
         for source in sources.values():
             source.close()
 
 
-def _tell(streams: dict[str, fds.Fd]) -> None:
+def _request(streams: dict[str, fds.Fd]) -> None:
     lines = "".join(f"attach {stream} {_name(stream)}\n" for stream in streams)
     try:
         control = fds.Fd(os.open("control", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:
         gone = error.errno in (errno.ENXIO, errno.ENOENT)
-        why = _why_nobody_is_there() if gone else f"control: {reason_of_access(error)}"
+        why = _why_not() if gone else f"control: {reason_of_access(error)}"
         raise ShimError(f"nothing to attach to: {why}") from error
     try:
-        os.write(control.fileno(), lines.encode())  # one write(2), which is not torn: pipe(7)
-    except BlockingIOError as error:  # full of what nobody has read
+        os.write(control.fileno(), lines.encode())  # one write(2) is atomic: PIPE_BUF in pipe(7)
+    except BlockingIOError as error:  # full: the supervisor reads nothing
         raise ShimError(_NO_ANSWER) from error
     except BrokenPipeError as error:
-        raise ShimError(f"nothing to attach to: {_why_nobody_is_there()}") from error
+        raise ShimError(f"nothing to attach to: {_why_not()}") from error
     finally:
         control.close()
 
 
 def _copy(sources: dict[str, fds.Fd]) -> None:
-    """Copy to end of file, or until nobody reads us any more.
+    """Copy to end of file, or until our stdout or stderr has no reader.
 
-    Looks every now and then until each is heard, since no event tells that it will not be.
+    Looks every 200 ms until each stream is answered: no event tells that an answer will not come.
     """
     sinks = {sources["stdout"].fileno(): _STDOUT, sources["stderr"].fileno(): _STDERR}
     streams = {source.fileno(): stream for stream, source in sources.items()}
@@ -118,7 +119,7 @@ def _copy(sources: dict[str, fds.Fd]) -> None:
     while sinks:
         came = {fd for fd, _events in poller.poll(_LOOK_MS if asking else None)}
         for fd in came | asking:
-            # Looked at first: who is let in in between has not come to an end.
+            # Before the read: a client that is accepted in between has not reached its end of file.
             was_asking = _mode(fd) == ASKING
             chunk = _read(fd)
             if chunk == b"" and was_asking and fd not in came:
@@ -127,7 +128,7 @@ def _copy(sources: dict[str, fds.Fd]) -> None:
             if chunk == b"":
                 mode = _mode(fd)
                 if mode == TURNED_AWAY:
-                    raise ShimError(f"its {streams[fd]} cannot be heard: the log says why")
+                    raise ShimError(f"attach to {streams[fd]}: rejected, the log says why")
                 if mode == NOTHING_TO_HEAR:
                     empty.add(fd)
                 poller.unregister(fd)
@@ -135,9 +136,9 @@ def _copy(sources: dict[str, fds.Fd]) -> None:
             elif chunk and not _write(sinks[fd], chunk):
                 return
         if asking:
-            _check_for_an_answer(deadline_s)
+            _check_for_answer(deadline_s)
     if len(empty) == len(streams):
-        raise ShimError("nothing to attach to: its outputs go nowhere, or have ended")
+        raise ShimError("nothing to attach to: its outputs go to null, or have ended")
 
 
 def _mode(fd: int) -> int:
@@ -145,26 +146,26 @@ def _mode(fd: int) -> int:
 
 
 def _read(fd: int) -> bytes | None:
-    """Return what is there; b"" if nobody has it open for writing, None if somebody has."""
+    """Return what is there; b"" if no process has it open for writing, None if one has."""
     try:
         return os.read(fd, _CHUNK_BYTES)
     except BlockingIOError:
         return None
 
 
-def _check_for_an_answer(deadline_s: float) -> None:
-    """Give up if there is none, and none to be expected.
+def _check_for_answer(deadline_s: float) -> None:
+    """Give up once no answer can come any more.
 
     Raises:
         ShimError: With the reason.
     """
     if os.path.lexists(EXIT_STATUS_NAME) or not os.path.lexists("control") or not _is_supervised():
-        raise ShimError(f"nothing to attach to: {_why_nobody_is_there()}")
+        raise ShimError(f"nothing to attach to: {_why_not()}")
     if time.monotonic() > deadline_s:
         raise ShimError(_NO_ANSWER)
 
 
-def _why_nobody_is_there() -> str:
+def _why_not() -> str:
     if os.path.lexists(EXIT_STATUS_NAME) or not os.path.lexists("control"):
         return "it has ended"
     why_not = discover.why_not(os.getcwd())
@@ -174,22 +175,25 @@ def _why_nobody_is_there() -> str:
 
 
 def _is_supervised() -> bool:
-    """Say whether the process of supervisor.pid has the home open, which it locks as it lives."""
+    """Return whether the process of supervisor.pid has the container's directory open.
+
+    A supervisor locks that directory for as long as it lives.
+    """
     try:
-        home = os.path.dirname(os.getcwd())
-        with open(os.path.join(home, PID_NAME), "rb", opener=fds.open_without_waiting) as file:
+        directory = os.path.dirname(os.getcwd())
+        with open(os.path.join(directory, PID_NAME), "rb", opener=fds.open_without_waiting) as file:
             fd_dir = f"/proc/{int(file.read(_LONGEST_PID))}/fd"
         for name in os.listdir(fd_dir):
             with contextlib.suppress(FileNotFoundError):
-                if os.readlink(f"{fd_dir}/{name}") == home:
+                if os.readlink(f"{fd_dir}/{name}") == directory:
                     return True
-    except (OSError, ValueError):  # gone, or about to begin or to end
+    except (OSError, ValueError):  # no such process, or it begins or ends right now
         return False
     return False
 
 
 def _write(fd: int, content: bytes) -> bool:
-    """Write all of it; False if nobody reads us any more."""
+    """Write all of it; False if `fd` has no reader any more."""
     rest = memoryview(content)
     while rest:
         try:

@@ -1,7 +1,7 @@
 """Run the supervisor in the foreground or in a daemon, and turn its outcome into an exit status.
 
-In the foreground the exit status is the container's. A daemon writes it to its state directory. Both
-write the exit record for --exit-dir.
+In the foreground the exit status is the container's. A daemon writes it to its state directory.
+Both write the exit record for --exit-dir.
 """
 
 from __future__ import annotations

@@ -246,7 +246,7 @@ def test_what_cannot_be_heard_is_said_in_a_line(
         done = daemon.command("attach")
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == (
-            f"forkshim: {daemon.id}: nothing to attach to: its outputs go nowhere, or have ended\n"
+            f"forkshim: {daemon.id}: nothing to attach to: its outputs go to null, or have ended\n"
         )
     assert daemon.end() == "23"
     done = daemon.command("attach")
@@ -283,7 +283,7 @@ def test_what_is_no_fifo_or_too_many_is_refused(start: Callable[..., Speaker]) -
     done = daemon.command("attach")
     assert (done.returncode, done.stderr) == (
         1,
-        f"forkshim: {daemon.id}: its stdout cannot be heard: the log says why\n",
+        f"forkshim: {daemon.id}: attach to stdout: rejected, the log says why\n",
     )
     assert (init / "attach.file").read_text() == "mine"
     daemon.go()
@@ -310,7 +310,7 @@ def test_who_finds_no_descriptor_free_is_told(
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (limit, limits[1]))
     done = daemon.command("attach")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"forkshim: {daemon.id}: its {stream} cannot be heard: the log says why\n"
+    assert done.stderr == f"forkshim: {daemon.id}: attach to {stream}: rejected, the log says why\n"
     assert any(
         message.startswith("attach attach.") and message.endswith(f"{stream}: too many open files")
         for message in daemon.log()
