@@ -8,11 +8,10 @@ daemon reports that the container runs, or an error. End of file without a repor
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from contextlib import suppress
-
-import orjson
 
 from supervisor.linux import fds, signals, spawn
 from supervisor.linux.errors import ShimError
@@ -40,7 +39,7 @@ class StartReport:
 
     def failed(self, error: ShimError) -> None:
         """Report why the container does not run."""
-        self._say(orjson.dumps([error.exit_status, str(error)]))
+        self._say(json.dumps([error.exit_status, str(error)]).encode())
 
     def _say(self, message: bytes) -> None:
         if self._wfd.is_open:
@@ -93,7 +92,7 @@ def detach(
         return
     if not report:
         raise DetachedError(70, "the supervisor died before the container ran; see shim-log.json")
-    exit_status, message = orjson.loads(report)
+    exit_status, message = json.loads(report)
     raise DetachedError(exit_status, message)
 
 

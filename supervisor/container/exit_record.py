@@ -10,8 +10,6 @@ import errno
 import os
 from contextlib import suppress
 
-import orjson
-
 from supervisor.linux import fds
 from supervisor.linux.errors import ShimError, reason_of_access
 from supervisor.linux.exit_status import Exited, Killed, Unknown, shell_status, signal_name
@@ -111,6 +109,8 @@ def write(directory: str, record: dict[str, Any]) -> None:
         OSError: There is no new record.
         UntrustedError: The same; others can put names there by now.
     """
+    import orjson  # not before the runtime is executed, see linux/plain_json
+
     name = f"{record['id']}.json"
     there = trust.open_directory(directory)
     try:

@@ -17,8 +17,6 @@ import os
 import signal
 import traceback
 
-from setproctitle import setproctitle
-
 from supervisor import __version__
 from supervisor.container import lifecycle
 from supervisor.container.container_init import ContainerInit
@@ -381,6 +379,8 @@ class Supervisor:
         """Set the process title. Called before the first worker is forked, and for a wait."""
         if not self._has_title:
             self._has_title = True
+            from setproctitle import setproctitle  # 7 ms: it imports logging
+
             setproctitle(self._title)
 
     # Events: from the outside world to the table.

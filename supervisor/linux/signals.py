@@ -90,6 +90,14 @@ def release() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS | FORWARDED_SIGNALS)
 
 
+def drop_handlers() -> None:
+    """Reset each signal that has a handler or is ignored to its default; called in a child."""
+    signal.set_wakeup_fd(-1)
+    for signum in signal.valid_signals():
+        if signal.getsignal(signum) not in (signal.SIG_DFL, None):
+            signal.signal(signum, signal.SIG_DFL)
+
+
 class SignalRouter:
     """Brings signals to the loop, one number at a time, lowest first, each once per round."""
 

@@ -16,8 +16,7 @@ import os
 import signal
 import sys
 
-from supervisor.linux import fds, syscalls
-from workers.process import isolate
+from supervisor.linux import fds, signals, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ def _fork() -> int:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if pid != 0:
         return pid
-    isolate.drop_signal_handlers()
+    signals.drop_handlers()
     for signum in syscalls.C_LIBRARY_SIGNALS:
         syscalls.set_ignored(signum, is_ignored=False)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 
-import orjson
-
+from supervisor.linux import plain_json
 from supervisor.linux.errors import BundleError
 from supervisor.oci.json_document import Fields, read_object
 from workers.common.records import dataclass
@@ -136,7 +135,7 @@ def modified_config(
     if environment or addition is not None:
         added = addition.environment if addition is not None else {}
         _add_environment(fields, document, {**added, **(environment or {})})
-    return orjson.dumps(document)
+    return plain_json.dumps(document)
 
 
 def _make_absolute(document: dict[str, Any], bundle_path: str) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 
-import orjson
-
 from workers.common.records import dataclass
 
 TYPE_CHECKING = False
@@ -257,6 +255,8 @@ def _sortable(time: str) -> str:
 
 
 def _json_object(text: bytes | Sequence[int]) -> dict[str, Any]:
+    import orjson  # not before the runtime is executed, see linux/plain_json
+
     try:
         value = orjson.loads(bytes(text))
     except orjson.JSONDecodeError:

@@ -10,18 +10,13 @@ import os
 import stat
 from functools import partial
 
-import orjson
-
-from supervisor.linux import fds
+from supervisor.linux import fds, plain_json
 from supervisor.linux.errors import ShimError, reason_of_access
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any, NoReturn
-
-_DEEPEST = 200
-"""Less than orjson writes (254), which is less than it reads (1024)."""
+    from typing import Any
 
 MOST_JSON_BYTES = 16 << 20
 """No sane process.json comes near: execve(2) itself takes 6 MiB of arguments at the most."""
@@ -47,57 +42,12 @@ def read_object(
     if len(content) > MOST_JSON_BYTES:
         raise error_class(f"{path}: larger than {MOST_JSON_BYTES} bytes")
     try:
-        document = _loads(content)
-    except RecursionError as error:
-        raise error_class(f"{path}: not JSON: nested too deeply") from error
+        document = plain_json.loads(content)
     except ValueError as error:
         raise error_class(f"{path}: not JSON: {error}") from error
     if not isinstance(document, dict):
         raise error_class(f"{path}: not a JSON object")
-    if content.count(b"{") + content.count(b"[") >= _DEEPEST:
-        try:
-            orjson.dumps(document)  # as we have to, where something in it is changed
-        except TypeError as error:
-            raise error_class(f"{path}: nested too deeply") from error
     return document
-
-
-def _loads(content: bytes) -> object:
-    """Return what is in `content`, as the runtimes read it.
-
-    Go and crun's yajl take more than orjson does: something behind the document, text that is no
-    UTF-8, half a surrogate pair, numbers beyond a double.
-
-    Raises:
-        ValueError: It is no JSON.
-        RecursionError: It is nested too deeply.
-    """
-    try:
-        return orjson.loads(content)
-    except orjson.JSONDecodeError:
-        import json  # 3 ms, for those who have such a file
-
-        text = content.decode("utf-8", "replace").lstrip(" \t\r\n")
-        decoder = json.JSONDecoder(parse_constant=_refuse_constant)
-        return _without_half_pairs(decoder.raw_decode(text)[0])
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    """Refuse NaN and Infinity: Python's decoder takes them, JSON has no such numbers."""
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _without_half_pairs(value: object) -> object:
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, list):
-        return [_without_half_pairs(item) for item in value]
-    if isinstance(value, dict):
-        return {
-            str(_without_half_pairs(name)): _without_half_pairs(item)
-            for name, item in value.items()
-        }
-    return value
 
 
 class Fields:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 
-import orjson
-
+from supervisor.linux import plain_json
 from supervisor.linux.errors import RecordError
 from supervisor.oci.json_document import Fields, read_object
 from workers.common.records import dataclass
@@ -97,7 +96,7 @@ def encode_process(process: Mapping[str, Any], record: ProcessConfig) -> bytes:
         "rootUID": record.root_uid,
         "rootGID": record.root_gid,
     }
-    return orjson.dumps({**process, **shim_fields}) + b"\n"
+    return plain_json.dumps({**process, **shim_fields}) + b"\n"
 
 
 def read_checkpoint(directory: str) -> CheckpointRecord:

@@ -16,9 +16,7 @@ import os
 import time
 from contextlib import suppress
 
-import orjson
-
-from supervisor.linux import fds
+from supervisor.linux import fds, plain_json
 from supervisor.linux.errors import (
     AlreadySupervisedError,
     ShimError,
@@ -66,8 +64,8 @@ class Claim:
         try:
             path = os.path.join(self.path, STATE_NAME)
             with open(path, "rb", opener=fds.open_without_waiting) as file:
-                state = orjson.loads(file.read(1 << 20) or b"")
-        except (FileNotFoundError, orjson.JSONDecodeError):
+                state = plain_json.loads(file.read(1 << 20))
+        except (FileNotFoundError, ValueError):
             return {}
         return state if isinstance(state, dict) else {}
 
@@ -82,7 +80,7 @@ class Claim:
 
     def make_state_dir(self, state: dict[str, Any]) -> None:
         """Write state.json and make the state directory."""
-        directory.write_file(self.lock_fd, STATE_NAME, orjson.dumps(state))
+        directory.write_file(self.lock_fd, STATE_NAME, plain_json.dumps(state))
         os.mkdir("init", 0o700, dir_fd=self.lock_fd)
 
     def open_state_dir(self) -> directory.StateDirectory:

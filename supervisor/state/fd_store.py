@@ -20,8 +20,6 @@ import os
 import struct
 from contextlib import suppress
 
-import orjson
-
 from supervisor.linux import fds
 from supervisor.linux.errors import ShimError, reason
 
@@ -139,6 +137,8 @@ class FdStore:
         try:
             import array
             import socket
+
+            import orjson  # not before the runtime is executed, see linux/plain_json
 
             memfd = _memfd(orjson.dumps({**document, "fds": len(fd_writer.fds)}))
             try:
@@ -331,6 +331,8 @@ def _document(received: list[fds.Fd]) -> dict[str, Any]:
         raise FdStoreError(f"handover: a document of user {attributes.st_uid}")
     if fcntl.fcntl(memfd, fcntl.F_GET_SEALS) & _SEALS != _SEALS or size > _MOST_DOCUMENT:
         raise FdStoreError("handover: not a sealed document")
+    import orjson  # as above
+
     try:
         document = orjson.loads(os.pread(memfd, size, 0))
     except orjson.JSONDecodeError as error:

@@ -11,8 +11,6 @@ import os
 import select
 import time
 
-import orjson
-
 from supervisor.linux import fds
 from supervisor.linux.text import printable
 from supervisor.state.journal_log import ERR, JOURNAL_SOCKET, NOTICE, WARNING, JournalLog, Kind
@@ -75,6 +73,8 @@ class Log:
             return  # EIO, EPIPE: nobody is left to read it, and the file has it
 
     def _write(self, level: str, message: str) -> None:
+        import orjson  # not before the runtime is executed, see linux/plain_json
+
         clean = printable(message[:_LONGEST_MESSAGE])
         record = {"level": level, "msg": clean, "time": rfc3339(time.time_ns())}
         try:

@@ -11,7 +11,10 @@ import pytest
 pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parents[2]
-LATER = {"argparse", "asyncio", "shutil", "socket", "subprocess", "supervisor.io.workers"}
+LATER = {
+    *("argparse", "asyncio", "logging", "orjson", "setproctitle", "shutil", "socket", "subprocess"),
+    "supervisor.io.workers",
+}
 """Each costs milliseconds, and is needed only once the runtime works, or for an error."""
 
 

@@ -35,14 +35,6 @@ IGNORED_SIGNALS = (
 And what write(2) sends along with EPIPE and EFBIG, which are reported."""
 
 
-def drop_signal_handlers() -> None:
-    """Take every signal that had a handler, or was ignored, back to its default; for a child."""
-    signal.set_wakeup_fd(-1)
-    for signum in signal.valid_signals():
-        if signal.getsignal(signum) not in (signal.SIG_DFL, None):
-            signal.signal(signum, signal.SIG_DFL)
-
-
 def enter_worker(title: str, keep_fds: Iterable[int], null_fd: int) -> None:
     """Turn this forked process into the worker `title`, with `keep_fds` and /dev/null as 0 to 2.
 
