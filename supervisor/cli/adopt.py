@@ -144,7 +144,9 @@ def _adopter(
 
     is_daemon = on_started is not None
     contents = discover.look(past, claimed.state_dir)
-    order = request_of(contents.document, notifier=notifier, command=command)
+    order = request_of(
+        contents.document, notifier=notifier, command=command, environment=dict(os.environ)
+    )
     order = replace(
         order,
         lock_fd=claimed.lock_fd,
@@ -179,10 +181,12 @@ def go_on() -> int:
     environment = {} if is_daemon else foreground.environment_of_a_main_process()
     command = own_command()
     if arrival.is_rehearsal:
-        order = request_of(document, notifier=SILENT, command=command)
+        order = request_of(document, notifier=SILENT, command=command, environment=dict(os.environ))
         restore.dry_run(order, claimed.open_state_dir(), arrival.contents)
         reexec.end_rehearsal()
-    order = request_of(document, notifier=Notifier(environment), command=command)
+    order = request_of(
+        document, notifier=Notifier(environment), command=command, environment=dict(os.environ)
+    )
     order = replace(order, lock_fd=claimed.lock_fd, has_job_control=not is_daemon)
 
     def supervise_on(log: Log, state_dir: StateDirectory) -> Outcome:

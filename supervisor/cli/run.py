@@ -122,6 +122,7 @@ def run(request: RunRequest) -> int:
         command=command,
         is_adoptable=True,
         is_kept=request.adopt,
+        environment=dict(os.environ),
     )
     signum = signals.held_stop()
     if signum is not None:
@@ -191,7 +192,7 @@ def _recover(claimed: claim.Claim, request: RunRequest, why_not: FdStoreError | 
             container_id=request.container_id,
             config=config if os.path.exists(config) else "",
         )
-        state = parse_state(ask_runtime(caller.name, caller.state()))
+        state = parse_state(ask_runtime(caller.name, caller.state(), environment=os.environ))
         if state is not None and state.status != "stopped":
             why = str(why_not) if why_not is not None else discover.why_not(claimed.state_dir)
             way = f"`forkshim adopt {request.container_id}` goes on with it"
@@ -211,7 +212,7 @@ def _recover(claimed: claim.Claim, request: RunRequest, why_not: FdStoreError | 
                 kept = kill_scope.not_deleted(caller.name, danger)
                 foreground.say(f"{request.container_id}: {kept}")
             else:
-                ask_runtime(caller.name, caller.delete(), caller.directory)
+                ask_runtime(caller.name, caller.delete(), caller.directory, environment=os.environ)
         if why_not is not None:
             anew = "its container is gone, so it is run anew"
             foreground.say(f"{request.container_id}: {why_not}; {anew}")

@@ -152,7 +152,14 @@ class HandoverManager:
         fd_writer = FdWriter()
         try:
             document = self._pack_with_deposit(fd_writer)
-            reexec.dry_run(self._calls, self._order.command, document, fd_writer, self._on_verdict)
+            reexec.dry_run(
+                self._calls,
+                self._order.command,
+                self._order.environment,
+                document,
+                fd_writer,
+                self._on_verdict,
+            )
         except ShimError as error:
             self._refuse(str(error))
         except OSError as error:
@@ -195,7 +202,9 @@ class HandoverManager:
         order, fd_writer = self._order, FdWriter()
         try:
             document = self._pack_with_deposit(fd_writer)
-            return str(reexec.become(order.command, document, fd_writer, order.lock_fd))
+            return str(
+                reexec.become(order.command, order.environment, document, fd_writer, order.lock_fd)
+            )
         except ShimError as error:
             return str(error)
         except OSError as error:

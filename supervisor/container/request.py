@@ -58,6 +58,7 @@ class StartRequest:
         command: How to start this program anew, for a reload; empty if it may not be.
         is_adoptable: All is laid down so that another supervisor can go on if we are killed.
         is_kept: The service manager keeps it, too.
+        environment: That of this process, read once at its entry.
     """
 
     container_id: str
@@ -78,6 +79,7 @@ class StartRequest:
     command: tuple[str, ...] = ()
     is_adoptable: bool = False
     is_kept: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class StreamEnd(NamedTuple):
@@ -117,7 +119,11 @@ def pack(order: StartRequest) -> dict[str, Any]:
 
 
 def request_of(
-    document: Mapping[str, Any], *, notifier: Notifier, command: tuple[str, ...]
+    document: Mapping[str, Any],
+    *,
+    notifier: Notifier,
+    command: tuple[str, ...],
+    environment: Mapping[str, str],
 ) -> StartRequest:
     """Return the order of an earlier supervisor, whose `document` this is, for us to carry out."""
     return StartRequest(
@@ -125,4 +131,5 @@ def request_of(
         front=document["front"],
         notifier=notifier,
         command=command,
+        environment=environment,
     )

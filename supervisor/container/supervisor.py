@@ -166,7 +166,12 @@ class Supervisor:
         self._exec_look = self._loop.timer(self._await_exec)
         null_fd = self._null.fileno()
         self._calls = RuntimeInvoker(
-            self._loop, self._reaper, name=order.runtime, cwd=state_dir.path, null_fd=null_fd
+            self._loop,
+            self._reaper,
+            name=order.runtime,
+            cwd=state_dir.path,
+            null_fd=null_fd,
+            environment=order.environment,
         )
         self._caller = RuntimeCommand(
             name=order.runtime,
@@ -220,7 +225,9 @@ class Supervisor:
             Action.NOTE_STOP_AGAIN: lambda: self._log.info("a stop is under way already"),
             Action.RECORD_EXIT: self._record_exit,
             Action.EMPTY: lambda: self._stopper.empty(self._then(Event.EMPTIED)),
-            Action.CLEAN_UP: lambda: self._creation.clean_up(self._log, self._then(Event.CLEANED)),
+            Action.CLEAN_UP: lambda: self._creation.clean_up(
+                self._log, self._then(Event.CLEANED), is_alone=True
+            ),
             Action.DRAIN: self._drain,
             Action.DELETE: self._delete,
         }
@@ -512,7 +519,7 @@ class Supervisor:
         self._loop.watch(self._control_fifo.fileno(), self._serve_control, feature="control")
         # May be called at once: the process may be dead already, and remembered.
         self._process.expect(self._on_init_exit)
-        self._reaper.forget_strangers()
+        self._creation.known()
 
     @property
     def _pid(self) -> int:
@@ -743,6 +750,9 @@ class Supervisor:
             raise AssertionError("an exit to record, and none seen")
         self._ending.record(self._process)
         self._pipes.let_go()
+
+    def _clean_up(self) -> None:
+        self._creation.clean_up(self._log, self._then(Event.CLEANED), is_alone=True)
 
     def _drain(self) -> None:
         self._pipes.let_go()  # also where there never was a process

@@ -114,7 +114,12 @@ def _raise_error_of(outcome: Outcome) -> None:
 
 
 def _resumed_order(arrival: reexec.Arrival, command: tuple[str, ...]) -> StartRequest:
-    return request_of(arrival.contents.document, notifier=SILENT, command=command)
+    return request_of(
+        arrival.contents.document,
+        notifier=SILENT,
+        command=command,
+        environment=dict(os.environ),
+    )
 
 
 def _order(
@@ -128,4 +133,5 @@ def _order(
         bundle=os.path.abspath(bundle),
         runtime=absolute(runtime),
         command=command,
+        environment=dict(os.environ),
     )

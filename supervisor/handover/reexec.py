@@ -23,7 +23,7 @@ from supervisor.state.fd_store import FdReader, FdStore, FdStoreError, FdWriter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any, NoReturn
 
     from supervisor.linux.exit_status import Termination
@@ -94,6 +94,7 @@ def _check(document: dict[str, Any], pid: int) -> None:
 def dry_run(
     calls: RuntimeInvoker,
     command: Sequence[str],
+    environment: Mapping[str, str],
     document: dict[str, Any],
     fd_writer: FdWriter,
     on_end: Callable[[str], None],
@@ -123,7 +124,7 @@ def dry_run(
             with_stderr=True,
             program=command[0],
             keep=deposit.fds,
-            environment={**_for_us(), HANDOVER_VARIABLE: _text(_REHEARSE, deposit, -1)},
+            environment={**_for_us(environment), HANDOVER_VARIABLE: _text(_REHEARSE, deposit, -1)},
         )
     except ShimError:
         deposit.close()
@@ -165,7 +166,11 @@ def end_rehearsal() -> NoReturn:
 
 
 def become(
-    command: Sequence[str], document: dict[str, Any], fd_writer: FdWriter, lock_fd: int
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    document: dict[str, Any],
+    fd_writer: FdWriter,
+    lock_fd: int,
 ) -> ShimError:
     """Become the program; returns only if that failed, with the reason, and all is as before.
 
@@ -178,10 +183,10 @@ def become(
     kept = [*deposit.fds, *((lock_fd,) if lock_fd >= 0 else ())]
     try:
         deposit.put(document, fd_writer)
-        environment = {**os.environ, HANDOVER_VARIABLE: _text(_BECOME, deposit, lock_fd)}
+        variable = {HANDOVER_VARIABLE: _text(_BECOME, deposit, lock_fd)}
         for fd in kept:
             os.set_inheritable(fd, True)
-        os.execve(command[0], [*command], environment)
+        os.execve(command[0], [*command], {**environment, **variable})
     except ShimError as error:
         failed = error
     except OSError as error:
@@ -192,9 +197,9 @@ def become(
     return failed
 
 
-def _for_us() -> dict[str, str]:
-    """Return what the program would see that is kept from a runtime."""
-    return {name: os.environ[name] for name in ("NOTIFY_SOCKET",) if name in os.environ}
+def _for_us(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that the program reads and a runtime does not get."""
+    return {name: environment[name] for name in ("NOTIFY_SOCKET",) if name in environment}
 
 
 def _text(word: str, deposit: FdStore, lock_fd: int) -> str:

@@ -34,12 +34,9 @@ class Timer:
     Timers have no names: those of two containers in one loop cannot replace each other.
     """
 
-    def __init__(
-        self, running: dict[Timer, None], off: set[str], callback: Callback, feature: str
-    ) -> None:
-        """Borrow the loop's running timers and the features that are off."""
-        self._running = running
-        self._off = off
+    def __init__(self, loop: Loop, callback: Callback, feature: str) -> None:
+        """Borrow the loop."""
+        self.loop = loop
         self.callback = callback
         self.feature = feature
         self.at_ns = 0
@@ -47,43 +44,56 @@ class Timer:
     @property
     def is_running(self) -> bool:
         """Whether the callback is still to come."""
-        return self in self._running
+        return self in self.loop.timers
 
     def start(self, delay_s: float) -> None:
         """Call back once, `delay_s` from now (monotonic). A running timer starts over."""
         self.cancel()
-        if self.feature not in self._off:
+        if self.feature not in self.loop.off:
             self.at_ns = time.monotonic_ns() + int(min(delay_s, _LONGEST_DELAY_S) * 1e9)
-            self._running[self] = None
+            self.loop.timers[self] = None
 
     def cancel(self) -> None:
         """Stop the timer, if it is running."""
-        self._running.pop(self, None)
+        self.loop.timers.pop(self, None)
 
 
 class Loop:
-    """Calls back when a watched descriptor is readable or a deadline has passed."""
+    """Calls back when a watched descriptor is readable or a timer has run out.
 
-    def __init__(self, on_failed: Callable[[str, Exception], None] | None = None) -> None:
+    Attributes:
+        epoll: Shared with each part, like the next two.
+        watches: By descriptor: what to call, of which feature, of which part.
+        timers: Those that run, in the order of their starts.
+        off: The features that have failed.
+    """
+
+    def __init__(
+        self,
+        on_failed: Callable[[str, Exception], None] | None = None,
+        *,
+        part_of: Loop | None = None,
+    ) -> None:
         """Start with nothing to wait for. Owns its epoll descriptor until `close`.
 
-        `on_failed` is told which feature has failed, and how; without it that is raised.
+        `on_failed` gets the feature that has failed, and how; without it that is raised. With
+        `part_of` it is that very loop, for one container: its features fail by themselves.
         """
-        self._epoll = select.epoll()
+        self._is_part = part_of is not None
+        self.epoll: select.epoll = part_of.epoll if part_of else select.epoll()
+        self.watches: dict[int, tuple[Callback, str, Loop]] = part_of.watches if part_of else {}
+        self.timers: dict[Timer, None] = part_of.timers if part_of else {}
         self._on_failed = on_failed
-        self._off: set[str] = set()
-        self._callbacks: dict[int, tuple[Callback, str]] = {}
-        self._timers: dict[Timer, None] = {}
-        """Those that run, in the order of their starts."""
+        self.off: set[str] = set()
 
     def watch(self, fd: int, callback: Callback, *, feature: str = "") -> None:
         """Call `callback` whenever `fd` can be read, or is at end of file. `fd` is borrowed.
 
         The descriptor has to be non-blocking: an event may be stale when it is served.
         """
-        if feature not in self._off:
-            self._epoll.register(fd, select.EPOLLIN)
-            self._callbacks[fd] = (callback, feature)
+        if feature not in self.off:
+            self.epoll.register(fd, select.EPOLLIN)
+            self.watches[fd] = (callback, feature, self)
 
     def forget(self, fd: int) -> None:
         """Stop watching `fd`. Has to come before its close(2).
@@ -91,19 +101,19 @@ class Loop:
         Raises:
             KeyError: It is not watched, and no feature that has failed can have watched it.
         """
-        if fd in self._callbacks or not self._off:
-            del self._callbacks[fd]
-            self._epoll.unregister(fd)
+        if fd in self.watches or not self.off:
+            del self.watches[fd]
+            self.epoll.unregister(fd)
 
     def timer(self, callback: Callback, *, feature: str = "") -> Timer:
         """Return a timer that calls `callback`; it does not run before its `start`."""
-        return Timer(self._timers, self._off, callback, feature)
+        return Timer(self, callback, feature)
 
     def guarded(self, feature: str, callback: Callable[P, None]) -> Callable[P, None]:
         """Return `callback` as a part of a feature, for one that others than the loop call."""
 
         def call(*args: P.args, **kwargs: P.kwargs) -> None:
-            if feature not in self._off:
+            if feature not in self.off:
                 try:
                     callback(*args, **kwargs)
                 except Exception as error:
@@ -114,15 +124,16 @@ class Loop:
     def _fail(self, feature: str, error: Exception) -> None:
         if not feature or self._on_failed is None:
             raise error
-        self._off.add(feature)
-        for fd in [fd for fd, (_, whose) in self._callbacks.items() if whose == feature]:
-            del self._callbacks[fd]
-            self._epoll.unregister(fd)
-        for timer in [timer for timer in self._timers if timer.feature == feature]:
+        self.off.add(feature)
+        for fd in [fd for fd, (_, *whose) in self.watches.items() if whose == [feature, self]]:
+            del self.watches[fd]
+            self.epoll.unregister(fd)
+        for timer in [each for each in self.timers if (each.feature, each.loop) == (feature, self)]:
             timer.cancel()
         self._on_failed(feature, error)
 
-    def _serve(self, callback: Callback, feature: str) -> None:
+    def serve(self, callback: Callback, feature: str) -> None:
+        """Call back; an exception ends the feature, or without a feature the wait."""
         try:
             callback()
         except Exception as error:
@@ -134,28 +145,30 @@ class Loop:
         Of what is ready at the same time the one comes first that has been watched longest.
         """
         while not is_over():
-            ready = {fd for fd, _events in self._epoll.poll(self._next_timeout_s())}
-            for fd, entry in [*self._callbacks.items()] if ready else ():
+            ready = {fd for fd, _events in self.epoll.poll(self._next_timeout_s())}
+            for fd, entry in [*self.watches.items()] if ready else ():
                 # An earlier callback of this round may have ended the watch.
-                if fd in ready and self._callbacks.get(fd) is entry:
-                    self._serve(*entry)
+                if fd in ready and self.watches.get(fd) is entry:
+                    callback, feature, part = entry
+                    part.serve(callback, feature)
             self._serve_timers()
 
     def close(self) -> None:
-        """Close the epoll descriptor."""
-        self._epoll.close()
+        """Close the epoll descriptor; of a part nothing."""
+        if not self._is_part:
+            self.epoll.close()
 
     def _next_timeout_s(self) -> float | None:
-        if not self._timers:
+        if not self.timers:
             return None
-        first_ns = min(timer.at_ns for timer in self._timers)
+        first_ns = min(timer.at_ns for timer in self.timers)
         return min(max(0, first_ns - time.monotonic_ns()) / 1e9, _LONGEST_SELECT_S)
 
     def _serve_timers(self) -> None:
         now_ns = time.monotonic_ns()
-        due = [timer for timer in self._timers if timer.at_ns <= now_ns]
+        due = [timer for timer in self.timers if timer.at_ns <= now_ns]
         for timer in sorted(due, key=lambda each: each.at_ns):
             # An earlier callback of this round may have cancelled it or put it off.
             if timer.is_running and timer.at_ns <= now_ns:
                 timer.cancel()
-                self._serve(timer.callback, timer.feature)
+                timer.loop.serve(timer.callback, timer.feature)

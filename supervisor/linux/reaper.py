@@ -8,9 +8,9 @@ Why not a pidfd in the loop for each child: it costs two system calls a child an
 of inherited orphans, which need SIGCHLD and P_ALL all the same. SIGCHLD coalesces, hence the
 loop until the kernel has no more. Waiting per known pid instead would leave strangers as zombies.
 
-A status can arrive before we know whose it is: the container may end before its runtime has, and
-only then do we read its pid. Statuses of strangers are therefore remembered, boundedly, until
-`forget_strangers`.
+A status can arrive before its owner is known: a container may end before its runtime has, and only
+then does the supervisor read its pid. While a create operation is under way, statuses of unknown
+children are therefore remembered, boundedly; see `remember_unknown`.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ if TYPE_CHECKING:
     OnExit = Callable[[exit_status.Termination], None]
 
 _MOST_IN_A_ROUND = 256
-_MOST_STRANGERS = 4096
-"""Statuses remembered while the container's pid is unknown; the oldest go first."""
+_MOST_UNKNOWN = 4096
+"""Statuses remembered while a container's pid is unknown; the oldest are dropped first."""
 
 
 class Reaper:
     """Reaps every child; tells those who asked."""
 
     def __init__(self) -> None:
-        """Expect nobody yet and remember strangers."""
+        """Expect no child so far."""
         self._expected: dict[int, OnExit] = {}
-        self._strangers: dict[int, exit_status.Termination] | None = {}
+        self._unknown: dict[int, exit_status.Termination] = {}
+        self._operations: set[object] = set()
         self._last_looks: dict[int, Callable[[], None]] = {}
 
     def look_before(self, pid: int, look: Callable[[], None]) -> None:
@@ -45,14 +46,14 @@ class Reaper:
 
     def expect(self, pid: int, on_exit: OnExit) -> None:
         """Call `on_exit` once when the child `pid` has ended: at once, if it is remembered."""
-        if self._strangers and pid in self._strangers:
-            on_exit(self._strangers.pop(pid))
+        if pid in self._unknown:
+            on_exit(self._unknown.pop(pid))
             return
         self._expected[pid] = on_exit
 
     def is_ours(self, pid: int) -> bool:
         """Say whether `pid` is a living child, an unreaped one or a remembered one."""
-        if self._strangers and pid in self._strangers:
+        if pid in self._unknown:
             return True
         try:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -60,17 +61,23 @@ class Reaper:
             return False
         return True
 
-    def living_strangers(self) -> list[int]:
-        """Return the children that nobody expects: inherited, or left by a runtime.
+    def living_unknown(self) -> list[int]:
+        """Return the children that no caller expects: inherited, or left by a runtime.
 
         Source: proc(5), /proc/[pid]/task/[tid]/children; unreaped ones are listed as well.
         """
         with open(f"/proc/self/task/{os.getpid()}/children") as file:
             return [int(word) for word in file.read().split() if int(word) not in self._expected]
 
-    def forget_strangers(self) -> None:
-        """Reap strangers silently from now on: the container's pid is known."""
-        self._strangers = None
+    def remember_unknown(self, operation: object) -> None:
+        """Remember the statuses of unknown children: a child of `operation` may be among them."""
+        self._operations.add(operation)
+
+    def forget_unknown(self, operation: object) -> None:
+        """Stop that for `operation`, whose child is known now. After the last, reap silently."""
+        self._operations.discard(operation)
+        if not self._operations:
+            self._unknown.clear()
 
     def reap(self) -> bool:
         """Collect children that have ended. Call it on each SIGCHLD; never blocks.
@@ -101,10 +108,10 @@ class Reaper:
         on_exit = self._expected.pop(pid, None)
         if on_exit is not None:
             on_exit(termination)
-        elif self._strangers is not None:
-            self._strangers[pid] = termination
-            if len(self._strangers) > _MOST_STRANGERS:
-                del self._strangers[next(iter(self._strangers))]
+        elif self._operations:
+            self._unknown[pid] = termination
+            if len(self._unknown) > _MOST_UNKNOWN:
+                del self._unknown[next(iter(self._unknown))]
 
 
 def wait_for(pid: int) -> exit_status.Termination:

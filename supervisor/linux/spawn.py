@@ -57,8 +57,8 @@ def exec_program(
     *,
     cwd: str,
     stdio: tuple[int, int, int],
+    environment: Mapping[str, str],
     keep: Sequence[int] = (),
-    environment: Mapping[str, str] | None = None,
     prepare: Callable[[], None] | None = None,
     from_three: Sequence[int] = (),
 ) -> int:
@@ -67,8 +67,8 @@ def exec_program(
     The caller owns the child. `stdio` lends three descriptors that become 0, 1 and 2, `from_three`
     those that become 3, 4, ...; every other one of ours is close-on-exec, but for those of `keep`,
     which may not be there together with `from_three`. The program gets default signal
-    dispositions, an empty signal mask and our environment, less systemd's own variables, with
-    those of `environment`. `prepare` is called in the child, before it goes to `cwd`.
+    dispositions, an empty signal mask and `environment`. `prepare` is called in the child, before
+    it goes to `cwd`.
 
     Raises:
         OSError: fork, `prepare`, chdir or exec failed; `filename` is `cwd` of a chdir, else
@@ -82,14 +82,13 @@ def exec_program(
     try:
         pid = _fork()
         if pid == 0:
-            everything = {**_environment(), **(environment or {})}
             _exec(
                 program,
                 argv,
                 cwd,
                 (*stdio, *from_three),
                 keep,
-                everything,
+                environment,
                 prepare,
                 supervisor_pid,
                 error_wfd.fileno(),
@@ -175,8 +174,9 @@ def _exec(
         os._exit(_EXEC_FAILED_STATUS)
 
 
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in _OURS_ALONE}
+def without_systemds(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment for another program: without what systemd says to the supervisor."""
+    return {name: value for name, value in environment.items() if name not in _OURS_ALONE}
 
 
 def _above(count: int, lent: Sequence[int]) -> list[int]:

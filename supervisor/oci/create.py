@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from enum import Enum
 
 from supervisor.linux.errors import MachineError, RuntimeFailedError, ShimError, StoppedError
 from supervisor.linux.exit_status import Exited, Killed, Termination
@@ -36,8 +37,21 @@ CONSOLE_WAIT_S = 10.0
 _MOST_LOG = 1 << 20
 
 
+class Phase(Enum):
+    """Where a create operation is."""
+
+    NOT_BEGUN = "not begun"
+    RUNTIME_RUNNING = "the runtime runs"
+    WAITING_FOR_CONSOLE = "the runtime has succeeded, its console is missing"
+    CREATED = "the process is created"
+    FAILED = "failed"
+
+
+_OVER = frozenset({Phase.CREATED, Phase.FAILED})
+
+
 class CreateOperation:
-    """One create, exec or restore. Owns the console until it is taken."""
+    """One create, exec or restore. Owns the console until the caller takes it."""
 
     def __init__(
         self,
@@ -66,8 +80,7 @@ class CreateOperation:
         self._socket: ConsoleSocket | None = None
         self._watched_fd = -1
         self._runtime_pid = 0
-        self._has_succeeded = False
-        self._is_over = False
+        self._phase = Phase.NOT_BEGUN
         self._is_cancelled = False
         self._console_limit = loop.timer(self._on_no_console)
         self._on_end: Callable[[ShimError | None], None] = lambda _error: None
@@ -115,6 +128,8 @@ class CreateOperation:
         except ShimError:
             self._close_socket()
             raise
+        self._phase = Phase.RUNTIME_RUNNING
+        self._reaper.remember_unknown(self)
 
     def cancel(self) -> None:
         """Let the runtime finish, for 5 s, then kill it; `on_end` follows.
@@ -124,18 +139,24 @@ class CreateOperation:
         """
         self._is_cancelled = True
         self._calls.hurry(self._runtime_pid, HURRY_S)
-        if self._has_succeeded:
+        if self._phase is Phase.WAITING_FOR_CONSOLE:
             self._fail(StoppedError("stopped while waiting for the console"))
 
-    def clean_up(self, log: Log, on_end: Callable[[], None]) -> None:
-        """Take away what one that has failed has left, if it is ours; `on_end` follows.
+    def known(self) -> None:
+        """Stop remembering unknown children: the caller expects the process, or gave it up."""
+        self._reaper.forget_unknown(self)
 
-        An exec'd process may have come to life although its exec failed for us. Without a pid file
-        it is told by being a child of ours that is none of our own.
+    def clean_up(self, log: Log, on_end: Callable[[], None], *, is_alone: bool) -> None:
+        """Delete what a failed operation has left, if it is ours; `on_end` follows.
+
+        An exec'd process may be alive although its exec has failed. Without a pid file it is known
+        by being a child that no caller expects. With other containers in this supervisor
+        (`is_alone` is False) such a child may be theirs, and is left alone.
         """
         if self._record.is_exec:
-            for pid in self._reaper.living_strangers():
-                os.kill(pid, signal.SIGKILL)
+            if is_alone:
+                for pid in self._reaper.living_unknown():
+                    os.kill(pid, signal.SIGKILL)
             on_end()
             return
         remains = FailedCreateCleanup(
@@ -195,7 +216,7 @@ class CreateOperation:
 
     def _fail_once_reaped(self, error: ShimError) -> None:
         # A runtime that failed hangs up too, and its own log says more than we could.
-        if self._has_succeeded:
+        if self._phase is Phase.WAITING_FOR_CONSOLE:
             self._fail(error)
 
     def _on_exit(self, termination: Termination) -> None:
@@ -217,7 +238,7 @@ class CreateOperation:
             if not self._reaper.is_ours(self.pid):
                 self._fail(ShimError(f"pid: {self.pid} is no child of this supervisor"))
                 return
-            self._has_succeeded = True
+            self._phase = Phase.WAITING_FOR_CONSOLE
             self._console_limit.start(CONSOLE_WAIT_S)
             self._join()
 
@@ -227,9 +248,11 @@ class CreateOperation:
         )
 
     def _join(self) -> None:
-        if self._has_succeeded and (self.console is not None or not self._record.terminal):
+        if self._phase is not Phase.WAITING_FOR_CONSOLE:
+            return
+        if self.console is not None or not self._record.terminal:
             self._end(None)
-        elif self._has_succeeded and self._socket is None:
+        elif self._socket is None:
             self._fail(ShimError("console: the runtime hung up without sending one"))
 
     def _fail(self, error: ShimError) -> None:
@@ -239,9 +262,9 @@ class CreateOperation:
         self._end(error)
 
     def _end(self, error: ShimError | None) -> None:
-        if self._is_over:
+        if self._phase in _OVER:
             return
-        self._is_over = True
+        self._phase = Phase.CREATED if error is None else Phase.FAILED
         self._console_limit.cancel()
         self._close_socket()
         self._on_end(error)

@@ -34,16 +34,26 @@ _MOST_OUTPUT = 1 << 20
 class RuntimeInvoker:
     """Starts the runtime and knows which of its processes still run."""
 
-    def __init__(self, loop: Loop, reaper: Reaper, *, name: str, cwd: str, null_fd: int) -> None:
-        """Borrow everything. `name` is looked for in PATH now.
+    def __init__(
+        self,
+        loop: Loop,
+        reaper: Reaper,
+        *,
+        name: str,
+        cwd: str,
+        null_fd: int,
+        environment: Mapping[str, str],
+    ) -> None:
+        """Borrow everything. `name` is looked for in the PATH of `environment` now.
 
         Raises:
             RuntimeMissingError: PATH has no such program.
         """
-        program = find_program(name, os.environ.get("PATH", os.defpath))
+        program = find_program(name, environment.get("PATH", os.defpath))
         if program is None:
             raise RuntimeMissingError(f"{name} not installed on system")
         self._program = program
+        self._environment = spawn.without_systemds(environment)
         self._loop = loop
         self._reaper = reaper
         self._cwd = cwd
@@ -79,8 +89,8 @@ class RuntimeInvoker:
             limit_s: SIGKILL after so long; None for no limit.
             program: Another program than the runtime, by its path.
             keep: As for `spawn.exec_program`.
-            environment: The same.
-            prepare: The same.
+            environment: Variables beside those of `__init__`.
+            prepare: As for `spawn.exec_program`.
             from_three: The same.
 
         Raises:
@@ -97,7 +107,7 @@ class RuntimeInvoker:
                 cwd=cwd or default_cwd,
                 stdio=stdio or (null_fd, null_fd, null_fd),
                 keep=keep,
-                environment=environment,
+                environment={**self._environment, **(environment or {})},
                 prepare=prepare,
                 from_three=from_three,
             )
@@ -184,7 +194,9 @@ class RuntimeInvoker:
             os.kill(pid, signal.SIGKILL)
 
 
-def ask_runtime(name: str, argv: Sequence[str], cwd: str = "/") -> bytes:
+def ask_runtime(
+    name: str, argv: Sequence[str], cwd: str = "/", *, environment: Mapping[str, str]
+) -> bytes:
     """Run the runtime in `cwd`, wait for it, return what it wrote to stdout, whatever its status.
 
     Only for a front end before it supervises: afterwards there is one reaper and one loop.
@@ -193,7 +205,7 @@ def ask_runtime(name: str, argv: Sequence[str], cwd: str = "/") -> bytes:
         RuntimeMissingError: PATH has no such program.
         ShimError: It could not be started.
     """
-    program = find_program(name, os.environ.get("PATH", os.defpath))
+    program = find_program(name, environment.get("PATH", os.defpath))
     if program is None:
         raise RuntimeMissingError(f"{name} not installed on system")
     # Inherited as ignored, the kernel would reap the runtime and `wait_for` find no child.
@@ -202,7 +214,11 @@ def ask_runtime(name: str, argv: Sequence[str], cwd: str = "/") -> bytes:
     rfd, wfd = fds.pipe()
     try:
         pid = spawn.exec_program(
-            program, argv, cwd=cwd, stdio=(null.fileno(), wfd.fileno(), null.fileno())
+            program,
+            argv,
+            cwd=cwd,
+            stdio=(null.fileno(), wfd.fileno(), null.fileno()),
+            environment=spawn.without_systemds(environment),
         )
         wfd.close()
         return _output_of(pid, rfd.fileno())

@@ -35,7 +35,9 @@ def _script(path: Path, text: str) -> str:
 
 
 def _calls(rig: Rig, name: str, cwd: str = "/") -> RuntimeInvoker:
-    return RuntimeInvoker(rig.loop, rig.reaper, name=name, cwd=cwd, null_fd=rig.null.fileno())
+    return RuntimeInvoker(
+        rig.loop, rig.reaper, name=name, cwd=cwd, null_fd=rig.null.fileno(), environment=os.environ
+    )
 
 
 def test_a_runtime_is_looked_for_in_path(
@@ -45,7 +47,7 @@ def test_a_runtime_is_looked_for_in_path(
     with pytest.raises(RuntimeMissingError, match=r"^runtime not installed on system$"):
         _calls(rig, "runtime")
     with pytest.raises(RuntimeMissingError, match=r"^runtime not installed on system$"):
-        ask_runtime("runtime", ["runtime"])
+        ask_runtime("runtime", ["runtime"], environment=os.environ)
     _script(tmp_path / "runtime", "exit 7")
     ended: list[Termination] = []
     _calls(rig, "runtime").run(["runtime"], ended.append)
@@ -62,7 +64,7 @@ def test_a_call_gets_its_arguments_and_the_state_directory(rig: Rig, tmp_path: P
     assert not calls.is_idle
     rig.run_until(lambda: len(ended) == 2)
     assert calls.is_idle
-    assert not rig.loop._timers
+    assert not rig.loop.timers
     assert sorted((tmp_path / "called").read_text().splitlines()) == ["/ d", f"{tmp_path} a b c"]
 
 
@@ -82,7 +84,7 @@ def test_a_runtime_without_a_limit_is_killed_on_request(rig: Rig, tmp_path: Path
     calls = _calls(rig, runtime, cwd=str(tmp_path))
     ended: list[Termination] = []
     pid = calls.run([runtime], ended.append, limit_s=None)
-    assert not rig.loop._timers
+    assert not rig.loop.timers
     calls.kill(pid)
     rig.run_until(lambda: bool(ended))
     calls.kill(pid)  # reaped: the number is somebody else's by now
@@ -145,13 +147,15 @@ def test_a_capture_that_cannot_be_started_leaves_no_pipe(rig: Rig) -> None:
 
 def test_a_front_end_asks_the_runtime_and_waits(tmp_path: Path) -> None:
     runtime = _script(tmp_path / "runtime", 'echo "$@"; head -c 200000 /dev/zero; exit 1')
-    assert ask_runtime(runtime, [runtime, "state", "web"]) == b"state web\n" + bytes(200_000)
+    assert ask_runtime(
+        runtime, [runtime, "state", "web"], environment=os.environ
+    ) == b"state web\n" + bytes(200_000)
     assert has_no_children()
 
 
 def test_a_runtime_that_a_front_end_cannot_start_is_an_error() -> None:
     with pytest.raises(ShimError, match=r"^fork/exec /no/such: no such file or directory$"):
-        ask_runtime("/no/such", ["x"])
+        ask_runtime("/no/such", ["x"], environment=os.environ)
     os.waitid(os.P_ALL, 0, os.WEXITED)
 
 
@@ -160,9 +164,9 @@ def test_a_front_end_that_inherited_an_ignored_sigchld_can_ask_all_the_same(
 ) -> None:
     runtime = _script(tmp_path / "runtime", "echo fine")
     code = (
-        "import signal; from supervisor.oci.invoke import ask_runtime\n"
+        "import os, signal; from supervisor.oci.invoke import ask_runtime\n"
         "assert signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN\n"
-        f"assert ask_runtime({runtime!r}, ['x']) == b'fine\\n'\n"
+        f"assert ask_runtime({runtime!r}, ['x'], environment=os.environ) == b'fine\\n'\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -223,6 +227,7 @@ def test_anothers_container_of_our_id_is_left_alone(
 def test_a_container_whose_init_is_our_child_is_ours_whatever_it_says(
     rig: Rig, tmp_path: Path
 ) -> None:
+    rig.reaper.remember_unknown("create")
     pid = spawn.fork_worker(lambda: None)
     state = {"status": "running", "pid": pid, "bundle": "/other", "created": EARLIER}
     assert _remains(rig, tmp_path, state) == DELETED

@@ -358,7 +358,7 @@ def test_a_stream_that_is_given_up_in_a_pause_is_not_given_another_worker(
     site.stream_set.give_up(stream)
     site.run_until(lambda: stream.is_closed)
     assert not waiting.is_alive(held)
-    assert not site.rig.loop._timers
+    assert not site.rig.loop.timers
 
 
 def _endless_pauses(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,7 +405,7 @@ def test_workers_that_die_at_work_are_followed_by_one_that_rests(
     os.kill(site.slot(stream).pid, signal.SIGKILL)
     site.run_until(lambda: site.slot(stream).history.deaths == 10)
     assert site.slot(stream).pid == 0
-    assert list(site.rig.loop._timers) == [site.slot(stream)._retry]
+    assert list(site.rig.loop.timers) == [site.slot(stream)._retry]
     assert site.slot(stream).state is WorkerState.RETRY_SCHEDULED
 
 

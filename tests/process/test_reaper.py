@@ -1,4 +1,4 @@
-"""The reaper: whoever asked is told once, strangers are remembered, all are reaped."""
+"""The reaper: whoever asked is told once, unknown children are remembered, all are reaped."""
 
 from __future__ import annotations
 
@@ -55,12 +55,13 @@ def test_a_living_child_that_nobody_expects_is_a_stranger() -> None:
     made = Reaper()
     with forked(signal.pause) as ours, forked(signal.pause) as stranger:
         made.expect(ours.pid, lambda _termination: None)
-        assert made.living_strangers() == [stranger.pid]
-    assert made.living_strangers() == []
+        assert made.living_unknown() == [stranger.pid]
+    assert made.living_unknown() == []
 
 
-def test_a_stranger_is_remembered_until_somebody_expects_it_and_told_once() -> None:
+def test_an_unknown_child_is_remembered_until_a_caller_expects_it_and_told_once() -> None:
     made = Reaper()
+    made.remember_unknown("create")
     ended: list[Termination] = []
     pid = _exit_with(7)
     waiting.wait_process(pid)
@@ -74,14 +75,18 @@ def test_a_stranger_is_remembered_until_somebody_expects_it_and_told_once() -> N
     assert ended == [Exited(7)]
 
 
-def test_strangers_are_forgotten_on_request_but_still_reaped() -> None:
+def test_unknown_children_are_forgotten_after_the_last_operation_but_still_reaped() -> None:
     made = Reaper()
+    made.remember_unknown("create")
+    made.remember_unknown("exec")
     ended: list[Termination] = []
     before, after = _exit_with(1), _exit_with(2)
     waiting.wait_process(before)
     waiting.wait_process(after)
     made.reap()
-    made.forget_strangers()
+    made.forget_unknown("create")
+    assert made.is_ours(before), "the exec may be about to ask for it"
+    made.forget_unknown("exec")
     assert not made.is_ours(before)
     last = _exit_with(3)
     waiting.wait_process(last)
@@ -92,8 +97,9 @@ def test_strangers_are_forgotten_on_request_but_still_reaped() -> None:
     assert ended == []
 
 
-def test_no_more_than_4096_strangers_are_remembered_and_the_oldest_go_first() -> None:
+def test_no_more_than_4096_unknown_children_are_remembered_and_the_oldest_go_first() -> None:
     made = Reaper()
+    made.remember_unknown("create")
     for pid in range(1, 4096 + 3):
         made._tell(pid, Exited(pid % 256))
     ended: list[Termination] = []

@@ -100,7 +100,7 @@ def test_the_three_words_are_the_order(state_dir: Path, monkeypatch: pytest.Monk
     (order,) = orders
     assert order.command[1:] == (*sys.orig_argv[1:],)
     wanted = StartRequest("web", f"{state_dir}/bundle", f"{state_dir}/runtime")
-    assert replace(order, command=()) == wanted
+    assert replace(order, command=(), environment={}) == wanted
     assert _logged(state_dir) == []
 
 

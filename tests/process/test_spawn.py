@@ -36,7 +36,13 @@ def null() -> Iterator[int]:
 def _run(argv: Sequence[str], null: int, cwd: str = "/") -> tuple[Termination, bytes]:
     """Run a program to its end; returns how it ended and its stdout."""
     rfd, wfd = os.pipe2(os.O_CLOEXEC)
-    pid = spawn.exec_program(argv[0], argv, cwd=cwd, stdio=(null, wfd, null))
+    pid = spawn.exec_program(
+        argv[0],
+        argv,
+        cwd=cwd,
+        stdio=(null, wfd, null),
+        environment=spawn.without_systemds(os.environ),
+    )
     os.close(wfd)
     with owned(pid) as child:
         output = waiting.read_to_end(rfd)
@@ -84,7 +90,11 @@ def test_a_program_starts_with_default_dispositions_and_an_empty_mask(null: int)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR2})
     rfd, wfd = os.pipe2(os.O_CLOEXEC)
     pid = spawn.exec_program(
-        "/bin/sh", ["sh", "-c", "echo; read x"], cwd="/", stdio=(rfd, null, null)
+        "/bin/sh",
+        ["sh", "-c", "echo; read x"],
+        cwd="/",
+        stdio=(rfd, null, null),
+        environment=os.environ,
     )
     with owned(pid) as child:
         status = child.status()
@@ -133,7 +143,11 @@ def test_streams_that_sit_on_0_to_2_themselves_are_not_mixed_up(tmp_path: Path) 
         for fd, name in enumerate(("in", "out", "err")):
             os.dup2(os.open(tmp_path / name, os.O_CREAT | os.O_RDWR, 0o600), fd)
         pid = spawn.exec_program(
-            "/bin/sh", ["sh", "-c", "echo 0 >&0; echo 1; echo 2 >&2"], cwd="/", stdio=(2, 0, 1)
+            "/bin/sh",
+            ["sh", "-c", "echo 0 >&0; echo 1; echo 2 >&2"],
+            cwd="/",
+            stdio=(2, 0, 1),
+            environment=os.environ,
         )
         os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
@@ -158,7 +172,9 @@ def test_a_failed_chdir_or_exec_names_what_failed(
     program: str, cwd: str, filename: str, number: int, null: int
 ) -> None:
     with pytest.raises(OSError, match=r".*") as caught:
-        spawn.exec_program(program, ["x"], cwd=cwd, stdio=(null, null, null))
+        spawn.exec_program(
+            program, ["x"], cwd=cwd, stdio=(null, null, null), environment=os.environ
+        )
     assert (caught.value.errno, caught.value.filename) == (number, filename)
     info = os.waitid(os.P_ALL, 0, os.WEXITED)
     assert info is not None
@@ -168,7 +184,9 @@ def test_a_failed_chdir_or_exec_names_what_failed(
 
 def test_a_stream_that_is_not_open_fails_as_the_program(null: int) -> None:
     with pytest.raises(OSError, match="Bad file descriptor: '/bin/sh'"):
-        spawn.exec_program("/bin/sh", ["sh"], cwd="/", stdio=(null, null, 999_999))
+        spawn.exec_program(
+            "/bin/sh", ["sh"], cwd="/", stdio=(null, null, 999_999), environment=os.environ
+        )
     os.waitid(os.P_ALL, 0, os.WEXITED)
 
 
@@ -178,7 +196,9 @@ def test_a_program_dies_with_the_one_who_started_it(null: int) -> None:
 
     def work() -> None:
         argv = ["/bin/sh", "-c", "echo $$; read forever"]
-        spawn.exec_program(argv[0], argv, cwd="/", stdio=(silent_rfd, wfd, null))
+        spawn.exec_program(
+            argv[0], argv, cwd="/", stdio=(silent_rfd, wfd, null), environment=os.environ
+        )
         signal.pause()
 
     with forked(work) as parent:
@@ -219,7 +239,9 @@ def test_a_signal_sent_to_the_child_between_fork_and_exec_never_reaches_the_pare
         return above(count, lent)
 
     monkeypatch.setattr(spawn, "_above", signalled)  # between the fork and the exec
-    pid = spawn.exec_program("/bin/sh", ["sh"], cwd="/", stdio=(null, null, null))
+    pid = spawn.exec_program(
+        "/bin/sh", ["sh"], cwd="/", stdio=(null, null, null), environment=os.environ
+    )
     with owned(pid) as child:
         assert child.wait() == Killed(signal.SIGTERM)
     got: list[int] = []

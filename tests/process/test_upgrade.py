@@ -57,7 +57,7 @@ def test_become_is_an_exec_with_the_deposit_and_the_lock() -> None:
 
     def work() -> None:
         os.dup2(wfd.fileno(), 1)
-        reexec.become(["/bin/sh", "-c", script], {}, FdWriter(), lock.fileno())
+        reexec.become(["/bin/sh", "-c", script], os.environ, {}, FdWriter(), lock.fileno())
 
     with forked(work) as child:
         assert child.wait() == Exited(3)
@@ -71,18 +71,18 @@ def test_become_is_an_exec_with_the_deposit_and_the_lock() -> None:
 
 def _without_descriptors() -> ShimError:
     no_descriptor_more()
-    return reexec.become(["/bin/true"], {}, FdWriter(), 0)
+    return reexec.become(["/bin/true"], os.environ, {}, FdWriter(), 0)
 
 
 def _without_a_program() -> ShimError:
-    return reexec.become(["/no/such/program"], {}, FdWriter(), 0)
+    return reexec.become(["/no/such/program"], os.environ, {}, FdWriter(), 0)
 
 
 def _with_too_much() -> ShimError:
     fd_writer = FdWriter()
     for _ in range(253):
         fd_writer.add(0)
-    return reexec.become(["/bin/true"], {}, fd_writer, 0)
+    return reexec.become(["/bin/true"], os.environ, {}, fd_writer, 0)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,12 @@ def test_after_a_hand_over_that_fails_every_signal_is_heard(
         incumbent = kind()
         order = StartRequest("web", "/", "runc", command=("/bin/true",))
         calls = RuntimeInvoker(
-            rig.loop, rig.reaper, name="runc", cwd="/", null_fd=rig.null.fileno()
+            rig.loop,
+            rig.reaper,
+            name="runc",
+            cwd="/",
+            null_fd=rig.null.fileno(),
+            environment=os.environ,
         )
         handover = HandoverManager(
             rig.loop, calls, rig.log, order, StateDirectory.open("/"), incumbent, None
@@ -192,7 +197,14 @@ def test_a_reload_does_not_wait_for_ever_for_a_moment(
     monkeypatch.setattr(handover, "_PATIENCE_S", 0.3)
     incumbent = RestlessIncumbent()
     order = StartRequest("web", "/", "runc", command=("/bin/true",))
-    calls = RuntimeInvoker(rig.loop, rig.reaper, name="runc", cwd="/", null_fd=rig.null.fileno())
+    calls = RuntimeInvoker(
+        rig.loop,
+        rig.reaper,
+        name="runc",
+        cwd="/",
+        null_fd=rig.null.fileno(),
+        environment=os.environ,
+    )
     state_dir = StateDirectory.open("/")
     asked = HandoverManager(rig.loop, calls, rig.log, order, state_dir, incumbent, None)
     asked.reload(is_yet_to_come=False)
