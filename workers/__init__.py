@@ -1,4 +1,4 @@
 """The data plane of forkshim: forked processes that move bytes and decide nothing.
 
-Never imports `supervisor`: what a worker has to know, it is handed before the fork.
+Never imports `supervisor`: the supervisor passes each worker what it needs before fork(2).
 """

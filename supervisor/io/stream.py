@@ -8,7 +8,7 @@ from contextlib import suppress
 from enum import Enum
 
 from supervisor.linux import fds
-from workers.copy import splice
+from workers.copy.route import Route
 from workers.lines.buffer import BLOCK
 
 TYPE_CHECKING = False
@@ -140,11 +140,11 @@ class Stream:
         return self.name == "stdin"
 
     @property
-    def route(self) -> splice.Route:
+    def route(self) -> Route:
         """The descriptors that the worker gets."""
         staging = self.staging
         held_bytes = 0 if self.line_sink is None else self.line_sink.held_bytes
-        return splice.Route(
+        return Route(
             self.source.fileno(),
             self.sink.fileno(),
             None if staging is None else (staging[0].fileno(), staging[1].fileno()),

@@ -11,8 +11,10 @@ import fcntl
 import os
 import select
 import stat
-import sys
-import termios
+
+from workers.common.fd_state import is_readable as is_readable
+from workers.common.fd_state import is_writable as is_writable
+from workers.common.fd_state import pending_bytes as pending_bytes
 
 PIPE_BYTES = 1 << 20
 """Capacity asked for each pipe and fifo that carries a stream: 64 KiB pipes halve the throughput
@@ -70,37 +72,11 @@ def grow_pipe(fd: int, capacity_bytes: int = PIPE_BYTES) -> None:
         return
 
 
-def pending_bytes(fd: int) -> int:
-    """Return how many bytes can be read at once. Source: FIONREAD in pipe(7), ioctl_tty(2).
-
-    Raises:
-        OSError: ENOTTY or EINVAL, where the file has no such count; EIO on a hung-up terminal.
-    """
-    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
-
-
 def discard_pending(pipe_fd: int, null_fd: int) -> None:
     """Empty a pipe of what it holds now, into /dev/null."""
     left = pending_bytes(pipe_fd)
     while left > 0:
         left -= os.splice(pipe_fd, null_fd, left)
-
-
-def is_readable(fd: int) -> bool:
-    """Say whether read(2) would return at once, with data or at end of file.
-
-    Source: poll(2), POLLIN and POLLHUP; takes no lock.
-    """
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    return bool(poller.poll(0))
-
-
-def is_writable(fd: int) -> bool:
-    """Say whether write(2) of up to PIPE_BUF bytes would not wait. Source: poll(2), POLLOUT."""
-    poller = select.poll()
-    poller.register(fd, select.POLLOUT)
-    return any(events & select.POLLOUT for _fd, events in poller.poll(0))
 
 
 def capacity_bytes(fd: int) -> int:

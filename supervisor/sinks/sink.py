@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from supervisor.sinks.spec import SinkSpec
     from supervisor.state.fd_store import FdWriter
-    from workers.copy.splice import Route
+    from workers.copy.route import Route
     from workers.lines.buffer import LineBuffer
     from workers.process.context import WorkerContext
 

@@ -27,7 +27,7 @@ from tests.bench.cri import LEAST_HEAD_BYTES, run_command, until_logged
 from tests.bench.sites import MEMORY, WAIT, make_site, running
 from tests.harness.forked import finishing, forked
 from workers.copy import output
-from workers.copy.splice import Route
+from workers.copy.route import Route
 from workers.process.context import WorkerContext
 from workers.process.counters import StreamCounters
 

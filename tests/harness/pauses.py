@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from supervisor.linux import fds
 from tests.harness import waiting
-from workers.copy import splice
 from workers.copy.batching import Batching
+from workers.copy.route import Route
 
 if TYPE_CHECKING:
     import pytest
@@ -25,7 +25,7 @@ class Pauses:
         self._said = fds.pipe(4096)
         self._over = fds.pipe(4096)
         made = partial(Batching, fds.PIPE_BYTES, clock=lambda: 0.0, pause=self._pause)
-        monkeypatch.setattr(splice, "make_batching", lambda *_words: made())
+        monkeypatch.setattr(Route, "batching", lambda *_words: made())
 
     @property
     def fds(self) -> tuple[int, ...]:

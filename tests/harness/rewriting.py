@@ -12,7 +12,7 @@ from supervisor.linux import fds
 from supervisor.linux.exit_status import Exited
 from tests.harness import waiting
 from tests.harness.forked import forked
-from workers.copy import splice
+from workers.copy.route import Route
 from workers.lines.buffer import BLOCK
 from workers.process import report
 from workers.process.context import WorkerContext
@@ -50,9 +50,9 @@ class Feed:
         self.report_rfd, self.report_wfd = fds.pipe(4096)
 
     @property
-    def route(self) -> splice.Route:
+    def route(self) -> Route:
         staging = (self.staging[0].fileno(), self.staging[1].fileno())
-        return splice.Route(self.source_rfd.fileno(), -1, staging)
+        return Route(self.source_rfd.fileno(), -1, staging)
 
     def context(self, *, hold_s: float = 0.0, reported_dropped_bytes: int = 0) -> WorkerContext:
         return WorkerContext(

@@ -17,13 +17,14 @@ from supervisor.io.worker_process import WorkerState
 from supervisor.linux import fds, spawn
 from tests.harness import waiting
 from tests.harness.forked import has_no_children
-from workers.copy import output, splice, stdin
+from workers.copy import output, stdin
 from workers.process import report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.harness.crew_site import Site
+    from workers.copy.route import Route
     from workers.process.context import WorkerContext
 
 pytestmark = pytest.mark.process
@@ -152,7 +153,7 @@ def test_a_report_that_is_junk_counts_as_a_crash(
 ) -> None:
     work = output.work
 
-    def junk(context: WorkerContext, _route: splice.Route) -> None:
+    def junk(context: WorkerContext, _route: Route) -> None:
         monkeypatch.setattr(output, "work", work)
         rest = memoryview(record)
         while rest:
@@ -219,7 +220,7 @@ def test_a_full_disk_is_tried_again_and_said_once(
 def test_an_error_after_progress_is_said_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restart_policy, "_SHORTEST_PAUSE_S", 1e-6)
 
-    def moves_a_little(context: WorkerContext, _route: splice.Route) -> None:
+    def moves_a_little(context: WorkerContext, _route: Route) -> None:
         context.add_copied(1)
         context.send(report.Report(context.stream, 1, errno.ENOSPC, "sink"))
 
@@ -255,7 +256,7 @@ def test_stdin_is_closed_at_its_end_and_the_container_sees_it(site: Site) -> Non
 
 
 def test_a_stdin_that_fails_is_said_and_closed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(context: WorkerContext, _route: splice.Route, _raw: stdin.RawTerminal | None) -> None:
+    def fails(context: WorkerContext, _route: Route, _raw: stdin.RawTerminal | None) -> None:
         context.send(report.Report("stdin", 0, errno.EISDIR, "source"))
 
     monkeypatch.setattr(stdin, "work", fails)
@@ -392,7 +393,7 @@ def test_workers_that_die_at_work_are_followed_by_one_that_rests(
 ) -> None:
     _endless_pauses(site, monkeypatch)
 
-    def works_badly(context: WorkerContext, route: splice.Route) -> None:
+    def works_badly(context: WorkerContext, route: Route) -> None:
         context.enter(route.fds)
         os._exit(3)
 

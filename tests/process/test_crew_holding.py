@@ -19,7 +19,7 @@ from supervisor.linux import fds, spawn
 from supervisor.state.fd_store import FdStore, FdWriter
 from tests.harness import waiting
 from tests.harness.crew_site import Site
-from workers.copy import output, splice
+from workers.copy import output
 from workers.process import report
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from supervisor.io.slot_context import SlotContext
     from tests.harness.rig import Rig
+    from workers.copy.route import Route
     from workers.process.context import WorkerContext
     from workers.process.task import Task
 
@@ -44,7 +45,7 @@ def site(rig: Rig) -> Iterator[Site]:
         made.close()
 
 
-def _fails(context: WorkerContext, route: splice.Route) -> None:
+def _fails(context: WorkerContext, route: Route) -> None:
     context.enter(route.fds)
     context.send_and_keep(report.Report(context.stream, 0, errno.ENOSPC, "sink"))
 

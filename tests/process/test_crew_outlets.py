@@ -24,7 +24,7 @@ from workers.process import report
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from workers.copy import splice
+    from workers.copy.route import Route
     from workers.process.context import WorkerContext
 
 pytestmark = pytest.mark.process
@@ -50,7 +50,7 @@ class Recorder:
     def has_room(self, _sink_fd: int) -> bool:
         return not self.is_full
 
-    def work(self, context: WorkerContext, route: splice.Route) -> None:
+    def work(self, context: WorkerContext, route: Route) -> None:
         if self.is_broken:
             context.enter(())
             context.send(report.Report(context.stream, 0, errno.EPIPE, "sink"))

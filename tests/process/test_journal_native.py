@@ -22,7 +22,8 @@ from tests.harness.rewriting import Feed, Writer
 from workers.journal import native_output
 from workers.journal import socket as journal_socket
 from workers.journal.fields import Origin, RecordMaker
-from workers.journal.native import Journal, JournalWriter
+from workers.journal.native import Journal
+from workers.journal.native_writer import JournalWriter
 from workers.lines import copy as line_loop
 from workers.lines.buffer import LineBuffer
 from workers.lines.reader import LineReader
@@ -194,11 +195,11 @@ def test_what_is_held_is_looked_at_once(
             os.write(source, line)
             reader.fill(0, 0)
             taken = site.journal.buffer.read().taken
-            assert writer.hold(taken) == writer.hold(taken) == 0
+            assert writer.settled_end(taken) == writer.settled_end(taken) == 0
         assert sum(looked_at) == taken
         os.write(source, b"next\n")
         reader.fill(0, 0)
-        assert writer.hold(taken + 5) == taken
+        assert writer.settled_end(taken + 5) == taken
 
 
 def test_a_line_that_is_too_long_ends_what_is_joined(taker: FakeJournal) -> None:

@@ -24,7 +24,7 @@ from workers.copy.batching import LEAST_RUN
 from workers.lines.buffer import BLOCK, DROP_NEW
 from workers.process.report import Report
 from workers.sinks.cri_format import CriFormat, PlainFormat
-from workers.sinks.log_file import LogWriter
+from workers.sinks.log_writer import LogWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -302,7 +302,7 @@ def test_a_worker_that_died_with_the_locker_empty_is_replaced_by_the_other(
 def test_an_unfinished_write_without_a_file_is_a_bug_and_not_guessed_at(tmp_path: Path) -> None:
     with LogSite(tmp_path / "logs", _cri()) as site:
         site.log.commit(site.log.read()._replace(writer=1))
-        with pytest.raises(RuntimeError, match="that nobody has begun"):
+        with pytest.raises(RuntimeError, match="that no worker has begun"):
             LogWriter(site.log, "stdout").open()
 
 

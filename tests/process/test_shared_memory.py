@@ -15,7 +15,8 @@ from supervisor.linux.exit_status import Exited
 from tests.harness import dying
 from tests.harness.forked import forked
 from workers.common.shared_memory import PAGE_BYTES, Memory, Record
-from workers.copy import splice
+from workers.copy import staging
+from workers.copy.route import Route
 from workers.lines.buffer import LineBuffer
 from workers.lines.reader import Filled, LineReader
 from workers.process.counters import MOST_BYTES, StreamCounters
@@ -176,7 +177,7 @@ class Basin:
         self.staging = fds.pipe()
         self.buffer = LineBuffer("test", longest_line_bytes)
         staging = (self.staging[0].fileno(), self.staging[1].fileno())
-        self.route = splice.Route(self.source_rfd.fileno(), -1, staging)
+        self.route = Route(self.source_rfd.fileno(), -1, staging)
 
     def close(self) -> None:
         for owner in (self.source_rfd, self.source_wfd, *self.staging):
@@ -247,7 +248,7 @@ def test_a_source_that_only_looked_readable_is_asked_again(
         raise BlockingIOError
 
     with monkeypatch.context() as patch:
-        patch.setattr(splice, "fill_staging", somebody_was_faster)
+        patch.setattr(staging, "fill", somebody_was_faster)
         reader = LineReader(basin.route, basin.buffer, UNTOLD)
         assert reader.fill(0) is Filled.SOME
     assert basin.buffer.read().taken == 0
@@ -281,7 +282,7 @@ def test_bytes_that_are_not_there_are_a_bug(
 
 def test_a_line_reader_needs_a_staging_pipe(make_basin: Callable[[int], Basin]) -> None:
     with pytest.raises(ValueError, match="staging"):
-        LineReader(splice.Route(0, -1), make_basin(7).buffer, UNTOLD)
+        LineReader(Route(0, -1), make_basin(7).buffer, UNTOLD)
 
 
 @pytest.mark.slow

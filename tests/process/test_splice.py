@@ -20,9 +20,10 @@ from supervisor.linux.exit_status import Exited, Killed
 from tests.harness import waiting
 from tests.harness.forked import file_limit, finishing, forked
 from tests.harness.pauses import Pauses
-from workers.copy import splice
+from workers.copy import splice, staging
 from workers.copy.batching import LEAST_RUN
 from workers.copy.output import work as output_work
+from workers.copy.route import CopyError, Route
 from workers.process import isolate, report
 from workers.process.context import WorkerContext
 from workers.process.counters import StreamCounters
@@ -82,7 +83,7 @@ class Bench:
             null_fd=self.null.fileno(),
         )
 
-    def worker(self, route: splice.Route, stream: str = "stdout") -> Callable[[], None]:
+    def worker(self, route: Route, stream: str = "stdout") -> Callable[[], None]:
         return lambda: output_work(self.context(stream), route)
 
     def reported(self, child: Child) -> report.Report | None:
@@ -124,7 +125,7 @@ def test_pipe_to_pipe_every_byte_arrives_in_order_and_is_counted(bench: Bench, s
     sink_rfd, sink_wfd = bench.pipe()  # far smaller than the content: clogged most of the time
     with (
         finishing(_write_in_background(source_wfd, _content(size))),
-        forked(bench.worker(splice.Route(source_rfd, sink_wfd))) as worker,
+        forked(bench.worker(Route(source_rfd, sink_wfd))) as worker,
     ):
         bench.close_fd(source_wfd)
         bench.close_fd(sink_wfd)
@@ -145,7 +146,7 @@ def test_pipe_to_file_also_where_splice_is_refused(
     os.lseek(sink, 0, os.SEEK_END)
     with (
         finishing(_write_in_background(source_wfd, _content(size))),
-        forked(bench.worker(splice.Route(source_rfd, sink, bench.pipe(1 << 20)))) as worker,
+        forked(bench.worker(Route(source_rfd, sink, bench.pipe(1 << 20)))) as worker,
     ):
         bench.close_fd(source_wfd)
         assert bench.reported(worker) == report.Report("stdout", size)
@@ -161,7 +162,7 @@ def test_file_to_file_takes_the_detour_through_the_staging_pipe(
     source_path, sink_path = tmp_path / "source", tmp_path / "sink"
     source_path.write_bytes(_content(size))
     source = bench.file(source_path, os.O_RDONLY)
-    route = splice.Route(source, bench.file(sink_path, flags), bench.pipe(1 << 20))
+    route = Route(source, bench.file(sink_path, flags), bench.pipe(1 << 20))
     with forked(bench.worker(route)) as worker:
         assert bench.reported(worker) == report.Report("stdout", size)
     assert sink_path.read_bytes() == _content(size)
@@ -176,7 +177,7 @@ def test_a_file_that_a_stranger_truncates_is_written_on_at_its_end(
     path = tmp_path / "sink"
     source_rfd, source_wfd = bench.pipe()
     sink = bench.file(path, os.O_WRONLY)
-    route = splice.Route(source_rfd, sink, bench.pipe(1 << 20), sink_is_log=is_log)
+    route = Route(source_rfd, sink, bench.pipe(1 << 20), sink_is_log=is_log)
     with forked(bench.worker(route)) as worker:
         for size in (70_000, 10, 3):
             os.write(source_wfd, b"x" * min(size, 60_000))
@@ -195,7 +196,7 @@ def test_a_log_is_written_at_its_end_behind_what_a_stranger_has_added(
     path = tmp_path / "sink"
     source_rfd, source_wfd = bench.pipe()
     sink = bench.file(path, os.O_WRONLY)
-    route = splice.Route(source_rfd, sink, bench.pipe(1 << 20), sink_is_log=True)
+    route = Route(source_rfd, sink, bench.pipe(1 << 20), sink_is_log=True)
     with forked(bench.worker(route)) as worker:
         os.write(source_wfd, b"one\n")
         waiting.wait_true(lambda: path.stat().st_size == 4)
@@ -215,7 +216,7 @@ def test_an_existing_file_is_overwritten_from_where_the_descriptor_stands(
     path.write_bytes(b"0123456789")
     source_rfd, source_wfd = bench.pipe()
     sink = bench.file(path, os.O_WRONLY)
-    with forked(bench.worker(splice.Route(source_rfd, sink, bench.pipe(1 << 20)))) as worker:
+    with forked(bench.worker(Route(source_rfd, sink, bench.pipe(1 << 20)))) as worker:
         os.write(source_wfd, b"ab")
         bench.close_fd(source_wfd)
         assert bench.reported(worker) == report.Report("stdout", 2)
@@ -228,18 +229,18 @@ def test_what_a_killed_worker_left_in_the_staging_pipe_is_moved_first_by_its_suc
     content = _content(300_000)
     source_path, sink_path = tmp_path / "source", tmp_path / "sink"
     source_path.write_bytes(content)
-    staging = bench.pipe(1 << 20)
+    staging_fds = bench.pipe(1 << 20)
     sink = bench.file(sink_path, os.O_WRONLY)
-    route = splice.Route(bench.file(source_path, os.O_RDONLY), sink, staging)
+    route = Route(bench.file(source_path, os.O_RDONLY), sink, staging_fds)
 
     def killed_between_its_two_splices() -> None:
-        os.splice(route.source_fd, staging[1], 100_000)
-        os.splice(staging[0], route.sink_fd, 30_000)
+        os.splice(route.source_fd, staging_fds[1], 100_000)
+        os.splice(staging_fds[0], route.sink_fd, 30_000)
         os.kill(os.getpid(), signal.SIGKILL)
 
     with forked(killed_between_its_two_splices) as first:
         assert first.wait() == Killed(signal.SIGKILL)
-    assert fds.pending_bytes(staging[0]) > 0
+    assert fds.pending_bytes(staging_fds[0]) > 0
     assert bench.counters.in_flight_bytes(0) == 0  # killed before it could say so
     with forked(bench.worker(route)) as second:
         assert bench.reported(second) == report.Report("stdout", 270_000)
@@ -253,8 +254,8 @@ def test_what_is_about_to_leave_the_source_is_in_flight_already(
     """Else a drain that looks between the splice and its count sees an idle worker."""
     rfd, wfd = bench.pipe()
     os.write(wfd, b"words")
-    staging = bench.pipe()
-    route = splice.Route(rfd, bench.file(tmp_path / "sink", os.O_WRONLY), staging)
+    staging_fds = bench.pipe()
+    route = Route(rfd, bench.file(tmp_path / "sink", os.O_WRONLY), staging_fds)
     seen: list[int] = []
     splice_call = os.splice
 
@@ -264,11 +265,11 @@ def test_what_is_about_to_leave_the_source_is_in_flight_already(
         return moved
 
     monkeypatch.setattr(os, "splice", watched)
-    assert splice.fill_staging(route, staging, bench.context()) == 5
+    assert staging.fill(route, staging_fds, bench.context()) == 5
     assert seen == [1]
     assert bench.counters.in_flight_bytes(0) == 5
     with pytest.raises(BlockingIOError):
-        splice.fill_staging(route, staging, bench.context())
+        staging.fill(route, staging_fds, bench.context())
     assert bench.counters.in_flight_bytes(0) == 0
 
 
@@ -276,7 +277,7 @@ def test_a_worker_killed_in_a_clogged_pipe_loses_and_repeats_nothing(bench: Benc
     content = _content(1 << 20)
     source_rfd, source_wfd = bench.pipe()
     sink_rfd, sink_wfd = bench.pipe()
-    route = splice.Route(source_rfd, sink_wfd)
+    route = Route(source_rfd, sink_wfd)
     got = b""
     with finishing(_write_in_background(source_wfd, content)):
         bench.close_fd(source_wfd)
@@ -300,8 +301,8 @@ class Paced(Bench):
         self.pauses = Pauses(monkeypatch)
         self.source_rfd, self.source_wfd = self.pipe(PIPE_BYTES)
         self.sink_rfd, sink_wfd = self.pipe(PIPE_BYTES)
-        staging = None if is_direct else self.pipe(PIPE_BYTES)
-        self.route = splice.Route(self.source_rfd, sink_wfd, staging)
+        staging_fds = None if is_direct else self.pipe(PIPE_BYTES)
+        self.route = Route(self.source_rfd, sink_wfd, staging_fds)
 
     def work(self) -> None:
         context = self.context()
@@ -390,10 +391,10 @@ def test_no_pause_is_made_where_a_person_sits(bench: Bench, tmp_path: Path) -> N
     source_rfd, sink_wfd = bench.pipe()
 
     def is_seen(source_fd: int, sink_fd: int, capacity_bytes: int, *, is_console: bool) -> bool:
-        route = splice.Route(
+        route = Route(
             source_fd, sink_fd, source_is_console=is_console, capacity_bytes=capacity_bytes
         )
-        return splice.make_batching(route).seen_below_bytes > 0
+        return route.batching().seen_below_bytes > 0
 
     assert is_seen(source_rfd, sink_wfd, PIPE_BYTES, is_console=False)
     assert is_seen(source_rfd, bench.file(tmp_path / "f", os.O_WRONLY), 1, is_console=False)
@@ -406,7 +407,7 @@ def test_what_a_console_has_is_moved_at_once(bench: Bench) -> None:
     """It gives a page at a time; a move for each would cost twice as much."""
     master, slave = bench.pty()
     sink_rfd, sink_wfd = bench.pipe(1 << 20)
-    route = splice.Route(master, sink_wfd, bench.pipe(1 << 20), source_is_console=True)
+    route = Route(master, sink_wfd, bench.pipe(1 << 20), source_is_console=True)
     said = _content(10_000)
     os.set_blocking(slave, False)
     left = memoryview(said)
@@ -417,21 +418,21 @@ def test_what_a_console_has_is_moved_at_once(bench: Bench) -> None:
     assert queued > 4096
     waiting.wait_readable(master)
     assert route.staging is not None
-    moved = splice.fill_staging(route, route.staging, bench.context("console"))
+    moved = staging.fill(route, route.staging, bench.context("console"))
     assert moved == queued
-    splice.empty_staging(route, route.staging, bench.context("console"))
+    staging.empty(route, route.staging, bench.context("console"))
     assert os.read(sink_rfd, len(said)) == said[:queued]
     os.set_blocking(master, False)
     with pytest.raises(BlockingIOError):
-        splice.fill_staging(route, route.staging, bench.context("console"))
+        staging.fill(route, route.staging, bench.context("console"))
 
 
 @pytest.mark.parametrize("size", [0, 1, 65537])
 def test_a_console_to_a_pipe_ends_with_eio(bench: Bench, size: int) -> None:
     master, slave = bench.pty()
     sink_rfd, sink_wfd = bench.pipe()
-    staging = bench.pipe(1 << 20)
-    route = splice.Route(master, sink_wfd, staging, source_is_console=True)
+    staging_fds = bench.pipe(1 << 20)
+    route = Route(master, sink_wfd, staging_fds, source_is_console=True)
     with finishing(_write_in_background(slave, _content(size))) as writer:
         bench.close_fd(slave)
         with forked(bench.worker(route, "console")) as worker:
@@ -445,7 +446,7 @@ def test_a_console_to_a_pipe_ends_with_eio(bench: Bench, size: int) -> None:
 def test_a_console_to_a_file_ends_with_eio(bench: Bench, tmp_path: Path, flags: int) -> None:
     master, slave = bench.pty()
     sink = bench.file(tmp_path / "sink", flags)
-    route = splice.Route(master, sink, bench.pipe(1 << 20), source_is_console=True)
+    route = Route(master, sink, bench.pipe(1 << 20), source_is_console=True)
     with finishing(_write_in_background(slave, b"words")) as writer:
         bench.close_fd(slave)
         with forked(bench.worker(route, "console")) as worker:
@@ -457,7 +458,7 @@ def test_a_console_to_a_file_ends_with_eio(bench: Bench, tmp_path: Path, flags: 
 def test_eio_of_a_terminal_that_is_no_console_is_an_error(bench: Bench, tmp_path: Path) -> None:
     master, slave = bench.pty()
     bench.close_fd(slave)
-    route = splice.Route(
+    route = Route(
         master, bench.file(tmp_path / "sink", os.O_WRONLY), bench.pipe(), source_is_console=False
     )
     with forked(bench.worker(route)) as worker:
@@ -469,7 +470,7 @@ def test_a_read_that_fails_after_splice_was_refused_is_the_sources(
 ) -> None:
     source = bench.own(os.open(tmp_path, os.O_RDONLY | os.O_CLOEXEC))  # a directory
     sink_rfd, sink_wfd = bench.pipe()
-    route = splice.Route(source, sink_wfd, bench.pipe())
+    route = Route(source, sink_wfd, bench.pipe())
     with forked(bench.worker(route)) as worker:
         assert bench.reported(worker) == report.Report("stdout", 0, errno.EISDIR, "source")
     assert fds.pending_bytes(sink_rfd) == 0
@@ -477,12 +478,12 @@ def test_a_read_that_fails_after_splice_was_refused_is_the_sources(
 
 def test_what_a_full_disk_refuses_is_put_back_also_without_splice(bench: Bench) -> None:
     source_rfd, source_wfd = bench.pipe()
-    staging = bench.pipe()
+    staging_fds = bench.pipe()
     sink = bench.own(os.open("/dev/full", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC))
     os.write(source_wfd, b"words")
-    with forked(bench.worker(splice.Route(source_rfd, sink, staging))) as worker:
+    with forked(bench.worker(Route(source_rfd, sink, staging_fds))) as worker:
         assert bench.reported(worker) == report.Report("stdout", 0, errno.ENOSPC, "sink")
-    assert os.read(staging[0], 100) == b"words"
+    assert os.read(staging_fds[0], 100) == b"words"
 
 
 def test_a_reader_that_is_gone_is_reported_as_epipe_of_the_sink(bench: Bench) -> None:
@@ -490,7 +491,7 @@ def test_a_reader_that_is_gone_is_reported_as_epipe_of_the_sink(bench: Bench) ->
     sink_rfd, sink_wfd = bench.pipe()
     os.write(source_wfd, b"x")
     bench.close_fd(sink_rfd)
-    with forked(bench.worker(splice.Route(source_rfd, sink_wfd))) as worker:
+    with forked(bench.worker(Route(source_rfd, sink_wfd))) as worker:
         assert bench.reported(worker) == report.Report("stdout", 0, errno.EPIPE, "sink")
     assert fds.pending_bytes(source_rfd) == 1  # not lost
 
@@ -499,7 +500,7 @@ def test_a_full_device_is_reported_and_nothing_counted(bench: Bench) -> None:
     source_rfd, source_wfd = bench.pipe()
     os.write(source_wfd, b"x")
     sink = bench.own(os.open("/dev/full", os.O_WRONLY | os.O_CLOEXEC))
-    with forked(bench.worker(splice.Route(source_rfd, sink, bench.pipe()))) as worker:
+    with forked(bench.worker(Route(source_rfd, sink, bench.pipe()))) as worker:
         assert bench.reported(worker) == report.Report("stdout", 0, errno.ENOSPC, "sink")
     assert bench.counters.copied_bytes(0) == 0
 
@@ -508,9 +509,9 @@ def test_a_full_disk_behind_the_staging_pipe_leaves_the_rest_in_it(
     bench: Bench, tmp_path: Path
 ) -> None:
     (tmp_path / "source").write_bytes(_content(10_000))
-    staging = bench.pipe(1 << 20)
+    staging_fds = bench.pipe(1 << 20)
     sink = bench.file(tmp_path / "sink", os.O_WRONLY)
-    route = splice.Route(bench.file(tmp_path / "source", os.O_RDONLY), sink, staging)
+    route = Route(bench.file(tmp_path / "source", os.O_RDONLY), sink, staging_fds)
 
     def limited() -> None:
         with file_limit(4096):
@@ -518,7 +519,7 @@ def test_a_full_disk_behind_the_staging_pipe_leaves_the_rest_in_it(
 
     with forked(limited) as worker:
         assert bench.reported(worker) == report.Report("stdout", 4096, errno.EFBIG, "sink")
-    assert fds.pending_bytes(staging[0]) == 10_000 - 4096
+    assert fds.pending_bytes(staging_fds[0]) == 10_000 - 4096
     assert bench.counters.in_flight_bytes(0) == 10_000 - 4096
 
 
@@ -527,8 +528,8 @@ def test_a_file_that_may_not_grow_is_reported_and_does_not_kill_the_worker(
 ) -> None:
     source_rfd, source_wfd = bench.pipe()
     os.write(source_wfd, b"x" * 4096)
-    staging = bench.pipe(1 << 20)
-    route = splice.Route(source_rfd, bench.file(tmp_path / "sink", os.O_WRONLY), staging)
+    staging_fds = bench.pipe(1 << 20)
+    route = Route(source_rfd, bench.file(tmp_path / "sink", os.O_WRONLY), staging_fds)
 
     def limited() -> None:
         with file_limit(100):
@@ -536,7 +537,7 @@ def test_a_file_that_may_not_grow_is_reported_and_does_not_kill_the_worker(
 
     with forked(limited) as worker:
         assert bench.reported(worker) == report.Report("stdout", 100, errno.EFBIG, "sink")
-    assert fds.pending_bytes(staging[0]) == 3996
+    assert fds.pending_bytes(staging_fds[0]) == 3996
 
 
 def _make_non_blocking(*numbers: int) -> None:
@@ -549,7 +550,7 @@ def test_ends_that_came_non_blocking_are_waited_for_and_keep_their_flags(bench: 
     source_rfd, source_wfd = bench.pipe()
     sink_rfd, sink_wfd = bench.pipe()
     _make_non_blocking(source_rfd, sink_wfd)
-    with forked(bench.worker(splice.Route(source_rfd, sink_wfd))) as worker:
+    with forked(bench.worker(Route(source_rfd, sink_wfd))) as worker:
         bench.close_fd(sink_wfd)
         os.write(source_wfd, b"first")
         assert waiting.read_until(sink_rfd, b"first") == b"first"
@@ -569,7 +570,7 @@ def test_a_non_blocking_terminal_to_a_non_blocking_socket_by_the_staging_pipe(
     with ours, theirs:
         _make_non_blocking(master, theirs.fileno())
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # full again and again
-        route = splice.Route(master, theirs.fileno(), bench.pipe(1 << 20), source_is_console=True)
+        route = Route(master, theirs.fileno(), bench.pipe(1 << 20), source_is_console=True)
         with (
             finishing(_write_in_background(slave, content)),
             forked(bench.worker(route, "console")) as worker,
@@ -585,7 +586,7 @@ def test_a_socket_to_an_append_only_file_by_read_and_write(bench: Bench, tmp_pat
     with ours, theirs:
         theirs.setblocking(False)
         sink = bench.file(tmp_path / "sink", os.O_WRONLY | os.O_APPEND)
-        route = splice.Route(theirs.fileno(), sink, bench.pipe())
+        route = Route(theirs.fileno(), sink, bench.pipe())
         with forked(bench.worker(route)) as worker:
             theirs.close()
             ours.sendall(b"words")
@@ -596,19 +597,19 @@ def test_a_socket_to_an_append_only_file_by_read_and_write(bench: Bench, tmp_pat
 
 def test_a_pair_that_splices_with_an_unforeseen_error_names_no_side(bench: Bench) -> None:
     rfd, wfd = bench.pipe()
-    with pytest.raises(splice.CopyError) as caught:
-        splice.copy(splice.Route(wfd, rfd), bench.context())
+    with pytest.raises(CopyError) as caught:
+        splice.copy(Route(wfd, rfd), bench.context())
     assert (caught.value.errno, caught.value.side) == (errno.EBADF, "")
     assert str(caught.value) == "Bad file descriptor"
 
 
 def test_an_error_without_an_errno_counts_as_none() -> None:
-    assert splice.CopyError(OSError("x"), "sink").errno == 0
+    assert CopyError(OSError("x"), "sink").errno == 0
 
 
 def test_a_route_names_every_descriptor_it_needs() -> None:
-    assert splice.Route(3, 4).fds == (3, 4)
-    assert splice.Route(3, 4, (5, 6)).fds == (3, 4, 5, 6)
+    assert Route(3, 4).fds == (3, 4)
+    assert Route(3, 4, (5, 6)).fds == (3, 4, 5, 6)
 
 
 def test_counters_are_shared_with_children_and_survives_them() -> None:
@@ -628,7 +629,7 @@ def test_a_worker_keeps_its_own_descriptors_only_and_its_title(bench: Bench) -> 
     sink_rfd, sink_wfd = bench.pipe()
     extra = bench.own(os.open(os.devnull, os.O_RDONLY))
     os.write(source_wfd, b"x")
-    with forked(bench.worker(splice.Route(source_rfd, sink_wfd))) as worker:
+    with forked(bench.worker(Route(source_rfd, sink_wfd))) as worker:
         waiting.wait_readable(sink_rfd)
         open_fds = {int(name) for name in os.listdir(f"/proc/{worker.pid}/fd")}
         kept = {source_rfd, sink_wfd, bench.report_wfd.fileno()}
@@ -653,7 +654,7 @@ def test_a_worker_is_deaf_to_what_stops_a_service(bench: Bench) -> None:
     source_rfd, source_wfd = bench.pipe()
     sink_rfd, sink_wfd = bench.pipe()
     os.write(source_wfd, b"x")
-    with forked(bench.worker(splice.Route(source_rfd, sink_wfd))) as worker:
+    with forked(bench.worker(Route(source_rfd, sink_wfd))) as worker:
         waiting.wait_readable(sink_rfd)
         for signum in (
             *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1),
@@ -672,5 +673,5 @@ def test_a_supervisor_that_is_gone_is_told_nothing(bench: Bench) -> None:
     _sink_rfd, sink_wfd = bench.pipe()
     bench.close_fd(source_wfd)
     bench.report_rfd.close()
-    with forked(bench.worker(splice.Route(source_rfd, sink_wfd))) as worker:
+    with forked(bench.worker(Route(source_rfd, sink_wfd))) as worker:
         assert worker.wait() == Exited(0)

@@ -18,7 +18,8 @@ from supervisor.linux.exit_status import Exited
 from tests.harness import waiting
 from tests.harness.forked import forked
 from tests.process.test_splice import Bench
-from workers.copy import splice, stdin
+from workers.copy import stdin
+from workers.copy.route import Route
 from workers.process import report
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def bench() -> Iterator[Bench]:
     made.close()
 
 
-def _work(bench: Bench, route: splice.Route) -> Callable[[], None]:
+def _work(bench: Bench, route: Route) -> Callable[[], None]:
     return partial(stdin.work, bench.context("stdin"), route)
 
 
@@ -49,7 +50,7 @@ def test_every_byte_arrives_although_the_container_reads_slowly(bench: Bench, si
     sink_rfd, sink_wfd = bench.pipe()
     os.write(source_wfd, _content(size))
     bench.close_fd(source_wfd)
-    with forked(_work(bench, splice.Route(source_rfd, sink_wfd))) as worker:
+    with forked(_work(bench, Route(source_rfd, sink_wfd))) as worker:
         bench.close_fd(sink_wfd)
         assert waiting.read_to_end(sink_rfd) == _content(size)
         assert bench.reported(worker) == report.Report("stdin", size)
@@ -60,7 +61,7 @@ def test_a_file_is_stdin_as_well(bench: Bench, tmp_path: Path, size: int) -> Non
     (tmp_path / "source").write_bytes(_content(size))
     source = bench.file(tmp_path / "source", os.O_RDONLY)
     sink_rfd, sink_wfd = bench.pipe()
-    with forked(_work(bench, splice.Route(source, sink_wfd))) as worker:
+    with forked(_work(bench, Route(source, sink_wfd))) as worker:
         bench.close_fd(sink_wfd)
         assert waiting.read_to_end(sink_rfd) == _content(size)
         assert bench.reported(worker) == report.Report("stdin", size)
@@ -70,7 +71,7 @@ def test_a_container_that_closes_its_stdin_is_noticed_without_a_byte(bench: Benc
     source_rfd, source_wfd = bench.pipe()
     sink_rfd, sink_wfd = bench.pipe()
     os.write(source_wfd, b"x")
-    with forked(_work(bench, splice.Route(source_rfd, sink_wfd))) as worker:
+    with forked(_work(bench, Route(source_rfd, sink_wfd))) as worker:
         waiting.wait_readable(sink_rfd)  # it is at work, and has nothing more to move
         bench.close_fd(sink_rfd)
         assert bench.reported(worker) == report.Report("stdin", 1, errno.EPIPE, "sink")
@@ -80,7 +81,7 @@ def test_a_container_that_closes_a_full_stdin_is_noticed_too(bench: Bench) -> No
     source_rfd, source_wfd = bench.pipe(1 << 20)
     sink_rfd, sink_wfd = bench.pipe()
     os.write(source_wfd, _content(100_000))
-    with forked(_work(bench, splice.Route(source_rfd, sink_wfd))) as worker:
+    with forked(_work(bench, Route(source_rfd, sink_wfd))) as worker:
         waiting.wait_readable(sink_rfd)
         bench.close_fd(sink_rfd)
         reported = bench.reported(worker)
@@ -102,7 +103,7 @@ def test_a_hung_up_source_with_a_full_sink_costs_no_processor_time(bench: Bench)
         os.write(beat_wfd, b"!")
 
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    with forked(_work(bench, splice.Route(source_rfd, sink_wfd))) as worker:
+    with forked(_work(bench, Route(source_rfd, sink_wfd))) as worker:
         waiting.wait_readable(sink_rfd)
         with forked(burn) as busy:  # meanwhile a process that does spin burns 0.2 s
             waiting.wait_readable(beat_rfd)
@@ -118,7 +119,7 @@ def test_a_hung_up_source_with_a_full_sink_costs_no_processor_time(bench: Bench)
 def test_the_worker_goes_on_when_a_full_stdin_is_read(bench: Bench) -> None:
     source_rfd, source_wfd = bench.pipe(1 << 20)
     sink_rfd, sink_wfd = bench.pipe()
-    with forked(_work(bench, splice.Route(source_rfd, sink_wfd))) as worker:
+    with forked(_work(bench, Route(source_rfd, sink_wfd))) as worker:
         bench.close_fd(sink_wfd)
         for _round in range(3):  # full and empty again, with more to come each time
             os.write(source_wfd, _content(60_000))
@@ -140,7 +141,7 @@ def test_a_successor_first_moves_what_its_predecessor_left_in_the_staging_pipe(
     staging = bench.pipe()
     os.write(staging[1], b"first ")
     master, slave = bench.pty()
-    with forked(_work(bench, splice.Route(source, master, staging))) as worker:
+    with forked(_work(bench, Route(source, master, staging))) as worker:
         assert waiting.read_until(slave, b"first second") == b"first second"
         assert bench.reported(worker) == report.Report("stdin", 12)
 
@@ -151,7 +152,7 @@ def test_a_pair_that_cannot_be_spliced_is_read_and_written(bench: Bench, tmp_pat
     bench.close_fd(source_wfd)
     sink = bench.file(tmp_path / "sink", os.O_WRONLY | os.O_APPEND)
     staging = bench.pipe()
-    with forked(_work(bench, splice.Route(source_rfd, sink, staging))) as worker:
+    with forked(_work(bench, Route(source_rfd, sink, staging))) as worker:
         assert bench.reported(worker) == report.Report("stdin", 5)
     assert (tmp_path / "sink").read_bytes() == b"words"
 
@@ -159,7 +160,7 @@ def test_a_pair_that_cannot_be_spliced_is_read_and_written(bench: Bench, tmp_pat
 def test_a_source_that_fails_is_reported(bench: Bench, tmp_path: Path) -> None:
     source = bench.own(os.open(tmp_path / "sink", os.O_WRONLY | os.O_CREAT))  # not for reading
     _sink_rfd, sink_wfd = bench.pipe()
-    with forked(_work(bench, splice.Route(source, sink_wfd))) as worker:
+    with forked(_work(bench, Route(source, sink_wfd))) as worker:
         assert bench.reported(worker) == report.Report("stdin", 0, errno.EBADF)
 
 
@@ -177,7 +178,7 @@ def test_a_raw_terminal_is_given_back_when_the_supervisor_dies(bench: Bench) -> 
     assert not _echoes(user_slave)
     container_rfd, container_wfd = bench.pipe()
     source_rfd, source_wfd = bench.pipe()
-    route = splice.Route(source_rfd, container_wfd)
+    route = Route(source_rfd, container_wfd)
     os.write(source_wfd, b"x")
 
     # The supervisor of this worker: it only holds the report pipe's read end.
@@ -209,7 +210,7 @@ def test_end_of_file_leaves_a_raw_terminal_raw_for_the_output_that_follows(bench
     source_rfd, source_wfd = bench.pipe()
     _sink_rfd, sink_wfd = bench.pipe()
     bench.close_fd(source_wfd)
-    route = splice.Route(source_rfd, sink_wfd)
+    route = Route(source_rfd, sink_wfd)
     with forked(partial(stdin.work, bench.context("stdin"), route, raw)) as worker:
         assert bench.reported(worker) == report.Report("stdin", 0)
     assert not _echoes(user_slave)
@@ -227,7 +228,7 @@ def test_a_terminal_is_given_back_from_the_background_too(bench: Bench) -> None:
         pid = os.fork()
         if pid == 0:
             os.setpgid(0, 0)  # a background process group
-            stdin._give_back(stdin.RawTerminal(tty_fd, saved))
+            stdin._restore(stdin.RawTerminal(tty_fd, saved))
             os.write(wfd, b"done")
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, os.WUNTRACED)[1]) == 0

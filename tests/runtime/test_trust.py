@@ -73,7 +73,7 @@ def test_memory_that_could_be_resized_is_not_adopted(
     assert done.returncode == 1
     *_adopting, said = done.stderr.splitlines()
     assert said.startswith(f"forkshim: {daemon.id}: handover: ValueError: forkshim:counters: ")
-    assert said.endswith(": memory that is not sealed against a change of its size")
+    assert said.endswith(": memory is not sealed against a change of its size")
     assert waiting.is_alive(daemon.payload_pid)
     os.kill(daemon.payload_pid, signal.SIGKILL)
 

@@ -1,7 +1,7 @@
-"""The control groups of a process, as the kernel tells them: bytes, a line for each hierarchy.
+"""The cgroups of a process, as the kernel lists them: bytes, one line per hierarchy.
 
-A cgroup's name may hold every byte but `/` and the line feed. A container with a writable cgroup
-mount makes such names, with a vertical tab or U+2028, at which `str.splitlines` would split.
+A cgroup name may contain any byte except `/` and the line feed. A container with a writable cgroup
+mount can create names with a vertical tab or U+2028, where `str.splitlines` would split.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ _PF_EXITING = 4
 
 
 def parse(content: bytes) -> dict[bytes, bytes]:
-    """Return cgroups by controller; b"" is cgroup v2. Pure.
+    """Return cgroup paths by controller; b"" is cgroup v2. Pure.
 
     Source: cgroups(7), /proc/PID/cgroup: `4:cpu,cpuacct:/path`, `0::/path`.
     """
@@ -19,7 +19,7 @@ def parse(content: bytes) -> dict[bytes, bytes]:
 
 
 def membership(pid: int | str) -> dict[bytes, bytes]:
-    """Return a process's cgroups by controller; empty if it is gone."""
+    """Return the cgroup paths of a process by controller; empty if the process is gone."""
     try:
         with open(f"/proc/{pid}/cgroup", "rb") as file:
             return parse(file.read())
@@ -28,7 +28,7 @@ def membership(pid: int | str) -> dict[bytes, bytes]:
 
 
 def is_ending(pid: int) -> bool:
-    """Say whether a process is on its way out: of one that is, cgroup v1 names no cgroup but `/`.
+    """Say whether a process is exiting or gone; cgroup v1 then lists only `/` for it.
 
     Source: proc(5), /proc/PID/stat, (9) flags: PF_EXITING.
     """

@@ -1,10 +1,10 @@
-"""Where the next bytes of a file go, although strangers change the file meanwhile.
+"""Where the next bytes of a file go, although other processes change the file meanwhile.
 
-The kernel remembers a position for each open file, and a file that was truncated (logrotate's
-`copytruncate`) is then written on behind its end: what is between reads as NUL bytes. O_APPEND has
-no such memory, but splice(2) refuses it. So the position is put right before each move.
+The kernel keeps a position per open file. If another process truncates the file (logrotate's
+`copytruncate`), the next write lands behind the end, and the gap reads as NUL bytes. O_APPEND
+avoids that, but splice(2) refuses it. So the worker corrects the position before each move.
 
-What is left is the moment between the two calls: a file that is truncated in it gets that gap.
+A race remains between the two calls: a file that is truncated there gets that gap.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def make_positioner(fd: int, *, is_log: bool) -> Callable[[], object]:
-    """Return what is to be called before each move to `fd`; for most sinks it does nothing.
+    """Return the function to call before each move to `fd`; for most sinks it does nothing.
 
-    `is_log`: the file grows at its end. Any other file is written where its descriptor stands, and
-    only a position behind the end is moved to the end.
+    `is_log`: the file grows at its end. In any other file the position stays where it is, unless
+    it is behind the end.
     """
     is_regular = stat.S_ISREG(os.fstat(fd).st_mode)
     if not is_regular or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND:

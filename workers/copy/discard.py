@@ -1,35 +1,33 @@
-"""What is left of an output that was given up: counted, and gone."""
+"""The rest of an output that was given up: read, counted and discarded."""
 
 from __future__ import annotations
 
 import os
-import select
 
-from workers.copy import splice
+from workers.common import fd_state
+from workers.copy.route import CHUNK_BYTES
 from workers.process import report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from workers.copy.route import Route
     from workers.process.context import WorkerContext
 
 _MOST_BYTES = 4 << 20
-"""More than is between a container and its sink: whoever goes on writing is another one."""
+"""More than fits between a container and its sink: beyond that another process still writes."""
 
 
-def count(context: WorkerContext, route: splice.Route) -> report.Report:
-    """Take what the staging pipe and the source have; return the report that says how much.
+def count(context: WorkerContext, route: Route) -> report.Report:
+    """Read what the staging pipe and the source hold; return the report with the count.
 
-    A copy whose bytes are in a line buffer has its own way, see `workers.lines.drop`.
+    A copy with a line buffer counts in `workers.lines.drop` instead.
     """
     left_bytes = left_lines = 0
-    sources = (*(route.staging or ())[:1], route.source_fd)
-    for fd in sources:
-        readable = select.poll()
-        readable.register(fd, select.POLLIN)
-        while left_bytes < _MOST_BYTES and readable.poll(0):
+    for fd in (*(route.staging or ())[:1], route.source_fd):
+        while left_bytes < _MOST_BYTES and fd_state.is_readable(fd):
             try:
-                content = os.read(fd, splice.CHUNK_BYTES)
-            except OSError:  # EIO: the console is nobody's any more
+                content = os.read(fd, CHUNK_BYTES)
+            except OSError:  # EIO: no process has the console open
                 break
             if not content:
                 break

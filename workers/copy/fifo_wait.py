@@ -1,14 +1,14 @@
-"""Waiting for a fifo's first reader, in a process of its own.
+"""Waiting for the first reader of a fifo, in a process of its own.
 
-open(2) of a fifo for writing waits until somebody reads, and no event tells that a reader has
-come: O_NONBLOCK would have to be retried, inotify(7) is silent while the reader itself still waits
-in open(2). So a child waits in open(2) and says when it is through.
+open(2) of a fifo for writing waits for a reader, and no event reports that a reader has come.
+O_NONBLOCK would need retries, and inotify(7) is silent while the reader itself waits in open(2). So
+a child waits in open(2) and reports when it returns.
 
-Who holds the fifo open then matters. A reader that sees the last writer go is at end of file, so
-the child keeps its write end until the supervisor has opened the fifo and ends it; and the
-supervisor cannot open it earlier, because it opens for both directions and would itself be
-the reader that the child waits for. Both directions, so that clients may leave and come back: with
-a reader always there nobody gets EPIPE, and bytes wait.
+Then it matters which process has the fifo open. A reader that loses its last writer is at end of
+file. So the child keeps its write end until the supervisor has opened the fifo and kills the child.
+The supervisor cannot open the fifo earlier: it opens for reading and writing, and would itself be
+the reader that the child waits for. It opens both directions so that clients may leave and come
+back: with a reader always there, no writer gets EPIPE, and bytes wait.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from workers.process import isolate
 
 
 def wait_for_reader(title: str, path_fd: int, said_wfd: int, null_fd: int) -> None:
-    """Open the fifo for writing, write one byte to `said_wfd`, and hold both until killed.
+    """Open the fifo for writing, write one byte to `said_wfd`, and hold both open until killed.
 
     Args:
-        title: As ps(1) shows this process.
-        path_fd: The fifo, opened O_PATH: its name may be gone by now.
+        title: Process title for ps(1).
+        path_fd: The fifo, opened with O_PATH: its name may be gone by now.
         said_wfd: Write end of a pipe.
         null_fd: /dev/null, open for reading and writing.
 

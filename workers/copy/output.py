@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from workers.copy import discard, splice
-from workers.process import report
+from workers.copy.route import CopyError
+from workers.process.linger import wait_until_read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from workers.copy.route import Route
     from workers.process.context import WorkerContext
 
 
-def work(context: WorkerContext, route: splice.Route) -> None:
-    """Copy until the container has closed its side, then report. Never raises `CopyError`."""
+def work(context: WorkerContext, route: Route, *, lingers: bool = False) -> None:
+    """Copy until the container has closed its side, then report. Never raises `CopyError`.
+
+    `lingers`: the sink is a socket, and the worker stays until the peer has read everything.
+    """
     context.enter(route.fds)
     if context.is_to_count:
         context.send_and_keep(discard.count(context, route))
         return
     try:
         splice.copy(route, context)
-    except splice.CopyError as error:
-        context.send_and_keep(
-            report.Report(context.stream, context.copied_bytes, error.errno, error.side)
-        )
+    except CopyError as error:
+        context.send_and_keep(context.make_report(error.errno, error.side))
     else:
-        context.send_and_keep(report.Report(context.stream, context.copied_bytes))
+        if lingers:
+            wait_until_read(route.sink_fd)
+        context.send_and_keep(context.make_report())

@@ -1,10 +1,9 @@
 """The worker of stdin: from the client's fifo, file or terminal to the container.
 
-It differs from the others in what it must notice without a byte to move: that the container has
-closed its stdin, and that the supervisor is gone while a person's terminal is in raw mode. So it
-polls before it splices, and never sleeps inside splice(2) on a full pipe. Nor does it let small
-writes gather (`workers.copy.batching`): the container waits for each of them, and there may be a
-person.
+Unlike an output's worker it must notice two events without a byte to copy: the container closes its
+stdin, and the supervisor dies while the user's terminal is in raw mode. So it polls before it
+splices, and never sleeps in splice(2) on a full pipe. It never lets small writes gather
+(`workers.copy.batching`): the container waits for each of them, and a person may be typing.
 """
 
 from __future__ import annotations
@@ -16,66 +15,68 @@ import signal
 import termios
 from enum import Enum
 
+from workers.common import fd_state
 from workers.common.records import dataclass
-from workers.copy import splice
-from workers.process import report
+from workers.copy import staging
+from workers.copy.route import SPLICE_BYTES, CopyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from workers.copy.route import Route
     from workers.process.context import WorkerContext
 
 
 @dataclass(frozen=True, slots=True)
 class RawTerminal:
-    """A terminal in raw mode, and what tcsetattr(3) has to be given to undo it."""
+    """A terminal in raw mode, and the attributes that tcsetattr(3) restores."""
 
     fd: int
     saved: list[Any]
 
 
-def work(context: WorkerContext, route: splice.Route, raw: RawTerminal | None = None) -> None:
+def work(context: WorkerContext, route: Route, raw: RawTerminal | None = None) -> None:
     """Copy until end of file or until the container stops reading, then report.
 
-    With `raw` it also ends when the supervisor has died, and gives the terminal back.
+    With `raw` the worker also ends when the supervisor has died, and restores the terminal.
     """
     context.enter(route.fds if raw is None else (*route.fds, raw.fd))
     try:
         if not _copy(context, route, ends_with_supervisor=raw is not None) and raw is not None:
-            _give_back(raw)
-    except splice.CopyError as error:
-        context.send(report.Report(context.stream, context.copied_bytes, error.errno, error.side))
+            _restore(raw)
+    except CopyError as error:
+        context.send(context.make_report(error.errno, error.side))
     else:
-        context.send(report.Report(context.stream, context.copied_bytes))
+        context.send(context.make_report())
 
 
-def _give_back(raw: RawTerminal) -> None:
-    # The shell is in the foreground by now: not ignored, SIGTTOU would stop us here.
+def _restore(raw: RawTerminal) -> None:
+    # The shell is in the foreground by now: unless ignored, SIGTTOU would stop this process.
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     termios.tcsetattr(raw.fd, termios.TCSADRAIN, raw.saved)
 
 
-def _copy(context: WorkerContext, route: splice.Route, *, ends_with_supervisor: bool) -> bool:
-    """Return True at end of file, False when the supervisor is gone."""
+def _copy(context: WorkerContext, route: Route, *, ends_with_supervisor: bool) -> bool:
+    """Copy; return True at end of file, False when the supervisor is gone."""
     poller = select.poll()
     poller.register(route.source_fd, select.POLLIN)
-    poller.register(route.sink_fd, 0)  # no event but POLLERR and POLLHUP: nobody reads any more
+    poller.register(route.sink_fd, 0)  # only POLLERR and POLLHUP: the last reader has left
     if ends_with_supervisor:
         poller.register(context.report_wfd, 0)
     if route.staging is not None:
-        splice.empty_staging(route, route.staging, context)
+        staging.empty(route, route.staging, context)
     while True:
         ready = dict(poller.poll())
         if context.report_wfd in ready:
             return False
         if ready.get(route.sink_fd, 0) & (select.POLLERR | select.POLLHUP):
-            raise splice.CopyError(OSError(errno.EPIPE, os.strerror(errno.EPIPE)), "sink")
+            raise CopyError(OSError(errno.EPIPE, os.strerror(errno.EPIPE)), "sink")
         match _move_once(context, route):
             case _Moved.TO_THE_END:
                 return True
             case _Moved.SINK_IS_FULL:
-                # Only the sink is waited for: a source that hung up would be ready all the time.
+                # Wait for the sink only: a source that hung up would be ready all the time.
                 poller.unregister(route.source_fd)
                 poller.modify(route.sink_fd, select.POLLOUT)
             case _Moved.SOME:
@@ -89,28 +90,22 @@ class _Moved(Enum):
     TO_THE_END = 3
 
 
-def _move_once(context: WorkerContext, route: splice.Route) -> _Moved:
+def _move_once(context: WorkerContext, route: Route) -> _Moved:
     try:
         if route.staging is None:
             moved = os.splice(
-                route.source_fd, route.sink_fd, splice.SPLICE_BYTES, flags=os.SPLICE_F_NONBLOCK
+                route.source_fd, route.sink_fd, SPLICE_BYTES, flags=os.SPLICE_F_NONBLOCK
             )
         else:
-            moved = splice.fill_staging(route, route.staging, context)
+            moved = staging.fill(route, route.staging, context)
     except BlockingIOError:
-        return _Moved.SINK_IS_FULL if _is_readable(route.source_fd) else _Moved.SOME
+        return _Moved.SINK_IS_FULL if fd_state.is_readable(route.source_fd) else _Moved.SOME
     except OSError as error:
-        raise splice.CopyError(error, "") from error
+        raise CopyError(error, "") from error
     if moved == 0:
         return _Moved.TO_THE_END
     if route.staging is None:
         context.add_copied(moved)
     else:
-        splice.empty_staging(route, route.staging, context)
+        staging.empty(route, route.staging, context)
     return _Moved.SOME
-
-
-def _is_readable(source_fd: int) -> bool:
-    poller = select.poll()
-    poller.register(source_fd, select.POLLIN)
-    return bool(poller.poll(0))

@@ -1,9 +1,9 @@
-"""Records of the journal's native protocol: a datagram of fields each. Pure.
+"""Records of the journal's native protocol, one datagram of fields each. Pure.
 
-A field is `NAME=value` and a newline; a value that holds a newline or NUL goes as `NAME`, newline,
-its length as a little-endian 64-bit number, its bytes, newline. The value stays byte for byte
-what it is: empty, with blanks at its end, invalid UTF-8. The container's fields are called as
-Podman and Docker call them.
+A field is `NAME=value` and a newline. A value with a newline or NUL is sent as `NAME`, newline, its
+length as a little-endian 64-bit number, its bytes, newline. Every byte of the value stays: an empty
+value, blanks at its end, invalid UTF-8. The container's fields have the names that Podman and
+Docker use.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SHORT_ID_LENGTH = 12
 LOWEST_PRIORITY = 7
 PRIORITIES = {"stdout": 6, "stderr": 3, "console": 6}
-"""Where the text does not say: informational and error, as Podman has it."""
+"""The default: informational and error, as in Podman."""
 
 _NAME = re.compile(r"[A-Z0-9][A-Z0-9_]{0,63}")
 _LONGEST_NAME = 64
@@ -29,14 +29,14 @@ _TAKEN = re.compile(
     r"|USER_UNIT|INVOCATION_ID|USER_INVOCATION_ID|SESSION_ID|LEADER|N_DROPPED)"
     r"|(CONTAINER|COREDUMP|JOB|OBJECT|SYSLOG)(_.*)?"
 )
-"""What has a meaning for us or for systemd: systemd.journal-fields(7), catalog."""
+"""Fields with a meaning for forkshim or systemd: systemd.journal-fields(7), catalog."""
 
 
 def field(name: str, value: bytes) -> bytes:
     """Return one field.
 
     Raises:
-        ValueError: The journal would drop a field of that name, or whoever it is from.
+        ValueError: The journal would drop a field of that name.
     """
     if not _NAME.fullmatch(name) or name[0].isdigit():
         raise ValueError(f"not a journal field: {name!r}")
@@ -44,9 +44,9 @@ def field(name: str, value: bytes) -> bytes:
 
 
 def field_name(text: str, prefix: str) -> str:
-    """Return a name for `text`: in capitals, `_` for whatever the journal does not take.
+    """Return a field name for `text`: in capitals, with `_` for characters that are not allowed.
 
-    With `prefix` before it where the name begins with a digit, or means something already.
+    A name that begins with a digit, or has a meaning already, gets `prefix`.
     """
     name = _NOT_IN_A_NAME.sub("_", text.upper()).strip("_")
     if not name or name[0].isdigit() or _TAKEN.fullmatch(name):
@@ -62,13 +62,13 @@ def _value(value: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What is the same in every record of one container.
+    """Fields that are the same in every record of one container.
 
     Attributes:
-        container_id: In full.
-        name: The container's, or "".
-        tag: Or "". SYSLOG_IDENTIFIER is the first of tag, name and short id that is there.
-        epoch: Names this run of the container: ordinals begin again with the next.
+        container_id: The full id.
+        name: The container's name, or "".
+        tag: A tag, or "". SYSLOG_IDENTIFIER is the first of tag, name and short id that is set.
+        epoch: Identifies this run of the container: ordinals restart with the next run.
         extra: More fields, such as labels: pairs of name and value.
     """
 
@@ -79,7 +79,7 @@ class Origin:
     extra: tuple[tuple[str, str], ...] = ()
 
     def fields(self, stream: str) -> bytes:
-        """Return them, and the stream's name. Raises: ValueError, see `field`."""
+        """Return the encoded fields, with the stream's name. Raises: ValueError, see `field`."""
         short_id = self.container_id[:SHORT_ID_LENGTH]
         found: Iterable[tuple[str, str]] = (
             ("SYSLOG_IDENTIFIER", self.tag or self.name or short_id),
@@ -97,10 +97,10 @@ class Origin:
 
 
 class RecordMaker:
-    """Makes the records of one stream in as few steps as possible: all but the text is ready."""
+    """Makes the records of one stream in few steps: everything except the text is prepared."""
 
     def __init__(self, origin: Origin, stream: str, priority: int) -> None:
-        """Prepare what can be; `priority` (0 to 7) is for lines that do not name theirs."""
+        """Prepare the fields; `priority` (0 to 7) is for lines without a priority."""
         self.priority = priority
         same = origin.fields(stream)
         self._tails = [
@@ -109,7 +109,7 @@ class RecordMaker:
         ]
 
     def make(self, text: bytes, priority: int, ordinal: int, more: bytes = b"") -> bytes:
-        """Return the record of `text`; `more` is further fields."""
+        """Return the record of `text`; `more` is encoded fields."""
         if b"\n" in text or b"\0" in text:
             head = b"MESSAGE\n" + len(text).to_bytes(8, "little")
         else:
@@ -118,7 +118,7 @@ class RecordMaker:
 
 
 def split_priority(line: bytes) -> tuple[int, bytes] | None:
-    """Return the priority that a line names by a prefix `<0>` to `<7>`, and the rest.
+    """Return the priority in a line's prefix, `<0>` to `<7>`, and the rest; None without prefix.
 
     Source: sd-daemon(3).
     """

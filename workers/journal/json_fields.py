@@ -1,9 +1,9 @@
 """A line that is a JSON object, as the fields of a record. Pure.
 
-`msg` becomes MESSAGE, `level` PRIORITY, and every other string, number or boolean a field of its
-name in capitals. The text is the container's, and so are the names: one that systemd or we have
-given a meaning to (OBJECT_PID= from root would put a record under another unit) gets `JSON_` before
-it. Where something has no place, the line itself is kept, too.
+`msg` becomes MESSAGE, `level` becomes PRIORITY, and every other string, number or boolean becomes a
+field of its name in capitals. The container chooses values and names. A name that has a meaning for
+systemd or forkshim gets the prefix `JSON_`: OBJECT_PID= from root would put a record under another
+unit. If a member does not fit into a field, the record also keeps the line.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from workers.journal.fields import LOWEST_PRIORITY, field, field_name
 MOST_FIELDS = 64
 
 LONGEST_BYTES = 64 << 10
-"""A longer line is text: parsed, 16 MiB of empty lists are 520 MB. What is left costs at most 7 ms
-and 1 MB a line (many nested lists or members), 70 ns a byte."""
+"""A longer line is text: 16 MiB of empty lists take 520 MB when parsed. A line within the limit
+costs at most 7 ms and 1 MB (many nested lists or members), 70 ns a byte."""
 
 _TEXT = ("msg", "message")
 _LEVEL = ("level", "severity", "lvl")
@@ -33,7 +33,7 @@ _LEVELS: dict[object, int] = {
     **dict.fromkeys(("info", "information", "informational"), 6),
     **dict.fromkeys(("debug", "trace"), 7),
     **{number: number for number in range(LOWEST_PRIORITY + 1)},
-    # As bunyan and pino number them.
+    # The numbers of bunyan and pino.
     10: 7,
     20: 7,
     30: 6,
@@ -44,7 +44,7 @@ _LEVELS: dict[object, int] = {
 
 
 class JsonLine(NamedTuple):
-    """What a line has said. Without a text of its own `text` is the line; `fields` are encoded."""
+    """The content of a line. `text` is the line if it has no message; `fields` are encoded."""
 
     text: bytes
     priority: int | None
@@ -52,7 +52,7 @@ class JsonLine(NamedTuple):
 
 
 def parse(line: bytes) -> JsonLine | None:
-    """Read a line; None if it is no JSON object, or too long to be looked at."""
+    """Parse a line; None if it is no JSON object, or too long."""
     if not line.startswith(b"{") or len(line) > LONGEST_BYTES:
         return None
     try:
@@ -71,7 +71,7 @@ def parse(line: bytes) -> JsonLine | None:
 
 
 def _take(members: dict[str, object], names: tuple[str, ...]) -> str | int | None:
-    """Take the first of `names` that is a string or a number."""
+    """Remove and return the first of `names` that is a string or a number."""
     for name in names:
         value = members.get(name)
         if isinstance(value, (str, int)) and not isinstance(value, bool):
@@ -81,7 +81,7 @@ def _take(members: dict[str, object], names: tuple[str, ...]) -> str | int | Non
 
 
 def _fields(members: dict[str, object]) -> tuple[bytes, bool]:
-    """Return the members as fields, and whether that was all of them."""
+    """Return the members as fields, and whether every member became a field."""
     kept: list[bytes] = []
     for name, value in islice(members.items(), MOST_FIELDS):
         match value:

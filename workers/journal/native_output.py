@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from workers.journal.native import JournalWriter
+from workers.journal.native_writer import JournalWriter
 from workers.lines import run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from workers.copy import splice
+    from workers.copy.route import Route
     from workers.journal.native import Journal
     from workers.process.context import WorkerContext
 
 
-def work(
-    context: WorkerContext,
-    route: splice.Route,
-    journal: Journal,
-    supervisor_pid: int,
-) -> None:
-    """Send records until the container has closed its side, stay until they are read, report.
+def work(context: WorkerContext, route: Route, journal: Journal, supervisor_pid: int) -> None:
+    """Send records until the container has closed its side, wait until they are read, report.
 
-    Never raises `CopyError`. The sink of `route` is not used, its staging pipe is.
+    Never raises `CopyError`. Does not use the sink of `route`, but its staging pipe.
 
     Args:
-        context: As for every worker.
+        context: The worker's context.
         route: The source and the staging pipe.
-        journal: What the parent has made, for this stream alone.
-        supervisor_pid: Our parent, in whose name the records are sent.
+        journal: Made by the supervisor, for this stream alone.
+        supervisor_pid: The parent of the worker. The records carry its credentials.
     """
     context.enter((*route.source_fds, *journal.fds))
     run.work(context, route, journal.buffer, JournalWriter(journal, supervisor_pid))

@@ -1,22 +1,22 @@
-"""Sending datagrams to journald, as it can attribute them, and knowing when it has read them.
+"""Sending datagrams that journald can attribute, and waiting until it has read them.
 
-journald looks up a sender's unit in /proc when it *reads* the datagram. A sender that has ended by
-then has no unit, and `journalctl -u` does not show what it said. So the records are sent
-in the supervisor's name where the kernel allows it (SCM_CREDENTIALS, unix(7): with
-CAP_SYS_ADMIN), and a worker does not report its end before its datagrams have been read.
+journald looks up the unit of a sender in /proc when it *reads* the datagram. A sender that has
+exited by then has no unit, and `journalctl -u` does not show its records. So a worker sends with
+the supervisor's credentials where the kernel allows it (SCM_CREDENTIALS, unix(7): with
+CAP_SYS_ADMIN), and does not report its end before journald has read its datagrams.
 
-A blocking send(2) is the backpressure. It blocks at a room of our own that is smaller than
-journald's queue (net.unix.max_dgram_qlen, 512 under systemd), for two reasons. At that queue the
-kernel wakes the sender for each datagram that is read, at a room of its own when three quarters of
-it are free (unix_dgram_recvmsg, unix_write_space in net/unix/af_unix.c): a record of 100 bytes then
-takes journald 14 us, not 18, and us 2, not 6. And a full queue is full for everybody: of what
-others said without waiting, two thirds were refused.
+A blocking send(2) is the backpressure. It blocks at a send buffer that is smaller than journald's
+queue (net.unix.max_dgram_qlen, 512 under systemd), for two reasons. At the queue the kernel wakes
+the sender for each datagram that is read; at its own send buffer only when three quarters of that
+are free (unix_dgram_recvmsg, unix_write_space in net/unix/af_unix.c). A record of 100 bytes then
+costs journald 14 us instead of 18, and the worker 2 instead of 6. And a full queue is full for all
+senders: two thirds of the datagrams of senders that do not wait were refused.
 
-A datagram is one record. journald reads several out of one, with an empty line between them, but
-from 253 on it stops after the first that has a MESSAGE (server_process_entry returns what
-client_context_check_keep_log does); seen with 257.
+A datagram is one record. journald can read several records from one datagram, separated by an empty
+line. But from 253 on it stops after the first that has a MESSAGE (server_process_entry returns what
+client_context_check_keep_log returns); seen with 257.
 
-What is too large for a datagram goes as a sealed memfd, of which journald needs no copy.
+A record that is too large for a datagram goes as a sealed memfd, which journald does not copy.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from workers.process import linger
 
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 ROOM_BYTES = 40 << 10
-"""The kernel takes it twice, which 64 records of 100 bytes fill, each in 1,280 bytes of its own."""
+"""The kernel doubles it. 64 records of 100 bytes fill it, each in 1,280 bytes of its own."""
 
 LARGE_ROOM_BYTES = 1 << 20
-"""For a datagram that is larger than the room; a memfd would take a third longer."""
+"""For a datagram that is larger than ROOM_BYTES; a memfd would take a third longer."""
 
 LARGEST_DATAGRAM_BYTES = 256 << 10
-"""The kernel takes more at once, but copies it twice and finds it hard to get such memory."""
+"""The kernel takes more at once, but copies it twice, and such memory is hard to allocate."""
 
 _SO_SNDBUFFORCE = 32  # asm-generic/socket.h; the module `socket` lacks it
 
@@ -49,7 +49,7 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_
 
 
 def connect(path: str = JOURNAL_SOCKET) -> socket.socket:
-    """Return a socket whose datagrams go to journald; the caller owns it.
+    """Return a socket connected to journald; the caller owns it.
 
     Raises:
         OSError: ENOENT, ECONNREFUSED: there is no journald now.
@@ -64,12 +64,12 @@ def connect(path: str = JOURNAL_SOCKET) -> socket.socket:
 
 
 class Sender:
-    """One worker's use of the socket. Borrows it."""
+    """Sends one worker's records. Borrows the socket."""
 
     def __init__(self, to: socket.socket, supervisor_pid: int, *, is_blocking: bool = True) -> None:
-        """Send in the name of `supervisor_pid`, our parent, while it lives.
+        """Send with the credentials of `supervisor_pid`, the worker's parent, while it lives.
 
-        `is_blocking`: wait for room; else BlockingIOError is raised when there is none.
+        `is_blocking`: wait for room; else `send` raises BlockingIOError when there is none.
         """
         self._to = to
         self._flags = 0 if is_blocking else socket.MSG_DONTWAIT
@@ -78,10 +78,10 @@ class Sender:
         self._control: list[tuple[int, int, bytes]] = [
             (socket.SOL_SOCKET, socket.SCM_CREDENTIALS, ucred)
         ]
-        self._set_room(ROOM_BYTES)  # whoever was killed may have left it large
+        self._set_room(ROOM_BYTES)  # a killed worker may have left it large
 
     def check_parent(self) -> None:
-        """Speak for ourselves if the supervisor is gone: its pid may be another's soon."""
+        """Send with the worker's own credentials if the supervisor is gone: pids are reused."""
         if os.getppid() != self._supervisor_pid:
             self._control = []
 
@@ -89,14 +89,14 @@ class Sender:
         """Send one record.
 
         Raises:
-            BlockingIOError: There is no room, and we are not patient.
-            OSError: ECONNREFUSED, ENOTCONN, ...: this socket is of no use any more.
+            BlockingIOError: There is no room, and the sender does not wait.
+            OSError: ECONNREFUSED, ENOTCONN, ...: the socket needs to be replaced.
         """
         if len(payload) <= LARGEST_DATAGRAM_BYTES:
             try:
                 self._send_datagram(payload)
             except OSError as error:
-                if error.errno not in _TOO_LARGE:  # for the buffer that we were allowed
+                if error.errno not in _TOO_LARGE:  # for the send buffer that the kernel allowed
                     raise
             else:
                 return
@@ -139,5 +139,5 @@ class Sender:
             os.close(fd)
 
     def wait_until_read(self, limit_s: float = linger.LINGER_S) -> bool:
-        """Wait until journald has read all that was sent; False if it has not in time."""
+        """Wait until journald has read everything; False if it has not in `limit_s`."""
         return linger.wait_until_read(self._to.fileno(), limit_s)

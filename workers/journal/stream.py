@@ -1,9 +1,9 @@
-"""A stream of journald's, as systemd gives one to a service: a header, then lines as they are.
+"""A stream connection to journald, as systemd gives one to a service: a header, then plain lines.
 
-The bytes are spliced, and journald makes the records. So it is cheap, and knows less than
-`workers.journal.native`: journald drops empty lines and blanks at the end of a line, cuts long
-lines, and where one worker takes over from another in the middle of a line, that becomes two
-records. What it has not read when it is stopped (not restarted) is gone.
+The worker splices the bytes, and journald makes the records. That is cheap, and loses more than
+`workers.journal.native`. journald drops empty lines and blanks at the end of a line, and cuts long
+lines. Where one worker takes over from another in the middle of a line, the line becomes two
+records. Bytes that journald has not read when it is stopped (not restarted) are lost.
 
 Source: systemd.journal(5), systemd-journald.service(8), journald-stream.c in v252.
 """
@@ -18,7 +18,7 @@ STREAM_SOCKET = "/run/systemd/journal/stdout"
 
 
 def unit_of(cgroups: bytes) -> str:
-    """Return the system unit of a process with this /proc/PID/cgroup; "" if there is none."""
+    """Return the system unit of a process from its /proc/PID/cgroup; "" if there is none."""
     for controller, path in cgroup_names.parse(cgroups).items():
         if controller in (b"", b"name=systemd"):
             for part in path.split(b"/"):
@@ -28,23 +28,23 @@ def unit_of(cgroups: bytes) -> str:
 
 
 def header(identifier: str, unit: str, priority: int) -> bytes:
-    """Return what journald reads first.
+    """Return the header that journald reads first.
 
-    `unit` counts when root sends it, where the sender has ended before it is looked up. Prefixes
-    like `<4>` are honoured; nothing goes on to syslog, kmsg or the console.
+    journald uses `unit` when root sends it and the sender has exited before journald looks it up.
+    journald reads prefixes like `<4>`, and forwards nothing to syslog, kmsg or the console.
     """
     return f"{identifier}\n{unit}\n{priority}\n1\n0\n0\n0\n".encode()
 
 
 class JournalStream:
-    """The parent's side of one stream: connected before the fork, owned until `close`."""
+    """The supervisor's side of one stream: connected before fork(2), owned until `close`."""
 
     def __init__(
         self, first: bytes, path: str = STREAM_SOCKET, *, is_blocking: bool = True, fd: int = -1
     ) -> None:
-        """Connect, with the header `first`; or take over `fd`, an earlier one's socket.
+        """Connect and send the header `first`, or take over `fd`, the socket of an earlier object.
 
-        `is_blocking`: who writes waits for room.
+        `is_blocking`: a write waits for room.
 
         Raises:
             OSError: As `reconnect`.
@@ -57,7 +57,7 @@ class JournalStream:
     def _connect(self) -> socket.socket:
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            made.setblocking(False)  # a stopped journald is not waited for
+            made.setblocking(False)  # do not wait for a stopped journald
             made.connect(self._path)
             made.send(self._first)
             made.shutdown(socket.SHUT_RD)
@@ -68,15 +68,15 @@ class JournalStream:
         return made
 
     def reconnect(self) -> None:
-        """Take another stream, after a worker has reported an error of this one.
+        """Replace the socket, after a worker has reported an error of the sink.
 
         Raises:
-            OSError: ENOENT, ECONNREFUSED, EAGAIN: there is no journald now; the old one is kept.
+            OSError: ENOENT, ECONNREFUSED, EAGAIN: no journald now; the old socket is kept.
         """
         fresh = self._connect()
         self.socket.close()
         self.socket = fresh
 
     def close(self) -> None:
-        """Close it."""
+        """Close the socket."""
         self.socket.close()

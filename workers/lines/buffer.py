@@ -1,8 +1,9 @@
-"""Where the bytes of one stream wait until they are records: a line may take its time.
+"""The line buffer of one stream: bytes wait here until they are records, since a line may be slow.
 
-Positions count from the stream's first byte and never go back: bytes before `consumed` (which the
-writer keeps, see `workers.sinks.log_file` and `workers.journal.native`) are in the sink, from there
-to `taken` they are here. So a position means the same to a worker and to its successors.
+Positions count from the first byte of the stream and never go back. The sink has every byte before
+`consumed`, which the sink commits (`workers.sinks.log_file`, `workers.journal.native`). The line
+buffer has the bytes from there to `taken`. So a position means the same to a worker and to its
+successors.
 """
 
 from __future__ import annotations
@@ -12,36 +13,37 @@ from typing import NamedTuple
 from workers.common.shared_memory import PAGE_BYTES, Memory, Record
 
 READ_BYTES = 256 << 10
-"""What is taken at once. A quarter of the source pipe, so that reading, rewriting and writing stay
+"""Bytes taken at once. A quarter of the source pipe, so that reading, formatting and writing stay
 in the processor's cache: 1 MiB at once is slower."""
 
 
 BLOCK, DROP_NEW, DROP_OLD = "block", "drop-new", "drop-old"
-"""The container waits; or lines are dropped, see `workers.lines.drop`."""
+"""The policy of a stream: the container waits, or lines are dropped, see `workers.lines.drop`."""
 
 _NEWLINE = ord("\n")
 
 
 class BufferState(NamedTuple):
-    """What is here.
+    """What the line buffer holds.
 
     Attributes:
-        base: The position of the first byte of the room. taken: The position after the last byte
-        that is here. pending: While bytes are on their way here: what the staging pipe held before,
-        else 0. is_cut: 1 if the byte before `base` is not the end of a line. front: The position
-        before which nothing is wanted any more, see `workers.lines.drop`; so are
-            all that follow.
-        skipping: What is to be dropped of the bytes that come next.
-        passed_bytes: Dropped although they have positions.
-        dropped_bytes: All that were dropped, with and without positions.
-        dropped_lines: The ends of lines among them.
+        base: Position of the first byte of the room.
+        taken: Position after the last byte in the room.
+        pending: While bytes are on their way here, what the staging pipe held before; else 0.
+        is_cut: 1 if the byte before `base` does not end a line.
+        dropped_to: Position before which every byte is dropped or in the sink. This field and the
+            next ones belong to `workers.lines.drop_reader`.
+        skipping: Which part of the next bytes is dropped, a `Skip`.
+        passed_bytes: Dropped bytes that have positions.
+        dropped_bytes: All dropped bytes, with and without positions.
+        dropped_lines: Ends of lines among them.
     """
 
     base: int
     taken: int
     pending: int
     is_cut: int
-    front: int
+    dropped_to: int
     skipping: int
     passed_bytes: int
     dropped_bytes: int
@@ -49,44 +51,48 @@ class BufferState(NamedTuple):
 
 
 class LineBuffer:
-    """The bytes and their record, in memory that the parent makes and owns.
+    """The bytes and their state, in memory that the supervisor makes and owns.
 
-    The room holds an intake and two of the longest lines, so that an unfinished line can always be
-    moved to the front of the room without overlapping itself: it stays whole in its
-    old place until the move is committed.
+    The room holds READ_BYTES and two of the longest lines. So an unfinished line can move to the
+    start of the room without overlapping itself. It stays whole in its old place until the move is
+    committed.
     """
 
     def __init__(
         self, name: str, longest_line_bytes: int, *, policy: str = BLOCK, fd: int = -1
     ) -> None:
-        """Make it for lines of up to `longest_line_bytes` that have to be here in one piece.
+        """Make the buffer.
 
-        `policy`: what becomes of more than that when the sink takes nothing; `fd`: see `Memory`.
+        Args:
+            name: See `Memory`.
+            longest_line_bytes: Size up to which a line has to be here in one piece.
+            policy: What happens to more than that while the sink takes nothing.
+            fd: See `Memory`.
         """
         self.policy = policy
         self.longest_line_bytes = longest_line_bytes
         self.room_bytes = READ_BYTES + 2 * longest_line_bytes
         self.memory = Memory(name, self.room_bytes, fd=fd)
-        # The rest of the page is for a writer that keeps its own record here.
+        # The rest of the page is for the record of a sink.
         here = Record.words_needed(len(BufferState._fields))
         self._record = Record(self.memory.words[:here], len(BufferState._fields))
         self.more_words = self.memory.words[here:]
 
     @property
     def fds(self) -> tuple[int, ...]:
-        """What a worker keeps."""
+        """Descriptors that a worker keeps open."""
         return (self.memory.fd,)
 
     def read(self) -> BufferState:
-        """Return what was committed last."""
+        """Return the state of the last commit."""
         return BufferState._make(self._record.read())
 
     def commit(self, state: BufferState) -> None:
-        """Make `state` the one that counts. Only the stream's one living worker calls it."""
+        """Make `state` the current one. Only the one living worker of the stream calls it."""
         self._record.commit(state)
 
     def copy(self, start: int, end: int) -> bytes:
-        """Return the bytes of two positions that are both here."""
+        """Return the bytes between two positions that are both in the room."""
         base, taken, *_rest = self.read()
         if not base <= start <= end <= taken:
             raise RuntimeError(f"bytes {start} to {end}, of {base} to {taken}")
@@ -106,20 +112,20 @@ class LineBuffer:
         return -1 if found < 0 else found - offset
 
     def begins_line(self, position: int) -> bool:
-        """Say whether a line begins at a position that is here, or right behind."""
+        """Say whether a line begins at a position in the room, or right behind the last byte."""
         state = self.read()
         if position == state.base:
             return not state.is_cut
         return self.memory.data[PAGE_BYTES + position - state.base - 1] == _NEWLINE
 
     def arrived(self, count: int) -> bytes:
-        """Return `count` bytes from behind the last one, which nobody has taken yet."""
+        """Return the `count` bytes behind the last taken one."""
         base, taken, *_rest = self.read()
         start = PAGE_BYTES + taken - base
         return self.memory.data[start : start + count]
 
     def make_room(self, consumed: int) -> None:
-        """See that an intake finds room behind the bytes from `consumed` on."""
+        """Make room for READ_BYTES behind the bytes from `consumed` on."""
         state = self.read()
         base, taken = state.base, state.taken
         if taken == consumed:
@@ -136,7 +142,7 @@ class LineBuffer:
         return state._replace(base=base, is_cut=int(not self.begins_line(base)))
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Close the memory."""
         self.more_words.release()
         self._record.release()
         self.memory.close()

@@ -1,4 +1,4 @@
-"""The loop that all sinks share which turn bytes into records: take, cut, write, count."""
+"""The copy loop of all sinks that take records: fill, cut, write, count."""
 
 from __future__ import annotations
 
@@ -9,47 +9,35 @@ from workers.lines.reader import Filled, LineReader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol
-
-    from workers.copy import splice
+    from workers.copy.route import Route
     from workers.lines.buffer import LineBuffer
+    from workers.lines.sink import RecordSink
     from workers.process.context import WorkerContext
 
-    class RecordSink(Protocol):
-        """Where records go. It commits what it has written, so that it can say `consumed` anew."""
 
-        consumed: int
-        """The position in the stream up to which everything is in the sink."""
-
-        def hold(self, end: int) -> int:
-            """Return from where on lines before `end` may have to wait for what follows."""
-
-        @property
-        def limit_bytes(self) -> int:
-            """The longest line that is one record."""
-
-        def write(self, end: int) -> None:
-            """Write some records, at least one, from `consumed` on and not beyond `end`."""
-
-
-_KEPT_BYTES = 8 << 20
-"""malloc(3) keeps memory that is freed, up to twice the largest block that was ever freed: else the
+_MALLOC_BYTES = 8 << 20
+"""malloc(3) keeps freed memory, up to twice the largest block that was ever freed. Otherwise the
 kernel makes new pages for each batch, which takes longer than all the rest. Source: mallopt(3),
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD; `cri` took 500 MB/s of 100-byte lines, now 1250."""
 
 HOLD_MS = 250
-"""How long the source has to be silent before nothing more is waited for."""
+"""How long the source has to be silent before an unsettled record is written."""
 
 
 class RecordEnds(NamedTuple):
-    """Positions: of the end of the last complete record, and of the last that need not wait."""
+    """Positions in the line buffer.
 
-    all: int
-    now: int
+    Attributes:
+        complete: End of the last complete record.
+        settled: End of the last record that later lines cannot extend.
+    """
+
+    complete: int
+    settled: int
 
 
 class EndFinder:
-    """Knows where records end in a buffer that fills."""
+    """Finds where records end in a buffer that fills."""
 
     def __init__(self, buffer: LineBuffer, sink: RecordSink) -> None:
         """Borrow both."""
@@ -57,43 +45,43 @@ class EndFinder:
         self._sink = sink
         self._scanned = self._rest_start = sink.consumed
 
-    def look(self) -> RecordEnds:
-        """Look at what has come since; bytes that were there may be gone, if all else is."""
+    def find(self) -> RecordEnds:
+        """Scan the bytes that have come since the last call. The buffer may have dropped some."""
         taken = self._buffer.read().taken
         newline = self._buffer.last_newline(min(self._scanned, taken), taken)
         self._scanned = taken
         self._rest_start = max(self._rest_start, self._sink.consumed, newline + 1)
         end = framing.end_of_last(self._rest_start, taken, self._sink.limit_bytes)
-        now = self._sink.hold(end) if end == self._rest_start else end
-        return RecordEnds(end, now)
+        settled = self._sink.settled_end(end) if end == self._rest_start else end
+        return RecordEnds(end, settled)
 
 
-def copy(context: WorkerContext, route: splice.Route, buffer: LineBuffer, sink: RecordSink) -> None:
-    """Copy to end of file; a line that is not at its end waits for its end.
+def copy(context: WorkerContext, route: Route, buffer: LineBuffer, sink: RecordSink) -> None:
+    """Copy to end of file; an unfinished line waits for its end.
 
     Raises:
-        splice.CopyError: The source failed.
-        OSError: The sink did. What it has not got is in the buffer, the staging or the source.
+        CopyError: The source failed.
+        OSError: The sink failed. The buffer, the staging pipe or the source has the rest.
     """
-    # Of what a killed predecessor wrote, the end may not have been counted.
+    # A killed predecessor may not have counted the end of what it wrote.
     context.add_copied(sink.consumed - context.counters.copied_bytes(context.slot))
     context.copied_bytes = 0
-    bytes(_KEPT_BYTES)
+    bytes(_MALLOC_BYTES)
     reader = LineReader(route, buffer, context)
     ends = EndFinder(buffer, sink)
     while True:
-        end, now = ends.look()
-        _write(context, sink, now)
-        filled = reader.fill(sink.consumed, None if now == end else HOLD_MS)
+        complete, settled = ends.find()
+        _write(context, sink, settled)
+        filled = reader.fill(sink.consumed, None if settled == complete else HOLD_MS)
         if filled is Filled.NOTHING:
-            _write(context, sink, end)
+            _write(context, sink, complete)
         elif filled is Filled.END:
             _write(context, sink, buffer.read().taken)
             return
 
 
 def _write(context: WorkerContext, sink: RecordSink, end: int) -> None:
-    """Write everything up to `end`. An unfinished line is not in flight: nobody waits for it."""
+    """Write everything up to `end`. An unfinished line is not in flight: nothing waits for it."""
     context.set_in_flight(end - sink.consumed)
     while sink.consumed < end:
         before = sink.consumed

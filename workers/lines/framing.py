@@ -1,9 +1,9 @@
 """Where records begin and end in a stream of bytes. Pure.
 
 A record is a line with its newline. A line longer than the limit becomes pieces of exactly the
-limit, without a newline, and the rest; so does what the stream ends with when its last byte is
-no newline. Where a record ends depends on nothing but the bytes from any record's start on, so a
-successor that cuts the same bytes again makes the same records.
+limit, without a newline, and a rest. The end of the stream, if its last byte is no newline, is cut
+the same way. The end of a record depends only on the bytes from the start of any record on. So a
+successor that cuts the same bytes makes the same records.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Run(NamedTuple):
 
 
 def runs(content: bytes, limit_bytes: int) -> Iterator[Run]:
-    """Cut `content`, which begins at a record's start, into as few runs as there can be.
+    """Cut `content`, which begins at the start of a record, into as few runs as possible.
 
-    What follows the last newline is a piece, too: give only what is to become records now.
-    One step for each `limit_bytes`, not for each line.
+    The bytes after the last newline are a piece, too: pass only what becomes records now. Takes one
+    step per `limit_bytes`, not per line.
     """
     start = here = 0
     while here < len(content):
@@ -51,7 +51,7 @@ def end_of_first(content: bytes, limit_bytes: int) -> int:
 
 
 def end_of_nth(content: bytes, limit_bytes: int, count: int) -> int:
-    """Return where record number `count` of `content` ends; 0 is before the first."""
+    """Return where record number `count` of `content` ends; 0 is before the first record."""
     end = 0
     for start, stop, is_piece in runs(content, limit_bytes):
         here = 1 if is_piece else content.count(b"\n", start, stop)
@@ -65,11 +65,11 @@ def end_of_nth(content: bytes, limit_bytes: int, count: int) -> int:
 
 
 def end_of_last(rest_start: int, end: int, limit_bytes: int) -> int:
-    """Return where the last complete record ends, of which the rest has no newline.
+    """Return where the last complete record ends. The bytes after `rest_start` have no newline.
 
     Args:
-        rest_start: Where the bytes after the last newline begin.
-        end: Where they end; a piece is complete when a byte more than the limit is there.
+        rest_start: Position after the last newline.
+        end: Position after the last byte. A piece is complete when another byte follows it.
         limit_bytes: As for `runs`; 0 if any byte may end a record.
     """
     if end == rest_start or limit_bytes == 0:

@@ -1,26 +1,25 @@
-"""From a worker's seat to its report, for every sink that is given records."""
+"""The work of every worker whose sink takes records, from its context to its report."""
 
 from __future__ import annotations
 
 import errno
 
-from workers.copy import splice
+from workers.copy.route import CopyError
 from workers.lines import copy, drop
 from workers.lines.buffer import BLOCK
-from workers.process import report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from workers.copy.route import Route
     from workers.lines.buffer import LineBuffer
+    from workers.lines.sink import RecordSink
     from workers.process.context import WorkerContext
 
 
-def work(
-    context: WorkerContext, route: splice.Route, buffer: LineBuffer, sink: drop.StallableSink
-) -> None:
+def work(context: WorkerContext, route: Route, buffer: LineBuffer, sink: RecordSink) -> None:
     """Copy until the container has closed its side, then report. Raises nothing.
 
-    EAGAIN of the sink says that it takes everything again after some was dropped.
+    EAGAIN of the sink says that it takes everything again after some bytes were dropped.
     """
     failed, side = 0, ""
     try:
@@ -30,8 +29,8 @@ def work(
         elif not drop.copy(context, route, buffer, sink):
             failed, side = errno.EAGAIN, "sink"
         sink.close()
-    except splice.CopyError as error:
+    except CopyError as error:
         failed, side = error.errno, error.side
     except OSError as error:
         failed, side = error.errno or 0, "sink"
-    context.send_and_keep(report.Report(context.stream, context.copied_bytes, failed, side))
+    context.send_and_keep(context.make_report(failed, side))

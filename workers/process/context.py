@@ -1,4 +1,4 @@
-"""What every worker is handed before the fork: its name, its slot, its way to report."""
+"""Context passed to a worker across fork(2): stream name, counter slot, report pipe, task, fds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import select
 import signal
 import time
 
+from workers.common import fd_state
 from workers.common.records import dataclass
 from workers.process import isolate, report
 from workers.process.task import COPY, TaskKind
@@ -22,27 +23,28 @@ if TYPE_CHECKING:
 
 
 _EXIT_FIRST_S = 0.001
-"""So long an end of file waits to be told: see `WorkerContext.send_and_keep`."""
+"""Delay of an end-of-file report: see `WorkerContext.send_and_keep`."""
 
 
 @dataclass(slots=True)
 class WorkerContext:
-    """One worker's place. Every descriptor is borrowed from the parent across the fork.
+    """Context of one worker. Every descriptor is borrowed from the supervisor across the fork.
 
     Attributes:
-        stream: "stdin", "stdout", "stderr" or "console", as the report names it.
-        title: As ps(1) shows the worker.
-        slot: The stream's count in `ledger`.
-        report_wfd: The only write end of the report pipe once the parent has closed its own, so
-            that this worker's death is the parent's end of file.
+        stream: "stdin", "stdout", "stderr" or "console", as in the report.
+        title: Process title for ps(1).
+        counters: Shared with the supervisor and with every other worker.
+        slot: The slot of the stream in `counters`.
+        report_wfd: The only write end of the report pipe once the supervisor has closed its own.
+            So the death of this worker is end of file for the supervisor.
         null_fd: /dev/null, open for reading and writing.
-        held: What the worker has no use for, and keeps for whoever supervises after our parent;
-            the first can be read when something has been laid down there.
-        predecessors: pidfds of workers that have been told to go, and may still be at it.
+        held: Descriptors of the fd store. The worker does not use them; it holds them open for a
+            supervisor that adopts the container. The first is readable when the store is published.
+        predecessors: pidfds of killed workers of this stream that may not be dead yet.
         task: What the worker is forked for.
-        reported_dropped_bytes: So much of what was dropped has been told.
-        orphaned_fifo: What to do when our parent dies, for a worker that nobody can adopt.
-        copied_bytes: By this worker; the ledger has the stream's total.
+        reported_dropped_bytes: How many dropped bytes the supervisor has logged already.
+        orphaned_fifo: What to do when the supervisor dies; None if a successor can adopt.
+        copied_bytes: Copied by this worker; `counters` has the total of the stream.
     """
 
     stream: str
@@ -59,22 +61,23 @@ class WorkerContext:
     copied_bytes: int = 0
 
     def enter(self, keep_fds: Iterable[int]) -> None:
-        """Become the worker (`isolate.enter_worker`); wait for predecessors, and for `rest_s`."""
+        """Become the worker, wait for the death of its predecessors, then until its task begins.
+
+        See `isolate.enter_worker`.
+        """
         kept = (*keep_fds, *self.held, *self.predecessors, self.report_wfd)
         isolate.enter_worker(self.title, kept, self.null_fd)
         if self.orphaned_fifo is not None:
             self.orphaned_fifo.install()
         for pidfd in self.predecessors:
-            poller = select.poll()
-            poller.register(pidfd, select.POLLIN)
-            poller.poll()
+            fd_state.wait_for(pidfd, select.POLLIN)
             os.close(pidfd)
         if self.task.kind is TaskKind.WAIT_UNTIL:
             select.poll().poll(self.task.remaining_s() * 1000)
 
     @property
     def is_to_count(self) -> bool:
-        """Whether the stream was given up: the worker only counts what is left of it."""
+        """Whether the stream was given up, and the worker only counts the rest."""
         return self.task.kind is TaskKind.COUNT_REST
 
     def add_copied(self, copied_bytes: int) -> None:
@@ -83,46 +86,44 @@ class WorkerContext:
         self.counters.add_copied(self.slot, copied_bytes)
 
     def set_in_flight(self, in_flight_bytes: int) -> None:
-        """Note what is between source and sink."""
+        """Set how many bytes are between source and sink."""
         self.counters.set_in_flight(self.slot, in_flight_bytes)
 
     @property
     def is_teed(self) -> bool:
-        """Whether the listeners have heard what is between source and sink."""
+        """Whether the attach clients have what is between source and sink."""
         return self.counters.is_teed(self.slot)
 
     def set_teed(self, *, is_teed: bool) -> None:
-        """Note that they have, or that something else comes."""
+        """Set whether the attach clients have what is between source and sink."""
         self.counters.set_teed(self.slot, is_teed=is_teed)
 
     def add_skipped(self, client: int, skipped_bytes: int) -> None:
-        """Count what came too fast for a listener."""
+        """Count bytes that an attach client was too slow for."""
         self.counters.add_skipped(client, skipped_bytes)
 
+    def make_report(self, errno: int = 0, side: str = "") -> report.Report:
+        """Return the completion record of this worker; see `Report`."""
+        return report.Report(self.stream, self.copied_bytes, errno, side)
+
     def send(self, record: report.Report) -> None:
-        """Write the completion record. A parent that is gone is told nothing."""
+        """Write the completion record; do nothing if the supervisor is gone."""
         with contextlib.suppress(BrokenPipeError):
             os.write(self.report_wfd, report.encode(record))
 
     def send_and_keep(self, record: report.Report) -> None:
-        """Write the completion record; the last thing that the worker of an output does.
+        """Write the completion record, as the last action of an output's worker.
 
-        An end of file is told after a pause. It is the container's end nearly always, which wakes
-        every worker before the kernel tells our parent; what keeps those who wait for `exitStatus`
-        waiting is then that all processors are busy with ends of file, for which nobody waits.
+        The worker delays the report of an end of file. That is nearly always the container's exit,
+        which wakes every worker before the kernel notifies the supervisor. Without the delay all
+        processors are busy with ends of file, while clients wait for `exitStatus`.
 
-        `held` is kept until another worker has it, or somebody comes for it, who ends this process:
-        if there is something in it, how the container ends may be known to nobody else.
+        A worker with a published fd store stays until the supervisor or an adopter kills it. The
+        store may be the only copy of what an adopter needs to know how the container ends.
         """
         if not record.errno:
             time.sleep(_EXIT_FIRST_S)
         self.send(record)
-        os.close(self.report_wfd)  # all has been said: our parent need not wait for our end
-        while self.held and _is_readable(self.held[0]):
+        os.close(self.report_wfd)  # the report is complete: the supervisor need not wait for exit
+        while self.held and fd_state.is_readable(self.held[0]):
             signal.pause()
-
-
-def _is_readable(fd: int) -> bool:
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    return bool(poller.poll(0))

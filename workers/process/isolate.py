@@ -1,9 +1,9 @@
-"""What a forked worker does first: forget its parent's signals, descriptors and name.
+"""First actions of a forked worker: drop the supervisor's signals, descriptors and title.
 
-Close-on-exec does nothing for a fork without exec: a worker that kept the write end of its
-sibling's pipe would hide that sibling's end of file for ever. It ignores the signals that stop a
-service, because its parent will stop it by end of file, and the last words of a container that
-was asked to end are the ones people need.
+Close-on-exec has no effect on a fork without exec. A worker that kept the write end of another
+worker's pipe would hide that worker's end of file for ever. A worker ignores the signals that stop
+a service. It ends at end of file or by a kill of the supervisor, so that it copies the last output
+of a container that was asked to stop.
 """
 
 from __future__ import annotations
@@ -31,17 +31,20 @@ IGNORED_SIGNALS = (
     signal.SIGXFSZ,
     *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
 )
-"""What the supervisor acts on or forwards: a terminal or systemd sends it to the whole group.
-And what write(2) sends along with EPIPE and EFBIG, which are reported."""
+"""Signals that the supervisor handles or forwards; a terminal or systemd sends them to the whole
+process group. And signals that accompany EPIPE and EFBIG of write(2), which the worker reports."""
 
 
 def enter_worker(title: str, keep_fds: Iterable[int], null_fd: int) -> None:
-    """Turn this forked process into the worker `title`, with `keep_fds` and /dev/null as 0 to 2.
+    """Turn this forked process into the worker `title`, with /dev/null as descriptors 0 to 2.
 
     Args:
-        title: As ps(1) shows it.
-        keep_fds: Descriptors that stay as they are; each above 2. All others are closed.
+        title: Process title for ps(1).
+        keep_fds: Descriptors that stay open, each above 2. All others are closed.
         null_fd: /dev/null, open for reading and writing.
+
+    Raises:
+        ValueError: A descriptor of `keep_fds` is 0, 1 or 2.
     """
     for signum in IGNORED_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
@@ -50,7 +53,7 @@ def enter_worker(title: str, keep_fds: Iterable[int], null_fd: int) -> None:
     lowest = 3
     for fd in sorted(set(keep_fds)):
         if fd < lowest:
-            raise ValueError(f"descriptor {fd} cannot be kept, it is /dev/null now")
+            raise ValueError(f"descriptor {fd} cannot be kept: it is /dev/null now")
         os.closerange(lowest, fd)
         lowest = fd + 1
     os.closerange(lowest, os.sysconf("SC_OPEN_MAX"))

@@ -1,7 +1,7 @@
-"""The completion record: a worker's last and only message, one JSON line over its own pipe.
+"""The completion record: the only message of a worker, one JSON line over its own pipe.
 
-Codec only; who reads and writes the pipe is elsewhere. End of file without a record is the
-message "this worker died".
+Codec only. `workers.process.context` writes the pipe and `supervisor.io.worker_process` reads it.
+End of file without a record means that the worker died.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from workers.common.records import asdict, dataclass
 
 _MOST_COUNT = 1 << 62
 _MOST_ERRNO = 4095
-"""Source: MAX_ERRNO of linux/err.h. No other number comes from a system call."""
+"""Source: MAX_ERRNO in linux/err.h. No other number comes from a system call."""
 
 MOST_BYTES = select.PIPE_BUF
-"""Up to here a write(2) to a pipe is not torn, pipe(7)."""
+"""A write(2) to a pipe of at most this size is atomic, pipe(7)."""
 
 
 class ReportError(ValueError):
@@ -29,9 +29,13 @@ class ReportError(ValueError):
 class Report:
     """How a stream ended.
 
-    `errno` is 0 at end of file, else what stopped the copy; `side` then says whether it was the
-    "source" or the "sink", or "" where the system call did not tell. `left_bytes` and `left_lines`
-    are what was there when the stream was given up, if this worker has counted that.
+    Attributes:
+        stream: "stdin", "stdout", "stderr" or "console".
+        copied_bytes: Copied by this worker.
+        errno: 0 at end of file, else the error that stopped the copy.
+        side: "source" or "sink", where the error occurred; "" if the system call does not say.
+        left_bytes: Counted by this worker in a stream that was given up.
+        left_lines: Ends of lines among them.
     """
 
     stream: str
@@ -60,7 +64,7 @@ def encode(report: Report) -> bytes:
 
 
 def decode(line: bytes) -> Report | None:
-    """Read what came before end of file; None for nothing at all.
+    """Parse the bytes before end of file; None if there are none.
 
     Raises:
         ReportError: Not exactly one line of this codec.
@@ -80,7 +84,8 @@ def decode(line: bytes) -> Report | None:
             "errno": int(errno),
             "side": str(side),
         }:
-            left = (fields.get("left_bytes", 0), fields.get("left_lines", 0))  # new, for a reload
+            # A worker that an older version forked before a reload does not send these two.
+            left = (fields.get("left_bytes", 0), fields.get("left_lines", 0))
             if (
                 all(isinstance(count, int) and 0 <= count <= _MOST_COUNT for count in left)
                 and 0 <= copied_bytes <= _MOST_COUNT

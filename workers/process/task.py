@@ -10,9 +10,9 @@ from typing import NamedTuple
 class TaskKind(Enum):
     """What the worker does with its stream.
 
-    DROP_UNTIL and WAIT_UNTIL leave a sink alone that has failed. Until their time has come, the
-    first reads on and drops by the stream's policy, the second does nothing. Then both copy.
-    COUNT_REST reads and counts what is left of a stream that was given up, and writes nothing.
+    DROP_UNTIL and WAIT_UNTIL leave a failed sink alone until a given time. DROP_UNTIL reads on and
+    drops by the policy of the stream; WAIT_UNTIL does nothing. After that time both copy.
+    COUNT_REST reads and counts the rest of a stream that was given up, and writes nothing.
     """
 
     COPY = "copy"
@@ -22,13 +22,13 @@ class TaskKind(Enum):
 
 
 class Task(NamedTuple):
-    """One worker's task. `until_s` is monotonic time, which parent and worker share."""
+    """The task of one worker. `until_s` is monotonic time, which supervisor and worker share."""
 
     kind: TaskKind
     until_s: float = 0.0
 
     def remaining_s(self) -> float:
-        """Return how long the sink is still left alone, in seconds."""
+        """Return how many seconds the worker still leaves the sink alone."""
         return max(0.0, self.until_s - time.monotonic())
 
 

@@ -1,43 +1,44 @@
-"""The worker of an output that may be dropped, and whose sink is a descriptor, as a fifo.
+"""The worker of an output that may be dropped, and whose sink is a descriptor, such as a fifo.
 
-    source --splice--> staging --readv--> line buffer --writev--> outlet pipe --splice--> sink
+    source --splice--> staging pipe --readv--> line buffer --write--> outlet pipe --splice--> sink
 
-The way in is that of `workers.lines.reader`, and the way out is its mirror image: only the stream's
-one living worker writes to the outlet pipe, so what is in there tells how much a killed one has
-written, and splice(2) moves it to the sink or does not.
+The way in is that of `workers.lines.reader`, and the way out mirrors it. Only the one living worker
+of the stream writes to the outlet pipe. So its content says how much a killed worker has written,
+and splice(2) moves a byte to the sink or leaves it there.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import select
+import stat
 from typing import NamedTuple
 
-from workers.common import position
+from workers.common import fd_state, position
 from workers.common.shared_memory import Record
-from workers.copy import splice
 from workers.lines import run
 from workers.lines.buffer import LineBuffer
+from workers.lines.sink import RecordSink
 from workers.process.linger import wait_until_read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from workers.copy.route import Route
     from workers.process.context import WorkerContext
 
 _OUTLET_BYTES = 64 << 10
 _SLOW_BYTES = 512
-"""For a terminal or a device: poll(2) promises room for something, and write(2) waits for all."""
+"""For a terminal or a device: poll(2) promises room for some bytes, and write(2) waits for all."""
 
 
 class OutletState(NamedTuple):
     """What has left the line buffer.
 
     Attributes:
-        consumed: The position up to which everything is in the outlet pipe or in the sink.
-        sending: While bytes are on their way into the outlet pipe: 1, and it was empty before.
+        consumed: Position up to which every byte is in the outlet pipe or in the sink.
+        sending: 1 while bytes are on their way into the outlet pipe, which was empty before.
     """
 
     consumed: int
@@ -45,12 +46,12 @@ class OutletState(NamedTuple):
 
 
 class Buffered:
-    """The parent's side of one stream: made before the fork, owned until `close`."""
+    """The supervisor's side of one stream: made before fork(2), owned until `close`."""
 
     def __init__(
         self, stream: str, policy: str, buffer_bytes: int, inherited: Sequence[int] = ()
     ) -> None:
-        """Make the memory and the pipe, or take over `inherited`, the `fds` of an earlier one.
+        """Make the memory and the pipe, or take over `inherited`, the `fds` of an earlier object.
 
         Raises:
             OSError: EMFILE, ENFILE.
@@ -69,19 +70,19 @@ class Buffered:
 
     @property
     def fds(self) -> tuple[int, ...]:
-        """What a worker keeps."""
+        """Descriptors that a worker keeps open."""
         return (*self.buffer.fds, *self.outlet)
 
     def read(self) -> OutletState:
-        """Return what was committed last."""
+        """Return the state of the last commit."""
         return OutletState._make(self._record.read())
 
     def commit(self, state: OutletState) -> None:
-        """Make `state` the one that counts."""
+        """Make `state` the current one."""
         self._record.commit(state)
 
     def close(self) -> None:
-        """Give everything back."""
+        """Close the memory and the pipe."""
         self._record.release()
         self.buffer.close()
         self._close_outlet()
@@ -93,16 +94,16 @@ class Buffered:
                 os.close(end)
 
 
-class PipeWriter:
-    """One worker's hand on the sink. Any cut of the bytes will do: there are no records."""
+class PipeWriter(RecordSink):
+    """One worker's access to the sink. It may cut the bytes anywhere: there are no records."""
 
-    is_unfinished = False
     limit_bytes = 0
+    stall_fd = -1
 
     def __init__(self, buffered: Buffered, sink_fd: int, *, lingers: bool) -> None:
-        """Go on where a killed predecessor stopped.
+        """Continue where a killed predecessor stopped.
 
-        `lingers`: the sink is a socket, whose peer has to read everything before we end.
+        `lingers`: the sink is a socket, and `close` waits until the peer has read everything.
         """
         self._buffered = buffered
         self._outlet_rfd, self._outlet_wfd = buffered.outlet
@@ -113,26 +114,15 @@ class PipeWriter:
         if sending:
             consumed += self.rest_bytes
             buffered.commit(OutletState(consumed, 0))
-        self.consumed = max(consumed, buffered.buffer.read().front)
+        self.consumed = max(consumed, buffered.buffer.read().dropped_to)
 
     @property
     def rest_bytes(self) -> int:
-        """What is in the outlet pipe."""
-        return splice.pending_bytes(self._outlet_rfd)
-
-    def hold(self, end: int) -> int:
-        """Return `end`: nothing waits."""
-        return end
-
-    def open(self) -> None:
-        """Do nothing: the sink is open."""
-
-    def pass_over(self, position: int) -> None:
-        """Go on from `position`."""
-        self.consumed = position
+        """How many bytes the outlet pipe holds."""
+        return fd_state.pending_bytes(self._outlet_rfd)
 
     def write(self, end: int) -> None:
-        """Move whole lines, if there are some, into the outlet pipe, when that is empty.
+        """Move whole lines, if there are some, into the outlet pipe, once that is empty.
 
         Raises:
             BlockingIOError: The sink has no room.
@@ -149,13 +139,11 @@ class PipeWriter:
         self.consumed += written
 
     def flush(self) -> None:
-        """Move what is in the outlet pipe into the sink; raises as `write`."""
-        writable = select.poll()
-        writable.register(self.stall_fd, select.POLLOUT)
+        """Move the content of the outlet pipe into the sink; raises as `write`."""
         while rest := self.rest_bytes:
-            if not writable.poll(0):
+            if not fd_state.is_writable(self.stall_fd):
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-            most = rest if splice.is_lossy(self.stall_fd) else min(rest, _SLOW_BYTES)
+            most = rest if _takes_what_fits(self.stall_fd) else min(rest, _SLOW_BYTES)
             self._to_position()
             try:
                 os.splice(self._outlet_rfd, self.stall_fd, most, flags=os.SPLICE_F_NONBLOCK)
@@ -165,8 +153,8 @@ class PipeWriter:
                 self._write_rest(most)
 
     def _write_rest(self, most: int) -> None:
-        """As `flush`, for what splice(2) refuses; a kill may lose what is in hand."""
-        content = self.take_back()
+        """Flush with write(2) what splice(2) refuses; a kill may lose the bytes in hand."""
+        content = self.take_rest()
         written = 0
         try:
             written = os.write(self.stall_fd, content[:most])
@@ -174,32 +162,41 @@ class PipeWriter:
             if content[written:]:
                 os.write(self._outlet_wfd, content[written:])
 
-    def take_back(self) -> bytes:
-        """Empty the outlet pipe."""
+    def take_rest(self) -> bytes:
+        """Empty the outlet pipe, and return its content."""
         rest = self.rest_bytes
         return os.read(self._outlet_rfd, rest) if rest else b""
 
     def close(self) -> None:
-        """Stay until all is read, for a while."""
+        """Wait until the peer has read everything, for a limited time."""
         if self._lingers:
             wait_until_read(self.stall_fd)
 
 
+def _takes_what_fits(fd: int) -> bool:
+    """Say whether splice(2) into `fd`, which poll(2) reports writable, moves what fits and returns.
+
+    True for pipes, by SPLICE_F_NONBLOCK, for non-blocking sockets, and for files.
+    """
+    mode = os.fstat(fd).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
+
+
 def work(
     context: WorkerContext,
-    route: splice.Route,
+    route: Route,
     buffered: Buffered,
     sink_fd: int,
     *,
     lingers: bool = False,
 ) -> None:
-    """Copy until the container has closed its side, then report. The sink of `route` is not used.
+    """Copy until the container has closed its side, then report. Does not use the sink of `route`.
 
     Args:
-        context: As for every worker.
+        context: The worker's context.
         route: The source and the staging pipe.
-        buffered: What the parent has made, for this stream alone.
-        sink_fd: A socket has to be non-blocking.
+        buffered: Made by the supervisor, for this stream alone.
+        sink_fd: Must be non-blocking if it is a socket.
         lingers: See `PipeWriter`.
     """
     context.enter((*route.source_fds, *buffered.fds, sink_fd))

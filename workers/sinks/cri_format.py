@@ -1,13 +1,12 @@
 """The log format of the Kubernetes container runtime interface, as `kubectl logs` reads it. Pure.
 
     2016-10-06T00:17:09.669794202Z stdout F a whole line
-    2016-10-06T00:17:09.669794202Z stdout P a piece of a line that is not at its end
+    2016-10-06T00:17:09.669794202Z stdout P a piece of a line, without its end
 
-The bytes of a line stay as they are: empty, NUL, invalid UTF-8, a carriage return. All records
-of one batch have one time, when the batch was written. A line longer than 16 KiB is cut, as
-containerd does. What a container ends with when its last byte is no newline is P as well, as
-containerd and conmon have it: the reader takes away the newline after a P, and so
-`kubectl logs` shows the very bytes.
+The bytes of a line stay as they are: empty, NUL, invalid UTF-8, a carriage return. All records of
+one batch have the time when the batch was written. A line longer than 16 KiB is cut, as in
+containerd. If the last byte of the output is no newline, the last record is P, as in containerd and
+conmon. The reader removes the newline after a P, so `kubectl logs` shows the exact bytes.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class CriFormat:
             if is_piece:
                 parts += (head, b" P ", content[start:end], b"\n")
             else:
-                # One pass over all lines. After the last newline it leaves a head too many.
+                # One pass over all lines. It leaves a surplus head after the last newline.
                 lines = content[start:end].replace(b"\n", b"\n" + line_head)
                 parts += (line_head, memoryview(lines)[: -len(line_head)])
         return b"".join(parts)

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from workers.lines import run
-from workers.sinks.log_file import LogWriter
+from workers.sinks.log_writer import LogWriter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from workers.copy import splice
+    from workers.copy.route import Route
     from workers.process.context import WorkerContext
     from workers.sinks.log_file import LogFile
 
 
-def work(context: WorkerContext, route: splice.Route, log: LogFile, stream: str) -> None:
+def work(context: WorkerContext, route: Route, log: LogFile, stream: str) -> None:
     """Write `stream` into `log` until the container has closed its side, then report.
 
-    Never raises `CopyError`. The sink of `route` is not used, its staging pipe is.
+    Never raises `CopyError`. Does not use the sink of `route`, but its staging pipe.
 
     Args:
-        context: As for every worker.
+        context: The worker's context.
         route: The source and the staging pipe.
-        log: What the parent has made; its memory is shared by all workers of the file.
-        stream: The name in `log`, which may not be the name in `context`.
+        log: Made by the supervisor; all workers of the file share its memory.
+        stream: The name in `log`, which may differ from that in `context`.
     """
     context.enter((*route.source_fds, *log.fds))
     buffer = log.buffers[log.streams.index(stream)]

@@ -1,8 +1,8 @@
 """Renaming full log files: `log` becomes `log.1`, `log.1` becomes `log.2`, and so on.
 
-Renames go from the highest number down, and only up to the first number that is free. So a
-rotation that was cut short leaves a gap, and the next one shifts what is below the gap and
-nothing else: no file is shifted twice, and none but the oldest is ever replaced.
+Renames go from the highest number down, and only up to the first free number. So a rotation that
+was cut short leaves a gap. The next rotation shifts the files below the gap and no others: no file
+is shifted twice, and only the oldest is ever replaced.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import os
 
 
 def rotate(dir_fd: int, name: str, keep: int) -> None:
-    """Make `name` free; afterwards there are at most `keep` old files of ours.
+    """Rename `name` away; afterwards there are at most `keep` old files.
 
     May be killed anywhere and called again, unless `name` is a new file by then.
 
     Args:
         dir_fd: The directory, borrowed.
-        name: The log's name in it.
+        name: The name of the log in it.
         keep: At least 1.
 
     Raises:
-        OSError: As rename(2).
+        OSError: From rename(2).
     """
     free = next((n for n in range(1, keep) if not _exists(dir_fd, f"{name}.{n}")), keep)
     for number in range(free, 1, -1):

@@ -1,0 +1,95 @@
+"""The descriptors of one copy, what a copy reports of its progress, and how it fails."""
+
+from __future__ import annotations
+
+import os
+
+from workers.common.records import dataclass
+from workers.copy.batching import SMALL_BYTES, Batching
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    class Progress(Protocol):
+        """Receives the progress of a copy; see `workers.process.counters`."""
+
+        def add_copied(self, copied_bytes: int) -> None:
+            """Count bytes that have reached the sink."""
+
+        def set_in_flight(self, in_flight_bytes: int) -> None:
+            """Set how many bytes are between source and sink."""
+
+        @property
+        def is_teed(self) -> bool:
+            """Whether the attach clients have what the staging pipe holds."""
+
+        def set_teed(self, *, is_teed: bool) -> None:
+            """Set whether the attach clients have what the staging pipe holds."""
+
+        def add_skipped(self, client: int, skipped_bytes: int) -> None:
+            """Count bytes that an attach client was too slow for."""
+
+
+SPLICE_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Descriptors of one copy, all borrowed.
+
+    Attributes:
+        source_fd: Where bytes come from.
+        sink_fd: Where bytes go.
+        staging: Read and write end of the supervisor's pipe. None where source and sink are pipes
+            and no client is attached.
+        source_is_console: EIO from the source is end of file: no process has the terminal open
+            (pty(7)).
+        sink_is_log: The sink is a file that grows at its end, and may be opened more than once.
+        attach_clients: Number and pipe of each client, which gets what its pipe has room for.
+        tee: tee(2) into those pipes.
+        capacity_bytes: Size of the source pipe; 0 if the source is none. Passed by the supervisor,
+            because F_GETPIPE_SZ takes the pipe's lock, and a worker that waits in poll(2) instead
+            can be killed.
+    """
+
+    source_fd: int
+    sink_fd: int
+    staging: tuple[int, int] | None = None
+    source_is_console: bool = False
+    sink_is_log: bool = False
+    attach_clients: tuple[tuple[int, int], ...] = ()
+    tee: Callable[[int, int, int], int] | None = None
+    capacity_bytes: int = 0
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """Every descriptor that the copy needs."""
+        return (self.source_fd, self.sink_fd, *self.source_fds[1:])
+
+    @property
+    def source_fds(self) -> tuple[int, ...]:
+        """Every descriptor that the copy needs, without the sink."""
+        return (self.source_fd, *(self.staging or ()), *(fd for _number, fd in self.attach_clients))
+
+    def batching(self, most_bytes: int = SPLICE_BYTES, small_bytes: int = SMALL_BYTES) -> Batching:
+        """Return the batching of a copy that moves `most_bytes` at once.
+
+        A console on either side gets no pauses: a person types there. Nor does stdin, which
+        `workers.copy.stdin` copies: the container waits for each byte of it.
+        """
+        is_console = self.source_is_console or os.isatty(self.sink_fd)
+        capacity_bytes = 0 if is_console else min(self.capacity_bytes, most_bytes)
+        return Batching(capacity_bytes, small_bytes=small_bytes)
+
+
+class CopyError(Exception):
+    """The copy cannot continue. `errno` is the kernel's, `side` is "source", "sink" or ""."""
+
+    def __init__(self, error: OSError, side: str) -> None:
+        """Keep the errno; only a report leaves this process."""
+        super().__init__(error.strerror)
+        self.errno = error.errno or 0
+        self.side = side
