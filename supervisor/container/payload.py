@@ -14,7 +14,7 @@ import select
 import signal
 import struct
 
-from supervisor.linux import fds
+from supervisor.linux import fds, procfs
 from supervisor.linux.errors import reason
 from supervisor.linux.exit_status import Unknown, from_wait_status
 
@@ -127,19 +127,11 @@ class Payload:
 
 
 def _look_at_zombie(pid: int, pidfd: int) -> Termination | None:
-    """Return how an unreaped process has ended; None if that cannot be seen.
-
-    Source: proc(5), /proc/PID/stat, (52) exit_code. A 0 says nothing: it is also what those
-    see who may not see the status (ptrace(2), access mode checks).
-    """
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            state, *fields = file.read().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    status = int(fields[48])
-    # Looked at after the file: then that was of this process, and of nobody who has its pid now.
-    if state != b"Z" or status == 0 or _is_reaped(pidfd):
+    """Return how an unreaped process has ended; None if that cannot be seen."""
+    status = procfs.zombie_wait_status(pid)
+    # The pidfd is checked after the file: only then did the file tell of this process, and not of
+    # another that has its pid now. A 0 is also what a reader without the right to trace sees.
+    if not status or _is_reaped(pidfd):
         return None
     return from_wait_status(status)
 

@@ -14,7 +14,7 @@ import signal
 from contextlib import suppress
 from typing import NamedTuple
 
-from supervisor.linux import fds, syscalls
+from supervisor.linux import fds, procfs, syscalls
 from supervisor.linux.errors import reason
 from supervisor.state import directory
 from supervisor.state.fd_store import FdReader, FdStore, FdStoreError
@@ -30,7 +30,6 @@ _TITLE = b"forkshim: "
 _FIRST_LISTEN_FD = 3
 _LAST_WORDS_MS = 5000
 _LONGEST_HANDOVER = 256
-_CAP_SYS_PTRACE = 19
 
 
 class Handover(NamedTuple):
@@ -237,13 +236,7 @@ def _is_ours(pid: int) -> bool:
     there, here = os.stat(f"/proc/{pid}/ns/user"), os.stat("/proc/self/ns/user")
     if not os.path.samestat(there, here):
         return False
-    return {*_status(pid)["Uid"].split()} == {str(os.geteuid())}
-
-
-def _status(pid: int | str) -> dict[str, str]:
-    with open(f"/proc/{pid}/status", "rb") as file:
-        lines = file.read().decode("ascii", "replace").split("\n")
-    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    return {*procfs.status(pid)["Uid"].split()} == {str(os.geteuid())}
 
 
 def _refusal(pid: int, error: OSError) -> str:
@@ -251,8 +244,8 @@ def _refusal(pid: int, error: OSError) -> str:
 
     Source: ptrace(2), "Ptrace access mode checking", which pidfd_getfd(2) refers to.
     """
-    status, reasons = _status("self"), []
-    if not int(status.get("CapEff", "0"), 16) >> _CAP_SYS_PTRACE & 1:
+    status, reasons = procfs.status("self"), []
+    if not procfs.has_capability(procfs.CAP_SYS_PTRACE):
         reasons.append("this process lacks CAP_SYS_PTRACE")
     if status.get("Seccomp", "0") != "0":
         reasons.append("a seccomp filter is in force here")
@@ -307,9 +300,8 @@ def _is_worker(pid: int, title: bytes = _TITLE) -> bool:
     One that was forked an instant before still has its parent's title.
     """
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            if file.read().rpartition(b")")[2].split()[0] in b"ZX":
-                return False
+        if procfs.is_dead(pid):
+            return False
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             return file.read(len(title)) == title
     except (FileNotFoundError, ProcessLookupError):

@@ -1,47 +1,78 @@
-"""What the kernel says of one process in /proc/PID/stat.
+"""What the kernel tells of a process in /proc/PID/stat, /proc/PID/status and /proc/PID/task.
 
-Source: proc(5), fields 9 and 22; sched.h.
+Source: proc(5); sched.h for the flags.
 """
 
 from __future__ import annotations
 
-PF_EXITING = 0x4
-"""It is ending, or is a zombie."""
+import os
+
+from workers.common import process_stat
+
 PF_FORKNOEXEC = 0x40
-"""It was forked and has executed no program since. A zombie keeps the flag."""
+"""The process was forked and has executed no program since. A zombie keeps the flag."""
+
+CAP_SYS_PTRACE = 19
+CAP_SYS_ADMIN = 21
+"""Source: capabilities(7), linux/capability.h."""
 
 
 def flags(pid: int) -> int | None:
-    """Return the flags of the process, None if it was reaped.
+    """Return the flags of the process; None if it was reaped.
 
     Raises:
-        OSError: EMFILE, say.
+        OSError: EMFILE, ENFILE or ENOMEM; so do all functions here.
     """
-    return _number(pid, 9)
+    found = process_stat.fields(pid)
+    return None if found is None else int(found[process_stat.FLAGS])
 
 
 def began(pid: int) -> int | None:
-    """Return when the process began, in clock ticks since the boot; None if it was reaped.
-
-    Raises:
-        OSError: As `flags`.
-    """
-    return _number(pid, 22)
-
-
-def _number(pid: int, field: int) -> int | None:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[field - 3])
-    except (FileNotFoundError, ProcessLookupError):
-        return None
+    """Return when the process began, in clock ticks since the boot; None if it was reaped."""
+    found = process_stat.fields(pid)
+    return None if found is None else int(found[process_stat.BEGAN])
 
 
 def is_ending(pid: int) -> bool:
-    """Say whether the process is ending or has ended.
+    """Say whether the process is ending, is a zombie or was reaped."""
+    return process_stat.is_ending(pid)
+
+
+def is_dead(pid: int) -> bool:
+    """Say whether the process is a zombie or was reaped."""
+    found = process_stat.fields(pid)
+    return found is None or found[process_stat.STATE] in b"ZX"
+
+
+def zombie_wait_status(pid: int) -> int | None:
+    """Return the wait status of a zombie; None if the process is no zombie.
+
+    A 0 says nothing: a reader that may not trace the process sees 0, too. Source: ptrace(2),
+    "Ptrace access mode checking".
+    """
+    found = process_stat.fields(pid)
+    if found is None or found[process_stat.STATE] != b"Z":
+        return None
+    return int(found[process_stat.EXIT_CODE])
+
+
+def status(pid: int | str) -> dict[str, str]:
+    """Return /proc/PID/status by names; `pid` may be "self".
 
     Raises:
-        OSError: As `flags`.
+        OSError: ENOENT or ESRCH: it was reaped.
     """
-    found = flags(pid)
-    return found is None or bool(found & PF_EXITING)
+    with open(f"/proc/{pid}/status", "rb") as file:
+        lines = file.read().decode("ascii", "replace").split("\n")
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+def has_capability(number: int) -> bool:
+    """Say whether this process has a capability in effect; False where the kernel hides it."""
+    return bool(int(status("self").get("CapEff", "0"), 16) >> number & 1)
+
+
+def children() -> list[int]:
+    """Return the children of this thread, unreaped zombies among them."""
+    with open(f"/proc/self/task/{os.getpid()}/children") as file:
+        return [int(word) for word in file.read().split()]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 
-from supervisor.linux import exit_status
+from supervisor.linux import exit_status, procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ class Reaper:
 
         Source: proc(5), /proc/[pid]/task/[tid]/children; unreaped ones are listed as well.
         """
-        with open(f"/proc/self/task/{os.getpid()}/children") as file:
-            return [int(word) for word in file.read().split() if int(word) not in self._expected]
+        return [pid for pid in procfs.children() if pid not in self._expected]
 
     def remember_unknown(self, operation: object) -> None:
         """Remember the statuses of unknown children: a child of `operation` may be among them."""

@@ -21,19 +21,14 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from supervisor.linux import fds, syscalls
+from supervisor.linux import fds, procfs, syscalls
 
-_CAP_SYS_ADMIN = 21
 _SET_GROUP_SINCE = (5, 15)
 
 
 def is_possible() -> bool:
     """Say whether this process may have mounts of its own. Source: capabilities(7)."""
-    with open("/proc/self/status", "rb") as file:
-        for line in file:
-            if line.startswith(b"CapEff:"):
-                return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
-    return False
+    return procfs.has_capability(procfs.CAP_SYS_ADMIN)
 
 
 def put(source: str, target: str) -> None:

@@ -16,7 +16,7 @@ import os
 import time
 from contextlib import suppress
 
-from supervisor.linux import fds, plain_json
+from supervisor.linux import fds, plain_json, procfs
 from supervisor.linux.errors import (
     AlreadySupervisedError,
     ShimError,
@@ -147,12 +147,9 @@ def _is_of_a_dead(path: str) -> bool:
     try:
         with open(os.path.join(path, PID_NAME), opener=fds.open_without_waiting) as file:
             pid = int(file.read(16))
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            return stat.read().rpartition(b") ")[2][:1] in b"ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return os.path.exists(os.path.join(path, PID_NAME))
-    except ValueError:  # not written yet
+    except (FileNotFoundError, ValueError):  # not written yet
         return False
+    return procfs.is_dead(pid)
 
 
 def _checked(path: str, lock: fds.Fd) -> Claim:

@@ -6,8 +6,6 @@ mount can create names with a vertical tab or U+2028, where `str.splitlines` wou
 
 from __future__ import annotations
 
-_PF_EXITING = 4
-
 
 def parse(content: bytes) -> dict[bytes, bytes]:
     """Return cgroup paths by controller; b"" is cgroup v2. Pure.
@@ -25,16 +23,3 @@ def membership(pid: int | str) -> dict[bytes, bytes]:
             return parse(file.read())
     except (FileNotFoundError, ProcessLookupError):
         return {}
-
-
-def is_ending(pid: int) -> bool:
-    """Say whether a process is exiting or gone; cgroup v1 then lists only `/` for it.
-
-    Source: proc(5), /proc/PID/stat, (9) flags: PF_EXITING.
-    """
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            after_name = file.read().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return bool(int(after_name[6]) & _PF_EXITING)

@@ -21,7 +21,7 @@ import struct
 import time
 from typing import NamedTuple
 
-from workers.common import cgroup_names
+from workers.common import cgroup_names, process_stat
 from workers.notify import words as notify_words
 from workers.notify.rate_limit import (
     A_SECOND,
@@ -174,7 +174,7 @@ class _Reader:
         """
         if pid == 0:  # of a pid namespace that is neither ours nor below it
             return False
-        theirs = {} if cgroup_names.is_ending(pid) else cgroup_names.membership(pid)
+        theirs = {} if process_stat.is_ending(pid) else cgroup_names.membership(pid)
         return not theirs or all(
             theirs.get(name, b"") == path
             or theirs.get(name, b"").startswith(path.rstrip(b"/") + b"/")

@@ -1,0 +1,40 @@
+"""The one parser of /proc/PID/stat, for both trees.
+
+The second field is the program's name in parentheses. It may hold blanks and parentheses, so the
+fields are counted from behind the last `)`.
+
+Source: proc(5), /proc/PID/stat; sched.h for the flags.
+"""
+
+from __future__ import annotations
+
+_FIRST = 3
+STATE, FLAGS, BEGAN, EXIT_CODE = 3, 9, 22, 52
+"""Numbers of fields in proc(5)."""
+
+PF_EXITING = 0x4
+"""The process is ending, or is a zombie."""
+
+
+def fields(pid: int) -> dict[int, bytes] | None:
+    """Return the fields from the third on by their numbers in proc(5); None if it was reaped.
+
+    Raises:
+        OSError: EMFILE, ENFILE or ENOMEM.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            words = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return dict(enumerate(words, _FIRST))
+
+
+def is_ending(pid: int) -> bool:
+    """Say whether the process is ending, is a zombie or was reaped.
+
+    Raises:
+        OSError: As `fields`.
+    """
+    found = fields(pid)
+    return found is None or bool(int(found[FLAGS]) & PF_EXITING)
