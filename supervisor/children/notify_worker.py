@@ -200,7 +200,7 @@ class NotifyWorker:
             words_wfd.close()
             raise
         os.set_blocking(words_rfd.fileno(), False)
-        place = reader.Place(
+        place = reader.NotifyContext(
             title=f"{self._title} [notify]",
             socket=self._notify_proxy.socket,
             memory=self._notify_proxy.memory,

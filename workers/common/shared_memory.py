@@ -63,7 +63,7 @@ class Memory:
         return self._view[PAGE_BYTES + start : PAGE_BYTES + end]
 
     def close(self) -> None:
-        """Unmap and close the memory. Every record on it has to be released first."""
+        """Unmap and close the memory. Release every record on it first."""
         for view in (self.words, self._page, self._view):
             view.release()
         self.data.close()

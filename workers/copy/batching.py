@@ -4,7 +4,7 @@ A container that writes 80 bytes at a time wakes its worker for 80 bytes, and a 
 same for any size. So when small moves follow each other at once, the worker pauses for a
 millisecond, and then takes everything that has come meanwhile. The pause comes *after* bytes have
 been delivered and holds none back. The first write after a silence passes at once. A worker that is
-killed in its pause has nothing in hand. To the supervisor the source stays readable, that is
+killed in its pause holds no bytes. To the supervisor the source stays readable, that is
 pending.
 
 Whether a pause pays is measured, not assumed. A process that answers questions over its stdout

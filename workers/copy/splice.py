@@ -32,7 +32,7 @@ _SINK_ERRNOS = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, 
 
 
 def copy(route: Route, progress: Progress) -> None:
-    """Copy to end of file, and tell `progress` what is in flight and what has reached the sink.
+    """Copy to end of file; report to `progress` what is in flight and what has reached the sink.
 
     Raises:
         CopyError: A side failed for good. What was not copied is in the source or staging pipe.

@@ -36,7 +36,7 @@ def fill(
     Args:
         route: Where the bytes come from.
         staging: The pipe.
-        progress: Is told what is in flight.
+        progress: Receives what is in flight.
         limit_bytes: How much at most; at least CHUNK_BYTES.
 
     Returns:
@@ -46,7 +46,7 @@ def fill(
         BlockingIOError: The source had nothing after all.
         CopyError: The source failed.
     """
-    # Before the bytes move: a supervisor that sees an empty source must not take us for idle.
+    # Before the bytes move: a supervisor that sees an empty source must see a busy worker.
     progress.set_in_flight(1)
     if route.attach_clients:
         progress.set_teed(is_teed=False)
@@ -100,7 +100,7 @@ def _fill(route: Route, staging: tuple[int, int], limit_bytes: int) -> int:
 
 
 def _fill_up(route: Route, staging: tuple[int, int], moved: int) -> int:
-    """Add what a console has beside the first `moved` bytes: it gives 4095 at a time (tty_read).
+    """Add what a console has after the first `moved` bytes: it gives 4095 at a time (tty_read).
 
     An error, such as EIO, ends the loop; the next call meets it again.
     """

@@ -65,7 +65,7 @@ class LineBuffer:
 
         Args:
             name: See `Memory`.
-            longest_line_bytes: Size up to which a line has to be here in one piece.
+            longest_line_bytes: Size up to which a line must be here in one piece.
             policy: What happens to more than that while the sink takes nothing.
             fd: See `Memory`.
         """

@@ -21,7 +21,7 @@ kernel makes new pages for each batch, which takes longer than all the rest. Sou
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD; `cri` took 500 MB/s of 100-byte lines, now 1250."""
 
 HOLD_MS = 250
-"""How long the source has to be silent before an unsettled record is written."""
+"""How long the source must be silent before an unsettled record is written."""
 
 
 class RecordEnds(NamedTuple):

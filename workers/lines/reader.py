@@ -5,7 +5,7 @@
 Only the one living worker of the stream reads the staging pipe, and only this module fills it. The
 worker commits what the staging pipe holds before it reads. So the number of bytes that have left
 the pipe says how many have arrived here, even if the worker is killed in readv(2) or right after
-it. Reading from the source could not be counted like that, because the container goes on writing.
+it. Reading from the source could not be counted like that, because the container keeps writing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LineReader:
     def __init__(self, route: Route, buffer: LineBuffer, progress: Progress) -> None:
         """Continue where a killed predecessor stopped. `route.staging` is required.
 
-        `progress` is told what is on its way here; the caller reports when it has left.
+        Reports to `progress` what is in flight; the caller reports when that has left.
         """
         if route.staging is None:
             raise ValueError("a line reader needs a staging pipe")

@@ -1,7 +1,7 @@
-"""What a notify worker leaves to its successor, and to the supervisor: words that wait, counters.
+"""State that a notify worker leaves to its successor and to the supervisor: messages and counters.
 
-A worker is killed at any instant. So it notes what waits before it takes the datagram off the
-socket: the words are told twice at worst, and never lost.
+A worker may be killed at any instant. So it stores a message before it takes the datagram off the
+socket. A message is sent twice at worst, and never lost.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 _SEEN, _BUSY, _MERGED, _CURRENT, _LENGTH = 0, 1, 2, 3, 4
 _ROOM = 4096
-"""Bytes for each of two copies. Four messages, one with a status of 1 KiB, take 2 KiB at most."""
+"""Bytes of each of two copies. Four messages, one with a status of 1 KiB, take 2 KiB at most."""
 
 
 class NotifyMemory:
-    """Owned by the supervisor; written by the one living worker. No number in it is trusted."""
+    """Owned by the supervisor, written by the one living worker. Readers trust no number in it."""
 
     def __init__(self, *, fd: int = -1) -> None:
-        """Make it; `fd`: see `Memory`."""
+        """Make the memory; `fd`: see `Memory`."""
         self._memory = Memory("forkshim:notify", 2 * _ROOM, fd=fd)
 
     @property
     def fd(self) -> int:
-        """Lend the descriptor."""
+        """Descriptor of the memory, borrowed."""
         return self._memory.fd
 
     @property
@@ -37,20 +37,20 @@ class NotifyMemory:
 
     @property
     def is_busy(self) -> bool:
-        """Whether the worker is taking one off, which can sleep: see `workers.notify.reader`."""
+        """Whether the worker is receiving, which can sleep: see `workers.notify.reader`."""
         return bool(self._memory.words[_BUSY])
 
     @property
     def merged(self) -> int:
-        """How many had to be merged with others."""
+        """How many messages were merged with others."""
         return self._memory.words[_MERGED]
 
     def begin(self) -> None:
-        """Note that a datagram is about to be taken off."""
+        """Note that the worker begins to receive a datagram."""
         self._memory.words[_BUSY] = 1
 
     def done(self) -> None:
-        """Note that it has been."""
+        """Note that the worker has received it."""
         self._memory.words[_SEEN] = (self._memory.words[_SEEN] + 1) % 2**64
         self._memory.words[_BUSY] = 0
 
@@ -59,11 +59,11 @@ class NotifyMemory:
         self._memory.words[_BUSY] = 0
 
     def count_merged(self) -> None:
-        """Count one that had to be merged."""
+        """Count one merged message."""
         self._memory.words[_MERGED] = (self._memory.words[_MERGED] + 1) % 2**64
 
     def waiting(self) -> list[Words]:
-        """Return the messages that an earlier worker has left."""
+        """Return the messages that wait to be sent."""
         current = self._memory.words[_CURRENT] & 1
         length = min(self._memory.words[_LENGTH + current], _ROOM)
         text = bytes(self._memory.room(current * _ROOM, current * _ROOM + length))
@@ -71,7 +71,7 @@ class NotifyMemory:
         return [each for each in messages if each != words.NOTHING]
 
     def keep(self, messages: list[Words]) -> None:
-        """Leave these in place of the earlier ones, in one step."""
+        """Replace the messages that wait, in one step."""
         text = b"\0".join(words.encode(each) for each in messages)
         other = 1 - (self._memory.words[_CURRENT] & 1)
         self._memory.room(other * _ROOM, other * _ROOM + len(text))[:] = text
@@ -79,5 +79,5 @@ class NotifyMemory:
         self._memory.words[_CURRENT] = other
 
     def close(self) -> None:
-        """Give it back."""
+        """Close the memory."""
         self._memory.close()

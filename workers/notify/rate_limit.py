@@ -1,9 +1,9 @@
-"""How often a container may speak to the service manager: a token bucket, and what waits for it.
+"""Rate limit of a container's messages to the service manager: a token bucket, and merging.
 
-PID 1 of the machine reads each message, so a container may cause 20 at once and 10 a second. What
-comes faster is merged: of each name the last value is kept, and told when there is a token again.
-Only the changes of state are kept in their order. Without READY=1 before STOPPING=1 a unit would
-have failed, without RELOADING=1 before READY=1 systemd would wait for the end of a reload.
+PID 1 of the machine reads each message, so a container may cause 20 at once and 10 a second. The
+worker merges messages that come faster: it keeps the last value of each name, and sends it with the
+next token. It keeps changes of state in their order. Without READY=1 before STOPPING=1 a unit would
+have failed; without RELOADING=1 before READY=1 systemd would wait for the end of a reload.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ AT_ONCE = 20
 A_SECOND = 10.0
 READ_AT_ONCE, READ_A_SECOND = 64, 320.0
 REST_S = 0.1
-"""Of datagrams that are not told at once: reading costs CPU outside of the container. When so
-many came, nothing is read for REST_S; a container that fills the socket's queue waits."""
+"""Limit of datagrams that are not sent at once: reading costs CPU outside of the container. Above
+it the worker reads nothing for REST_S, and a container that fills the socket's queue waits."""
 
 
 class Bucket:
     """Tokens: `at_once` at first and at most, `a_second` more each second."""
 
     def __init__(self, at_once: int, a_second: float, now_s: float) -> None:
-        """Begin full. Times are in seconds, monotonic."""
+        """Start with a full bucket. Times are in seconds, monotonic."""
         self._most, self._a_second = float(at_once), a_second
         self._tokens, self._at_s = self._most, now_s
 
@@ -35,7 +35,7 @@ class Bucket:
         return True
 
     def wait_s(self, now_s: float) -> float:
-        """Return how long it takes until there is a token."""
+        """Return the seconds until there is a token."""
         self._fill(now_s)
         return max(0.0, 1 - self._tokens) / self._a_second
 
@@ -45,7 +45,7 @@ class Bucket:
 
 
 def merge(messages: list[Words], words: Words) -> list[Words]:
-    """Return what is told in place of `messages` and then `words`: at most four messages. Pure."""
+    """Return at most four messages that replace `messages` followed by `words`. Pure."""
     everything = [*messages, words]
     changes = [
         Words(state=each.state, monotonic_usec=each.monotonic_usec)
@@ -59,7 +59,7 @@ def merge(messages: list[Words], words: Words) -> list[Words]:
 
 
 def _compact(changes: list[Words]) -> list[Words]:
-    """Return the last change to each state, and the first READY=1, in their order."""
+    """Return the last change to each state and the first READY=1, in their order."""
     changes = [
         each
         for each, after in zip(changes, [*changes[1:], NOTHING], strict=False)
@@ -71,7 +71,7 @@ def _compact(changes: list[Words]) -> list[Words]:
 
 
 def _over(older: Words, newer: Words) -> Words:
-    """Return `older` with what `newer` says beside its state. A trigger is not taken back."""
+    """Return `older` with the values of `newer` except its state. A watchdog trigger stays."""
     said = {
         name: value
         for name, value in newer._asdict().items()

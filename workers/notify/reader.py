@@ -1,12 +1,13 @@
-"""The worker that reads the container's sd_notify socket, and it alone.
+"""The worker that reads the container's sd_notify socket.
 
-What comes is of the container's choice, and so is how long it takes to be taken off the socket: a
-datagram can bring a descriptor whose close(2) sleeps (a TCP socket with SO_LINGER, a file of the
-container's own FUSE). The kernel closes it in the process that receives. So this process does
-nothing else, holds nothing else, and the supervisor replaces it when it does not move.
+The container chooses the datagrams, and how long it takes to receive them. A datagram can carry a
+descriptor whose close(2) sleeps (a TCP socket with SO_LINGER, a file of the container's own FUSE).
+The kernel closes it in the process that receives. So this process does nothing else, holds nothing
+else, and the supervisor replaces it when it makes no progress.
 
-A datagram is looked at first (MSG_PEEK), told or noted, and only then taken off. The descriptors
-are never received: the kernel closes what finds no room, which also answers BARRIER=1.
+The worker first peeks at a datagram (MSG_PEEK), sends or stores its message, and only then receives
+it. It never receives descriptors: the kernel closes those that find no room, which also answers
+BARRIER=1.
 
 Source: unix(7), SCM_CREDENTIALS; recv(2); socket(7), SO_LINGER.
 """
@@ -42,22 +43,22 @@ if TYPE_CHECKING:
     from workers.notify.words import Words
 
 RECORD_BYTES = 2048
-"""Of each message to the supervisor, padded with NUL: up to PIPE_BUF a write(2) is not torn."""
+"""Size of each message to the supervisor, padded with NUL: a write(2) up to PIPE_BUF is atomic."""
 _MOST_LAST_WORDS = 256
 _CREDENTIALS = struct.Struct("=iII")
 
 
-class Place(NamedTuple):
-    """What the worker is handed before the fork. Every descriptor is borrowed.
+class NotifyContext(NamedTuple):
+    """Context passed to the worker across fork(2). Every descriptor is borrowed.
 
     Attributes:
-        title: As ps(1) shows it.
-        socket: The container's, with SO_PASSCRED.
-        memory: What it leaves to the next worker.
-        words_wfd: Where records go.
-        until_rfd: A pipe, whose hang-up means that these are the last words.
+        title: Process title for ps(1).
+        socket: The container's socket, with SO_PASSCRED.
+        memory: State for the next worker.
+        words_wfd: Write end of the pipe for messages to the supervisor.
+        until_rfd: Read end of a pipe. Its hang-up means that no further message will come.
         null_fd: /dev/null, open for reading and writing.
-        cgroups: The container's; who is in others is not heard.
+        cgroups: The container's cgroups; the worker ignores senders in other cgroups.
     """
 
     title: str
@@ -75,75 +76,75 @@ class _Datagram(NamedTuple):
     is_cut: bool
 
 
-def work(place: Place) -> None:
-    """Read until there is nothing more to come, or the supervisor is gone."""
-    kept = (place.socket.fileno(), place.words_wfd, place.until_rfd)
-    isolate.enter_worker(place.title, kept, place.null_fd)
+def work(context: NotifyContext) -> None:
+    """Read until no further message comes, or the supervisor is gone."""
+    kept = (context.socket.fileno(), context.words_wfd, context.until_rfd)
+    isolate.enter_worker(context.title, kept, context.null_fd)
     with contextlib.suppress(BrokenPipeError):
-        _Reader(place).run()
+        _Reader(context).run()
 
 
 class _Reader:
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self._memory = place.memory
-        self._waiting = place.memory.waiting()
+    def __init__(self, context: NotifyContext) -> None:
+        self._context = context
+        self._memory = context.memory
+        self._waiting = context.memory.waiting()
         now_s = time.monotonic()
         self._tokens = Bucket(AT_ONCE, A_SECOND, now_s)
         self._reads = Bucket(READ_AT_ONCE, READ_A_SECOND, now_s)
         self._rest_until_s = 0.0
         self._poller = select.poll()
-        self._poller.register(place.until_rfd, 0)  # POLLHUP
+        self._poller.register(context.until_rfd, 0)  # POLLHUP
 
     def run(self) -> None:
-        """Tell what waits, then read what comes."""
+        """Send the messages that wait, then read."""
         while True:
             now_s = time.monotonic()
             while self._waiting and self._tokens.take(now_s):
-                self._tell_first()
+                self._send_first()
             rest_s = max(0.0, self._rest_until_s - now_s)
             if self._poll(now_s, rest_s):
-                self._tell_the_last()
+                self._send_last()
                 return
             if not rest_s:
                 self._take_one()
 
     def _poll(self, now_s: float, rest_s: float) -> bool:
-        """Wait for a datagram, a token or the end of a rest; True if the last words have come."""
-        self._poller.register(self._place.socket, 0 if rest_s else select.POLLIN)
+        """Wait for a datagram, a token or the end of a rest; True if no further message comes."""
+        self._poller.register(self._context.socket, 0 if rest_s else select.POLLIN)
         waits_s = [rest_s] if rest_s else []
         if self._waiting:
             waits_s.append(self._tokens.wait_s(now_s))
         ready = self._poller.poll(min(waits_s) * 1000 if waits_s else None)
-        return any(fd == self._place.until_rfd for fd, _events in ready)
+        return any(fd == self._context.until_rfd for fd, _events in ready)
 
-    def _tell_the_last(self) -> None:
+    def _send_last(self) -> None:
         for _each in range(_MOST_LAST_WORDS):
             if not self._take_one():
                 break
         while self._waiting:
-            self._tell_first()
+            self._send_first()
 
     def _take_one(self) -> bool:
-        """Tell or note one datagram, and take it off; False if there is none."""
+        """Send or store one message, and receive it; False if there is none."""
         seen = self._receive(socket.MSG_PEEK)
         if seen is None:
             return False
-        self._hear(seen)
+        self._handle(seen)
         self._memory.begin()
-        taken = self._receive(0)  # may sleep: the module's docstring says why
+        taken = self._receive(0)  # may sleep: see the module docstring
         self._memory.done()
-        if taken is not None and taken != seen:  # a predecessor took that one, as it was killed
-            self._hear(taken)
+        if taken is not None and taken != seen:  # a killed predecessor received that one
+            self._handle(taken)
         return True
 
-    def _hear(self, datagram: _Datagram) -> None:
+    def _handle(self, datagram: _Datagram) -> None:
         words = notify_words.NOTHING
         if not datagram.is_cut and self._is_of_the_container(datagram.pid):
             words = notify_words.parse(datagram.data)
         now_s = time.monotonic()
         if words != notify_words.NOTHING and not self._waiting and self._tokens.take(now_s):
-            self._tell(words)
+            self._send(words)
             return
         if words != notify_words.NOTHING:
             self._waiting = merge(self._waiting, words)
@@ -154,7 +155,7 @@ class _Reader:
 
     def _receive(self, flags: int) -> _Datagram | None:
         try:
-            data, ancillary, flags, _address = self._place.socket.recvmsg(
+            data, ancillary, flags, _address = self._context.socket.recvmsg(
                 notify_words.MOST_BYTES,
                 socket.CMSG_LEN(_CREDENTIALS.size),  # no room for descriptors
                 flags | socket.MSG_DONTWAIT,
@@ -168,24 +169,25 @@ class _Reader:
         return _Datagram(data, pid, bool(flags & socket.MSG_TRUNC))
 
     def _is_of_the_container(self, pid: int) -> bool:
-        """Say whether a sender may speak; of one that has ended nothing can be known.
+        """Say whether a sender is in the container's cgroups.
 
-        Such a one may: only root of this machine and the container reach the socket at all.
+        A sender that has exited is accepted: only root of this machine and the container can reach
+        the socket.
         """
-        if pid == 0:  # of a pid namespace that is neither ours nor below it
+        if pid == 0:  # in a pid namespace that is not below this one
             return False
         theirs = {} if process_stat.is_ending(pid) else cgroup_names.membership(pid)
         return not theirs or all(
             theirs.get(name, b"") == path
             or theirs.get(name, b"").startswith(path.rstrip(b"/") + b"/")
-            for name, path in self._place.cgroups.items()
+            for name, path in self._context.cgroups.items()
         )
 
-    def _tell_first(self) -> None:
-        # Told before it is forgotten: a worker that is killed in between has it told twice.
-        self._tell(self._waiting[0])
+    def _send_first(self) -> None:
+        # Sent before it is removed: if the worker is killed in between, it is sent twice.
+        self._send(self._waiting[0])
         self._waiting = self._waiting[1:]
         self._memory.keep(self._waiting)
 
-    def _tell(self, words: Words) -> None:
-        os.write(self._place.words_wfd, notify_words.encode(words).ljust(RECORD_BYTES, b"\0"))
+    def _send(self, words: Words) -> None:
+        os.write(self._context.words_wfd, notify_words.encode(words).ljust(RECORD_BYTES, b"\0"))

@@ -1,9 +1,9 @@
-"""What a container may say to its service manager: from bytes to values, and back. Pure.
+"""Messages that a container may send to its service manager: from bytes to values, and back. Pure.
 
-The receiver's grammar counts. systemd splits a datagram at line feeds and at carriage returns, and
-refuses a NUL that is not the last byte. Of READY=1, RELOADING=1 and STOPPING=1 the last one counts,
-of any other name the first. So each value is parsed, checked by its own grammar, and written again:
-no byte of the container goes on, but for the printable text of STATUS=.
+The grammar is the receiver's. systemd splits a datagram at line feeds and carriage returns, and
+refuses a NUL that is not the last byte. It uses the last of READY=1, RELOADING=1 and STOPPING=1,
+and the first assignment of any other name. So this module parses each value, checks it by its own
+grammar, and formats it again. No byte of the container passes, except printable text of STATUS=.
 
 Source: sd_notify(3); systemd 252 and 257.
 """
@@ -14,9 +14,9 @@ import re
 from typing import NamedTuple
 
 MOST_BYTES = 4096
-"""What systemd takes of one datagram (NOTIFY_BUFFER_MAX)."""
+"""The longest datagram that systemd reads (NOTIFY_BUFFER_MAX)."""
 LONGEST_STATUS = 256
-"""Characters. Our own status line has room for 512."""
+"""Characters. The supervisor's own status line has room for 512."""
 
 _STATES = (b"READY", b"RELOADING", b"STOPPING")
 _WATCHDOG = {b"1": "1", b"trigger": "trigger"}
@@ -29,17 +29,17 @@ _LONGEST_BUS_ERROR = 255
 
 
 class Words(NamedTuple):
-    """What one datagram says that may go on.
+    """The values of one datagram that may pass.
 
     Attributes:
         state: READY, RELOADING, STOPPING, or empty.
-        monotonic_usec: When a reload began; systemd looks at it only beside RELOADING=1.
+        monotonic_usec: When a reload began; systemd reads it only together with RELOADING=1.
         watchdog: "1", "trigger", or empty.
         errno: 0 to 4095.
-        bus_error: A name of the D-Bus.
+        bus_error: A D-Bus error name.
         watchdog_usec: An unsigned 64-bit number, as each *_usec.
         extend_timeout_usec: The same.
-        status: Printable text, at most LONGEST_STATUS characters; part of our own line.
+        status: Printable text, at most LONGEST_STATUS characters; part of the supervisor's line.
     """
 
     state: str = ""
@@ -52,7 +52,7 @@ class Words(NamedTuple):
     status: str | None = None
 
     def lines(self) -> list[str]:
-        """Return the assignments for the manager; STATUS= is not among them."""
+        """Return the assignments for the manager, without STATUS=."""
         given = {
             self.state: "1",
             "MONOTONIC_USEC": self.monotonic_usec,
@@ -69,7 +69,7 @@ NOTHING = Words()
 
 
 def parse(data: bytes) -> Words:
-    """Take a datagram apart. What is not allowed, or not as its grammar says, is left out."""
+    """Parse a datagram. Leaves out assignments that are not allowed or not valid."""
     if len(data) > MOST_BYTES or b"\0" in data.removesuffix(b"\0"):
         return NOTHING
     state = ""
@@ -94,7 +94,7 @@ def parse(data: bytes) -> Words:
 
 
 def encode(words: Words) -> bytes:
-    """Return what `parse` reads as the same words."""
+    """Return bytes that `parse` reads as the same words."""
     status = [] if words.status is None else [f"STATUS={words.status}"]
     return "\n".join([*words.lines(), *status]).encode()
 
@@ -113,6 +113,6 @@ def _bus_error(text: bytes) -> str:
 
 
 def _printable(text: bytes) -> str:
-    """Return it as a terminal may show it: `systemctl status` and ps(1) do."""
+    """Return text that is safe on a terminal: `systemctl status` and ps(1) print it."""
     decoded = text.decode("utf-8", "replace")[:LONGEST_STATUS]
     return "".join(each if each.isprintable() else "?" for each in decoded)

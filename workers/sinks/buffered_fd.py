@@ -153,7 +153,7 @@ class PipeWriter(RecordSink):
                 self._write_rest(most)
 
     def _write_rest(self, most: int) -> None:
-        """Flush with write(2) what splice(2) refuses; a kill may lose the bytes in hand."""
+        """Flush with write(2) what splice(2) refuses; a kill may lose those bytes."""
         content = self.take_rest()
         written = 0
         try:
