@@ -93,7 +93,9 @@ RUN = Command(
         _ROOT,
         _ID,
         Option("terminal", ("-t", "--terminal"), "give the container a terminal"),
-        Option("interactive", ("-i", "--interactive"), "give the container our stdin"),
+        Option(
+            "interactive", ("-i", "--interactive"), "give the container the stdin of this command"
+        ),
         Option(
             "stop_timeout_s",
             ("--stop-timeout",),
@@ -105,7 +107,7 @@ RUN = Command(
         Option(
             "stop_signal",
             ("--stop-signal",),
-            "what a stop sends: TERM, SIGQUIT, 3, RTMIN+3 (default: TERM)",
+            "the signal that asks the container to stop: TERM, SIGQUIT, 3, RTMIN+3 (default: TERM)",
             "SIG",
             parse_signal,
             "not a signal",
@@ -121,19 +123,20 @@ RUN = Command(
         Option(
             "exit_dir",
             ("--exit-dir",),
-            "write DIR/ID.json, how it ended: status, signal, out of memory, bytes, times",
+            "write the exit record DIR/ID.json: status, signal, out of memory, bytes, times",
             "DIR",
         ),
         Option(
             "sdnotify",
             ("--sdnotify",),
-            "who says READY=1 to systemd: we, when it runs (default), or the container itself",
+            "which process says READY=1 to systemd: the supervisor, when the container runs "
+            "(default), or the container itself",
             choices=("supervisor", "container"),
         ),
         Option(
             "adopt",
             ("--adopt",),
-            "if ID's supervisor was killed and its container lives, go on with it: for Restart=",
+            "adopt the container of ID if its supervisor was killed: for Restart=",
         ),
     ),
     help="create and start a container, and supervise it to its end",
@@ -142,15 +145,16 @@ RUN = Command(
 ADOPT = Command(
     "adopt",
     AdoptRequest,
-    (Option("detach", ("--detach",), "return when it is supervised"), _ROOT, _ID),
-    help="go on with a container whose supervisor was killed, to its end",
+    (Option("detach", ("--detach",), "return when the container is supervised"), _ROOT, _ID),
+    help="adopt a container whose supervisor was killed, and supervise it to its end",
     epilog=_STATUSES,
 )
 ATTACH = Command(
     "attach",
     AttachRequest,
     (_ROOT, _ID),
-    help="hear what a running container says from now on, to its end or to Ctrl-C",
-    epilog="Nobody waits for it: who reads too slowly misses something, and only he.",
+    help="copy the output of a running container from now on, to its end or to Ctrl-C",
+    epilog="The container never waits for an attach client.\n"
+    "A client that reads too slowly loses output.",
 )
 COMMANDS = (RUN, ADOPT, ATTACH)

@@ -144,7 +144,7 @@ def parse(
 
 
 def _add(parser: argparse.ArgumentParser, option: Option) -> None:
-    """Give argparse a row."""
+    """Add a row to argparse."""
     import argparse
 
     def read_text(text: str) -> object:

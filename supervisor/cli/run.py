@@ -1,8 +1,8 @@
 """`forkshim run`: prepare a state directory, supervise, and end as the container ended.
 
-A front end of the state-directory protocol like any engine, only in one process: it writes
-process.json and the fifos, runs the runtime's `start` too, and joins the container's streams to its
-own descriptors, or with --detach to the sink that --log names.
+This process is client and supervisor in one. As a client it writes process.json, makes the fifos
+and runs the runtime's `start`. The container's output goes to its own descriptors, or to the sink
+that --log names.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import stat
 import time
 from functools import partial
 
-from supervisor.cli import daemon, foreground
+from supervisor.cli import daemon, foreground, leftovers
 from supervisor.container import exit_record
 from supervisor.container.request import Outcome, StartRequest
 from supervisor.container.supervisor import supervise
@@ -21,7 +21,6 @@ from supervisor.handover import discover
 from supervisor.handover.own_command import own_command
 from supervisor.linux import signals
 from supervisor.linux.errors import (
-    AlreadySupervisedError,
     BundleError,
     ShimError,
     StoppedError,
@@ -29,10 +28,8 @@ from supervisor.linux.errors import (
     reason_of_access,
 )
 from supervisor.linux.exit_status import signal_name
-from supervisor.oci import config_overlay, kill_scope, process_json
+from supervisor.oci import config_overlay, process_json
 from supervisor.oci.bundle import Addition, Bundle, destinations, modified_config, read_bundle
-from supervisor.oci.command_line import RuntimeCommand, is_same_bundle, parse_state
-from supervisor.oci.invoke import ask_runtime
 from supervisor.sinks.spec import check_typed, with_absolute_path
 from supervisor.state import claim
 from supervisor.state.container_id import check_id
@@ -56,10 +53,10 @@ _CONFIG = "config.json"
 
 
 def run(request: RunRequest) -> int:
-    """Run a container to its end, or with `detach` until it runs; returns the exit status.
+    """Run a container to its end; returns the exit status. With `detach` return 0 once it runs.
 
     Raises:
-        ShimError: Nothing was started, or the container never ran.
+        ShimError: The runtime was not executed, or the container never ran.
     """
     command = own_command()
     check_id(request.container_id)
@@ -76,26 +73,26 @@ def run(request: RunRequest) -> int:
     try:
         past, why_not = None, None
         if request.adopt or kept is not None:
-            from supervisor.cli import adopt as successor  # which imports a crew: 8 ms of a start
+            from supervisor.cli import adopt  # which imports io.workers: 8 ms of a start
 
             if request.adopt:
                 try:
-                    past = successor.find_past(claimed, kept)
-                except FdStoreError as error:  # which matters only if there still is a container
+                    past = adopt.find_past(claimed, kept)
+                except FdStoreError as error:  # matters only if the container still lives
                     why_not = error
             else:
-                successor.let_go(kept)
+                adopt.let_go(kept)
             if past is not None:
-                activation_fds.close()  # the container has them
-                return successor.take_over(claimed, past, detach=request.detach, command=command)
-        _recover(claimed, request, why_not)
+                activation_fds.close()  # the running container has its own copies
+                return adopt.take_over(claimed, past, detach=request.detach, command=command)
+        leftovers.clear(claimed, request, why_not)
         try:
             if request.exit_dir is not None:
                 exit_record.remove(request.exit_dir, request.container_id)
             runtime_bundle, config = _prepare(
                 claimed, request, bundle, activation_fds, terminal=terminal
             )
-            # Owned by this process, which ends with it.
+            # Owned by this process until its end.
             notify_proxy = _open_notify_proxy(bundle) if _has_notify_proxy(request) else None
         except (ShimError, OSError):
             claimed.remove()
@@ -130,7 +127,7 @@ def run(request: RunRequest) -> int:
         raise StoppedError(f"stopped by {signal_name(signum)} before its creation")
     if request.detach:
         daemon.detach(
-            lambda report: _supervise_detached(claimed, order, report),
+            lambda report: _supervise_in_daemon(claimed, order, report),
             working_directory=claimed.state_dir,
             preserve_fds=[claimed.lock_fd, *activation_fds.filenos()],
         )
@@ -141,17 +138,18 @@ def run(request: RunRequest) -> int:
 
         user_terminal = find_terminal(is_input=request.interactive)
     if foreground.has_controlling_terminal():
-        # Then a hang-up is the terminal's, and the worker of a raw one has to see us go.
+        # SIGHUP is then the terminal's hang-up, no reload. And the worker that restores a raw
+        # terminal must see this process end, so that no other process may adopt.
         order = replace(order, command=(), is_adoptable=False)
     is_chosen = bool(bundle.cgroups_path) or request.adopt or _is_made_by_systemd(request)
-    return _supervise_here(claimed, order, user_terminal, is_place_chosen=is_chosen)
+    return _supervise_in_foreground(claimed, order, user_terminal, is_place_chosen=is_chosen)
 
 
 def _settle_detach(request: RunRequest) -> RunRequest:
     if not request.detach:
         return request
     if SOCKET_VARIABLE in os.environ:
-        foreground.say("--detach: systemd supervises this process, so it stays in the foreground")
+        foreground.say("--detach: systemd supervises this process, which stays in the foreground")
         return replace(request, detach=False)
     if request.interactive:
         raise UsageError("--detach with --interactive: a daemon has no stdin to read from")
@@ -176,49 +174,6 @@ def _bundle_path(path: str) -> str:
     return absolute
 
 
-def _recover(claimed: claim.Claim, request: RunRequest, why_not: FdStoreError | None) -> None:
-    """Clear away what an earlier supervisor left; refuse if its container still lives.
-
-    `why_not`: why nobody can go on with that.
-    """
-    if claimed.is_stale:
-        left = claimed.left_state()
-        config = os.path.join(claimed.state_dir, _CONFIG)
-        caller = RuntimeCommand(
-            name=str(left.get("runtime") or request.runtime),
-            args=tuple(map(str, left.get("runtimeArgs") or request.runtime_args)),
-            state_dir=claimed.state_dir,
-            bundle=str(left.get("bundle") or ""),
-            container_id=request.container_id,
-            config=config if os.path.exists(config) else "",
-        )
-        state = parse_state(ask_runtime(caller.name, caller.state(), environment=os.environ))
-        if state is not None and state.status != "stopped":
-            why = str(why_not) if why_not is not None else discover.why_not(claimed.state_dir)
-            way = f"`forkshim adopt {request.container_id}` goes on with it"
-            if why:
-                way = f"nobody can go on with it from here ({why})"
-            ending = " ".join(caller.delete(force=True))
-            if kill_scope.of(caller.config_path, state.pid).unsafe_cgroup():
-                ending = f"kill -KILL {state.pid}"  # the other would kill whatever is beside it
-            raise AlreadySupervisedError(
-                "its supervisor is gone and its container is "
-                f"{state.status} (pid {state.pid}); {way}, `{ending}` ends it"
-            )
-        discover.end_workers(claimed.state_dir)
-        if state is not None and is_same_bundle(state.bundle, caller.bundle):
-            danger = kill_scope.of(caller.config_path, 0).unsafe_cgroup()
-            if danger:
-                kept = kill_scope.not_deleted(caller.name, danger)
-                foreground.say(f"{request.container_id}: {kept}")
-            else:
-                ask_runtime(caller.name, caller.delete(), caller.directory, environment=os.environ)
-        if why_not is not None:
-            anew = "its container is gone, so it is run anew"
-            foreground.say(f"{request.container_id}: {why_not}; {anew}")
-    claimed.clear()
-
-
 def _prepare(
     claimed: claim.Claim,
     request: RunRequest,
@@ -227,14 +182,17 @@ def _prepare(
     *,
     terminal: bool,
 ) -> tuple[str, str]:
-    """Write all that the core reads; return the runtime's bundle, and what is its config.json.
+    """Make the state directory; return the bundle for the runtime, and the path of its config.json.
 
-    The bundle is the user's, and the config.json ours if anything has to be changed. Only who may
-    not mount gives the runtime a bundle of our own. Afterwards the state directory is the current
-    directory.
+    The bundle is the user's. A config.json with changes is in the state directory, and bound over
+    the user's for `create`. A process that may not mount gives the runtime a bundle of its own.
+    The state directory is the current directory afterwards.
+
+    Returns:
+        The bundle; and a config.json in place of the bundle's, or "".
     """
     request, scope = _with_scope(request, bundle)
-    # The current directory will be another one.
+    # Now: the current directory changes below.
     sink = with_absolute_path(request.log or "passthrough", os.getcwd())
     record = process_json.ProcessConfig(
         terminal=terminal,
@@ -250,7 +208,7 @@ def _prepare(
         bundle,
         terminal=terminal,
         cgroups_path=scope or _choose_cgroup(request),
-        addition=_way_to_the_manager(claimed, bundle) if _has_notify_proxy(request) else None,
+        addition=_notify_mount(claimed, bundle) if _has_notify_proxy(request) else None,
         environment=activation_fds.environment(),
         is_elsewhere=not (can_overlay := config_overlay.is_possible()),
     )
@@ -280,7 +238,7 @@ def _prepare(
 
 
 def _make_bundle(path: str, config: bytes, of_path: str) -> None:
-    """Make a bundle with another config.json, and links to what else the user's has."""
+    """Make a bundle of `config` and links to the other files of the user's bundle."""
     os.mkdir(path, 0o700)
     with contextlib.closing(StateDirectory.open(path)) as directory:
         directory.write(_CONFIG, config, 0o600)
@@ -290,18 +248,18 @@ def _make_bundle(path: str, config: bytes, of_path: str) -> None:
 
 
 def _has_notify_proxy(request: RunRequest) -> bool:
-    """Say whether the container speaks to a service manager; without one nobody would hear it."""
+    """Return whether the container gets a notify socket: it asks for one, and systemd is there."""
     has_manager = bool(foreground.environment_of_a_main_process().get(SOCKET_VARIABLE))
     return request.sdnotify == "container" and has_manager
 
 
 def _open_notify_proxy(bundle: Bundle) -> NotifyProxy:
-    from supervisor.systemd.notify_proxy import NotifyProxy  # 4 ms, for those who want one
+    from supervisor.systemd.notify_proxy import NotifyProxy  # 4 ms, needed here only
 
     return NotifyProxy.make(uid=bundle.root_uid, gid=bundle.root_gid)
 
 
-def _way_to_the_manager(claimed: claim.Claim, bundle: Bundle) -> Addition:
+def _notify_mount(claimed: claim.Claim, bundle: Bundle) -> Addition:
     from supervisor.systemd import notify_proxy
 
     place = notify_proxy.place_for(destinations(bundle))
@@ -312,7 +270,10 @@ def _way_to_the_manager(claimed: claim.Claim, bundle: Bundle) -> Addition:
 
 
 def _with_scope(request: RunRequest, bundle: Bundle) -> tuple[RunRequest, str]:
-    """Have systemd make the container's cgroup where the unit must not be divided; "" if it may."""
+    """Return the request and the scope that systemd makes for the container.
+
+    Only where the unit's cgroup must stay undivided; "" for the scope elsewhere.
+    """
     if not request.adopt or _is_made_by_systemd(request):
         return request, ""
     scope = delegation.scope_beside_unit(os.environ, request.container_id)
@@ -328,10 +289,10 @@ def _is_made_by_systemd(request: RunRequest) -> bool:
 def _choose_cgroup(request: RunRequest) -> str:
     """Divide the unit's cgroup, if there is one; return the container's part, "" for none.
 
-    With --systemd-cgroup it would be the name of a scope that systemd makes, outside the unit.
+    "" with --systemd-cgroup, too: a cgroupsPath would name a scope of systemd's outside the unit.
     """
     if request.adopt and delegation.scope_beside_unit(os.environ, request.container_id):
-        return ""  # the unit stays whole
+        return ""  # the unit stays undivided
     try:
         payload = delegation.enter_unit(os.environ)
     except ShimError as error:
@@ -340,7 +301,7 @@ def _choose_cgroup(request: RunRequest) -> str:
     return "" if _is_made_by_systemd(request) else payload
 
 
-def _supervise_here(
+def _supervise_in_foreground(
     claimed: claim.Claim,
     order: StartRequest,
     user_terminal: UserTerminal | None,
@@ -352,7 +313,7 @@ def _supervise_here(
 
     def supervise_it(log: Log, state_dir: StateDirectory) -> Outcome:
         claimed.write_pid()
-        look = partial(_tell_if_outside, log, state_dir, is_place_chosen=is_place_chosen)
+        look = partial(_warn_if_outside, log, state_dir, is_place_chosen=is_place_chosen)
         return supervise(replace(order, on_started=look), log, state_dir)
 
     try:
@@ -362,15 +323,14 @@ def _supervise_here(
             user_terminal.restore()
 
 
-def _tell_if_outside(log: Log, state_dir: StateDirectory, *, is_place_chosen: bool) -> None:
-    """Say where the container is, if it runs beside the unit that is to have it."""
+def _warn_if_outside(log: Log, state_dir: StateDirectory, *, is_place_chosen: bool) -> None:
+    """Log the container's cgroup if it is not below the unit's."""
     place = delegation.outside_of_unit(os.environ, state_dir.read_pid())
     if not place:
         return
     message = f"the container is outside of this unit, in the cgroup {place}"
-    if is_place_chosen or delegation.is_delegated(
-        os.environ
-    ):  # then we have said what was in the way
+    # In a delegated unit `_choose_cgroup` has already said what the kernel refused.
+    if is_place_chosen or delegation.is_delegated(os.environ):
         log.info(message)
     else:
         log.warning(
@@ -380,10 +340,10 @@ def _tell_if_outside(log: Log, state_dir: StateDirectory, *, is_place_chosen: bo
         )
 
 
-def _supervise_detached(
+def _supervise_in_daemon(
     claimed: claim.Claim, order: StartRequest, report: daemon.StartReport
 ) -> None:
-    """Supervise in the daemon."""
+    """Supervise in the daemon, and report the start to the caller."""
     signals.hold()
     order = replace(order, on_started=report.started)
 

@@ -452,7 +452,7 @@ def test_a_run_of_its_id_says_what_can_be_done(
     daemon.kill()
     done = daemon.command("run", "--bundle", bundle, "--detach", "--log", "null")
     assert done.returncode == 75
-    assert f"`forkshim adopt {daemon.id}` goes on with it" in done.stderr
+    assert f"`forkshim adopt {daemon.id}` adopts it" in done.stderr
     assert daemon.workers(), "they go on"
     daemon.succeed_in("run", "--bundle", bundle, "--detach", "--log", "null", "--adopt")
     os.kill(daemon.payload_pid, signal.SIGKILL)
@@ -508,7 +508,7 @@ def test_a_run_that_would_adopt_begins_anew_when_the_container_is_dead(
     done = daemon.command("run", "--adopt", "--bundle", bundle, "--detach", "--log", "null")
     assert (done.returncode, done.stderr) == (
         0,
-        f"forkshim: {daemon.id}: {said}; its container is gone, so it is run anew\n",
+        f"forkshim: {daemon.id}: {said}; its container has ended, the next one starts\n",
     )
     assert daemon.wait_end() == "3"
     assert len(daemon.workers()) == (left in ("a garbled file", "another's"))
@@ -541,7 +541,7 @@ def test_a_run_that_cannot_adopt_says_that_the_container_lives(
     assert done.returncode == 75
     assert done.stderr.startswith(
         f"forkshim: {daemon.id}: its supervisor is gone and its container is running "
-        f"(pid {daemon.payload_pid}); nobody can go on with it from here "
+        f"(pid {daemon.payload_pid}); it cannot be adopted from here "
         "(no worker of it lives any more, and systemd has kept nothing), `runc "
     )
     assert done.stderr.endswith(f" delete --force {daemon.id}` ends it\n")
@@ -608,7 +608,7 @@ def test_what_an_earlier_boot_has_left_is_run_anew(
     bundle = make_bundle("exit 3")
     done = daemon.command("run", "--adopt", "--bundle", bundle, "--detach", "--log", "null")
     assert done.returncode == 0
-    assert "handover: of another boot of the machine; its container is gone" in done.stderr
+    assert "handover: of another boot of the machine; its container has ended" in done.stderr
     assert daemon.wait_end() == "3"
 
 

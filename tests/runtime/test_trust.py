@@ -204,7 +204,7 @@ def test_who_may_not_have_a_workers_descriptors_is_told_why(
         done = without_ptrace(*words)
         assert done.returncode == status
         assert "lacks CAP_SYS_PTRACE" in done.stderr, "no advice that cannot work"
-        assert "goes on with it" not in done.stderr
+        assert "adopts it" not in done.stderr
     daemon.adopt()
 
 

@@ -1,0 +1,66 @@
+"""What a killed supervisor left behind, before its ID is run again."""
+
+from __future__ import annotations
+
+import os
+
+from supervisor.cli import foreground
+from supervisor.handover import discover
+from supervisor.linux.errors import AlreadySupervisedError
+from supervisor.oci import kill_scope
+from supervisor.oci.command_line import RuntimeCommand, is_same_bundle, parse_state
+from supervisor.oci.invoke import ask_runtime
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from supervisor.cli.commands import RunRequest
+    from supervisor.state import claim
+    from supervisor.state.fd_store import FdStoreError
+
+
+def clear(claimed: claim.Claim, request: RunRequest, why_not: FdStoreError | None) -> None:
+    """Clear away what an earlier supervisor of the ID left.
+
+    `why_not`: why this process cannot adopt.
+
+    Raises:
+        AlreadySupervisedError: The container of that supervisor still lives.
+    """
+    if claimed.is_stale:
+        left = claimed.left_state()
+        config = os.path.join(claimed.state_dir, "config.json")
+        command = RuntimeCommand(
+            name=str(left.get("runtime") or request.runtime),
+            args=tuple(map(str, left.get("runtimeArgs") or request.runtime_args)),
+            state_dir=claimed.state_dir,
+            bundle=str(left.get("bundle") or ""),
+            container_id=request.container_id,
+            config=config if os.path.exists(config) else "",
+        )
+        state = parse_state(ask_runtime(command.name, command.state(), environment=os.environ))
+        if state is not None and state.status != "stopped":
+            why = str(why_not) if why_not is not None else discover.why_not(claimed.state_dir)
+            way = f"`forkshim adopt {request.container_id}` adopts it"
+            if why:
+                way = f"it cannot be adopted from here ({why})"
+            ending = " ".join(command.delete(force=True))
+            if kill_scope.of(command.config_path, state.pid).unsafe_cgroup():
+                ending = f"kill -KILL {state.pid}"  # delete --force would kill its neighbours
+            raise AlreadySupervisedError(
+                "its supervisor is gone and its container is "
+                f"{state.status} (pid {state.pid}); {way}, `{ending}` ends it"
+            )
+        discover.end_workers(claimed.state_dir)
+        if state is not None and is_same_bundle(state.bundle, command.bundle):
+            danger = kill_scope.of(command.config_path, 0).unsafe_cgroup()
+            if danger:
+                kept = kill_scope.not_deleted(command.name, danger)
+                foreground.say(f"{request.container_id}: {kept}")
+            else:
+                ask_runtime(
+                    command.name, command.delete(), command.directory, environment=os.environ
+                )
+        if why_not is not None:
+            again = "its container has ended, the next one starts"
+            foreground.say(f"{request.container_id}: {why_not}; {again}")
+    claimed.clear()
