@@ -1,13 +1,16 @@
-"""A process that does nothing but keep what a successor of ours would need.
+"""The fd holder: a child of the supervisor that keeps the fd store open when the supervisor dies.
 
-Workers do that as long as there are any. A container that has closed its outputs, or whose outputs
-all go nowhere, has none; it can be followed all the same.
+Another supervisor adopts the container with what the store has. The fd holder parses nothing, and
+has no descriptor but /dev/null, the store's two sockets and what `starter` needs.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import time
+from contextlib import suppress
+from functools import partial
 
 from supervisor.children import restart_policy
 from supervisor.linux import spawn
@@ -15,14 +18,35 @@ from workers.process import isolate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Protocol
+
+    from supervisor.linux import fds
     from supervisor.linux.event_loop import Loop
     from supervisor.linux.exit_status import Termination
     from supervisor.linux.reaper import Reaper
     from supervisor.state.log import Log
 
+    class Starter(Protocol):
+        """Starts a successor when the supervisor has died: `supervisor.handover.successor`."""
+
+        @property
+        def fds(self) -> tuple[int, ...]:
+            """The descriptors it needs, which are lent."""
+
+        def serve(self, supervisor_pid: int) -> None:
+            """Wait for the supervisor's death and start successors. Returns if none is needed."""
+
+
+STAND_DOWN = signal.SIGUSR1
+"""Tells the fd holder to start no successor from now on."""
+
+_LONG_LIFE_S = 10.0
+"""An fd holder that has lived for so long before its death was not killed by the same cause."""
+
 
 class FdHolder:
-    """At most one such process, a child of ours. Owned until `leave` and its end."""
+    """Keeps one fd holder alive from `ensure` on. Owns the process until `stop` and its end."""
 
     def __init__(
         self,
@@ -32,59 +56,95 @@ class FdHolder:
         *,
         title: str,
         null_fd: int,
-        held: tuple[int, ...],
+        store_fds: tuple[int, ...],
+        predecessors: Sequence[fds.Fd] = (),
+        starter: Starter | None = None,
     ) -> None:
-        """Borrow everything; `held` is what is kept."""
-        self._again = loop.timer(self._come_again)
+        """Borrow everything but `predecessors`.
+
+        Args:
+            loop: Has the timer of the next fork.
+            reaper: Tells of the process's end.
+            log: Gets a line for the deaths 1, 2, 4, 8, ...
+            title: The supervisor's process title.
+            null_fd: /dev/null.
+            store_fds: What the process keeps open.
+            predecessors: pidfds of earlier fd holders of this store, owned. They are killed as soon
+                as there is another one.
+            starter: What the process does when the supervisor dies; None for nothing.
+        """
+        self._next_fork = loop.timer(self.ensure)
         self._reaper = reaper
         self._log = log
         self._title = title
         self._null_fd = null_fd
-        self._held = held
-        self._is_to_leave = False
-        self._is_refused = False
+        self._store_fds = store_fds
+        self._predecessors = [*predecessors]
+        self._starter = starter
+        self._is_stopping = False
+        self._failed_forks = self._deaths = self._deaths_in_a_row = 0
+        self._forked_at_s = 0.0
         self.pid = 0
 
-    def go_on(self, pid: int) -> None:
-        """Take over the one that this process had before it became another program; 0: none."""
-        self.pid = pid
-        if pid:
-            self._reaper.expect(pid, self._on_exit)
+    def ensure(self) -> None:
+        """Fork the process unless there is one. A fork that is refused is tried again later."""
+        if self.pid or self._is_stopping or self._next_fork.is_running:
+            return
+        try:
+            self.pid = spawn.fork_worker(partial(self._hold, os.getpid()))
+        except OSError as error:  # EAGAIN, ENOMEM: the limits of our cgroup
+            self._failed_forks += 1
+            if restart_policy.is_logged(self._failed_forks):
+                self._log.warning(
+                    f"fd holder: fork: {error.strerror}; trying again in "
+                    f"{restart_policy.FORK_AGAIN_S:g} s; {self._failed_forks} times so far"
+                )
+            self._next_fork.start(restart_policy.FORK_AGAIN_S)
+            return
+        self._failed_forks = 0
+        self._forked_at_s = time.monotonic()
+        self._reaper.expect(self.pid, self._on_exit)
+        self._end_predecessors()
 
-    def come(self) -> bool:
-        """Have one; False if that has to be tried again later, which is seen to."""
-        if not self.pid and not self._is_to_leave:
-            try:
-                self.pid = spawn.fork_worker(self._keep)
-            except OSError as error:  # EAGAIN, ENOMEM: the limits of our cgroup
-                if not self._is_refused:
-                    self._log.warning(f"keeper: fork: {error.strerror}; trying again")
-                self._is_refused = True
-                self._come_later()
-                return False
-            self._is_refused = False
-            self._reaper.expect(self.pid, self._on_exit)
-        return True
+    def stand_down(self) -> None:
+        """Have no successor started from now on: the container was told to stop."""
+        self._starter = None
+        if self.pid:
+            os.kill(self.pid, STAND_DOWN)  # unreaped, so the pid is its own
 
-    def leave(self) -> None:
-        """Have none any more; it is gone when there is no `pid`."""
-        self._is_to_leave = True
-        self._again.cancel()
+    def stop(self) -> None:
+        """Kill the process and its predecessors. It has been reaped when `pid` is 0."""
+        self._is_stopping = True
+        self._next_fork.cancel()
+        self._end_predecessors()
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)  # unreaped, so the pid is its own
 
-    def _keep(self) -> None:
-        isolate.enter_worker(f"{self._title} [keeper]", self._held, self._null_fd)
-        while True:
-            signal.pause()
+    def _hold(self, supervisor_pid: int) -> None:
+        starter = self._starter
+        kept = (*self._store_fds, *(starter.fds if starter else ()))
+        isolate.enter_worker(f"{self._title} [fds]", kept, self._null_fd)
+        if starter is None:
+            signal.signal(STAND_DOWN, signal.SIG_IGN)
+            while True:
+                signal.pause()
+        starter.serve(supervisor_pid)
 
-    def _on_exit(self, _termination: Termination) -> None:
+    def _on_exit(self, termination: Termination) -> None:
         self.pid = 0
-        if not self._is_to_leave:  # not at once: it may be somebody who kills each of them
-            self._come_later()
+        if self._is_stopping:
+            return
+        self._deaths += 1
+        is_short = time.monotonic() - self._forked_at_s < _LONG_LIFE_S
+        self._deaths_in_a_row = self._deaths_in_a_row + 1 if is_short else 1
+        if restart_policy.is_logged(self._deaths):
+            self._log.warning(f"fd holder: {termination}, forked again; {self._deaths} so far")
+        pause_s = restart_policy.pause_s(self._deaths_in_a_row)
+        self._next_fork.start(min(pause_s, restart_policy.FORK_AGAIN_S))
 
-    def _come_again(self) -> None:
-        self.come()
-
-    def _come_later(self) -> None:
-        self._again.start(restart_policy.FORK_AGAIN_S)
+    def _end_predecessors(self) -> None:
+        while self._predecessors:
+            pidfd = self._predecessors.pop()
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL)
+            pidfd.close()

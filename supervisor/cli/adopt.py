@@ -159,7 +159,8 @@ def _adopter(
         claimed.write_pid()
         log.notice(f"adopting, after supervisor {contents.document['pid']}")
         left = discover.workers(claimed.state_dir)
-        return restore.go_on(order, log, state_dir, contents, Leftovers(past, left))
+        fd_holders = discover.fd_holders(claimed.state_dir)
+        return restore.go_on(order, log, state_dir, contents, Leftovers(past, left, fd_holders))
 
     return order, supervise_it
 

@@ -50,7 +50,7 @@ def clear(claimed: claim.Claim, request: RunRequest, why_not: FdStoreError | Non
                 "its supervisor is gone and its container is "
                 f"{state.status} (pid {state.pid}); {way}, `{ending}` ends it"
             )
-        discover.end_workers(claimed.state_dir)
+        discover.end_leftovers(claimed.state_dir)
         if state is not None and is_same_bundle(state.bundle, command.bundle):
             danger = kill_scope.of(command.config_path, 0).unsafe_cgroup()
             if danger:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from supervisor.children.notify_worker import NotifyWorker
     from supervisor.container.container_init import ContainerInit
+    from supervisor.container.handover import HandoverManager
     from supervisor.container.init_process import Process
     from supervisor.container.service_status import ServiceStatus
     from supervisor.io.open import StdioOpener
@@ -69,7 +70,6 @@ class ExitSequence:
         except OSError as error:
             # The engine will find no status, which is the truth; our caller gets it all the same.
             self._log.error(f"write exitStatus: {error.strerror}")
-        self._stream_set.let_go()
         self._watch = DrainWatch(self._stream_set, is_read=self._keeps_unread)
         self._tell(process)
 
@@ -166,7 +166,11 @@ class ExitSequence:
             self._stream_set.give_up(stream)
 
     def leave_nobody(
-        self, calls: RuntimeInvoker, opener: StdioOpener, notify_worker: NotifyWorker | None = None
+        self,
+        calls: RuntimeInvoker,
+        opener: StdioOpener,
+        handover: HandoverManager,
+        notify_worker: NotifyWorker | None = None,
     ) -> None:
         """Kill and reap each process that still works for us; boundedly."""
         self._stream_set.stop()
@@ -181,6 +185,7 @@ class ExitSequence:
                 not limit.is_running
                 or (
                     not self._stream_set.has_workers
+                    and not handover.has_fd_holder
                     and calls.is_idle
                     and opener.is_idle
                     and (notify_worker is None or notify_worker.is_gone)

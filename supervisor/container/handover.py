@@ -1,15 +1,18 @@
 """The way to the next supervisor: by a reload of this process, or by adoption when it was killed.
 
-For the first all is handed over at one moment, see `supervisor.handover.reexec`. For the second it
-is laid down beforehand and again with each change of what we hold: in the deposit, which the
-workers and, if asked to, systemd keep open.
+For the first all is handed over at one moment, see `supervisor.handover.reexec`. For the second the
+supervisor publishes all that it holds in the fd store, and again with each change. The fd holder
+and, if asked to, systemd keep the store open.
 """
 
 from __future__ import annotations
 
+import os
 import time
+from contextlib import suppress
 from typing import NamedTuple
 
+from supervisor.children.fd_holder import FdHolder
 from supervisor.handover import reexec
 from supervisor.handover.discover import KEPT_NAMES
 from supervisor.linux import fds, signals
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
     from supervisor.container.request import StartRequest
     from supervisor.linux.event_loop import Loop
+    from supervisor.linux.reaper import Reaper
     from supervisor.oci.invoke import RuntimeInvoker
     from supervisor.state.directory import StateDirectory
     from supervisor.state.log import Log
@@ -55,8 +59,9 @@ if TYPE_CHECKING:
         def reload_is_over(self) -> None:
             """It was not done."""
 
-        def published(self) -> None:
-            """Who has the deposit can follow from now on."""
+        @property
+        def counters_fd(self) -> int:
+            """The memory that every worker of the container has mapped, and no other process."""
 
 
 _NEXT_MOMENT_S = 0.002
@@ -68,10 +73,17 @@ _PATIENCE_S = 10.0
 
 
 class Leftovers(NamedTuple):
-    """What a dead supervisor has left: where its own was found, and pidfds of its workers."""
+    """What a dead supervisor has left.
+
+    Attributes:
+        deposit: Its fd store.
+        workers: pidfds of its workers.
+        fd_holders: pidfds of the processes that hold the store for its successor.
+    """
 
     deposit: FdStore
     workers: list[fds.Fd]
+    fd_holders: list[fds.Fd]
 
 
 class Inherited(NamedTuple):
@@ -92,12 +104,16 @@ class HandoverManager:
     def __init__(
         self,
         loop: Loop,
+        reaper: Reaper,
         calls: RuntimeInvoker,
         log: Log,
         order: StartRequest,
         state_dir: StateDirectory,
         incumbent: Incumbent,
         past: Inherited | None,
+        *,
+        title: str,
+        null_fd: int,
     ) -> None:
         """Make the deposit if the order wants one, or take that of `past`; nothing is in it yet."""
         self._loop = loop
@@ -113,10 +129,23 @@ class HandoverManager:
         self._is_published = past is not None and past.is_parent
         self._deposit = _open_deposit(order, past)
         self.orphans: Sequence[fds.Fd] = past.orphans.workers if past and past.orphans else ()
+        self._fd_holder = FdHolder(
+            loop,
+            reaper,
+            log,
+            title=title,
+            null_fd=null_fd,
+            store_fds=self._store_fds,
+            predecessors=_fd_holders(past),
+        )
 
     @property
-    def held(self) -> tuple[int, ...]:
-        """What workers keep open for a successor."""
+    def is_adoptable(self) -> bool:
+        """Whether another supervisor can go on if this one is killed."""
+        return self._deposit is not None
+
+    @property
+    def _store_fds(self) -> tuple[int, ...]:
         return self._deposit.fds if self._deposit else ()
 
     # Reload.
@@ -222,8 +251,9 @@ class HandoverManager:
         document = self._incumbent.pack(fd_writer)
         self._incumbent.pack_own(document, fd_writer)
         document["supervisor"]["deposit"] = {
-            "ends": [fd_writer.add(end) for end in self.held],
+            "ends": [fd_writer.add(end) for end in self._store_fds],
             "nonce": self._deposit.nonce if self._deposit else "",
+            "fd_holder": self._fd_holder.pid,
         }
         return document
 
@@ -241,21 +271,27 @@ class HandoverManager:
         fd_writer = FdWriter()
         try:
             if not self._is_published:
-                # Before there is anything: a worker that waits with it for ever has to be found.
-                self._state_dir.write_handover(self._deposit.fds, self._deposit.nonce)
+                # Before there is anything in it: the workers are found by the file alone.
+                self._state_dir.write_handover(
+                    self._deposit.fds, self._deposit.nonce, self._incumbent.counters_fd
+                )
             self._deposit.put(self._incumbent.pack(fd_writer), fd_writer)
             if not self._is_published and self._order.is_kept:
                 self._order.notifier.keep_no_more(KEPT_NAMES)  # of an earlier run of the unit
                 self._order.notifier.keep(dict(zip(KEPT_NAMES, self._deposit.fds, strict=True)))
         except (ShimError, OSError) as error:
-            self._log.warning(f"nobody could go on if this supervisor were killed: {error}")
+            self._log.warning(f"cannot publish the fd store, adoption is disabled: {error}")
             return
-        if not self._is_published:
-            self._is_published = True
-            self._incumbent.published()
+        self._is_published = True
+        self._fd_holder.ensure()
+
+    @property
+    def has_fd_holder(self) -> bool:
+        """Whether the fd holder has still to be reaped."""
+        return bool(self._fd_holder.pid)
 
     def close(self) -> None:
-        """Leave nothing for a successor."""
+        """Leave nothing for a successor. Wait until there is no fd holder any more."""
         self._publish_soon.cancel()
         self._next_look.cancel()
         if self._deposit is not None:
@@ -263,6 +299,7 @@ class HandoverManager:
                 self._order.notifier.keep_no_more(KEPT_NAMES)
             self._state_dir.remove_handover()
             self._deposit.close()
+        self._fd_holder.stop()
 
 
 def _open_deposit(order: StartRequest, past: Inherited | None) -> FdStore | None:
@@ -275,3 +312,15 @@ def _open_deposit(order: StartRequest, past: Inherited | None) -> FdStore | None
     packed = past.contents.document["supervisor"]["deposit"]
     front, back = (past.contents.take(end).take() for end in packed["ends"])
     return FdStore(ends=(front, back), nonce=packed["nonce"])
+
+
+def _fd_holders(past: Inherited | None) -> list[fds.Fd]:
+    """Return pidfds of the fd holders that `past` has left; the caller owns them."""
+    if past is None:
+        return []
+    if past.orphans is not None:
+        return past.orphans.fd_holders
+    pid = past.contents.document["supervisor"]["deposit"]["fd_holder"]
+    with suppress(ProcessLookupError):  # in a dry run it is another process's child
+        return [fds.Fd(os.pidfd_open(pid))] if pid else []
+    return []

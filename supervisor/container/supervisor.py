@@ -256,7 +256,16 @@ class Supervisor:
         order, log = self._order, self._log
         packed = past.contents.document["supervisor"] if past else None
         self._handover = HandoverManager(
-            self._loop, self._calls, log, order, self._state_dir, self, past
+            self._loop,
+            self._reaper,
+            self._calls,
+            log,
+            order,
+            self._state_dir,
+            self,
+            past,
+            title=self._title,
+            null_fd=self._null.fileno(),
         )
         self._stream_set = StreamSet(
             self._loop,
@@ -267,7 +276,7 @@ class Supervisor:
             on_stream_over=lambda: self._ending.look(),
             on_change=self._handover.changed,
             on_trouble=lambda: self._service.look(),
-            held=self._handover.held,
+            is_adoptable=self._handover.is_adoptable,
             dir_fd=self._state_dir.fileno(),
             counters=past.contents.take(packed["crew"]["ledger"]) if past and packed else None,
         )
@@ -794,9 +803,10 @@ class Supervisor:
         if self._state is State.RUNNING:
             self._service.go_on(self._state, self._description())
 
-    def published(self) -> None:
-        """Have somebody who keeps what has been laid down."""
-        self._stream_set.hold()
+    @property
+    def counters_fd(self) -> int:
+        """The memory that every worker of the container has mapped, and no other process."""
+        return self._stream_set.counters_fd
 
     def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
         """Return all that this supervisor knows and holds, for `_remember` of its successor."""
@@ -868,7 +878,7 @@ class Supervisor:
         self._stream_set.attach_clients.restore(
             packed["crew"]["listeners"], contents, self._stream_set.streams
         )
-        self._stream_set.go_on_with(packed["crew"], is_parent=is_parent)
+        self._stream_set.go_on_with(packed["crew"])
 
     def _tidy_up(self) -> None:
         """Leave no process and no descriptor behind."""
@@ -878,7 +888,7 @@ class Supervisor:
             self._process.close()
         if self._container is not None:
             self._container.close()
-        self._ending.leave_nobody(self._calls, self._opener, self._notify_worker)
+        self._ending.leave_nobody(self._calls, self._opener, self._handover, self._notify_worker)
         self._stream_set.close()
         self._stdio.close()
         self._control_fifo.close()

@@ -1,9 +1,11 @@
-"""Finding what a killed supervisor had: its deposit, with whoever still has that open.
+"""Finding what a killed supervisor has left: its fd store, its fd holder, its workers.
 
-Its workers do, and go on copying; so does systemd, if it was asked to (the FD store). The state
-directory names the inodes of its sockets, and a nonce. Another process may have a socket with such
-a number by now: only one of our own user and of our user namespace is looked at, and what it has
-must have been made by our user and say the nonce.
+The fd holder keeps the store open; so does systemd, if it was asked to. The file `handover` of the
+state directory names the inodes of the store's sockets, a nonce, and the inode of the counters'
+memory, which every worker has mapped from its fork to its end.
+
+Another process may have a socket with such a number by now. Only a process of our own user and our
+own user namespace is looked at. The store must have been made by our user and say the nonce.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from supervisor.linux import fds, procfs, syscalls
 from supervisor.linux.errors import reason
 from supervisor.state import directory
 from supervisor.state.fd_store import FdReader, FdStore, FdStoreError
+from workers.process.counters import MEMORY_NAME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ KEPT_NAMES = ("forkshim-front", "forkshim-back")
 """Of a deposit's ends in systemd's FD store."""
 
 _TITLE = b"forkshim: "
+_FD_HOLDER = b" [fds]"
+_COUNTERS = f"/memfd:{MEMORY_NAME}".encode()
 _FIRST_LISTEN_FD = 3
 _LAST_WORDS_MS = 5000
 _LONGEST_HANDOVER = 256
@@ -35,11 +40,12 @@ _LONGEST_HANDOVER = 256
 class Handover(NamedTuple):
     """What the file of that name says.
 
-    `nonce` is empty in a file of an older forkshim's, whose deposit only that one can read.
+    `nonce` and `counters` are empty in a file of an older forkshim, which reads its store itself.
     """
 
     inodes: tuple[str, ...]
     nonce: str
+    counters: str
 
 
 class ForeignFdStoreError(FdStoreError):
@@ -83,27 +89,29 @@ def is_of(deposit: FdStore, state_dir: str) -> bool:
 
 
 def find(state_dir: str) -> FdStore:
-    """Return the deposit of the supervisor that was killed in `state_dir`, from one of its workers.
+    """Return the fd store of the supervisor that was killed in `state_dir`, from its fd holder.
 
     Raises:
-        DepositError: There is none any more, or never was; or the kernel does not let us have it.
+        FdStoreError: It is gone, or never was; or the kernel refuses its descriptors.
     """
     wanted = _read_handover(state_dir)
     refusals: list[str] = []
-    title = f"forkshim: {os.path.basename(os.path.dirname(state_dir))} ["
-    for pid in _holders(wanted.inodes, refusals, os.fsencode(title)):
+    for pid in _holders(wanted.inodes, refusals, _title(state_dir)):
         try:
-            deposit = _copy(pid, wanted)
+            store = _copy(pid, wanted)
         except PermissionError as error:
             refusals.append(_refusal(pid, error))
             continue
         except OSError:  # it has ended meanwhile
             continue
-        if deposit is not None:
-            return deposit
+        if store is not None:
+            return store
     if refusals:
         raise FdStoreError(refusals[0])
-    raise FdStoreError("no worker of it lives any more, and systemd has kept nothing")
+    raise FdStoreError(
+        "its fd holder was killed, too, and systemd has kept nothing: the descriptors of its "
+        "streams and the way to its exit status are lost"
+    )
 
 
 def why_not(state_dir: str) -> str:
@@ -142,10 +150,37 @@ def look(deposit: FdStore, state_dir: str) -> FdReader:
 def workers(state_dir: str) -> list[fds.Fd]:
     """Return pidfds of the workers that a killed supervisor has left; the caller owns them.
 
-    Two workers on one stream would not be harmless: a new one has to wait for their end.
+    Two workers on one stream would mix its bytes: a new one waits for the end of the old one.
 
     Raises:
-        DepositError: As `find`.
+        FdStoreError: As `find`; or the kernel hides what a process of that title is.
+    """
+    counters = _read_handover(state_dir).counters
+    title, found = _title(state_dir), []
+    for pid in _processes():
+        try:
+            if not _is_worker(pid, title) or _is_fd_holder(pid):
+                continue
+            pidfd = fds.Fd(os.pidfd_open(pid))
+            # Looked at through the pidfd's time: what the pidfd is, it stays.
+            if _maps(pid, counters) and _is_ours(pid) and not _is_gone(pidfd):
+                found.append(pidfd)
+            else:
+                pidfd.close()
+        except PermissionError as error:
+            raise FdStoreError(_refusal(pid, error)) from error
+        except OSError:  # it has ended meanwhile
+            continue
+    return found
+
+
+def fd_holders(state_dir: str) -> list[fds.Fd]:
+    """Return pidfds of the processes that hold the store for a successor; the caller owns them.
+
+    systemd is none of them.
+
+    Raises:
+        FdStoreError: As `find`.
     """
     found: list[fds.Fd] = []
     inodes = _read_handover(state_dir).inodes
@@ -161,30 +196,44 @@ def workers(state_dir: str) -> list[fds.Fd]:
     return found
 
 
-def end_workers(state_dir: str) -> None:
-    """Kill them: nobody needs what they hold. Waits until they are gone, for a while.
+def end_leftovers(state_dir: str) -> None:
+    """Kill the workers and the fd holder of a dead container. Waits for their ends, for a while.
 
-    Where nothing leads to them there is nothing to do; another container's are left alone.
+    Where nothing leads to them nothing is done. Those of another container are left alone.
     """
     try:
-        deposit = find(state_dir)
+        _check_not_foreign(state_dir)
+        # The fd holder first: it starts successors.
+        left = [*fd_holders(state_dir), *workers(state_dir)]
     except FdStoreError:
         return
-    try:
-        look(deposit, state_dir).close()
-    except ForeignFdStoreError:
-        return
-    except FdStoreError:  # of another version, or it was killed before it had put anything there
-        pass
-    finally:
-        deposit.close()
-    for pidfd in workers(state_dir):
+    for pidfd in left:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL)
         poller = select.poll()
         poller.register(pidfd.fileno(), select.POLLIN)
         poller.poll(_LAST_WORDS_MS)
         pidfd.close()
+
+
+def _check_not_foreign(state_dir: str) -> None:
+    """Refuse a store that is there and says that it belongs to another container.
+
+    Raises:
+        ForeignFdStoreError: It does.
+    """
+    try:
+        store = find(state_dir)
+    except FdStoreError:
+        return
+    try:
+        look(store, state_dir).close()
+    except ForeignFdStoreError:
+        raise
+    except FdStoreError:  # of another version, or killed before anything was published
+        pass
+    finally:
+        store.close()
 
 
 def _read_handover(state_dir: str) -> Handover:
@@ -197,13 +246,20 @@ def _read_handover(state_dir: str) -> Handover:
     except OSError as error:
         raise FdStoreError(f"{directory.HANDOVER_NAME}: {reason(error)}") from error
     count = len(KEPT_NAMES)
-    inodes, boots, nonces = words[:count], words[count : count + 1], words[count + 1 :]
+    inodes, boots = words[:count], words[count : count + 1]
+    nonces, counters = words[count + 1 : count + 2], words[count + 2 :]
     # Without the last words it is an older forkshim's, which goes on until it is reloaded.
-    if len(inodes) != count or len(nonces) > 1 or not all(map(str.isdecimal, inodes)):
+    numbers = [*inodes, *counters]
+    if len(inodes) != count or len(counters) > 1 or not all(map(str.isdecimal, numbers)):
         raise FdStoreError(f"{directory.HANDOVER_NAME}: not a supervisor's")
     if boots and boots[0] != directory.boot_id():
         raise FdStoreError(f"{directory.HANDOVER_NAME}: of another boot of the machine")
-    return Handover(tuple(inodes), "".join(nonces))
+    return Handover(tuple(inodes), "".join(nonces), "".join(counters))
+
+
+def _title(state_dir: str) -> bytes:
+    """Return what the titles of the container's processes begin with."""
+    return _TITLE + os.fsencode(os.path.basename(os.path.dirname(state_dir)))
 
 
 def _holders(
@@ -213,10 +269,7 @@ def _holders(
 
     `refusals` gets a line for each that is called `title` and may not be looked into.
     """
-    for name in os.listdir("/proc"):
-        if not name.isdecimal() or int(name) == os.getpid():
-            continue
-        pid = int(name)
+    for pid in _processes():
         try:
             if any(found in inodes for found in _sockets(pid).values()) and _is_ours(pid):
                 yield pid
@@ -225,6 +278,34 @@ def _holders(
                 refusals.append(_refusal(pid, error))
         except OSError:  # gone
             continue
+
+
+def _processes() -> Iterator[int]:
+    """Return the pids of all other processes."""
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and int(name) != os.getpid():
+            yield int(name)
+
+
+def _is_fd_holder(pid: int) -> bool:
+    """Say whether a process of ours has become an fd holder.
+
+    Not by its sockets: a worker that was forked an instant before has them, too.
+    """
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return file.read().rstrip(b"\0").endswith(_FD_HOLDER)
+
+
+def _maps(pid: int, inode: str) -> bool:
+    """Say whether a process has mapped the counters with this inode. Source: proc(5), maps."""
+    with open(f"/proc/{pid}/maps", "rb") as file:
+        lines = file.read().split(b"\n")
+    mapped = (line.split(maxsplit=5) for line in lines if _COUNTERS in line)
+    return any(words[4] == inode.encode() for words in mapped if len(words) == 6)
+
+
+def _is_gone(pidfd: fds.Fd) -> bool:
+    return fds.is_readable(pidfd.fileno())
 
 
 def _is_ours(pid: int) -> bool:
@@ -240,7 +321,7 @@ def _is_ours(pid: int) -> bool:
 
 
 def _refusal(pid: int, error: OSError) -> str:
-    """Say that the kernel does not let us have the descriptors of a worker, and why that may be.
+    """Say that the kernel refuses a look into a process, and why that may be.
 
     Source: ptrace(2), "Ptrace access mode checking", which pidfd_getfd(2) refers to.
     """
@@ -256,7 +337,7 @@ def _refusal(pid: int, error: OSError) -> str:
         if not _is_ours(pid):
             reasons.append("it is another user's, or in another user namespace")
     return (
-        f"worker {pid} lives, but the kernel refuses its descriptors ({reason(error)}): "
+        f"process {pid} holds the fd store, but the kernel refuses it ({reason(error)}): "
         f"{', '.join(reasons) or 'a security module may forbid it'}"
     )
 

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from supervisor.io.attach import AttachHub
     from supervisor.io.stream import Stream
     from supervisor.io.stream_log import StreamLog
-    from supervisor.io.worker_slot import WorkerSlot
     from supervisor.linux import fds
     from supervisor.linux.event_loop import Loop
     from supervisor.linux.reaper import Reaper
@@ -28,10 +27,9 @@ class SlotContext:
     Attributes:
         title: Prefix of a worker's process title.
         null_fd: /dev/null, open for reading and writing.
-        held: Descriptors that each worker keeps open for another supervisor.
+        is_adoptable: Another supervisor can continue when this one is killed.
         on_change: Called when a stream has other descriptors than before.
         on_closed: Called when a stream was closed.
-        may_leave: Says whether a worker that is not followed may be killed now.
         policy: What follows a failure.
         leftover_workers: pidfds of workers of a dead supervisor, which are being killed.
         raw_terminal: The person's terminal, in raw mode.
@@ -46,10 +44,9 @@ class SlotContext:
     counters: StreamCounters
     title: str
     null_fd: int
-    held: tuple[int, ...]
+    is_adoptable: bool
     on_change: Callable[[], None]
     on_closed: Callable[[Stream], None]
-    may_leave: Callable[[WorkerSlot], bool]
     policy: RestartPolicy = RestartPolicy()
     leftover_workers: list[fds.Fd] = field(default_factory=list)
     raw_terminal: RawTerminal | None = None

@@ -1,7 +1,7 @@
 """One forked worker as its parent sees it: pid, task, report.
 
 A worker counts as gone when its report pipe is at end of file and it has been reaped. The two come
-in any order. A worker that has reported may live on until its parent kills it.
+in any order.
 """
 
 from __future__ import annotations
@@ -56,13 +56,12 @@ class Worker:
         report_rfd: fds.Fd,
         task: Task,
         *,
-        on_report: Callable[[bytes], None],
         on_gone: Callable[[Termination, bytes], None],
     ) -> None:
         """Watch the worker `pid`.
 
-        `on_report` is called when the worker has reported and still lives. `on_gone` is called when
-        it is gone, with its report, which may be empty or junk. After `dismiss` neither is called.
+        `on_gone` is called when the worker is gone, with its report, which may be empty or junk.
+        After `dismiss` it is not called.
         """
         self._loop = context.loop
         self.pid = pid
@@ -71,9 +70,7 @@ class Worker:
         self._record = b""
         self._termination: Termination | None = None
         self._on_left: Callable[[Worker], None] | None = None
-        self._on_report = on_report
         self._on_gone = on_gone
-        self.has_reported = False
         self.is_killed = False
         self._loop.watch(report_rfd.fileno(), self._on_readable)
         context.reaper.expect(pid, self._on_exit)
@@ -86,6 +83,11 @@ class Worker:
     def is_reaped(self) -> bool:
         """Whether the pid may belong to another process by now."""
         return self._termination is not None
+
+    @property
+    def has_reported(self) -> bool:
+        """Whether the worker has said its last word; its exit follows."""
+        return bool(self._record) and not self._report_rfd.is_open
 
     @property
     def is_untouched(self) -> bool:
@@ -114,11 +116,7 @@ class Worker:
         self._record = (self._record + chunk)[: report.MOST_BYTES + 1]
         if not chunk:
             self._close_report_pipe()
-            if self._record and not self.is_reaped:
-                self.has_reported = True
-                self._on_report(self._record)
-            else:
-                self._call_if_gone()
+            self._call_if_gone()
 
     def _on_exit(self, termination: Termination) -> None:
         self._termination = termination
@@ -151,7 +149,6 @@ def fork(
         slot=number,
         report_wfd=report_wfd.fileno(),
         null_fd=context.null_fd,
-        held=context.held,
         predecessors=tuple(each.fileno() for each in predecessors),
         task=task,
         reported_dropped_bytes=context.stream_log.reported_drops(stream).bytes,
@@ -172,7 +169,7 @@ def _orphaned_fifo(context: SlotContext, stream: Stream) -> OrphanedFifo | None:
 
     None if the worker ends by itself then, or if another supervisor may adopt the container.
     """
-    if context.held or not stream.has_own_fifo:
+    if context.is_adoptable or not stream.has_own_fifo:
         return None
     return OrphanedFifo(stream.sink.fileno(), os.getpid(), syscalls.set_pdeathsig)
 

@@ -200,7 +200,7 @@ class WorkerSlot:
     def replace(self, task: Task = COPY) -> None:
         """Replace the worker, which has done nothing wrong, by another one.
 
-        The other is there first, and waits: what both hold is held at every instant.
+        The other is forked first, and waits for its end.
         """
         self._retry.cancel()
         if self.stream.is_closed:
@@ -328,9 +328,7 @@ class WorkerSlot:
         return True
 
     def _watch(self, pid: int, report_rfd: fds.Fd, task: Task) -> None:
-        self.worker = Worker(
-            self._context, pid, report_rfd, task, on_report=self._on_report, on_gone=self._on_gone
-        )
+        self.worker = Worker(self._context, pid, report_rfd, task, on_gone=self._on_gone)
 
     def _retry_later(self, delay_s: float, callback: Callable[[], object]) -> None:
         self._on_retry = callback
@@ -350,26 +348,6 @@ class WorkerSlot:
         # Not earlier: a worker killed in splice(2) may still take what comes, unheard.
         if self.worker is not None and not self._leaving:
             self._context.attach_hub.accept(self.stream)
-
-    def _on_report(self, record: bytes) -> None:
-        """Decide what follows a worker that has reported and lives.
-
-        If another one follows, it is forked first: until then the old one keeps what a successor of
-        the supervisor needs. Without `held` a worker exits by itself.
-        """
-        ended = None
-        with contextlib.suppress(report.ReportError):  # logged when the worker is gone
-            ended = report.decode(record)
-        if ended is not None and not self._context.is_closing and self._is_followed(ended):
-            self._follow(ended)
-        elif self._context.held:
-            self._leave()
-
-    def _leave(self) -> None:
-        if self._context.may_leave(self):
-            self.kill()
-        else:
-            self._retry_later(restart_policy.FORK_AGAIN_S, self._leave)
 
     def _on_gone(self, termination: Termination, record: bytes) -> None:
         """Decide what follows a worker that is reaped and whose pipe was read to its end."""
@@ -391,8 +369,6 @@ class WorkerSlot:
             self._follow_dead(termination, was_waiting=gone.task.remaining_s() > 0)
         elif not self._is_followed(ended):
             self._close_after(ended)
-        elif gone.has_reported:
-            self._fork(self._first_task())  # what follows is decided: a fork was refused
         else:
             self._follow(ended)
 

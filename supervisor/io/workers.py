@@ -10,7 +10,6 @@ import signal
 from functools import partial
 
 from supervisor.children import restart_policy
-from supervisor.children.fd_holder import FdHolder
 from supervisor.children.restart_policy import RestartPolicy
 from supervisor.io.attach import AttachHub
 from supervisor.io.reopen import LogReopener
@@ -38,13 +37,10 @@ if TYPE_CHECKING:
 class StreamSet:
     """All streams of one container. Owns the streams, their workers and their counters."""
 
-    SNAPSHOT = ("_slots", "_counters", "_stream_log", "attach_clients", "_reopener", "_fd_holder")
+    SNAPSHOT = ("_slots", "_counters", "_stream_log", "attach_clients", "_reopener")
     TRANSIENT = (
         "_context",
         "_on_stream_over",
-        "_held",
-        "_is_to_hold",  # the next supervisor holds what it finds
-        "_next_relief",
         "stuck",
     )
 
@@ -59,7 +55,7 @@ class StreamSet:
         on_stream_over: Callable[[], None],
         on_change: Callable[[], None] = lambda: None,
         on_trouble: Callable[[], None] = lambda: None,
-        held: tuple[int, ...] = (),
+        is_adoptable: bool = False,
         counters: fds.Fd | None = None,
         dir_fd: int | None = None,
     ) -> None:
@@ -74,12 +70,11 @@ class StreamSet:
             on_stream_over: Called when a stream was closed.
             on_change: Called when a stream has other descriptors than before.
             on_trouble: Called when a stream is worse or better off, see `trouble`.
-            held: Descriptors that each worker keeps open for another supervisor.
+            is_adoptable: Another supervisor can continue when this one is killed.
             counters: The shared memory of an earlier supervisor's counters; owned.
             dir_fd: The state directory, borrowed.
         """
         self._on_stream_over = on_stream_over
-        self._held = held
         self._counters = StreamCounters(fd=-1 if counters is None else counters.take())
         self._stream_log = StreamLog(log, on_trouble)
         self.attach_clients = AttachHub(loop, log, self._counters, self._on_client_left, dir_fd)
@@ -92,17 +87,13 @@ class StreamSet:
             self._counters,
             title=title,
             null_fd=null_fd,
-            held=held,
+            is_adoptable=is_adoptable,
             on_change=on_change,
             on_closed=self._on_stream_closed,
-            may_leave=self._may_leave,
         )
         self._slots: list[WorkerSlot] = []
         self._reopener = LogReopener(loop, self._slots, self._stream_log, on_change)
         self.stuck = StuckDetector(self._slots, log)
-        self._next_relief = loop.timer(self._relieve)
-        self._fd_holder = FdHolder(loop, reaper, log, title=title, null_fd=null_fd, held=held)
-        self._is_to_hold = False
 
     # The streams.
 
@@ -136,7 +127,12 @@ class StreamSet:
     @property
     def has_workers(self) -> bool:
         """Whether a worker has still to be reaped."""
-        return bool(self._fd_holder.pid) or any(slot.has_processes for slot in self._slots)
+        return any(slot.has_processes for slot in self._slots)
+
+    @property
+    def counters_fd(self) -> int:
+        """The memory that each worker has mapped, from its fork to its end; borrowed."""
+        return self._counters.fd
 
     def copied_bytes(self, stream: Stream) -> int:
         """Return what the stream has copied so far."""
@@ -217,16 +213,13 @@ class StreamSet:
             self.slot(stream).replace()
 
     def _on_stream_closed(self, _stream: Stream) -> None:
-        self._keep_it()  # if it was sent away before there was something to keep
         self._context.on_change()
         self._on_stream_over()
 
     def stop(self) -> None:
         """Kill every worker; harmless to the bytes. Wait until `has_workers` is over."""
         self._context.is_closing = True
-        self._fd_holder.leave()
         self._reopener.stop()
-        self._next_relief.cancel()
         for slot in self._slots:
             slot.stop()
 
@@ -248,7 +241,6 @@ class StreamSet:
             "streams": [slot.snapshot(fd_writer) for slot in self._slots],
             "stream_log": self._stream_log.snapshot(),
             "listeners": self.attach_clients.snapshot(fd_writer),
-            "keeper": self._fd_holder.pid,
             "is_to_reopen": self._reopener.is_pending,
         }
 
@@ -268,12 +260,10 @@ class StreamSet:
         self._slots.append(slot)
         slot.restore(packed, report_rfd, is_parent=is_parent)
 
-    def go_on_with(self, packed: Mapping[str, Any], *, is_parent: bool) -> None:
+    def go_on_with(self, packed: Mapping[str, Any]) -> None:
         """Take the rest of what `pack` has returned, behind the streams."""
-        self._is_to_hold = bool(self._held)
         self._stream_log.restore(packed["stream_log"])
         self._reopener.is_pending = packed["is_to_reopen"]
-        self._fd_holder.go_on(packed["keeper"] if is_parent else 0)
 
     def renew(self, predecessors: Sequence[fds.Fd] = ()) -> None:
         """Have a worker of this supervisor's own code for each stream.
@@ -285,50 +275,14 @@ class StreamSet:
         leftover.extend(predecessors)
         for each in predecessors:
             self._context.loop.watch(each.fileno(), partial(self._on_leftover_gone, each))
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(each.fileno(), signal.SIGKILL)
         if self._reopener.is_pending:
             self._reopener.reopen_now()
         for slot in self._slots:
             slot.renew()
-        self._relieve()
-
-    def _relieve(self) -> None:
-        """Kill the leftover workers, as soon as others hold what they hold."""
-        leftover = self._context.leftover_workers
-        if not leftover:
-            return
-        living = [slot for slot in self._slots if not slot.stream.is_closed]
-        is_held = any(slot.pid for slot in living) if living else self._fd_holder.come()
-        if not is_held:
-            self._next_relief.start(restart_policy.FORK_AGAIN_S)
-            return
-        for each in leftover:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(each.fileno(), signal.SIGKILL)
 
     def _on_leftover_gone(self, pidfd: fds.Fd) -> None:
         self._context.loop.forget(pidfd.fileno())
         self._context.leftover_workers.remove(pidfd)
         pidfd.close()
-
-    # The fd holder.
-
-    def hold(self) -> None:
-        """See from now on that somebody else has what is held: there is something in it."""
-        self._is_to_hold = bool(self._held)
-        self._keep_it()
-
-    def let_go(self) -> None:
-        """See to that no more: the container is dead, and its end written down."""
-        self._is_to_hold = False
-
-    def _keep_it(self) -> None:
-        """Have a keeper where no worker will come any more."""
-        if self._is_to_hold and all(stream.is_closed for stream in self.streams):
-            self._fd_holder.come()
-
-    def _may_leave(self, slot: WorkerSlot) -> bool:
-        """Say whether another process holds what the worker of a slot holds."""
-        others = (each for each in self._slots if each is not slot and not each.stream.is_closed)
-        # Of those that come to their end together each is the last one but for the others.
-        is_last = not any(each.worker and not each.worker.has_reported for each in others)
-        return not (self._is_to_hold and is_last) or self._fd_holder.come()

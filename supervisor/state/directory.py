@@ -155,17 +155,19 @@ class StateDirectory:
         except OSError:
             return ""
 
-    def write_handover(self, socket_fds: Iterable[int], nonce: str) -> None:
-        """Write the inodes of the sockets that hold the fd store, and its nonce.
+    def write_handover(self, socket_fds: Iterable[int], nonce: str, counters_fd: int) -> None:
+        """Write where a successor finds the fd store and the workers, and the store's nonce.
 
-        After the supervisor was killed, a successor looks for a process that has them open. The
-        file is 0600: another user who read the nonce could publish an fd store in our name.
+        The inodes of the store's sockets lead to the fd holder, that of the counters' memory to the
+        workers. The file is 0600: another user who read the nonce could publish an fd store in our
+        name.
 
         Raises:
             OSError: As `write_file`.
         """
         inodes = [str(os.fstat(fd).st_ino) for fd in socket_fds]
-        self.write(HANDOVER_NAME, " ".join([*inodes, boot_id(), nonce]).encode(), 0o600)
+        counters = str(os.fstat(counters_fd).st_ino)
+        self.write(HANDOVER_NAME, " ".join([*inodes, boot_id(), nonce, counters]).encode(), 0o600)
 
     def remove_handover(self) -> None:
         """Remove it: no successor can find anything any more."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import socket
     from typing import Any
 
-VERSION = 8
+VERSION = 9
 _WORD = b"forkshim-handover"
 _MESSAGE_BYTES = 64
 _NONCE_BYTES = 16

@@ -28,13 +28,11 @@ class Site:
 
     Attributes:
         on_over: Called at each stream's end, which `overs` counts.
-        held: What the workers keep for a successor.
         troubles: How often the crew has said that a stream is worse or better off.
     """
 
-    def __init__(self, rig: Rig, held: tuple[int, ...] = ()) -> None:
+    def __init__(self, rig: Rig) -> None:
         self.rig = rig
-        self.held = held
         self.on_over: Callable[[], None] = lambda: None
         self.overs = 0
         self.troubles = 0
@@ -46,7 +44,6 @@ class Site:
             null_fd=rig.null.fileno(),
             on_stream_over=self._note_over,
             on_trouble=self._note_trouble,
-            held=held,
         )
         self._owned: list[fds.Fd] = []
 

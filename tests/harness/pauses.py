@@ -10,6 +10,7 @@ from supervisor.linux import fds
 from tests.harness import waiting
 from workers.copy.batching import Batching
 from workers.copy.route import Route
+from workers.process import isolate
 
 if TYPE_CHECKING:
     import pytest
@@ -25,10 +26,16 @@ class Pauses:
         self._said = fds.pipe(4096)
         self._over = fds.pipe(4096)
         made = partial(Batching, fds.PIPE_BYTES, clock=lambda: 0.0, pause=self._pause)
+        enter_worker = isolate.enter_worker
+        monkeypatch.setattr(
+            isolate,
+            "enter_worker",
+            lambda title, keep_fds, null_fd: enter_worker(title, (*keep_fds, *self._fds), null_fd),
+        )
         monkeypatch.setattr(Route, "batching", lambda *_words: made())
 
     @property
-    def fds(self) -> tuple[int, ...]:
+    def _fds(self) -> tuple[int, ...]:
         """What the worker has to keep."""
         return (self._said[1].fileno(), self._over[0].fileno())
 

@@ -43,7 +43,6 @@ class Feed:
         self.name = name
         self.counters = counters
         self.slot = slot
-        self.held: tuple[int, ...] = ()
         self.source_rfd, self.source_wfd = fds.pipe()
         self.staging = fds.pipe()
         self.null = fds.Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
@@ -64,7 +63,6 @@ class Feed:
             slot=self.slot,
             report_wfd=self.report_wfd.fileno(),
             null_fd=self.null.fileno(),
-            held=self.held,
         )
 
     def end_with(self, content: bytes) -> None:

@@ -1,11 +1,10 @@
-"""What a successor would need is held by somebody else than the supervisor, at every instant."""
+"""The workers of a killed supervisor, and those that have failed: when another one follows."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,10 +12,9 @@ import pytest
 from supervisor.children import restart_policy
 from supervisor.children.restart_policy import FailureHistory
 from supervisor.io import worker_process
-from supervisor.io.stream import Stream, StreamPhase
-from supervisor.io.worker_process import WorkerState
+from supervisor.io.stream import Stream
 from supervisor.linux import fds, spawn
-from supervisor.state.fd_store import FdStore, FdWriter
+from supervisor.state.fd_store import FdWriter
 from tests.harness import waiting
 from tests.harness.crew_site import Site
 from workers.copy import output
@@ -37,30 +35,17 @@ pytestmark = pytest.mark.process
 
 @pytest.fixture
 def site(rig: Rig) -> Iterator[Site]:
-    """A crew that holds a deposit with something in it."""
-    with contextlib.closing(FdStore()) as deposit:
-        deposit.put({}, FdWriter())
-        made = Site(rig, held=deposit.fds)
+    with contextlib.closing(Site(rig)) as made:
         yield made
-        made.close()
 
 
 def _fails(context: WorkerContext, route: Route) -> None:
     context.enter(route.fds)
-    context.send_and_keep(report.Report(context.stream, 0, errno.ENOSPC, "sink"))
+    context.send_last(report.Report(context.stream, 0, errno.ENOSPC, "sink"))
 
 
 def _refused(_work: Callable[[], None]) -> int:
     raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-
-
-def _keeper_of(site: Site) -> int:
-    pid: int = site.stream_set.pack(FdWriter())["keeper"]
-    return pid
-
-
-def _wait_title(pid: int, ending: str) -> None:
-    waiting.wait_true(lambda: waiting.title_of(pid).endswith(ending))
 
 
 def _orphan(site: Site, stream: Stream) -> fds.Fd:
@@ -74,39 +59,19 @@ def _orphan(site: Site, stream: Stream) -> fds.Fd:
     return pidfd
 
 
-def test_a_worker_that_has_failed_stays_until_another_one_is_there(
+def test_a_report_counts_once_while_no_fork_succeeds(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output, "work", _fails)
     _writer, _reader, stream = site.output()
     site.stream_set.start()
-    first, watch = site.slot(stream).pid, site.slot(stream).worker
-    assert watch is not None
-    waiting.wait_hangup(watch.fileno())  # it has reported, and nobody has heard it
-    assert waiting.is_alive(first)
-    site.run_until(lambda: site.slot(stream).pid not in (0, first))
-    assert waiting.is_alive(site.slot(stream).pid)
-    waiting.wait_process(first)
-    assert site.slot(stream).history.deaths == 0
-
-
-def test_and_while_no_fork_succeeds(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its report counts once, whatever becomes of it."""
-    monkeypatch.setattr(output, "work", _fails)
-    _writer, _reader, stream = site.output()
-    site.stream_set.start()
-    first = site.slot(stream).pid
+    slot = site.slot(stream)
+    first = slot.pid
     with monkeypatch.context() as patch:
         patch.setattr(spawn, "fork_worker", _refused)
-        site.run_until(lambda: site.slot(stream).history.failed_forks == 2)
-        assert waiting.is_alive(first)
-        os.kill(first, signal.SIGKILL)
-        site.run_until(lambda: site.slot(stream).pid == 0)
-        assert (site.slot(stream).history.errors_in_a_row, site.slot(stream).history.deaths) == (
-            1,
-            0,
-        )
-    site.run_until(lambda: site.slot(stream).pid not in (0, first))
+        site.run_until(lambda: slot.history.failed_forks == 2)
+        assert (slot.pid, slot.history.errors_in_a_row, slot.history.deaths) == (0, 1, 0)
+    site.run_until(lambda: slot.pid not in (0, first))
 
 
 def test_a_fork_that_was_refused_leaves_no_pause_for_a_dead_container(
@@ -128,22 +93,17 @@ def test_a_fork_that_was_refused_leaves_no_pause_for_a_dead_container(
     assert worker.task.remaining_s() <= restart_policy.LONGEST_PAUSE_IN_DRAIN_S
 
 
-def test_the_workers_of_a_killed_supervisor_go_on_until_there_are_others(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_worker_of_a_killed_supervisor_is_gone_before_another_one_copies(site: Site) -> None:
     writer, reader, stream = site.output()
     site.stream_set.start()
     orphan = site.slot(stream).pid
-    with monkeypatch.context() as patch:
-        patch.setattr(spawn, "fork_worker", _refused)
-        site.stream_set.renew([_orphan(site, stream)])
-        os.write(writer, b"said")
-        waiting.wait_readable(reader)
-        assert waiting.is_alive(orphan)
-        assert not site.stream_set.is_settled
+    site.stream_set.renew([_orphan(site, stream)])
+    assert not site.stream_set.is_settled
+    os.write(writer, b"said")
+    waiting.wait_readable(reader)
+    assert not waiting.is_alive(orphan)
     site.run_until(lambda: site.stream_set.is_settled)
     assert site.slot(stream).pid not in (0, orphan)
-    assert not waiting.is_alive(orphan)
 
 
 def test_a_log_that_was_to_be_opened_anew_is_not_while_an_orphan_writes_it(
@@ -175,9 +135,7 @@ def test_a_log_that_was_to_be_opened_anew_is_not_while_an_orphan_writes_it(
         return fork(context, stream, number, task, predecessors)
 
     monkeypatch.setattr(worker_process, "fork", count)
-    site.stream_set.go_on_with(
-        {**site.stream_set.pack(FdWriter()), "is_to_reopen": True, "keeper": 0}, is_parent=False
-    )
+    site.stream_set.go_on_with({**site.stream_set.pack(FdWriter()), "is_to_reopen": True})
     site.stream_set.renew([orphan])
     assert waited_for
     assert 0 not in waited_for
@@ -194,93 +152,3 @@ def test_a_worker_that_has_come_to_its_end_is_gone_before_its_stream_is_over(sit
     site.run_until(lambda: stream.is_closed)
     assert not waiting.is_alive(worker)
     assert os.read(reader, 100) == b"said"
-    assert not _keeper_of(site)  # nothing has been laid down
-
-
-def test_the_last_worker_is_followed_by_a_keeper(site: Site) -> None:
-    ends = [site.output("stdout"), site.output("stderr")]
-    site.stream_set.start()
-    site.stream_set.hold()
-    assert not _keeper_of(site)
-    for writer, _reader, stream in ends:
-        assert not _keeper_of(site)
-        site.disown(writer)
-        site.run_until(lambda stream=stream: stream.is_closed)  # type: ignore[misc] # called now
-    fd_holder = _keeper_of(site)
-    _wait_title(fd_holder, " [keeper]")
-    open_fds = {int(name) for name in os.listdir(f"/proc/{fd_holder}/fd")}
-    assert open_fds == {0, 1, 2, *site.held}
-
-
-def test_and_of_two_that_come_to_their_end_together_there_is_a_last_one(site: Site) -> None:
-    ends = [site.output("stdout"), site.output("stderr")]
-    site.stream_set.start()
-    site.stream_set.hold()
-    for writer, _reader, stream in ends:
-        site.disown(writer)
-        worker = site.slot(stream).worker
-        assert worker is not None
-        waiting.wait_hangup(worker.fileno())  # nobody has heard it
-    site.run_until(lambda: all(stream.is_closed for _writer, _reader, stream in ends))
-    assert waiting.is_alive(_keeper_of(site))
-
-
-def test_there_is_a_keeper_although_the_last_worker_was_sent_away_before(site: Site) -> None:
-    writer, _reader, stream = site.output()
-    site.stream_set.start()
-    site.disown(writer)
-    site.run_until(lambda: site.slot(stream).state is WorkerState.LEAVING)
-    site.stream_set.hold()
-    site.run_until(lambda: stream.is_closed)
-    assert waiting.is_alive(_keeper_of(site))
-
-
-def test_a_dead_containers_last_worker_is_not(site: Site) -> None:
-    writer, _reader, stream = site.output()
-    site.stream_set.start()
-    site.stream_set.hold()
-    site.stream_set.let_go()
-    site.disown(writer)
-    site.run_until(lambda: stream.is_closed)
-    assert not _keeper_of(site)
-
-
-def test_without_a_stream_there_is_a_keeper_and_another_one_if_it_is_killed(site: Site) -> None:
-    site.stream_set.start()
-    site.stream_set.hold()
-    first = _keeper_of(site)
-    os.kill(first, signal.SIGKILL)
-    site.run_until(lambda: _keeper_of(site) not in (0, first))
-    assert waiting.is_alive(_keeper_of(site))
-
-
-def test_the_last_worker_stays_until_a_keeper_can_be_forked(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    writer, _reader, stream = site.output()
-    site.stream_set.start()
-    site.stream_set.hold()
-    worker = site.slot(stream).pid
-    with monkeypatch.context() as patch:
-        patch.setattr(spawn, "fork_worker", _refused)
-        site.disown(writer)
-        site.run_until(lambda: site.slot(stream).state is WorkerState.REPORTED)
-        assert waiting.is_alive(worker)
-    site.run_until(lambda: stream.is_closed)
-    assert waiting.is_alive(_keeper_of(site))
-    message = "keeper: fork: Resource temporarily unavailable; trying again"
-    assert site.rig.messages("warn") == [message]
-
-
-def test_a_successor_has_a_keeper_before_the_last_one_goes(site: Site) -> None:
-    """As an adopter of a container that has closed its outputs."""
-    _writer, _reader, stream = site.output()
-    site.stream_set.start()
-    pidfd = _orphan(site, stream)
-    stream.phase = StreamPhase.CLOSED
-    site.stream_set.go_on_with(
-        {**site.stream_set.pack(FdWriter()), "is_to_reopen": False, "keeper": 0}, is_parent=False
-    )
-    site.stream_set.renew([pidfd])
-    assert waiting.is_alive(_keeper_of(site))
-    site.run_until(lambda: site.stream_set.is_settled)

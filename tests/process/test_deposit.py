@@ -163,7 +163,7 @@ def test_a_handover_that_leads_to_a_strangers_sockets_is_refused(
         before = os.listdir("/proc/self/fd")
         with pytest.raises(FdStoreError, match="not a supervisor's"):
             find_and_look(str(tmp_path))
-        discover.end_workers(str(tmp_path))
+        discover.end_leftovers(str(tmp_path))
         assert waiting.is_alive(stranger.pid)
         assert len(os.listdir("/proc/self/fd")) == len(before)
     assert front.recv(5) + front.recv(5) == b"helloworld"

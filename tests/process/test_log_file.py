@@ -361,7 +361,6 @@ def test_a_source_that_fails_is_named(tmp_path: Path) -> None:
 def _pausing(site: LogSite, pauses: Pauses) -> Child:
     """Fork a worker and bring it into its first pause; returns it."""
     feed = site.feeds["stdout"]
-    feed.held = pauses.fds
     worker = Child(spawn.fork_worker(site.worker("stdout")))
     for number in range(1, LEAST_RUN + 1):
         os.write(feed.source_wfd.fileno(), b"line\n")

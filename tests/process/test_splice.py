@@ -306,7 +306,6 @@ class Paced(Bench):
 
     def work(self) -> None:
         context = self.context()
-        context.held = self.pauses.fds
         output_work(context, self.route)
 
     def write(self, count: int) -> None:

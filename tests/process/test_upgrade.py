@@ -132,8 +132,9 @@ class Incumbent:
     def reload_is_over(self) -> None:
         self.is_over = True
 
-    def published(self) -> None:
-        """Nobody keeps it."""
+    @property
+    def counters_fd(self) -> int:
+        return -1
 
 
 class PoorIncumbent(Incumbent):
@@ -160,7 +161,16 @@ def test_after_a_hand_over_that_fails_every_signal_is_heard(
             environment=os.environ,
         )
         handover = HandoverManager(
-            rig.loop, calls, rig.log, order, StateDirectory.open("/"), incumbent, None
+            rig.loop,
+            rig.reaper,
+            calls,
+            rig.log,
+            order,
+            StateDirectory.open("/"),
+            incumbent,
+            None,
+            title="forkshim: web",
+            null_fd=rig.null.fileno(),
         )
         router = SignalRouter(has_job_control=False)
         no_descriptor_more()
@@ -206,7 +216,18 @@ def test_a_reload_does_not_wait_for_ever_for_a_moment(
         environment=os.environ,
     )
     state_dir = StateDirectory.open("/")
-    asked = HandoverManager(rig.loop, calls, rig.log, order, state_dir, incumbent, None)
+    asked = HandoverManager(
+        rig.loop,
+        rig.reaper,
+        calls,
+        rig.log,
+        order,
+        state_dir,
+        incumbent,
+        None,
+        title="forkshim: web",
+        null_fd=rig.null.fileno(),
+    )
     asked.reload(is_yet_to_come=False)
     rig.run_until(lambda: incumbent.is_over)
     assert 5 <= incumbent.looks <= 12

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.runc, pytest.mark.timeout(300)]
 
 SEED = int(os.environ.get("FORKSHIM_SEED", "20161109"))
+LOST = (
+    "its fd holder was killed, too, and systemd has kept nothing: the descriptors of its streams "
+    "and the way to its exit status are lost"
+)
 ADOPTIONS = int(os.environ.get("FORKSHIM_ADOPTIONS", "8"))
 STREAM_MIB = int(os.environ.get("FORKSHIM_STREAM_MIB", "256"))
 
@@ -133,7 +137,7 @@ def test_a_container_without_outputs_can_be_followed_as_well(
     document = bundles.config(rootfs, bundles.shell(script), mounts=mounts)
     sink = "null" if log == "null" else f"file:{tmp_path}/log"
     daemon = start(bundles.make_bundle(tmp_path / "b", document), "--log", sink)
-    fd_holder = f"forkshim: {daemon.id} [keeper]"
+    fd_holder = f"forkshim: {daemon.id} [fds]"
 
     def is_alone() -> bool:
         titles = {*map(waiting.title_of, waiting.children_of(daemon.pid))}
@@ -370,7 +374,7 @@ def test_a_file_that_is_stdin_goes_on_under_many_supervisors(
     assert daemon.workers() == []
 
 
-def test_a_worker_of_stdin_is_enough_and_waits_for_nobody_at_its_end(
+def test_a_stdin_that_has_ended_while_there_was_no_supervisor_ends_with_the_next(
     tmp_path: Path, make_bundle: Callable[..., Path], start: Callable[..., Daemon]
 ) -> None:
     rfd, wfd = os.pipe()
@@ -383,23 +387,25 @@ def test_a_worker_of_stdin_is_enough_and_waits_for_nobody_at_its_end(
     daemon.kill()
     os.close(wfd)
     waiting.wait_process(worker)
-    reap(daemon.payload_pid)
-    assert daemon.workers() == []
+    (fd_holder,) = daemon.workers()
+    assert waiting.title_of(fd_holder) == f"forkshim: {daemon.id} [fds]"
+    daemon.adopt()
+    assert daemon.wait_end() == "6"
 
 
-def test_one_living_worker_is_enough_for_all_streams(
+def test_the_fd_holder_alone_is_enough_for_all_streams(
     tmp_path: Path, make_bundle: Callable[..., Path], start: Callable[..., Daemon]
 ) -> None:
-    """What the dead one has held is in the deposit, and the living one has that open."""
     os.mkfifo(tmp_path / "out")
     reader = os.open(tmp_path / "out", os.O_RDWR | os.O_NONBLOCK)
     script = "n=0; while [ $n -lt 200 ]; do echo $n; echo $n >&2; n=$((n+1)); sleep 0.01; done"
     daemon = start(make_bundle(f"echo ready; {script}; exit 5"), "--log", tmp_path / "out")
     waiting.read_until(reader, b"ready")
     daemon.kill()
-    (victim,) = (pid for pid in daemon.workers() if waiting.title_of(pid).endswith("[stderr]"))
-    os.kill(victim, signal.SIGKILL)
-    waiting.wait_process(victim)
+    for pid in daemon.workers():
+        if not waiting.title_of(pid).endswith("[fds]"):
+            os.kill(pid, signal.SIGKILL)
+            waiting.wait_process(pid)
     daemon.adopt()
     said = b""
     while said.count(b"199\n") < 2:
@@ -414,12 +420,12 @@ def test_without_anybody_who_holds_it_there_is_nothing_to_adopt(
 ) -> None:
     daemon = start(make_bundle("echo ready; sleep 1000"))
     daemon.kill()
-    kill_workers(daemon)
+    kill_fd_holder(daemon)
     done = daemon.command("adopt", "--detach")
     assert done.returncode == 1
-    assert done.stderr == (
-        f"forkshim: {daemon.id}: no worker of it lives any more, and systemd has kept nothing\n"
-    )
+    assert done.stderr == f"forkshim: {daemon.id}: {LOST}\n"
+    (worker,) = daemon.workers()
+    assert waiting.title_of(worker) == f"forkshim: {daemon.id} [stdout]"
 
 
 def test_a_container_has_one_supervisor_at_a_time(
@@ -466,17 +472,18 @@ def test_a_run_clears_away_a_dead_container_and_its_waiting_worker(
     daemon.kill()
     os.kill(daemon.payload_pid, signal.SIGKILL)
     reap(daemon.payload_pid)
-    assert len(daemon.workers()) == 1, "it keeps the truth for whoever asks"
+    assert len(daemon.workers()) == 1, "the fd holder keeps the truth for whoever asks"
     bundle = make_bundle("exit 3")
     daemon.succeed_in("run", "--bundle", bundle, "--detach", "--log", "null")
     assert daemon.wait_end() == "3"
     assert daemon.workers() == []
 
 
-def kill_workers(daemon: Daemon) -> None:
+def kill_fd_holder(daemon: Daemon) -> None:
     for pid in daemon.workers():
-        os.kill(pid, signal.SIGKILL)
-        waiting.wait_process(pid)
+        if waiting.title_of(pid).endswith("[fds]"):
+            os.kill(pid, signal.SIGKILL)
+            waiting.wait_process(pid)
 
 
 @pytest.mark.parametrize("left", ["nothing", "a garbled file", "another version", "another's"])
@@ -492,8 +499,8 @@ def test_a_run_that_would_adopt_begins_anew_when_the_container_is_dead(
     os.kill(daemon.payload_pid, signal.SIGKILL)
     reap(daemon.payload_pid)
     if left == "nothing":
-        kill_workers(daemon)
-        said = "no worker of it lives any more, and systemd has kept nothing"
+        kill_fd_holder(daemon)
+        said = LOST
     elif left == "a garbled file":
         (daemon.state_dir / "handover").write_text("garbled")
         said = "handover: not a supervisor's"
@@ -536,13 +543,13 @@ def test_a_run_that_cannot_adopt_says_that_the_container_lives(
     bundle = make_bundle("echo ready; sleep 1000")
     daemon = start(bundle)
     daemon.kill()
-    kill_workers(daemon)
+    kill_fd_holder(daemon)
     done = daemon.command("run", "--adopt", "--bundle", bundle, "--detach", "--log", "null")
     assert done.returncode == 75
     assert done.stderr.startswith(
         f"forkshim: {daemon.id}: its supervisor is gone and its container is running "
         f"(pid {daemon.payload_pid}); it cannot be adopted from here "
-        "(no worker of it lives any more, and systemd has kept nothing), `runc "
+        f"({LOST}), `runc "
     )
     assert done.stderr.endswith(f" delete --force {daemon.id}` ends it\n")
     assert waiting.is_alive(daemon.payload_pid)
@@ -552,10 +559,12 @@ def test_a_run_that_cannot_adopt_says_that_the_container_lives(
     ("content", "said"),
     [
         (b"", "handover: not a supervisor's"),
-        (b"1 2", "no worker of it lives any more"),
+        (b"1 2", "its fd holder was killed, too"),
         (b"1 2 3", "handover: of another boot of the machine"),
         (b"1 2 3 4", "handover: of another boot of the machine"),
-        (b"1 2 3 4 5", "handover: not a supervisor's"),
+        (b"1 2 3 4 5", "handover: of another boot of the machine"),
+        (b"1 2 3 4 five", "handover: not a supervisor's"),
+        (b"1 2 3 4 5 6", "handover: not a supervisor's"),
         (b"../x y", "handover: not a supervisor's"),
         (b"\xff\xfe 1", "handover: not a supervisor's"),
         ("\N{SUPERSCRIPT TWO} 1".encode(), "handover: not a supervisor's"),
@@ -602,9 +611,9 @@ def test_what_an_earlier_boot_has_left_is_run_anew(
     os.kill(daemon.payload_pid, signal.SIGKILL)
     reap(daemon.payload_pid)
     path = daemon.state_dir / "handover"
-    *inodes, boot_id, nonce = path.read_text().split()
+    *inodes, boot_id, nonce, counters = path.read_text().split()
     assert boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    path.write_text(" ".join([*inodes, boot_id[::-1], nonce]))
+    path.write_text(" ".join([*inodes, boot_id[::-1], nonce, counters]))
     bundle = make_bundle("exit 3")
     done = daemon.command("run", "--adopt", "--bundle", bundle, "--detach", "--log", "null")
     assert done.returncode == 0

@@ -93,7 +93,7 @@ def test_the_daemon_has_only_what_it_documents(
     assert stop(root, container_id) == "8"
 
 
-_OF_A_WORKER = ["/dev/null"] * 3 + ["file"] + ["pipe"] * 4 + ["socket"] * 2  # the deposit
+_OF_A_WORKER = ["/dev/null"] * 3 + ["file"] + ["pipe"] * 4
 
 _OWN = sorted(
     ["/dev/null"] * 4  # 0, 1, 2 and the one that is lent to runtimes and workers

@@ -19,13 +19,13 @@ def work(context: WorkerContext, route: Route, *, lingers: bool = False) -> None
     """
     context.enter(route.fds)
     if context.is_to_count:
-        context.send_and_keep(discard.count(context, route))
+        context.send_last(discard.count(context, route))
         return
     try:
         splice.copy(route, context)
     except CopyError as error:
-        context.send_and_keep(context.make_report(error.errno, error.side))
+        context.send_last(context.make_report(error.errno, error.side))
     else:
         if lingers:
             wait_until_read(route.sink_fd)
-        context.send_and_keep(context.make_report())
+        context.send_last(context.make_report())

@@ -33,4 +33,4 @@ def work(context: WorkerContext, route: Route, buffer: LineBuffer, sink: RecordS
         failed, side = error.errno, error.side
     except OSError as error:
         failed, side = error.errno or 0, "sink"
-    context.send_and_keep(context.make_report(failed, side))
+    context.send_last(context.make_report(failed, side))

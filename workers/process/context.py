@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 import time
 
 from workers.common import fd_state
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 
 _EXIT_FIRST_S = 0.001
-"""Delay of an end-of-file report: see `WorkerContext.send_and_keep`."""
+"""Delay of an end-of-file report: see `WorkerContext.send_last`."""
 
 
 @dataclass(slots=True)
@@ -38,8 +37,6 @@ class WorkerContext:
         report_wfd: The only write end of the report pipe once the supervisor has closed its own.
             So the death of this worker is end of file for the supervisor.
         null_fd: /dev/null, open for reading and writing.
-        held: Descriptors of the fd store. The worker does not use them; it holds them open for a
-            supervisor that adopts the container. The first is readable when the store is published.
         predecessors: pidfds of killed workers of this stream that may not be dead yet.
         task: What the worker is forked for.
         reported_dropped_bytes: How many dropped bytes the supervisor has logged already.
@@ -53,7 +50,6 @@ class WorkerContext:
     slot: int
     report_wfd: int
     null_fd: int
-    held: tuple[int, ...] = ()
     predecessors: tuple[int, ...] = ()
     task: Task = COPY
     reported_dropped_bytes: int = 0
@@ -65,7 +61,7 @@ class WorkerContext:
 
         See `isolate.enter_worker`.
         """
-        kept = (*keep_fds, *self.held, *self.predecessors, self.report_wfd)
+        kept = (*keep_fds, *self.predecessors, self.report_wfd)
         isolate.enter_worker(self.title, kept, self.null_fd)
         if self.orphaned_fifo is not None:
             self.orphaned_fifo.install()
@@ -111,19 +107,13 @@ class WorkerContext:
         with contextlib.suppress(BrokenPipeError):
             os.write(self.report_wfd, report.encode(record))
 
-    def send_and_keep(self, record: report.Report) -> None:
+    def send_last(self, record: report.Report) -> None:
         """Write the completion record, as the last action of an output's worker.
 
         The worker delays the report of an end of file. That is nearly always the container's exit,
         which wakes every worker before the kernel notifies the supervisor. Without the delay all
         processors are busy with ends of file, while clients wait for `exitStatus`.
-
-        A worker with a published fd store stays until the supervisor or an adopter kills it. The
-        store may be the only copy of what an adopter needs to know how the container ends.
         """
         if not record.errno:
             time.sleep(_EXIT_FIRST_S)
         self.send(record)
-        os.close(self.report_wfd)  # the report is complete: the supervisor need not wait for exit
-        while self.held and fd_state.is_readable(self.held[0]):
-            signal.pause()

@@ -16,6 +16,9 @@ _SKIPPED = 64
 
 MAX_ATTACH_CLIENTS = 16
 
+MEMORY_NAME = "forkshim:counters"
+"""In /proc/PID/maps of every worker: `supervisor.handover.discover` finds them by it."""
+
 MOST_BYTES = 1 << 62
 """Limit of each count that is read: a worker may write any number. Sums of two still fit into
 JSON's 64 bits."""
@@ -30,7 +33,7 @@ class StreamCounters:
 
     def __init__(self, *, fd: int = -1) -> None:
         """Make zeroed memory that stays shared across fork(2); `fd`: see `Memory`."""
-        self._memory = Memory("forkshim:counters", fd=fd)
+        self._memory = Memory(MEMORY_NAME, fd=fd)
         # One aligned store of eight bytes: a reader never sees half a number.
         self._numbers = self._memory.words
 
