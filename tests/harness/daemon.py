@@ -122,9 +122,9 @@ class Daemon:
 
     def close(self) -> None:
         """Leave nothing behind, however the test went."""
-        # The supervisor first: it would replace its workers.
-        for prefix in (f"forkshim: {self.id}", f"forkshim: {self.id} ["):
-            for pid in self._children(prefix):
+        # When the supervisor is killed, its workers and its fd holder become our children.
+        while children := self._children(f"forkshim: {self.id}"):
+            for pid in children:
                 os.kill(pid, signal.SIGKILL)
                 waiting.wait_process(pid)
         if self._first is not None:
