@@ -74,6 +74,7 @@ class Daemon:
     def kill(self) -> None:
         """Kill the supervisor, and nobody else."""
         pid = self.pid
+        waiting.wait_worker(pid, "fds")
         os.kill(pid, signal.SIGKILL)
         waiting.wait_process(pid)
         if self._first is not None:
