@@ -25,11 +25,11 @@ _ACTS = ("CALL", "STORE_SUBSCR", "STORE_SLICE")
 
 
 def _traced(work: Callable[[], None], die_at: int, counted: memoryview) -> Callable[[], None]:
-    """Make `work` die before its bytecode instruction number `die_at`, of those in `workers`.
+    """Make `work` die before bytecode instruction number `die_at` of the package `workers`.
 
-    Random kills hit a system call nearly always: the instructions between two of them are few.
-    Only those count that can have an effect outside the interpreter: calls and stores
-    into memory. To die anywhere between two of them is to die before the second.
+    Random kills nearly always hit a system call: there are few instructions between two calls.
+    Only instructions with an effect outside the interpreter count: calls and stores into
+    memory. Death between two of them is death before the second.
     """
 
     def run() -> None:
@@ -73,7 +73,7 @@ def _count() -> Iterator[memoryview]:
 
 
 def instructions(work: Callable[[], None]) -> int:
-    """Run `work` in a child to its end; returns how many instructions of `workers` it took."""
+    """Run `work` in a child to its end; return its number of instructions in `workers`."""
     with _count() as counted:
         with finishing(_traced(work, _NEVER, counted)):
             pass
@@ -81,13 +81,13 @@ def instructions(work: Callable[[], None]) -> int:
 
 
 def die_at(instruction: int, work: Callable[[], None]) -> None:
-    """Run `work` in a child that is killed at this instruction, or comes to its end before."""
+    """Run `work` in a child that is killed at this instruction, unless it ends before."""
     with _count() as counted, finishing(_traced(work, instruction, counted)):
         pass
 
 
 def die_writing(work: Callable[[], None], written_bytes: int) -> None:
-    """Run `work` in a child that is killed when it has written so many bytes of a write(2)."""
+    """Run `work` in a child that is killed after `written_bytes`, in the middle of a write(2)."""
 
     def run() -> None:
         whole_write = os.write
@@ -109,6 +109,6 @@ def die_writing(work: Callable[[], None], written_bytes: int) -> None:
 
 
 def small_reads(monkeypatch: pytest.MonkeyPatch, read_bytes: int) -> None:
-    """Let the line buffers made from now on be small, so that few bytes take every path."""
+    """Make new line buffers small, so that few bytes take every path."""
     monkeypatch.setattr("workers.lines.buffer.READ_BYTES", read_bytes)
     monkeypatch.setattr("workers.lines.reader.READ_BYTES", read_bytes)

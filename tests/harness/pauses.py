@@ -1,4 +1,4 @@
-"""The pauses of a worker that lets small writes gather, as a test sees them and ends them."""
+"""The pauses of a batching worker: the test sees them and ends them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 
 class Pauses:
-    """A worker that is forked from now on says that it pauses, and is told when that is over.
+    """Each worker forked from now on reports its pause, and waits for the test to end it.
 
-    Its clock stands still: whatever comes next has come at once. Owns pipes until `close`.
+    The clock of the worker stands still, so every move follows the last at once. Owns pipes until
+    `close`.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +37,7 @@ class Pauses:
 
     @property
     def _fds(self) -> tuple[int, ...]:
-        """What the worker has to keep."""
+        """Descriptors that the worker keeps open."""
         return (self._said[1].fileno(), self._over[0].fileno())
 
     def _pause(self, _pause_s: float) -> None:
@@ -44,17 +45,17 @@ class Pauses:
         os.read(self._over[0].fileno(), 1)
 
     def wait(self) -> None:
-        """Wait until the next one has begun."""
+        """Wait until the next pause has begun."""
         waiting.wait_readable(self._said[0].fileno())
         assert os.read(self._said[0].fileno(), 1) == b"p"
 
     @property
     def none_has_begun(self) -> bool:
-        """Whether there was none since the last that was waited for."""
+        """Whether no pause has begun since the last `wait`."""
         return not waiting.is_readable(self._said[0].fileno())
 
     def end(self) -> None:
-        """Let the worker go on, from this one or from the one that comes."""
+        """End this pause, or the next."""
         os.write(self._over[1].fileno(), b"e")
 
     def close(self) -> None:

@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 
 def task_of(hold_s: float) -> Task:
-    """Return the task of a worker that leaves the sink alone for so long; for ever: it counts."""
+    """Return DROP_UNTIL for `hold_s`, COPY for 0 and COUNT_REST for infinity."""
     if math.isinf(hold_s):
         return COUNT_REST
     return Task(TaskKind.DROP_UNTIL, time.monotonic() + hold_s) if hold_s else COPY
 
 
 class Feed:
-    """One stream's source, staging and report pipes. Owns them until `close`."""
+    """The source, staging and report pipes of a stream. Owns them until `close`."""
 
     def __init__(self, name: str, counters: StreamCounters, slot: int) -> None:
         self.name = name
@@ -72,12 +72,12 @@ class Feed:
         self.source_wfd.close()
 
     def hang_up(self) -> None:
-        """Be at end of file, whoever else has the pipe, as the supervisor does it."""
+        """Hang the source up like the supervisor, although other processes have it open."""
         os.dup2(self.null.fileno(), self.source_rfd.fileno(), inheritable=False)
 
     def run(self, work: Callable[[], None]) -> report.Report | None:
         """Run a worker to its end and return its report."""
-        self._read_report()  # of one before that was killed after its last word
+        self._read_report()  # of a predecessor that was killed after its report
         with forked(work) as child:
             assert child.wait() == Exited(0)
         return report.decode(self._read_report())
@@ -96,13 +96,13 @@ class Feed:
 
 
 class Writer:
-    """A child that writes one more block into a feed whenever it is told to.
+    """A child that writes another block into a feed on each request.
 
     So a test decides how much flows between two kills. Takes the feed's write end.
     """
 
     def __init__(self, feed: Feed, block: Callable[[int], bytes], stack: ExitStack) -> None:
-        """Fork it; `block` makes block 0, 1, ...; `stack` owns the child."""
+        """Fork the child; `block` makes block 0, 1, ...; `stack` owns the child."""
         self.blocks = 0
         self._feed = feed
         self._block = block
@@ -122,20 +122,20 @@ class Writer:
                 rest = rest[os.write(self._feed.source_wfd.fileno(), rest) :]
 
     def tell(self) -> None:
-        """Have it write one more block."""
+        """Request another block."""
         self.blocks += 1
         os.write(self._told_wfd.fileno(), b"!")
 
     def end(self) -> None:
-        """Have it end after the block that it is at."""
+        """Request the exit after the current block."""
         self._told_wfd.close()
 
     def wait(self) -> None:
-        """Wait for its end."""
+        """Wait for its exit."""
         assert self._child.wait() == Exited(0)
 
     def content(self) -> bytes:
-        """Return all that it has been told to write."""
+        """Return every requested block."""
         return b"".join(map(self._block, range(self.blocks)))
 
 
@@ -192,18 +192,18 @@ class LogSite:
         return self.feeds[stream].run(self.worker(stream))
 
     def wait_written(self, stream: str, size: int) -> None:
-        """Wait until so many bytes of the stream have been counted."""
+        """Wait until `size` bytes of the stream are counted."""
         slot = self.feeds[stream].slot
         waiting.wait_true(lambda: self.counters.copied_bytes(slot) >= size)
 
     def files(self) -> list[Path]:
-        """Return the log and the old ones, the oldest first."""
+        """Return the log files, the oldest first."""
         old = [path for path in self.path.parent.iterdir() if path != self.path]
         old.sort(key=lambda path: -int(path.suffix[1:]))
         return [*old, self.path]
 
     def content(self) -> bytes:
-        """Return what all files hold, in order."""
+        """Return the content of all files, in order."""
         return b"".join(path.read_bytes() for path in self.files())
 
 
@@ -223,7 +223,7 @@ def cri_records(content: bytes) -> Iterator[tuple[bytes, str, str, bytes]]:
 
 
 def cri_streams(content: bytes) -> dict[str, bytes]:
-    """Return what each stream said, as the reader of the format puts it together."""
+    """Return the bytes of each stream, joined as a reader of the format joins them."""
     said = {"stdout": bytearray(), "stderr": bytearray()}
     last = b""
     for stamp, stream, tag, text in cri_records(content):

@@ -1,4 +1,4 @@
-"""Sinks that take nothing: what is dropped is counted to the byte, wherever a worker is killed."""
+"""Sinks that take nothing: drops are counted to the byte, wherever a worker is killed."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ LONG = [*LINES[:9], b"long " * 90 + b"\n", *LINES[9:], b"last"]
 
 
 class Site(Protocol):
-    """One stream that may be dropped, its feed and its sink."""
+    """A stream that may drop lines, its feed and its sink."""
 
     feed: Feed
 
     def worker(self, hold_s: float = 0.0, reported: int = 0) -> Callable[[], None]:
-        """Return what a worker does."""
+        """Return the function that a worker runs."""
 
     def buffer(self) -> LineBuffer:
-        """Lend the line buffer."""
+        """Return the line buffer, borrowed."""
 
     def content(self) -> bytes:
-        """Return what is in the sink, as the container said it."""
+        """Return the content of the sink, in the container's own bytes."""
 
 
 class FileSite:
@@ -81,7 +81,7 @@ class FileSite:
 
 
 class PipeSite:
-    """A pipe that a test reads when it wants to."""
+    """A pipe that only the test reads."""
 
     def __init__(self, policy: str) -> None:
         self.counters = StreamCounters()
@@ -131,7 +131,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Came(NamedTuple):
-    """What has become of a stream."""
+    """The outcome of a stream."""
 
     content: bytes
     dropped_bytes: int
@@ -139,7 +139,7 @@ class Came(NamedTuple):
 
 
 def _finish(site: Site) -> Came:
-    """Run workers until one is at the end of file."""
+    """Run workers until a worker is at end of file."""
     ends = []
     while 0 not in ends:
         ended = site.feed.run(site.worker(reported=site.buffer().read().dropped_bytes))
@@ -151,13 +151,13 @@ def _finish(site: Site) -> Came:
 
 
 def _check(came: Came, said: bytes) -> None:
-    """See that nothing is unaccounted for, and that what is there are lines of what was said."""
+    """Check that every byte is written or counted, and that the output consists of input lines."""
     assert len(came.content) + came.dropped_bytes == len(said)
     assert came.content.count(b"\n") + came.dropped_lines == said.count(b"\n")
     rest = iter(said.splitlines(keepends=True))
     for line in came.content.splitlines(keepends=True):
         text = line.removesuffix(b"\n")
-        # Of a line that is longer than the buffer there may be a piece, with the line's own end.
+        # A line that is longer than the buffer may leave a piece, with the end of the line.
         assert any(text == other.rstrip(b"\n") or _is_piece(text, other) for other in rest), line
 
 
@@ -171,7 +171,7 @@ KINDS = ("file", "cri", "pipe")
 @pytest.mark.parametrize("lines", [LINES, LONG], ids=["short", "long"])
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_left_alone_is_counted(
+def test_a_stream_that_was_given_up_is_counted(
     make: Callable[[str, str], Site], kind: str, policy: str, lines: list[bytes]
 ) -> None:
     site = make(kind, policy)
@@ -188,7 +188,7 @@ def test_what_is_left_alone_is_counted(
 def test_a_kill_at_any_instruction_leaves_nothing_uncounted(
     make: Callable[[str, str], Site], kind: str, policy: str, lines: list[bytes], stride: int
 ) -> None:
-    """Of a worker that drops, and then of one that writes what it has left.
+    """Kill a worker that drops, then a worker that writes the rest.
 
     The slow half, which has no coverage to count, takes smaller steps.
     """
@@ -216,7 +216,7 @@ def test_a_kill_at_any_instruction_leaves_nothing_uncounted(
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_stays_is_the_oldest_or_the_newest(
+def test_the_oldest_or_the_newest_lines_stay(
     make: Callable[[str, str], Site], kind: str, policy: str
 ) -> None:
     site = make(kind, policy)
@@ -275,7 +275,7 @@ def test_a_reader_that_stops_does_not_stop_the_container(
         waiting.wait_true(lambda: site.buffer().read().dropped_bytes > 0)
         waiting.wait_true(lambda: not fds.is_readable(site.feed.source_rfd.fileno()))
         os.read(site.rfd.fileno(), filler)
-        # It says so itself, when nothing was dropped for a second.
+        # The worker reports it when nothing was dropped for a second.
         child.wait()
     ended = report.decode(os.read(site.feed.report_rfd.fileno(), report.MOST_BYTES))
     assert ended is not None
@@ -296,7 +296,7 @@ def test_a_prompt_does_not_wait_for_the_end_of_its_line(
         assert site.content() == b"login: "
 
 
-def test_a_reader_that_is_gone_is_an_error_like_others(make: Callable[[str, str], Site]) -> None:
+def test_a_reader_that_has_left_is_an_error(make: Callable[[str, str], Site]) -> None:
     site = make("pipe", DROP_NEW)
     assert isinstance(site, PipeSite)
     site.rfd.close()
@@ -312,7 +312,7 @@ def test_a_reader_that_is_gone_is_an_error_like_others(make: Callable[[str, str]
 def test_a_journald_that_does_not_read_does_not_stop_the_container(
     tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.undo()  # as much at once as ever
+    monkeypatch.undo()  # back to full-size reads
     counters = StreamCounters()
     feed = Feed("stdout", counters, 0)
     said = b"".join(b"%06d %s\n" % (number, b"x" * 90) for number in range(60_000))
@@ -330,7 +330,7 @@ def test_a_journald_that_does_not_read_does_not_stop_the_container(
         fake.stop()
         with forked(lambda: native_output.work(context, feed.route, journal, os.getppid())):
             rest = memoryview(said)
-            while rest:  # a blocking pipe: without a policy this would not come back
+            while rest:  # a blocking pipe: without a policy this would block for ever
                 rest = rest[os.write(feed.source_wfd.fileno(), rest) :]
             waiting.wait_true(lambda: not fds.is_readable(feed.source_rfd.fileno()))
             fake.go_on()

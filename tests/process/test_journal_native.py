@@ -1,4 +1,4 @@
-"""Records to the journal: each there, in order, and at most one repeated by a kill."""
+"""Records to the journal: complete, in order, and at most one repeated by a kill."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.process
 
 
 class JournalSite:
-    """One stream whose records go to the socket `path`."""
+    """A stream whose records go to the socket `path`."""
 
     def __init__(self, path: Path, *, limit_bytes: int = 1 << 20, **options: Any) -> None:
         self.counters = StreamCounters()
@@ -84,7 +84,7 @@ def _messages(datagrams: list[Datagram]) -> list[bytes]:
 
 
 def _without_repeats(datagrams: list[Datagram], most: int) -> list[Datagram]:
-    """Leave out what repeats the one before it, which a reader can tell by the number."""
+    """Leave out records that repeat the record before, with the same number."""
     kept: list[Datagram] = []
     for datagram in datagrams:
         if kept and datagram.ordinal == kept[-1].ordinal:
@@ -126,7 +126,7 @@ def test_a_long_line_is_several_records_of_its_priority(taker: FakeJournal) -> N
     ]  # fmt: skip
 
 
-def test_a_json_line_is_fields_and_a_prefix_is_heard_first(taker: FakeJournal) -> None:
+def test_a_json_line_becomes_fields_and_a_prefix_wins(taker: FakeJournal) -> None:
     lines = [
         b'{"level":"warn","msg":"one","user":"me"}',
         b'<2>{"level":"info","msg":"two"}',
@@ -174,10 +174,10 @@ def test_the_last_line_waits_only_until_the_source_is_silent(taker: FakeJournal)
     assert _messages(list(taker.datagrams()))[-2:] == [b" three", b" half"]
 
 
-def test_what_is_held_is_looked_at_once(
+def test_an_unsettled_record_is_scanned_once(
     taker: FakeJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else each line of a long trace would cost as much as all before it."""
+    """Otherwise each line of a long trace would cost as much as all lines before it."""
     looked_at: list[int] = []
     copy = LineBuffer.copy
 
@@ -228,7 +228,7 @@ def test_a_line_of_a_megabyte_arrives_whole(taker: FakeJournal, size: int) -> No
     assert datagrams[1].is_memfd == (size > 256 << 10)
 
 
-def test_records_are_sent_in_the_supervisors_name(taker: FakeJournal) -> None:
+def test_records_carry_the_supervisors_credentials(taker: FakeJournal) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root may speak for another process")
     with JournalSite(taker.path) as site:
@@ -237,8 +237,8 @@ def test_records_are_sent_in_the_supervisors_name(taker: FakeJournal) -> None:
     assert [datagram.pid for datagram in taker.datagrams()] == [os.getpid(), os.getpid()]
 
 
-@pytest.mark.parametrize("who", ["nobody", "init", "dead"])
-def test_a_worker_that_may_not_speak_for_another_speaks_for_itself(
+@pytest.mark.parametrize("who", ["unprivileged", "init", "dead"])
+def test_a_worker_without_the_privilege_uses_its_own_credentials(
     taker: FakeJournal, who: str
 ) -> None:
     with JournalSite(taker.path) as site:
@@ -246,11 +246,11 @@ def test_a_worker_that_may_not_speak_for_another_speaks_for_itself(
         worker = site.worker()
 
         def work() -> None:
-            if who == "nobody":  # without the right to
+            if who == "unprivileged":
                 os.setuid(65534)
                 return worker()
             supervisor_pid = 1 if who == "init" else 2**22 - 1
-            if who == "dead":  # it died just now: nobody has noticed
+            if who == "dead":  # it has just died, unreaped
                 os.getppid = lambda: supervisor_pid
             return native_output.work(
                 site.feed.context(), site.feed.route, site.journal, supervisor_pid
@@ -278,7 +278,7 @@ def test_a_worker_stays_until_its_records_have_been_read(tmp_path: Path) -> None
             assert waiting.read_to_end(site.feed.report_rfd.fileno()) != b""
 
 
-def test_nobody_waits_longer_than_asked_for_journald_to_read(tmp_path: Path) -> None:
+def test_the_wait_for_journald_to_read_is_limited(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with fake_journal.bind(path) as silent, journal_socket.connect(os.fspath(path)) as to:
         sender = journal_socket.Sender(to, os.getpid())
@@ -304,7 +304,7 @@ def test_a_full_socket_makes_the_worker_wait(tmp_path: Path) -> None:
             assert worker.wait() == Exited(0)
 
 
-def test_a_journald_that_is_gone_is_an_error_of_the_sink_and_nothing_is_lost(
+def test_a_dead_journald_is_an_error_of_the_sink_and_nothing_is_lost(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "socket"
@@ -442,11 +442,11 @@ def test_what_a_small_buffer_refuses_goes_as_a_memfd(
     assert [datagram.is_memfd for datagram in taker.datagrams()] == [True]
 
 
-def test_a_large_record_and_a_killed_worker_leave_the_room_as_small_as_it_was(
+def test_a_large_record_and_a_killed_worker_leave_the_send_buffer_as_small_as_it_was(
     taker: FakeJournal,
 ) -> None:
     with journal_socket.connect(os.fspath(taker.path)) as to:
-        to.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 100 << 10)  # killed just then
+        to.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 100 << 10)  # killed at that moment
         sender = journal_socket.Sender(to, os.getpid())
         assert _room(to) == journal_socket.ROOM_BYTES
         sender.send(b"CONTAINER_LOG_ORDINAL=1\nMESSAGE=" + b"x" * 200_000 + b"\n")
@@ -458,12 +458,12 @@ def _room(to: socket.socket) -> int:
     return to.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2  # the kernel doubles it
 
 
-QUEUE = 512  # as systemd has it
+QUEUE = 512  # net.unix.max_dgram_qlen under systemd
 STREAMS = 6
 
 
 def _in_a_namespace(work: Callable[[], None]) -> None:
-    """Run `work` where journald's queue is as it is under systemd."""
+    """Run `work` with the size of journald's queue under systemd."""
     if os.geteuid() != 0:
         pytest.skip("only root may make a network namespace")
 
@@ -476,7 +476,7 @@ def _in_a_namespace(work: Callable[[], None]) -> None:
 
 
 def _fill(to: socket.socket) -> int:
-    """Send records until there is no room for more; return how many."""
+    """Send records until there is no room; return their number."""
     sender = journal_socket.Sender(to, os.getpid(), is_blocking=False)
     maker = RecordMaker(Origin("0123456789abcdef", name="web"), "stdout", 6)
     sent = 0
@@ -487,7 +487,7 @@ def _fill(to: socket.socket) -> int:
     return sent
 
 
-def test_streams_that_journald_does_not_read_leave_room_for_what_others_say(
+def test_streams_that_journald_does_not_read_leave_room_for_other_senders(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "socket"

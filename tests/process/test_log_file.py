@@ -101,7 +101,7 @@ def test_two_streams_share_a_file(tmp_path: Path, small: None, max_bytes: int) -
 def _kill_everywhere(
     directory: Path, steps: range, max_bytes: int, then: Callable[[int], tuple[str, str]]
 ) -> None:
-    """Kill stdout's worker before each of `steps`; then let both streams be finished."""
+    """Kill stdout's worker before each of `steps`, then finish both streams."""
     for step in steps:
         with _fed(directory / str(step), max_bytes=max_bytes) as site:
             dying.die_at(step, site.worker("stdout"))
@@ -121,7 +121,7 @@ ORDERS = [("stdout", "stderr"), ("stderr", "stdout")]
 def test_a_kill_at_any_instruction_loses_and_repeats_nothing(
     tmp_path: Path, small: None, max_bytes: int
 ) -> None:
-    """What was begun is finished by the successor or by the other worker, in turn.
+    """The successor or the other worker, in turn, finishes the write.
 
     Without rotation there is no instruction that is not met with it: every fourth will do.
     """
@@ -133,7 +133,7 @@ def test_a_kill_at_any_instruction_loses_and_repeats_nothing(
 def test_two_kills_in_a_row_lose_and_repeat_nothing(
     tmp_path: Path, small: None, max_bytes: int
 ) -> None:
-    """Stdout's worker, then whoever finishes what it had begun."""
+    """Kill stdout's worker, then the worker that finishes its write."""
     last = _steps(tmp_path, max_bytes)
     chance = random.Random(6)
     for number in range(30):
@@ -156,7 +156,7 @@ def test_a_kill_within_a_write_is_finished_where_it_stopped(
 
 
 def test_what_a_reader_has_seen_of_a_torn_write_stays(tmp_path: Path, small: None) -> None:
-    """It follows the file: bytes that vanish, or change, would be read twice or never."""
+    """A reader follows the file: it would read vanished or changed bytes twice or never."""
     with _fed(tmp_path / "logs") as site:
         dying.die_writing(site.worker("stdout"), 130)
         seen = site.content()
@@ -182,7 +182,7 @@ def test_a_line_waits_for_its_end_and_is_not_in_flight(tmp_path: Path) -> None:
         assert [text for *_head, text in cri_records(site.content())] == [b"one", b"two", b"th"]
 
 
-def test_a_file_that_may_not_grow_keeps_whole_records_and_is_gone_on_with(
+def test_a_file_that_may_not_grow_keeps_whole_records_and_is_continued(
     tmp_path: Path, small: None
 ) -> None:
     for limit_bytes in range(0, 400, 23):
@@ -210,7 +210,7 @@ def test_a_full_disk_loses_and_repeats_nothing(tmp_path: Path, small_disk: Path)
         failed = site.run("stdout")
         assert failed is not None
         assert (failed.errno, failed.side) == (errno.ENOSPC, "sink")
-        failed = site.run("stderr")  # tries to finish what the other has begun
+        failed = site.run("stderr")  # tries to finish the write of the other worker
         assert failed is not None
         assert (failed.errno, failed.side) == (errno.ENOSPC, "sink")
         filler.unlink()
@@ -219,8 +219,8 @@ def test_a_full_disk_loses_and_repeats_nothing(tmp_path: Path, small_disk: Path)
         assert cri_streams(site.content()) == {"stdout": lines, "stderr": b"oops\n"}
 
 
-def test_a_new_worker_opens_the_name_anew_and_the_other_follows(tmp_path: Path) -> None:
-    """Which is how a log is reopened: the parent kills one worker, whichever it is."""
+def test_a_new_worker_opens_the_name_again_and_the_other_follows(tmp_path: Path) -> None:
+    """A log is reopened like this: the supervisor kills either worker."""
     with LogSite(tmp_path / "logs", _cri()) as site:
         out, err = (site.feeds[stream].source_wfd.fileno() for stream in SAID)
         with finishing(site.worker("stderr")):
@@ -265,7 +265,7 @@ def test_a_torn_write_is_finished_in_its_own_file_whatever_its_name_is_now(
             assert cri_streams(old.read() + site.content()) == SAID
 
 
-def test_a_living_worker_finishes_what_the_other_was_killed_amidst(tmp_path: Path) -> None:
+def test_a_living_worker_finishes_the_write_of_a_killed_one(tmp_path: Path) -> None:
     with LogSite(tmp_path / "logs", _cri()) as site:
         out, err = (site.feeds[stream].source_wfd.fileno() for stream in SAID)
         with forked(site.worker("stderr")):
@@ -283,7 +283,7 @@ def test_a_living_worker_finishes_what_the_other_was_killed_amidst(tmp_path: Pat
         assert site.counters.copied_bytes(0) == 13  # although another process wrote them
 
 
-def test_a_worker_that_died_with_the_locker_empty_is_replaced_by_the_other(
+def test_a_worker_that_died_with_the_slot_empty_is_replaced_by_the_other(
     tmp_path: Path,
 ) -> None:
     with LogSite(tmp_path / "logs", _cri()) as site:
@@ -291,7 +291,7 @@ def test_a_worker_that_died_with_the_locker_empty_is_replaced_by_the_other(
         with finishing(site.worker("stderr")):
             os.write(err, b"one\n")
             site.wait_written("stderr", 4)
-            # As stdout's worker leaves it when it is killed between its two steps.
+            # The state that stdout's worker leaves when it is killed between its two steps.
             site.log.commit(site.log.read()._replace(generation=77))
             site.log.fd_slot.clear()
             site.feeds["stderr"].end_with(b"two\n")
@@ -299,7 +299,7 @@ def test_a_worker_that_died_with_the_locker_empty_is_replaced_by_the_other(
         assert [text for *_head, text in cri_records(site.content())] == [b"one", b"two"]
 
 
-def test_an_unfinished_write_without_a_file_is_a_bug_and_not_guessed_at(tmp_path: Path) -> None:
+def test_an_unfinished_write_without_a_file_is_a_bug(tmp_path: Path) -> None:
     with LogSite(tmp_path / "logs", _cri()) as site:
         site.log.commit(site.log.read()._replace(writer=1))
         with pytest.raises(RuntimeError, match="that no worker has begun"):
@@ -307,7 +307,7 @@ def test_an_unfinished_write_without_a_file_is_a_bug_and_not_guessed_at(tmp_path
 
 
 @pytest.mark.parametrize("then", ORDERS)
-def test_what_a_stranger_did_to_the_file_meanwhile_costs_a_repeat_and_no_loss(
+def test_another_process_that_changes_the_file_costs_a_repeat_and_no_loss(
     tmp_path: Path, then: tuple[str, str]
 ) -> None:
     texts = [b"one", b"two"]
@@ -335,7 +335,7 @@ def _truncate(path: Path) -> None:
     os.truncate(path, 0)
 
 
-def test_an_old_log_is_gone_on_with_at_its_end(tmp_path: Path) -> None:
+def test_an_old_log_is_continued_at_its_end(tmp_path: Path) -> None:
     with LogSite(tmp_path / "logs", {"stdout": PlainFormat(100)}) as site:
         site.path.write_bytes(b"before\n")
         site.feeds["stdout"].end_with(b"after\n")
@@ -359,7 +359,7 @@ def test_a_source_that_fails_is_named(tmp_path: Path) -> None:
 
 
 def _pausing(site: LogSite, pauses: Pauses) -> Child:
-    """Fork a worker and bring it into its first pause; returns it."""
+    """Fork a worker, bring it into its first pause, and return it."""
     feed = site.feeds["stdout"]
     worker = Child(spawn.fork_worker(site.worker("stdout")))
     for number in range(1, LEAST_RUN + 1):
@@ -373,7 +373,7 @@ def _pausing(site: LogSite, pauses: Pauses) -> Child:
 def test_lines_that_gather_in_a_pause_are_one_batch(
     tmp_path: Path, pauses: Pauses, policy: str
 ) -> None:
-    """Its records have one time: it was written at once. Before the pause all was written."""
+    """Records of one batch have one time. Everything was written before the pause."""
     cri = {"stdout": CriFormat("stdout")}
     with LogSite(tmp_path / "logs", cri, policy=policy, buffer_bytes=1 << 20) as site:
         worker = _pausing(site, pauses)
@@ -405,7 +405,7 @@ def test_a_kill_or_an_end_in_a_pause_loses_and_repeats_nothing(
 
 
 def _block(stream: str, number: int) -> bytes:
-    """Return some 200 kB of lines, empty ones and two longer than a record."""
+    """Return some 200 kB of lines: some empty, two longer than a record."""
     chance = random.Random(stream)
     content = chance.randbytes(40_000).replace(b"\n", b"")
     lines = [content[: chance.choice([0, 3, 50, 100, 200])] for _each in range(1500)]
@@ -424,7 +424,7 @@ def _block(stream: str, number: int) -> bytes:
 def test_kills_under_load_lose_and_repeat_nothing(
     tmp_path: Path, formats: dict[str, Format], max_bytes: int, kills: int
 ) -> None:
-    """At random moments, of the workers of both streams into one file."""
+    """Kill the workers of both streams into one file at random moments."""
     chance = random.Random(4)
     with (
         LogSite(tmp_path / "logs", formats, max_bytes=max_bytes, keep=999) as site,
@@ -455,7 +455,7 @@ def test_kills_under_load_lose_and_repeat_nothing(
 
 
 def _said_by(content: bytes, stream: str) -> bytes:
-    """As `cri_streams`, quickly."""
+    """Return the same as `cri_streams`, faster."""
     tagged = re.findall(rb"(?m)^[-0-9T:.]{29}Z %b ([FP] [^\n]*)" % stream.encode(), content)
     assert content.count(b"\n") == len(
         re.findall(rb"(?m)^[-0-9T:.]{29}Z (?:stdout|stderr) [FP] [^\n]*$", content)

@@ -59,7 +59,7 @@ def test_what_is_below_the_first_gap_is_shifted_and_only_the_oldest_goes(
     assert _names(tmp_path) == after
 
 
-def test_a_rotation_that_was_cut_short_anywhere_is_gone_on_with(tmp_path: Path) -> None:
+def test_a_rotation_that_was_cut_short_anywhere_is_continued(tmp_path: Path) -> None:
     counted = tmp_path / "counted"
     _make(counted, "01234")
     for step in range(1, dying.instructions(lambda: _rotate(counted, 4)) + 1):
@@ -71,7 +71,7 @@ def test_a_rotation_that_was_cut_short_anywhere_is_gone_on_with(tmp_path: Path) 
         assert _names(directory) == {"log.1": "0", "log.2": "1", "log.3": "2", "log.4": "3"}
 
 
-def test_a_dangling_symbolic_link_is_a_name_as_well(tmp_path: Path) -> None:
+def test_a_dangling_symbolic_link_takes_a_name(tmp_path: Path) -> None:
     _make(tmp_path, "0")
     (tmp_path / "log.1").symlink_to("nowhere")
     _rotate(tmp_path, 3)
@@ -113,7 +113,7 @@ def test_a_log_that_is_full_already_is_rotated_first(tmp_path: Path) -> None:
         assert [path.read_bytes() for path in site.files()] == [b"o" * 50 + b"\n", b"new\n"]
 
 
-def test_a_log_that_somebody_renamed_is_not_rotated_but_left(tmp_path: Path) -> None:
+def test_a_log_that_was_renamed_is_left_and_not_rotated(tmp_path: Path) -> None:
     with LogSite(tmp_path, {"stdout": PlainFormat(19)}, max_bytes=20) as site:
         feed = site.feeds["stdout"]
         with finishing(site.worker("stdout")):

@@ -1,4 +1,4 @@
-"""Shared memory, and the way of bytes into it, through the death of whoever is at work."""
+"""Shared memory and the line reader, when a worker is killed at any instruction."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def test_a_record_shows_the_old_numbers_or_the_new_ones_at_any_instruction(
     record.release()
 
 
-def test_a_worker_cannot_change_the_size_under_its_parent(memory: Memory) -> None:
-    """A page that is gone is SIGBUS for whoever reads it next, and that is the supervisor."""
+def test_a_worker_cannot_change_the_size_of_the_memory(memory: Memory) -> None:
+    """A read of a removed page is SIGBUS, and the supervisor reads the memory."""
 
     def attack() -> None:
         paths = [f"/proc/self/fd/{memory.fd}", *map_files(b"memfd:test")]
@@ -83,7 +83,7 @@ def test_a_worker_cannot_change_the_size_under_its_parent(memory: Memory) -> Non
 
 
 def map_files(name: bytes) -> list[str]:
-    """Return what this process has mapped of that name, to be opened again without a descriptor."""
+    """Return the path of this process's mapping of that name, to open it without a descriptor."""
     with open("/proc/self/maps", "rb") as maps:
         return [f"/proc/self/map_files/{line.split()[0].decode()}" for line in maps if name in line]
 
@@ -103,7 +103,7 @@ def test_memory_that_could_be_resized_is_not_taken_over(missing: int) -> None:
     with pytest.raises(ValueError, match="not sealed"):
         StreamCounters(fd=fd)
     with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
-        os.fstat(fd)  # it was given away, and is closed
+        os.fstat(fd)  # `Memory` has closed it
 
 
 @pytest.mark.parametrize("size", [0, 1, mmap.PAGESIZE, mmap.PAGESIZE + 101, 1 << 30])
@@ -113,13 +113,13 @@ def test_memory_of_another_size_is_not_taken_over(size: int) -> None:
         Memory("test", 100, fd=unsealed(size, seals=every))
 
 
-def test_what_is_no_memory_is_not_taken_over() -> None:
+def test_a_descriptor_that_is_no_memfd_is_not_taken_over() -> None:
     for path in ("/dev/zero", "/etc/passwd"):
         with pytest.raises(ValueError, match="not sealed"):
             Memory("test", 100, fd=os.open(path, os.O_RDONLY))
 
 
-def test_sealed_memory_is_taken_over_with_what_is_in_it(memory: Memory) -> None:
+def test_sealed_memory_is_taken_over_with_its_content(memory: Memory) -> None:
     memory.words[7] = 9
     again = Memory("test", 100, fd=os.dup(memory.fd))
     assert again.words[7] == 9
@@ -127,10 +127,8 @@ def test_sealed_memory_is_taken_over_with_what_is_in_it(memory: Memory) -> None:
 
 
 @pytest.mark.parametrize("wild", [2, 3, 2**63, 2**64 - 2, 2**64 - 1])
-def test_numbers_that_a_worker_has_made_up_are_numbers_all_the_same(
-    memory: Memory, wild: int
-) -> None:
-    """The parent counts with them, and writes them down as JSON, whose integers end."""
+def test_numbers_that_a_worker_has_invented_stay_in_range(memory: Memory, wild: int) -> None:
+    """The supervisor adds the numbers, and writes them as JSON, whose integers have a limit."""
     record = Record(memory.words, 3)
     record.commit([1, 2, 3])
     for word in range(Record.words_needed(3)):
@@ -153,7 +151,7 @@ def test_numbers_that_a_worker_has_made_up_are_numbers_all_the_same(
 
 
 class Untold:
-    """A tally that nobody reads."""
+    """Progress that no test reads."""
 
     def add_copied(self, copied_bytes: int) -> None: ...
 
@@ -166,7 +164,7 @@ class Untold:
     def add_skipped(self, client: int, skipped_bytes: int) -> None: ...
 
 
-UNTOLD = Untold()
+NO_PROGRESS = Untold()
 
 
 class Basin:
@@ -207,12 +205,12 @@ def test_bytes_keep_their_positions_while_the_buffer_moves(
     content = bytes(range(100))
     os.write(basin.source_wfd.fileno(), content)
     basin.source_wfd.close()
-    reader = LineReader(basin.route, basin.buffer, UNTOLD)
+    reader = LineReader(basin.route, basin.buffer, NO_PROGRESS)
     consumed = 0
     while reader.fill(consumed) is Filled.SOME:
         taken = basin.buffer.read().taken
         assert basin.buffer.copy(consumed, taken) == content[consumed:taken]
-        consumed = taken - min(7, taken - consumed)  # as much as may be left
+        consumed = taken - min(7, taken - consumed)  # as much as may remain
     assert reader.fill(100) is Filled.END
     assert basin.buffer.read()[:3] == (100, 100, 0)
 
@@ -220,7 +218,7 @@ def test_bytes_keep_their_positions_while_the_buffer_moves(
 def test_a_newline_is_found_by_position(make_basin: Callable[[int], Basin]) -> None:
     basin = make_basin(7)
     os.write(basin.source_wfd.fileno(), b"a\nb\ncccccc")
-    LineReader(basin.route, basin.buffer, UNTOLD).fill(0)
+    LineReader(basin.route, basin.buffer, NO_PROGRESS).fill(0)
     basin.buffer.make_room(4)
     assert basin.buffer.last_newline(0, 10) == 3
     assert basin.buffer.last_newline(0, 3) == 1
@@ -231,35 +229,35 @@ def test_a_silent_source_is_waited_for_as_long_as_asked(
     make_basin: Callable[[int], Basin],
 ) -> None:
     basin = make_basin(7)
-    reader = LineReader(basin.route, basin.buffer, UNTOLD)
+    reader = LineReader(basin.route, basin.buffer, NO_PROGRESS)
     assert reader.fill(0, 0) is Filled.NOTHING
     assert reader.fill(0, 1) is Filled.NOTHING
     os.write(basin.source_wfd.fileno(), b"x")
     assert reader.fill(0, 0) is Filled.SOME
 
 
-def test_a_source_that_only_looked_readable_is_asked_again(
+def test_a_source_that_another_process_has_read_is_polled_again(
     make_basin: Callable[[int], Basin], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     basin = make_basin(7)
     os.write(basin.source_wfd.fileno(), b"x")
 
-    def somebody_was_faster(*_arguments: object) -> int:
+    def another_reader_was_faster(*_arguments: object) -> int:
         raise BlockingIOError
 
     with monkeypatch.context() as patch:
-        patch.setattr(staging, "fill", somebody_was_faster)
-        reader = LineReader(basin.route, basin.buffer, UNTOLD)
+        patch.setattr(staging, "fill", another_reader_was_faster)
+        reader = LineReader(basin.route, basin.buffer, NO_PROGRESS)
         assert reader.fill(0) is Filled.SOME
     assert basin.buffer.read().taken == 0
 
 
-def test_a_line_that_cannot_be_there_is_a_bug_and_not_overwritten(
+def test_a_line_that_is_too_long_for_the_buffer_is_a_bug_and_not_overwritten(
     make_basin: Callable[[int], Basin],
 ) -> None:
     basin = make_basin(7)
     os.write(basin.source_wfd.fileno(), bytes(20))
-    reader = LineReader(basin.route, basin.buffer, UNTOLD)
+    reader = LineReader(basin.route, basin.buffer, NO_PROGRESS)
     reader.fill(0)
     reader.fill(0)
     with pytest.raises(RuntimeError, match="an unfinished line of 20 bytes"):
@@ -272,7 +270,7 @@ def test_bytes_that_are_not_there_are_a_bug(
 ) -> None:
     basin = make_basin(7)
     os.write(basin.source_wfd.fileno(), bytes(20))
-    reader = LineReader(basin.route, basin.buffer, UNTOLD)
+    reader = LineReader(basin.route, basin.buffer, NO_PROGRESS)
     reader.fill(0)
     reader.fill(10)
     assert basin.buffer.copy(10, 20) == bytes(10)
@@ -282,7 +280,7 @@ def test_bytes_that_are_not_there_are_a_bug(
 
 def test_a_line_reader_needs_a_staging_pipe(make_basin: Callable[[int], Basin]) -> None:
     with pytest.raises(ValueError, match="staging"):
-        LineReader(Route(0, -1), make_basin(7).buffer, UNTOLD)
+        LineReader(Route(0, -1), make_basin(7).buffer, NO_PROGRESS)
 
 
 @pytest.mark.slow
@@ -298,7 +296,7 @@ def test_a_kill_at_any_instruction_of_a_line_reader_leaves_each_byte_in_one_plac
         return basin
 
     def take_all(basin: Basin) -> None:
-        reader = LineReader(basin.route, basin.buffer, UNTOLD)
+        reader = LineReader(basin.route, basin.buffer, NO_PROGRESS)
         while reader.fill(0) is Filled.SOME:
             pass
 

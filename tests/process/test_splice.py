@@ -1,4 +1,4 @@
-"""The copy engines: every pair of file kinds, every size near a pipe's, and every way to fail."""
+"""The splice copy: every pair of file kinds, every size near a pipe's, every way to fail."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Bench:
 
     def pipe(self, capacity: int = 4096) -> tuple[int, int]:
         rfd, wfd = fds.pipe(capacity)
-        fcntl.fcntl(wfd.fileno(), fcntl.F_SETPIPE_SZ, capacity)  # `fds.pipe` only makes larger
+        fcntl.fcntl(wfd.fileno(), fcntl.F_SETPIPE_SZ, capacity)  # `fds.pipe` never shrinks a pipe
         return self.own(rfd.take()), self.own(wfd.take())
 
     def pty(self) -> tuple[int, int]:
@@ -87,7 +87,7 @@ class Bench:
         return lambda: output_work(self.context(stream), route)
 
     def reported(self, child: Child) -> report.Report | None:
-        """Wait for the worker's end and return its report."""
+        """Wait for the worker's exit, and return its report."""
         self.report_wfd.close()
         record = waiting.read_to_end(self.report_rfd.fileno())
         assert child.wait() == Exited(0)
@@ -170,10 +170,10 @@ def test_file_to_file_takes_the_detour_through_the_staging_pipe(
 
 
 @pytest.mark.parametrize("is_log", [True, False])
-def test_a_file_that_a_stranger_truncates_is_written_on_at_its_end(
+def test_a_file_truncated_by_another_process_is_continued_at_its_end(
     bench: Bench, tmp_path: Path, *, is_log: bool
 ) -> None:
-    """As logrotate's `copytruncate` does; at the old position there would be NUL bytes before."""
+    """Like logrotate's `copytruncate`. A write at the old position would leave NUL bytes before."""
     path = tmp_path / "sink"
     source_rfd, source_wfd = bench.pipe()
     sink = bench.file(path, os.O_WRONLY)
@@ -190,7 +190,7 @@ def test_a_file_that_a_stranger_truncates_is_written_on_at_its_end(
     assert path.read_bytes() == b"what comes after\n"
 
 
-def test_a_log_is_written_at_its_end_behind_what_a_stranger_has_added(
+def test_a_log_is_continued_at_its_end_after_another_process_has_appended(
     bench: Bench, tmp_path: Path
 ) -> None:
     path = tmp_path / "sink"
@@ -211,7 +211,7 @@ def test_a_log_is_written_at_its_end_behind_what_a_stranger_has_added(
 def test_an_existing_file_is_overwritten_from_where_the_descriptor_stands(
     bench: Bench, tmp_path: Path
 ) -> None:
-    """Only what is behind the end is moved: a `path:` is opened as it is, as in 2016."""
+    """Only a position behind the end is corrected: a `path:` is not truncated, as in 2016."""
     path = tmp_path / "sink"
     path.write_bytes(b"0123456789")
     source_rfd, source_wfd = bench.pipe()
@@ -241,17 +241,17 @@ def test_what_a_killed_worker_left_in_the_staging_pipe_is_moved_first_by_its_suc
     with forked(killed_between_its_two_splices) as first:
         assert first.wait() == Killed(signal.SIGKILL)
     assert fds.pending_bytes(staging_fds[0]) > 0
-    assert bench.counters.in_flight_bytes(0) == 0  # killed before it could say so
+    assert bench.counters.in_flight_bytes(0) == 0  # killed before it could count them
     with forked(bench.worker(route)) as second:
         assert bench.reported(second) == report.Report("stdout", 270_000)
     assert bench.counters.in_flight_bytes(0) == 0
     assert sink_path.read_bytes() == content
 
 
-def test_what_is_about_to_leave_the_source_is_in_flight_already(
+def test_bytes_are_in_flight_before_they_leave_the_source(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a drain that looks between the splice and its count sees an idle worker."""
+    """Otherwise a drain that looks between the splice and its count sees an idle worker."""
     rfd, wfd = bench.pipe()
     os.write(wfd, b"words")
     staging_fds = bench.pipe()
@@ -294,7 +294,7 @@ def test_a_worker_killed_in_a_clogged_pipe_loses_and_repeats_nothing(bench: Benc
 
 
 class Paced(Bench):
-    """A worker whose pauses a test sees, on the way from a pipe to a pipe."""
+    """A worker between two pipes, whose pauses the test can watch."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, is_direct: bool) -> None:
         super().__init__()
@@ -313,7 +313,7 @@ class Paced(Bench):
             assert os.write(self.source_wfd, b"x" * 79 + b"\n") == 80
 
     def begin_a_burst(self) -> None:
-        """Write and have it read, until the worker pauses."""
+        """Write, and read the output, until the worker pauses."""
         for _each in range(LEAST_RUN):
             assert self.pauses.none_has_begun
             self.write(1)
@@ -343,12 +343,12 @@ def test_what_is_written_in_a_pause_is_moved_at_once_when_it_is_over(paced: Pace
             paced.write(1000)
             assert fds.pending_bytes(paced.source_rfd) == 80_000
             paced.pauses.end()
-            paced.pauses.wait()  # there is one after each move, so this was a single one
+            paced.pauses.wait()  # a pause follows each move, so this was a single move
             assert len(os.read(paced.sink_rfd, 1 << 20)) == 80_000
 
 
 def test_all_that_came_has_reached_the_sink_before_a_pause(paced: Paced) -> None:
-    """And to the supervisor, what comes in it is pending in the source and not on its way."""
+    """To the supervisor, bytes that come in a pause are pending in the source, not in flight."""
     with forked(paced.work):
         paced.begin_a_burst()
         paced.write(1)
@@ -362,7 +362,7 @@ def test_an_end_of_file_in_a_pause_is_the_end_after_it(paced: Paced) -> None:
         paced.begin_a_burst()
         paced.write(5)
         paced.close_source()
-        for _each in range(2):  # after the last bytes there may be another one
+        for _each in range(2):  # another pause may follow the last bytes
             paced.pauses.end()
         assert paced.reported(worker) == report.Report("stdout", (LEAST_RUN + 5) * 80)
         assert len(os.read(paced.sink_rfd, 1000)) == 5 * 80
@@ -385,7 +385,7 @@ def test_a_worker_killed_in_a_pause_loses_and_repeats_nothing(paced: Paced) -> N
             successor.kill()
 
 
-def test_no_pause_is_made_where_a_person_sits(bench: Bench, tmp_path: Path) -> None:
+def test_no_pause_delays_a_terminal(bench: Bench, tmp_path: Path) -> None:
     master, slave = bench.pty()
     source_rfd, sink_wfd = bench.pipe()
 
@@ -403,7 +403,7 @@ def test_no_pause_is_made_where_a_person_sits(bench: Bench, tmp_path: Path) -> N
 
 
 def test_what_a_console_has_is_moved_at_once(bench: Bench) -> None:
-    """It gives a page at a time; a move for each would cost twice as much."""
+    """A console gives one page at a time; a move per page would cost twice as much."""
     master, slave = bench.pty()
     sink_rfd, sink_wfd = bench.pipe(1 << 20)
     route = Route(master, sink_wfd, bench.pipe(1 << 20), source_is_console=True)
@@ -485,7 +485,7 @@ def test_what_a_full_disk_refuses_is_put_back_also_without_splice(bench: Bench) 
     assert os.read(staging_fds[0], 100) == b"words"
 
 
-def test_a_reader_that_is_gone_is_reported_as_epipe_of_the_sink(bench: Bench) -> None:
+def test_a_reader_that_has_left_is_reported_as_epipe_of_the_sink(bench: Bench) -> None:
     source_rfd, source_wfd = bench.pipe()
     sink_rfd, sink_wfd = bench.pipe()
     os.write(source_wfd, b"x")
@@ -544,7 +544,7 @@ def _make_non_blocking(*numbers: int) -> None:
         os.set_blocking(fd, False)
 
 
-def test_ends_that_came_non_blocking_are_waited_for_and_keep_their_flags(bench: Bench) -> None:
+def test_non_blocking_ends_are_polled_and_keep_their_flags(bench: Bench) -> None:
     content = _content(1 << 20)
     source_rfd, source_wfd = bench.pipe()
     sink_rfd, sink_wfd = bench.pipe()
@@ -611,7 +611,7 @@ def test_a_route_names_every_descriptor_it_needs() -> None:
     assert Route(3, 4, (5, 6)).fds == (3, 4, 5, 6)
 
 
-def test_counters_are_shared_with_children_and_survives_them() -> None:
+def test_counters_are_shared_with_children_and_survive_them() -> None:
     counters = StreamCounters()
     counters.add_copied(0, 2**40)
     counters.set_in_flight(1, 2**41)
@@ -649,7 +649,7 @@ def test_a_descriptor_below_3_cannot_be_kept() -> None:
         assert child.wait() == Exited(0)
 
 
-def test_a_worker_is_deaf_to_what_stops_a_service(bench: Bench) -> None:
+def test_a_worker_ignores_the_signals_that_stop_a_service(bench: Bench) -> None:
     source_rfd, source_wfd = bench.pipe()
     sink_rfd, sink_wfd = bench.pipe()
     os.write(source_wfd, b"x")
@@ -667,7 +667,7 @@ def test_a_worker_is_deaf_to_what_stops_a_service(bench: Bench) -> None:
         assert bench.reported(worker) == report.Report("stdout", 1)
 
 
-def test_a_supervisor_that_is_gone_is_told_nothing(bench: Bench) -> None:
+def test_a_report_to_a_dead_supervisor_is_no_error(bench: Bench) -> None:
     source_rfd, source_wfd = bench.pipe()
     _sink_rfd, sink_wfd = bench.pipe()
     bench.close_fd(source_wfd)

@@ -1,4 +1,4 @@
-"""The stdin worker: what it notices without a byte moving, and the terminal it gives back."""
+"""The stdin worker: events that it notices without a byte, and the terminal that it restores."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_every_byte_arrives_although_the_container_reads_slowly(bench: Bench, si
 
 
 @pytest.mark.parametrize("size", [0, 1, 65537, 1 << 20])
-def test_a_file_is_stdin_as_well(bench: Bench, tmp_path: Path, size: int) -> None:
+def test_a_file_can_be_stdin(bench: Bench, tmp_path: Path, size: int) -> None:
     (tmp_path / "source").write_bytes(_content(size))
     source = bench.file(tmp_path / "source", os.O_RDONLY)
     sink_rfd, sink_wfd = bench.pipe()
@@ -72,7 +72,7 @@ def test_a_container_that_closes_its_stdin_is_noticed_without_a_byte(bench: Benc
     sink_rfd, sink_wfd = bench.pipe()
     os.write(source_wfd, b"x")
     with forked(_work(bench, Route(source_rfd, sink_wfd))) as worker:
-        waiting.wait_readable(sink_rfd)  # it is at work, and has nothing more to move
+        waiting.wait_readable(sink_rfd)  # the worker is running, and has nothing more to move
         bench.close_fd(sink_rfd)
         assert bench.reported(worker) == report.Report("stdin", 1, errno.EPIPE, "sink")
 
@@ -105,7 +105,7 @@ def test_a_hung_up_source_with_a_full_sink_costs_no_processor_time(bench: Bench)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with forked(_work(bench, Route(source_rfd, sink_wfd))) as worker:
         waiting.wait_readable(sink_rfd)
-        with forked(burn) as busy:  # meanwhile a process that does spin burns 0.2 s
+        with forked(burn) as busy:  # meanwhile another process uses 0.2 s of CPU
             waiting.wait_readable(beat_rfd)
             busy.wait()
         after_busy = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -116,12 +116,12 @@ def test_a_hung_up_source_with_a_full_sink_costs_no_processor_time(bench: Bench)
     assert spent < 0.1
 
 
-def test_the_worker_goes_on_when_a_full_stdin_is_read(bench: Bench) -> None:
+def test_the_worker_continues_when_a_full_stdin_is_read(bench: Bench) -> None:
     source_rfd, source_wfd = bench.pipe(1 << 20)
     sink_rfd, sink_wfd = bench.pipe()
     with forked(_work(bench, Route(source_rfd, sink_wfd))) as worker:
         bench.close_fd(sink_wfd)
-        for _round in range(3):  # full and empty again, with more to come each time
+        for _round in range(3):  # full and empty again, each time with more to come
             os.write(source_wfd, _content(60_000))
             got = b""
             while len(got) < 60_000:
@@ -168,7 +168,7 @@ def _echoes(fd: int) -> bool:
     return bool(termios.tcgetattr(fd)[3] & termios.ECHO)
 
 
-def test_a_raw_terminal_is_given_back_when_the_supervisor_dies(bench: Bench) -> None:
+def test_a_raw_terminal_is_restored_when_the_supervisor_dies(bench: Bench) -> None:
     _user_master, user_slave = bench.pty()
     attributes = termios.tcgetattr(user_slave)
     attributes[3] |= termios.ECHO | termios.ICANON
@@ -181,7 +181,7 @@ def test_a_raw_terminal_is_given_back_when_the_supervisor_dies(bench: Bench) -> 
     route = Route(source_rfd, container_wfd)
     os.write(source_wfd, b"x")
 
-    # The supervisor of this worker: it only holds the report pipe's read end.
+    # Stands for the supervisor: it only holds the read end of the report pipe.
     said_rfd, said_wfd = bench.pipe()
 
     def supervise() -> None:
@@ -192,7 +192,7 @@ def test_a_raw_terminal_is_given_back_when_the_supervisor_dies(bench: Bench) -> 
 
     with forked(supervise) as supervisor:
         pid = int(waiting.read_until(said_rfd, b"\n"))
-        waiting.wait_readable(container_rfd)  # the worker is at work
+        waiting.wait_readable(container_rfd)  # the worker is running
         bench.report_rfd.close()
         pidfd = bench.own(os.pidfd_open(pid))
         supervisor.kill()
@@ -216,7 +216,7 @@ def test_end_of_file_leaves_a_raw_terminal_raw_for_the_output_that_follows(bench
     assert not _echoes(user_slave)
 
 
-def test_a_terminal_is_given_back_from_the_background_too(bench: Bench) -> None:
+def test_a_terminal_is_restored_from_the_background_too(bench: Bench) -> None:
     _user_master, user_slave = bench.pty()
     saved = termios.tcgetattr(user_slave)
     saved[3] |= termios.ECHO

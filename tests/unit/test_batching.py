@@ -1,4 +1,4 @@
-"""When small writes are let gather: a pure rule, asked move by move with a clock of the test's."""
+"""When small writes gather: a pure rule, asked move by move with the test's own clock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AT_ONCE_S = QUICK_S / 10
 
 
 class Source:
-    """Brings bytes to a batching, which sleeps by moving the clock."""
+    """Moves bytes through a `Batching` that sleeps by moving the clock."""
 
     def __init__(self, capacity_bytes: int = PIPE_BYTES) -> None:
         self.now_s = 100.0
@@ -31,7 +31,7 @@ class Source:
         self.now_s += pause_s
 
     def brings(self, *counts: int, after_s: float = AT_ONCE_S) -> int:
-        """One move after the other, each after a wait; returns how many pauses that has cost."""
+        """Move one size after the other, each after a wait; return the number of pauses."""
         before = len(self.pauses)
         for count in counts:
             self.now_s += after_s
@@ -40,12 +40,12 @@ class Source:
         return len(self.pauses) - before
 
     def begins_a_burst(self) -> None:
-        """As many small moves as it takes, so that a pause has just begun the gathering."""
+        """Make small moves until the first pause has begun."""
         while not self.brings(80):
             pass
 
     def writes(self, bytes_per_s: float) -> int:
-        """Bring what a steady writer has written during the last pause, if the pipe held it."""
+        """Move what a steady writer has written in the last pause, as far as the pipe holds it."""
         gathered = min(int(bytes_per_s * self.pauses[-1]), PIPE_BYTES)
         return self.brings(gathered)
 
@@ -58,11 +58,11 @@ def test_the_first_moves_of_a_burst_pass_without_a_pause() -> None:
 
 
 @pytest.mark.parametrize("period_s", [QUICK_S * 1.01, 0.001, 1.0])
-def test_what_comes_at_its_leisure_never_waits(period_s: float) -> None:
+def test_slow_writes_never_wait(period_s: float) -> None:
     assert Source().brings(*[80] * 5000, after_s=period_s) == 0
 
 
-def test_in_a_burst_each_move_is_one_pauses_worth() -> None:
+def test_in_a_burst_each_move_takes_what_one_pause_gathered() -> None:
     source = Source()
     source.begins_a_burst()
     assert source.brings(*[80_000] * 100) == 100
@@ -78,7 +78,7 @@ def test_a_silence_ends_the_burst_and_the_write_after_it_waits_for_nothing() -> 
     assert source.brings(80) == 1
 
 
-def test_who_waits_for_an_answer_to_each_write_is_soon_left_alone() -> None:
+def test_a_writer_that_waits_for_answers_soon_gets_no_pauses() -> None:
     source = Source()
     assert source.brings(*[80] * 2000) < 10
     assert 9 <= source.brings(*[80] * (10 * LONGEST_RUN)) <= 10
@@ -101,13 +101,13 @@ def test_a_pause_that_gathers_too_little_is_the_last() -> None:
     assert source.brings(4 * 80 - 1) == 0
 
 
-def test_bulk_is_never_left_alone_and_may_go_untold() -> None:
+def test_bulk_gets_no_pauses_and_need_not_be_recorded() -> None:
     source = Source()
     assert source.batching.seen_below_bytes == SMALL_BYTES
     assert source.brings(*[SMALL_BYTES] * 1000) == 0
 
 
-def test_every_move_of_a_burst_has_to_be_told() -> None:
+def test_every_move_of_a_burst_must_be_recorded() -> None:
     source = Source()
     source.begins_a_burst()
     assert source.batching.seen_below_bytes > 1 << 40
@@ -125,7 +125,7 @@ def test_a_pipe_that_fills_in_a_pause_halves_it_until_it_does_not() -> None:
     assert int(2e9 * source.pauses[-1]) < PIPE_BYTES / 2
 
 
-def test_a_pipe_that_fills_in_the_shortest_pause_is_left_alone_less_and_less() -> None:
+def test_a_pipe_that_fills_in_the_shortest_pause_gets_fewer_and_fewer_pauses() -> None:
     source = Source()
     for _each in range(20):
         source.begins_a_burst()
@@ -147,14 +147,14 @@ def test_a_writer_that_has_slowed_down_gets_the_long_pause_back() -> None:
     assert source.pauses[-1] == LONGEST_PAUSE_S
 
 
-def test_without_a_pipe_nothing_is_told_and_nothing_waits() -> None:
+def test_without_a_pipe_nothing_is_recorded_and_nothing_waits() -> None:
     source = Source(capacity_bytes=0)
     assert source.batching.seen_below_bytes == 0
     assert source.brings(*[1] * 5000) == 0
 
 
-def test_only_what_has_come_is_followed_by_a_pause() -> None:
-    """Whoever waits for a sink as well comes by again and again before more has come."""
+def test_a_pause_follows_only_a_move() -> None:
+    """A caller that also waits for a sink calls again and again before more bytes have come."""
     source = Source()
     source.begins_a_burst()
     before = list(source.pauses)

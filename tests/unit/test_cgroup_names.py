@@ -1,4 +1,4 @@
-"""/proc/PID/cgroup, whose names a container may choose."""
+"""/proc/PID/cgroup, with names that a container may choose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where records end, and what the Kubernetes log format makes of them."""
+"""Where records end, and how the Kubernetes log format writes them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_content_is_cut_into_runs(content: bytes, expected: list[Run]) -> None:
 
 
 def _one_by_one(content: bytes, limit_bytes: int) -> list[bytes]:
-    """Cut as the docstring of the module says, a record at a time."""
+    """Cut by the rule in the module docstring, one record at a time."""
     found = []
     while content:
         line, newline, _rest = content.partition(b"\n")
@@ -62,7 +62,7 @@ def test_what_waits_for_more_does_not_change_how_the_whole_is_cut(limit_bytes: i
         assert framing.end_of_first(content, limit_bytes) == len(whole[0])
         for size in range(len(content) + 1):
             rest_start = content.rfind(b"\n", 0, size) + 1
-            # What is before the newline was cut when it came; a rest begins at a record.
+            # The bytes before the newline were cut when they came; a rest begins at a record.
             end = framing.end_of_last(rest_start, size, limit_bytes)
             assert end in {0, *itertools.accumulate(map(len, whole))}
             assert size - end <= limit_bytes

@@ -39,7 +39,9 @@ def test_a_name_that_journald_would_drop_is_refused(name: str) -> None:
         ("container", "X_CONTAINER"), ("coredump_unit", "X_COREDUMP_UNIT"),
     ],
 )  # fmt: skip
-def test_a_strangers_name_is_made_one_that_means_nothing_else(text: str, name: str) -> None:
+def test_a_containers_name_becomes_a_field_name_without_another_meaning(
+    text: str, name: str
+) -> None:
     assert field_name(text, "X_") == name
     assert field(name, b"").startswith(name.encode())
 
@@ -66,7 +68,7 @@ def test_a_container_is_named_by_its_tag_or_name_or_id(origin: Origin, identifie
     assert not fields
 
 
-def test_labels_and_the_epoch_are_fields_as_well() -> None:
+def test_labels_and_the_epoch_are_fields() -> None:
     origin = Origin(ID, epoch="5", extra=(("LABEL_A", "x\ny"), ("LABEL_B", "\udcff")))
     fields = parse(origin.fields("stderr"))
     assert fields["CONTAINER_LOG_EPOCH"] == b"5"

@@ -1,4 +1,4 @@
-"""What journald is told at the beginning of a stream."""
+"""The header at the beginning of a journal stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A container's JSON as fields that cannot pretend to be anybody else's."""
+"""A container's JSON as fields that cannot imitate those of another sender."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_members_are_fields_of_safe_names(
         {"msg": "t", **{f"k{number}": number for number in range(MOST_FIELDS + 1)}},
     ],
 )
-def test_the_line_is_kept_where_something_had_no_place(members: dict[str, object]) -> None:
+def test_the_line_is_kept_if_a_member_does_not_fit(members: dict[str, object]) -> None:
     line = orjson.dumps(members)
     parsed = parse(line)
     assert parsed is not None
@@ -83,7 +83,7 @@ def test_an_object_without_a_text_is_its_own() -> None:
 
 
 def test_json_that_is_too_long_is_a_line_like_any_other() -> None:
-    """Of 16 MiB the lists alone would take half a gigabyte: it is not even looked at."""
+    """The lists of 16 MiB would take half a gigabyte: the line is not parsed."""
     fits = orjson.dumps({"msg": "t", "fill": ""})
     fits = fits.replace(b'""', b'"' + b"x" * (LONGEST_BYTES - len(fits)) + b'"')
     assert len(fits) == LONGEST_BYTES

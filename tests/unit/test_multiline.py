@@ -1,4 +1,4 @@
-"""Lines that belong together, whatever they are and however many."""
+"""Lines that are one record: any content, any number."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from workers.lines.multiline import join, start_of_last
         (b"one\n  ", [b"one\n  "]),
     ],
 )
-def test_a_line_that_begins_with_a_blank_belongs_to_the_one_before(
+def test_a_line_that_begins_with_a_blank_continues_the_line_before(
     lines: bytes, joined: list[bytes]
 ) -> None:
     assert join(lines, 100) == joined
@@ -39,7 +39,9 @@ def test_a_line_that_begins_with_a_blank_belongs_to_the_one_before(
         (6, [b"one", b" two", b" three"]),
     ],
 )
-def test_what_would_be_too_long_ends_with_a_line(limit_bytes: int, joined: list[bytes]) -> None:
+def test_a_record_that_would_be_too_long_ends_with_a_line(
+    limit_bytes: int, joined: list[bytes]
+) -> None:
     assert join(b"one\n two\n three", limit_bytes) == joined
 
 
@@ -51,7 +53,7 @@ def test_what_would_be_too_long_ends_with_a_line(limit_bytes: int, joined: list[
         (b"\n\n", 1),
     ],
 )  # fmt: skip
-def test_the_last_record_begins_where_another_line_could_belong_to_it(
+def test_the_last_record_begins_where_another_line_could_continue_it(
     lines: bytes, start: int
 ) -> None:
     assert start_of_last(lines) == start

@@ -1,4 +1,4 @@
-"""How often a container may speak to the service manager, and what waits."""
+"""The rate limit of a container's messages to the service manager, and what waits."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_of_each_word_the_last_value_waits_and_changes_keep_their_order(
 
 
 def test_systemd_ends_in_the_same_state_as_without_a_limit() -> None:
-    """And it was ready, if it was to be: for every row of seven changes."""
+    """READY=1 arrives too, if it was sent: for every sequence of seven changes."""
     for said in itertools.product([READY, RELOADING, STOPPING], repeat=7):
         waiting: list[Words] = []
         for words in said:

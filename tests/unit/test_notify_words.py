@@ -1,4 +1,4 @@
-"""What of a container's words to its service manager goes on, and in which form."""
+"""Which of a container's messages pass to the service manager, and in which form."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ FORMS = {
         (b"STATUS=\xff \x1b[2J\t\xc3\xa4", Words(status="\ufffd ?[2J?ä")),
         (b"STATUS=\xe2\x80\xa8\xe2\x80\xae", Words(status="??")),
         (b"STATUS=" + b"x" * 4000, Words(status="x" * LONGEST_STATUS)),
-        (b"READY=1\0", Words(state="READY")),  # systemd takes one at the end
+        (b"READY=1\0", Words(state="READY")),  # systemd accepts a NUL at the end
         (b"READY=1\0\0", NOTHING),
         (b"READY=1\0STATUS=x", NOTHING),
         (b"READY=1\nSTATUS=".ljust(MOST_BYTES + 1, b"x"), NOTHING),
@@ -83,7 +83,7 @@ def test_a_datagram_is_read_as_systemd_reads_it(data: bytes, words: Words) -> No
 
 
 def test_no_byte_anywhere_in_an_allowed_word_makes_another_one(tmp_path: Path) -> None:
-    """What arrives is split as systemd splits: at both newlines."""
+    """The result is split as systemd splits: at line feeds and carriage returns."""
     address = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(address)

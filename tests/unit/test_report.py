@@ -76,7 +76,7 @@ GOOD = {"stream": "stdout", "copied_bytes": 1, "errno": 0, "side": ""}
         orjson.dumps({**GOOD, "copied_bytes": "1"}) + b"\n",
         orjson.dumps({**GOOD, "errno": None}) + b"\n",
         orjson.dumps({**GOOD, "side": []}) + b"\n",
-        # The supervisor asks strerror(3) for the number, and adds the counts up.
+        # The supervisor passes the number to strerror(3), and adds the counts.
         *(orjson.dumps({**GOOD, "errno": wild}) + b"\n" for wild in (-1, 4096, 2**31, 2**63)),
         *(
             orjson.dumps({**GOOD, name: wild}) + b"\n"
@@ -90,7 +90,7 @@ def test_anything_but_one_whole_record_is_an_error(line: bytes) -> None:
         report.decode(line)
 
 
-def test_fields_from_the_future_are_passed_over() -> None:
+def test_unknown_fields_are_ignored() -> None:
     assert report.decode(orjson.dumps({**GOOD, "more": 1}) + b"\n") == Report("stdout", 1)
 
 
