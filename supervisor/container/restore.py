@@ -85,7 +85,7 @@ def _take_up(
         if packed["notify_proxy"] is not None:
             from supervisor.systemd.notify_proxy import NotifyProxy  # for those who have one
 
-            notify_proxy = NotifyProxy.go_on(packed["notify_proxy"], contents)
+            notify_proxy = NotifyProxy.restore(packed["notify_proxy"], contents)
             stack.callback(notify_proxy.close)
             order = replace(order, notify_proxy=notify_proxy)
         return Supervisor(order, log, state_dir, router, exit_fifo, control_fifo, record, past)

@@ -827,7 +827,7 @@ class Supervisor:
                 "exit": fd_writer.add(self._exit_fifo.fileno()),
                 "control": fd_writer.add(self._control_fifo.fileno()),
                 "control_rest": self._control.rest,
-                "notify_proxy": notify_proxy.pack(fd_writer)
+                "notify_proxy": notify_proxy.snapshot(fd_writer)
                 if notify_proxy and notify_proxy.is_open
                 else None,
                 "notify_worker": notify_worker.pack(fd_writer) if notify_worker else None,

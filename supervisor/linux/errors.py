@@ -1,8 +1,8 @@
-"""What ends a command with one line instead of a traceback, and the exit status it ends with.
+"""Errors that end a command with one line instead of a traceback, and their exit statuses.
 
-The statuses are names of `systemd-analyze exit-status`. A failed system call stays an `OSError`;
-the classes here say what that failure means to the person who gave the command.
-`forkshim-shim` ends with 1 for each of them: the 2016 protocol knows no other number.
+The statuses are names of `systemd-analyze exit-status`. A failed system call stays an `OSError`.
+The classes here say what the failure means to the user of the command. `forkshim-shim` exits with 1
+for each of them: the 2016 protocol knows no other number.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import os
 
 
 class ShimError(Exception):
-    """The command cannot go on; the message is one line for the person who gave it."""
+    """The command fails; the message is one line for its user."""
 
     exit_status = 1
     is_told = False
-    """Whether the person has read it: the journal has it, and stderr is the journal."""
+    """Whether the user has the message already: it is in the journal, and stderr is the journal."""
 
 
 class UsageError(ShimError):
@@ -44,47 +44,47 @@ class RecordError(ShimError):
 
 
 class AlreadySupervisedError(ShimError):
-    """Another supervisor, or a container without one, holds the id (TEMPFAIL)."""
+    """Another supervisor, or a container without a supervisor, holds the id (TEMPFAIL)."""
 
     exit_status = 75
 
 
 class UntrustedError(ShimError):
-    """Another user could put names where we would believe them (TEMPFAIL: until that is mended)."""
+    """Another user can create names in a trusted directory (TEMPFAIL until that is repaired)."""
 
     exit_status = 75
 
 
 class MachineError(ShimError):
-    """The machine, or a limit of this process, does not allow it (OSERR)."""
+    """The machine or a limit of this process forbids the operation (OSERR)."""
 
     exit_status = 71
 
 
 class AbandonedError(ShimError):
-    """A bug ended the supervisor; whatever lives was left alone (SOFTWARE)."""
+    """A bug ended the supervisor; living processes were left alone (SOFTWARE)."""
 
     exit_status = 70
 
 
 class RuntimeFailedError(ShimError):
-    """The OCI runtime ended with an error of its own, which its log.json explains."""
+    """The OCI runtime failed; its log.json says why."""
 
 
 class StoppedError(ShimError):
-    """A stop was asked for before the container existed; 143 is 128 + SIGTERM, as sh(1) says."""
+    """A stop was requested before the container existed; 143 is 128 + SIGTERM, as in sh(1)."""
 
     exit_status = 143
 
 
 def reason(error: OSError) -> str:
-    """Say an errno as the protocol says it: strerror(3), first letter small."""
+    """Return strerror(3) of an error with a small first letter, as the protocol has it."""
     text = error.strerror or str(error)
     return text[:1].lower() + text[1:]
 
 
 def reason_of_access(error: OSError) -> str:
-    """Say an errno of the bundle or of ROOT/ID as `reason`, and what an ordinary user lacks."""
+    """Return `reason` for a file of the bundle or of ROOT/ID, with a hint for an ordinary user."""
     is_denied = error.errno in (errno.EACCES, errno.EPERM) and os.geteuid() != 0
     hint = ", forkshim needs root or rootless runc" if is_denied else ""
     return reason(error) + hint

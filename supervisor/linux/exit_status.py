@@ -1,7 +1,7 @@
-"""How a child ended, as values: `Exited` and `Killed` never share a number.
+"""How a child ended, as values: `Exited` and `Killed` never share a number. Pure.
 
-Pure. The state-directory protocol has one number for both (128+n for a signal); only
-`shell_status` makes it, at the last moment.
+The state-directory protocol has one number for both: 128 + n for a signal. Only `shell_status`
+returns it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class SigInfo(Protocol):
-        """The fields of `os.waitid`'s result that tell how a child ended (waitid(2))."""
+        """The fields of `os.waitid`'s result that say how a child ended (waitid(2))."""
 
         @property
         def si_code(self) -> int:
@@ -34,7 +34,7 @@ class Exited:
     exit_status: int
 
     def __str__(self) -> str:
-        """Say it in a log line."""
+        """Return the words for a log line."""
         return f"exit status {self.exit_status}"
 
 
@@ -46,49 +46,49 @@ class Killed:
     core_dumped: bool = False
 
     def __str__(self) -> str:
-        """Say it in a log line."""
+        """Return the words for a log line."""
         dumped = ", core dumped" if self.core_dumped else ""
         return f"killed by {signal_name(self.signum)}{dumped}"
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """It has ended, and nobody who could tell how has seen it: `reason` says why not."""
+    """The process has ended, and its status could not be seen; `reason` says why."""
 
     reason: str
 
     def __str__(self) -> str:
-        """Say it in a log line."""
+        """Return the words for a log line."""
         return f"unknown ({self.reason})"
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """It has ended, and of how only the one number of `shell_status` was written down."""
+    """The process has ended; only the number of `shell_status` is on record."""
 
     status: int
 
     def __str__(self) -> str:
-        """Say it in a log line."""
-        return f"status {self.status}, as was written down"
+        """Return the words for a log line."""
+        return f"status {self.status}, from the record"
 
 
 Termination = Exited | Killed | Unknown | Recorded
 
 _SIGNAL_BASE, _MOST_STATUS = 128, 255
 UNKNOWN_STATUS = 69
-"""EX_UNAVAILABLE of sysexits.h: ours, where the process's own is not to be had."""
+"""EX_UNAVAILABLE of sysexits.h: the exit status of forkshim for an `Unknown` termination."""
 
 
 def from_siginfo(info: SigInfo) -> Termination:
-    """Read what waitid(2) with WEXITED returned."""
+    """Return the termination that waitid(2) with WEXITED reported."""
     if info.si_code == os.CLD_EXITED:
         return Exited(info.si_status)
     return Killed(info.si_status, core_dumped=info.si_code == os.CLD_DUMPED)
 
 
 def from_wait_status(status: int) -> Termination:
-    """Read the number that wait(2) fills in."""
+    """Return the termination for the number that wait(2) fills in."""
     if os.WIFSIGNALED(status):
         return Killed(os.WTERMSIG(status), core_dumped=os.WCOREDUMP(status))
     return Exited(os.WEXITSTATUS(status))
@@ -106,12 +106,15 @@ def shell_status(termination: Termination) -> int:
 
 
 def protocol_status(termination: Termination) -> str:
-    """Return what `exitStatus` says: that number in decimal, or `unknown`."""
+    """Return the content of `exitStatus`: the shell status in decimal, or `unknown`."""
     return "unknown" if isinstance(termination, Unknown) else str(shell_status(termination))
 
 
 def from_protocol_status(text: str) -> Termination | None:
-    """Read what `exitStatus` says; None unless it is a number. Over 128 it may be a signal's."""
+    """Return the termination for the content of `exitStatus`; None if it is no number.
+
+    A number over 128 may stand for a signal.
+    """
     if not (text.isascii() and text.isdecimal()) or int(text) > _MOST_STATUS:
         return None
     status = int(text)
@@ -119,7 +122,7 @@ def from_protocol_status(text: str) -> Termination | None:
 
 
 def _numbers() -> dict[str, int]:
-    """Return the numbers of signals by name; of two names the usual one is first."""
+    """Return the numbers of signals by name; of two names the usual one comes first."""
     names = (name for name in sorted(dir(signal)) if name.startswith("SIG") and "_" not in name)
     return {name: int(getattr(signal, name)) for name in names}
 
@@ -128,7 +131,7 @@ def signal_number(name: str) -> int:
     """Return 15 for SIGTERM.
 
     Raises:
-        KeyError: No signal is called so.
+        KeyError: There is no such signal.
     """
     return _numbers()[name]
 

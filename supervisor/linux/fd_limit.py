@@ -1,8 +1,8 @@
-"""Whether there are descriptors enough for a whole life, asked before anything is created.
+"""Check RLIMIT_NOFILE before anything is created.
 
-A runtime that has created a container, and a supervisor that then finds no descriptor for its
-clean-up, leave that container behind. The limit is that of this process alone, so what is free
-now stays free: nothing has to be held.
+A supervisor without a free descriptor cannot clean up a container that its runtime has created.
+The limit belongs to this process alone, so descriptors that are free now stay free. Nothing needs
+to be reserved.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import resource
 from supervisor.linux.errors import MachineError
 
 _LIFE = 24
-"""Handover, runtime calls, pidfds, the clean-up, and the imports in between."""
+"""For the handover, runtime calls, pidfds, the clean-up, and imports."""
 _PER_STREAM = 8
 """Two ends, report pipe, staging pipe, and what a log or the journal needs."""
 
 
 def check(streams: int) -> None:
-    """Refuse to begin with too few descriptors.
+    """Check that the limit allows a container with so many streams.
 
     Raises:
         MachineError: The limit is too low.

@@ -1,8 +1,7 @@
-"""Descriptors: who owns one, and the few calls on them that the standard library leaves bare.
+"""Descriptors: their ownership, and thin wrappers for calls that the standard library lacks.
 
-An `Fd` is the one owner of its number: it closes it once and forgets it first, because the
-kernel may give the same number to somebody else at once. A plain int in a signature is borrowed.
-Nothing here knows what a descriptor is used for.
+An `Fd` is the only owner of its number. It forgets the number before it closes it, because the
+kernel may assign the same number to another file at once. A plain int in a signature is borrowed.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from workers.common.fd_state import is_writable as is_writable
 from workers.common.fd_state import pending_bytes as pending_bytes
 
 PIPE_BYTES = 1 << 20
-"""Capacity asked for each pipe and fifo that carries a stream: 64 KiB pipes halve the throughput
+"""Capacity of each pipe and fifo that carries a stream: 64 KiB pipes halve the throughput
 (2.9 against 1.2 GB/s measured through splice). It is fs.pipe-max-size's default, pipe(7)."""
 
 
@@ -36,25 +35,25 @@ class Fd:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is still something to close."""
+        """Whether the descriptor is still open."""
         return self._fd >= 0
 
     def take(self) -> int:
-        """Give the number and its ownership away."""
+        """Return the number and give up its ownership."""
         fd, self._fd = self._fd, -1
         return fd
 
     def close(self) -> None:
-        """Close it; a second call does nothing."""
+        """Close the descriptor; a second call does nothing."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
 
 def pipe(capacity_bytes: int = PIPE_BYTES) -> tuple[Fd, Fd]:
-    """Make a pipe, close-on-exec, and return its read and write end.
+    """Create a pipe, close-on-exec, and return its read and write end.
 
-    Made by the parent on purpose: the per-user page limit of pipe(7) is charged to the creator.
+    The parent creates it: the kernel charges the per-user page limit of pipe(7) to the creator.
     """
     rfd, wfd = os.pipe2(os.O_CLOEXEC)
     grow_pipe(wfd, capacity_bytes)
@@ -62,30 +61,30 @@ def pipe(capacity_bytes: int = PIPE_BYTES) -> tuple[Fd, Fd]:
 
 
 def grow_pipe(fd: int, capacity_bytes: int = PIPE_BYTES) -> None:
-    """Make the pipe or fifo hold at least `capacity_bytes`, if the kernel lets this user."""
+    """Grow the pipe or fifo to at least `capacity_bytes` if the kernel allows it."""
     if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) >= capacity_bytes:
         return
     try:
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, capacity_bytes)
     except PermissionError:
-        # EPERM: over pipe-user-pages-soft or pipe-max-size. It still works, only slower.
+        # EPERM: over pipe-user-pages-soft or pipe-max-size. The pipe works, only slower.
         return
 
 
 def discard_pending(pipe_fd: int, null_fd: int) -> None:
-    """Empty a pipe of what it holds now, into /dev/null."""
+    """Move the present content of a pipe to /dev/null."""
     left = pending_bytes(pipe_fd)
     while left > 0:
         left -= os.splice(pipe_fd, null_fd, left)
 
 
 def capacity_bytes(fd: int) -> int:
-    """Return how much a pipe holds; for anything else what a pipe of ours would hold."""
+    """Return the capacity of a pipe; `PIPE_BYTES` for any other file."""
     return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) if is_fifo(fd) else PIPE_BYTES
 
 
 def is_fifo(fd: int) -> bool:
-    """Say whether `fd` is a pipe or a fifo: one end of splice(2) has to be."""
+    """Say whether `fd` is a pipe or a fifo, as splice(2) requires of one end."""
     return stat.S_ISFIFO(os.fstat(fd).st_mode)
 
 
@@ -95,12 +94,12 @@ def is_same_file(fd: int, other_fd: int) -> bool:
 
 
 def open_without_waiting(path: str, flags: int, *, dir_fd: int | None = None) -> int:
-    """Open a file as the `opener` of open(): a fifo in its place would keep us there for ever."""
+    """Open a file as the `opener` of open(), without blocking if it is a fifo."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
 
 
 def sync_directory(path: str) -> None:
-    """Have names that were made or removed in a directory stay so after a power cut: fsync(2)."""
+    """Sync created and removed names of a directory to disk. Source: fsync(2)."""
     directory = Fd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     try:
         os.fsync(directory.fileno())
@@ -109,7 +108,7 @@ def sync_directory(path: str) -> None:
 
 
 def reopen(fd: int, flags: int) -> Fd:
-    """Open the very file behind `fd` once more, whatever its name is now; close-on-exec.
+    """Open the file behind `fd` again, whatever its name is now; close-on-exec.
 
     Raises:
         OSError: As open(2); `fd` may be an O_PATH descriptor.
@@ -120,9 +119,9 @@ def reopen(fd: int, flags: int) -> Fd:
 
 
 def has_reader(write_fd: int) -> bool:
-    """Say whether somebody has the other end of a pipe or fifo open.
+    """Say whether a process has the read end of a pipe or fifo open.
 
-    `write_fd` must be open for writing only, or we are the reader ourselves. Source: poll(2),
+    `write_fd` must be open for writing only, or this process is a reader. Source: poll(2),
     POLLERR "is also set for a file descriptor referring to the write end of a pipe when the
     read end has been closed".
     """
@@ -132,9 +131,9 @@ def has_reader(write_fd: int) -> bool:
 
 
 def ensure_stdio() -> None:
-    """Put /dev/null on whichever of descriptors 0, 1 and 2 is closed.
+    """Open /dev/null on each of descriptors 0, 1 and 2 that is closed.
 
-    Else a pipe of ours could become somebody's stdin. Only for the start of a process.
+    Otherwise a later pipe could become the stdin of a child. Called at the start of a process.
     """
     while True:
         fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)

@@ -1,6 +1,6 @@
 """System calls that Python lacks, one thin function each; failures are `OSError` with the errno.
 
-Nothing here decides anything. This is the only module that speaks ctypes. `CDLL(None)` is the
+The callers decide. This is the only module that uses ctypes. `CDLL(None)` is the
 C library this process already has; `ctypes.util.find_library` would exec ldconfig to find it.
 """
 
@@ -22,7 +22,7 @@ _libc.tee.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint
 _libc.tee.restype = ctypes.c_ssize_t
 
 C_LIBRARY_SIGNALS = (32, 33)
-"""glibc keeps them for its threads and lets nobody touch them; see `set_ignored`."""
+"""glibc keeps them for its threads and refuses to change them; see `set_ignored`."""
 
 _SYS_RT_SIGACTION = {
     "x86_64": 13,
@@ -32,7 +32,7 @@ _SYS_RT_SIGACTION = {
 }
 
 _IOPRIO_WHO_PROCESS = 1
-# The same on every architecture; the C library has functions for them since glibc 2.36 only.
+# The same on every architecture; glibc has functions for them from 2.36 on.
 _SYS_MOVE_MOUNT = 429
 _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
 _SYS_PIDFD_GETFD = 438
@@ -73,7 +73,7 @@ def pdeathsig() -> int | None:
 
 
 def set_child_subreaper(enabled: bool) -> None:
-    """Make this process the new parent of descendants whose parent ends; or no longer.
+    """Make this process the new parent of descendants whose parent ends; False ends that.
 
     Not inherited by children. Source: prctl(2), PR_SET_CHILD_SUBREAPER, Linux 3.4.
     """
@@ -86,9 +86,9 @@ def is_child_subreaper() -> bool:
 
 
 def set_ignored(signum: int, *, is_ignored: bool) -> None:
-    """Ignore a signal that the C library keeps for itself, or let it do what it does by default.
+    """Ignore a signal that the C library keeps for itself, or reset it to its default.
 
-    Does nothing on a machine whose number for the system call is not known here.
+    Does nothing on an architecture whose system call number is not in the table.
 
     Source: rt_sigaction(2); the handler is the first word of the kernel's structure.
     """
@@ -108,7 +108,8 @@ def pidfd_getfd(pidfd: int, target_fd: int) -> int:
     """Return a duplicate, close-on-exec, of a descriptor of another process; the caller owns it.
 
     Raises:
-        OSError: EBADF: it has no such descriptor; ESRCH: it is gone; EPERM: it may not be traced.
+        OSError: EBADF: the process has no such descriptor; ESRCH: it was reaped; EPERM: this
+            process may not trace it.
 
     Source: pidfd_getfd(2), Linux 5.6.
     """
@@ -127,7 +128,7 @@ def pidfd_getfd(pidfd: int, target_fd: int) -> int:
 def ioprio_get(number: int, pid: int) -> int:
     """Return the I/O priority of a process, 0 if it was never set; `pid` 0 is this one.
 
-    `number` is the system call's, which depends on the machine. Source: ioprio_get(2).
+    `number` is that of the system call, which depends on the architecture. Source: ioprio_get(2).
     """
     priority = _libc.syscall(
         ctypes.c_long(number), ctypes.c_int(_IOPRIO_WHO_PROCESS), ctypes.c_int(pid)
@@ -139,12 +140,12 @@ def ioprio_get(number: int, pid: int) -> int:
 
 
 def tee(source_fd: int, sink_fd: int, count: int) -> int:
-    """Copy up to `count` bytes from one pipe to another, which both have them then; never waits.
+    """Copy up to `count` bytes from one pipe to another without consuming them; never blocks.
 
-    Returns how many fitted.
+    Returns the number of bytes copied.
 
     Raises:
-        OSError: EAGAIN: none; EPIPE: nobody reads the other pipe.
+        OSError: EAGAIN: source empty or sink full; EPIPE: the sink has no reader.
 
     Source: tee(2), SPLICE_F_NONBLOCK.
     """
@@ -156,12 +157,12 @@ def tee(source_fd: int, sink_fd: int, count: int) -> int:
 
 
 def mount_nowhere(kind: str) -> int:
-    """Mount a new file system of that kind at no place; it goes with its last descriptor.
+    """Mount a new file system of that kind nowhere; closing its last descriptor unmounts it.
 
     Returns a descriptor of its root, close-on-exec, which the caller owns.
 
     Raises:
-        OSError: EPERM: that takes CAP_SYS_ADMIN; ENODEV: there is no such kind.
+        OSError: EPERM: no CAP_SYS_ADMIN; ENODEV: unknown kind.
 
     Source: fsopen(2), fsconfig(2), fsmount(2), Linux 5.2.
     """
@@ -177,10 +178,10 @@ def mount_nowhere(kind: str) -> int:
 
 
 def unshare_mounts() -> None:
-    """Give this process a copy of its mount namespace, in which shared mounts stay shared.
+    """Give this process a copy of its mount namespace; shared mounts stay shared.
 
     Raises:
-        OSError: EPERM: that takes CAP_SYS_ADMIN.
+        OSError: EPERM: no CAP_SYS_ADMIN.
 
     Source: unshare(2), CLONE_NEWNS; mount_namespaces(7).
     """
@@ -203,10 +204,10 @@ def mount(source: str, target: str, flags: int) -> None:
 
 
 def join_peer_group(mount_fd: int, of_fd: int) -> None:
-    """Have one private mount propagate with, and like, another of the same root.
+    """Put a private mount into the peer group of another mount of the same root.
 
-    Both are descriptors of the mounts' roots. Source: move_mount(2), MOVE_MOUNT_SET_GROUP,
-    Linux 5.15.
+    Both arguments are descriptors of the roots of the mounts. Source: move_mount(2),
+    MOVE_MOUNT_SET_GROUP, Linux 5.15.
     """
     flags = _F_EMPTY_PATH | _T_EMPTY_PATH | _SET_GROUP
     _syscall(

@@ -1,23 +1,22 @@
-"""Text that leaves us: for a terminal, the journal, systemd, a log file, a record.
+"""Text that forkshim writes: to a terminal, the journal, systemd, a log file or a record.
 
-What a container chooses (its arguments, names of its files, the words of the runtime about it) is
-in our messages, and a terminal acts on what it shows: an escape sequence, a line that looks like
-another message of ours, a direction that turns the rest around. Every such character is written as
-what it is, and one message is one line.
+Messages hold text that the container chooses: arguments, file names, errors of the runtime. A
+terminal obeys escape sequences and direction marks in it, and a line feed forges another message.
+Each such character is written as an escape, and one message is one line.
 """
 
 from __future__ import annotations
 
 _SURROGATES = range(0xDC80, 0xDD00)
-"""What os.fsdecode makes of bytes that are not UTF-8."""
+"""What os.fsdecode returns for bytes that are not UTF-8."""
 
 
 def printable(text: str) -> str:
-    r"""Return `text` with `\n`, `\x1b`, `\u2028` and their like written out.
+    r"""Return `text` with each unprintable character as an escape: `\n`, `\x1b`, `\u2028`.
 
-    So are all that Unicode does not call printable: controls (C0 and C1), line and paragraph
-    separators, marks of direction, zero widths, unassigned ones. A byte that is not UTF-8 is
-    `\xff`. A blank, and every letter, stays. Source: str.isprintable.
+    Unprintable are controls (C0 and C1), line and paragraph separators, direction marks, zero
+    widths and unassigned characters. A byte that is not UTF-8 becomes `\xff`. Blanks and letters
+    stay. Source: str.isprintable.
     """
     if text.isprintable():
         return text

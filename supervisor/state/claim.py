@@ -1,12 +1,13 @@
-"""ROOT/ID: what `forkshim run` keeps of a container beside the protocol's own files.
+"""ROOT/ID: the files of `forkshim run` beside those of the state-directory protocol.
 
-    ROOT/ID/             0700, locked with flock(2) for as long as its supervisor lives
-    ROOT/ID/state.json   bundle, runtime, runtimeArgs, noPivotRoot: as the 2016 daemon wrote it
+    ROOT/ID/             0700, locked with flock(2) while its supervisor lives
+    ROOT/ID/state.json   bundle, runtime, runtimeArgs, noPivotRoot: as the 2016 daemon writes it
     ROOT/ID/supervisor.pid
     ROOT/ID/init/        the state directory of the container's init
 
-The lock is on the directory itself, so nothing is left of it; a second `run` of a living id finds
-it taken and touches nothing. A directory without a lock is what a killed supervisor left.
+The lock is on the directory itself, so the kernel removes it with its holder. A second `run` of a
+living id fails on the lock and touches nothing. A directory without a lock belongs to a supervisor
+that was killed.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Claim:
     """A claimed ROOT/ID. Owns the lock until `release` or `remove`."""
 
     def __init__(self, path: str, lock: fds.Fd) -> None:
-        """Take the lock; use `claim`."""
+        """Own `lock`; use `claim`."""
         self.path = path
         self._lock = lock
 
@@ -51,16 +52,16 @@ class Claim:
 
     @property
     def is_stale(self) -> bool:
-        """Whether an earlier supervisor has left its state directory."""
+        """Whether the state directory of an earlier supervisor exists."""
         return os.path.lexists(self.state_dir)
 
     @property
     def lock_fd(self) -> int:
-        """Lend the lock's descriptor, which a daemon has to keep."""
+        """Lend the descriptor of the lock; a daemon must keep it open."""
         return self._lock.fileno()
 
     def left_state(self) -> dict[str, Any]:
-        """Return the state.json of the earlier supervisor; empty if it is not readable."""
+        """Return the state.json of the earlier supervisor; empty if it is missing or not JSON."""
         try:
             path = os.path.join(self.path, STATE_NAME)
             with open(path, "rb", opener=fds.open_without_waiting) as file:
@@ -70,7 +71,7 @@ class Claim:
         return state if isinstance(state, dict) else {}
 
     def clear(self) -> None:
-        """Remove what an earlier supervisor has left; the claim stays."""
+        """Remove the files of an earlier supervisor; the claim stays."""
         temporary = {name for name in os.listdir(self.path) if name.startswith(".")}
         for name in (STATE_NAME, PID_NAME, *temporary):
             with suppress(FileNotFoundError):
@@ -79,7 +80,7 @@ class Claim:
             _remove_tree(self.state_dir)
 
     def make_state_dir(self, state: dict[str, Any]) -> None:
-        """Write state.json and make the state directory."""
+        """Write state.json and create the state directory."""
         directory.write_file(self.lock_fd, STATE_NAME, plain_json.dumps(state))
         os.mkdir("init", 0o700, dir_fd=self.lock_fd)
 
@@ -92,30 +93,30 @@ class Claim:
         return directory.StateDirectory.open(self.state_dir)
 
     def write_pid(self) -> None:
-        """Write our pid, for `kill -TERM`."""
+        """Write the pid of this process, for `kill -TERM`."""
         directory.write_file(self.lock_fd, PID_NAME, f"{os.getpid()}\n".encode())
 
     def remove(self) -> None:
-        """Remove the directory and give the claim back, in this order: nobody sees half of it."""
+        """Remove the directory, then release the claim: no other process sees half of it."""
         os.chdir("/")
-        # Somebody may have removed it under us, and somebody else have made it anew since.
+        # Other processes may have removed the directory and created it again.
         if _is_still_there(self.path, self._lock):
             self.clear()
             os.rmdir(self.path)
         self.release()
 
     def release(self) -> None:
-        """Give the claim back and leave the files."""
+        """Release the claim and leave the files."""
         self._lock.close()
 
 
 def claim(root: str, container_id: str) -> Claim:
-    """Lock ROOT/ID for this process and its forks, making it if it is not there.
+    """Lock ROOT/ID for this process and its forks; create it if it is missing.
 
     Raises:
-        AlreadySupervisedError: A living supervisor has it.
-        ShimError: It cannot be made or opened, or is no directory.
-        UntrustedError: Others can put names into ROOT, ROOT/ID or ROOT/ID/init.
+        AlreadySupervisedError: A living supervisor has the lock.
+        ShimError: The directory cannot be created or opened, or the path is no directory.
+        UntrustedError: Others can create names in ROOT, ROOT/ID or ROOT/ID/init.
     """
     path = os.path.join(os.path.abspath(root), container_id)
     try:
@@ -128,21 +129,22 @@ def claim(root: str, container_id: str) -> Claim:
                 fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 lock.close()
-                if time.monotonic() < deadline_s and _is_of_a_dead(path):
+                if time.monotonic() < deadline_s and _is_owner_dead(path):
                     time.sleep(_LOOK_AGAIN_S)
                     continue
                 raise AlreadySupervisedError(f"already supervised{_by_whom(path)}") from None
             if _is_still_there(path, lock):
                 return _checked(path, lock)
-            lock.close()  # its owner removed it between our open and our lock
+            lock.close()  # its owner removed the directory between open and flock
     except OSError as error:
         raise ShimError(f"{error.filename or path}: {reason_of_access(error)}") from error
 
 
-def _is_of_a_dead(path: str) -> bool:
-    """Say whether the lock's owner has died: a worker that it was forking has it a moment longer.
+def _is_owner_dead(path: str) -> bool:
+    """Say whether the owner of the lock has died.
 
-    It is the first thing that the worker closes (`isolate.enter_worker`).
+    A worker that it was forking holds the lock a moment longer, until `isolate.enter_worker` closes
+    the descriptor.
     """
     try:
         with open(os.path.join(path, PID_NAME), opener=fds.open_without_waiting) as file:
@@ -153,29 +155,29 @@ def _is_of_a_dead(path: str) -> bool:
 
 
 def _checked(path: str, lock: fds.Fd) -> Claim:
-    """Return the claim, if everything in the directory is what a supervisor makes there.
+    """Return the claim if the directory holds only files of a supervisor.
 
-    Else it is somebody's data (`--root /var/lib mysql`), and not ours to clear away.
+    Otherwise it is another program's data (`--root /var/lib mysql`), which `clear` must not remove.
     """
-    strangers = {
+    foreign = {
         name
         for name in os.listdir(path)
         if name not in _OURS and not name.startswith((f".{STATE_NAME}.", f".{PID_NAME}."))
     }
-    if strangers:
+    if foreign:
         lock.close()
-        raise ShimError(f"{path}: not a directory of forkshim's: it holds {min(strangers)!r}")
-    home = Claim(path, lock)
-    if home.is_stale:
+        raise ShimError(f"{path}: not a directory of forkshim's: it holds {min(foreign)!r}")
+    claimed = Claim(path, lock)
+    if claimed.is_stale:
         try:
-            trust.open_below("init", lock.fileno(), home.state_dir).close()
+            trust.open_below("init", lock.fileno(), claimed.state_dir).close()
         except OSError as error:
             lock.close()
-            raise ShimError(f"{home.state_dir}: {reason_of_access(error)}") from error
+            raise ShimError(f"{claimed.state_dir}: {reason_of_access(error)}") from error
         except UntrustedError:
             lock.close()
             raise
-    return home
+    return claimed
 
 
 def _check_trust(lock: fds.Fd, path: str) -> None:
@@ -187,11 +189,11 @@ def _check_trust(lock: fds.Fd, path: str) -> None:
 
 
 def _remove_tree(path: str) -> None:
-    """Remove a directory and all that is in it; no link is followed.
+    """Remove a directory and its content; follows no symbolic link.
 
-    Not shutil's, whose import takes 3 ms, and comes when an upgrade may have taken its file away.
+    shutil is not used: importing it takes 3 ms, and a package upgrade may have removed its file.
     """
-    # os.walk has one descriptor open at a time: there may be no second one to have.
+    # os.walk has one descriptor open at a time: a second may exceed RLIMIT_NOFILE.
     for here, directories, files in os.walk(path, topdown=False, onerror=_raise):
         for name in files:
             os.unlink(os.path.join(here, name))
@@ -210,7 +212,7 @@ def _raise(error: OSError) -> None:
 def _open_directory(path: str) -> fds.Fd:
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
-        with suppress(FileExistsError):  # whose it is, the lock will say
+        with suppress(FileExistsError):  # the lock tells whether it has an owner
             os.mkdir(path, 0o700)
         with suppress(FileNotFoundError):  # its owner removed it in between
             return fds.Fd(os.open(path, flags))
@@ -229,4 +231,4 @@ def _by_whom(path: str) -> str:
         with open(name, "rb", opener=fds.open_without_waiting) as file:
             return f" by process {int(file.read(20) or b'')}"
     except (OSError, ValueError):
-        return ""  # it is only now beginning, or ending
+        return ""  # the supervisor is starting or ending

@@ -1,24 +1,24 @@
-"""Which container ids are taken: they become directory names, arguments and log lines. Pure."""
+"""Valid container ids: they become directory names, arguments and log lines. Pure."""
 
 from __future__ import annotations
 
 from supervisor.linux.errors import UsageError
 
-_TAKEN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_+.-")
+_ALLOWED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_+.-")
 _LONGEST = 255
 
 
 def check_id(container_id: str) -> None:
-    r"""Accept what runc accepts and a directory can be called.
+    r"""Accept what runc accepts and what can be a directory's name.
 
     Raises:
-        UsageError: Says which rule is broken.
+        UsageError: The id breaks a rule, which the message names.
 
-    Source: runc's `^[\\w+-\\.]+$`; no leading dash, which a runtime would take for an option;
+    Source: runc's `^[\\w+-\\.]+$`; no leading dash, which a runtime parses as an option;
     NAME_MAX in limits.h.
     """
     shown = repr(container_id if len(container_id) <= 60 else container_id[:60] + "...")
-    is_good = bool(container_id) and container_id[0] != "-" and _TAKEN.issuperset(container_id)
+    is_good = bool(container_id) and container_id[0] != "-" and _ALLOWED.issuperset(container_id)
     if "\\x" in container_id:  # systemd.unit(5): systemctl start forkshim@a+b starts a\x2bb
         raise UsageError(
             f"container id {shown}: systemd's escape of a character that a unit's name cannot "

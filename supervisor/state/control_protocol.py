@@ -1,9 +1,8 @@
 """The messages of the `control` fifo, from bytes to values. Pure.
 
 A message is a line of three decimal numbers, `type width height`: 0 closes stdin, 1 resizes the
-console, others are from the future or from 2016-06 and are passed over. Or it is `reopen`, or
-`attach STREAM FIFO`, which no engine of 2016 sends. A line that is none is passed over too, and the
-next good one counts again.
+console; the parser skips other types. Two more messages are forkshim's own: `reopen` and `attach
+STREAM FIFO`. The parser skips every other line.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ _LONGEST_LINE = 256
 
 @dataclass(frozen=True, slots=True)
 class CloseStdin:
-    """Let go of our write end of the client's stdin fifo."""
+    """Close the supervisor's write end of the client's stdin fifo."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """Set the console's size, ioctl_tty(2) TIOCSWINSZ: each 0 to 65535."""
+    """Set the console's size, ioctl_tty(2) TIOCSWINSZ; each value is 0 to 65535."""
 
     columns: int
     rows: int
@@ -28,12 +27,12 @@ class Resize:
 
 @dataclass(frozen=True, slots=True)
 class Reopen:
-    """Open every log file anew by its name: somebody has moved the old one away."""
+    """Reopen every log file by its name: the old file was renamed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """Let somebody hear a stream, "stdout" or "stderr", by a fifo in the state directory."""
+    """Copy a stream, "stdout" or "stderr", to a client's fifo in the state directory."""
 
     stream: str
     fifo: str
@@ -46,7 +45,7 @@ _LONGEST_NAME = 80
 
 
 class ControlParser:
-    """Keeps the beginning of a line until its end has come; never more than 256 bytes of it."""
+    """Buffers the beginning of a line until its end arrives; at most 256 bytes."""
 
     def __init__(self) -> None:
         """Start at the beginning of a line."""
@@ -55,11 +54,11 @@ class ControlParser:
 
     @property
     def rest(self) -> str:
-        """What has begun and not ended, for `feed` of a successor."""
+        """The unfinished line, for `feed` of the next supervisor."""
         return "x" * (_LONGEST_LINE + 1) if self._is_too_long else self._begun.decode("latin-1")
 
     def feed(self, data: bytes) -> list[Message]:
-        """Take what read(2) returned and return the messages that are complete now."""
+        """Take what read(2) returned, and return the messages that are now complete."""
         *lines, begun = (self._begun + data).split(b"\n")
         messages = []
         for line in lines:
@@ -79,7 +78,7 @@ def _parse(line: bytes) -> Message | None:
         return Reopen()
     if len(words) == 3 and words[0] == b"attach":
         stream, fifo = words[1].decode("latin-1"), words[2].decode("latin-1")
-        is_good = stream in ("stdout", "stderr") and _is_listeners(fifo)
+        is_good = stream in ("stdout", "stderr") and _is_client_fifo(fifo)
         return Attach(stream, fifo) if is_good else None
     if len(words) != 3 or len(line) > _LONGEST_LINE:
         return None
@@ -89,11 +88,11 @@ def _parse(line: bytes) -> Message | None:
     if kind == 0:
         return CloseStdin()
     if kind == 1:
-        return Resize(columns & 0xFFFF, rows & 0xFFFF)  # the 2016 shim cut them to uint16 as well
+        return Resize(columns & 0xFFFF, rows & 0xFFFF)  # the 2016 shim truncates to uint16, too
     return None
 
 
-def _is_listeners(fifo: str) -> bool:
-    """Say whether it is `attach.NAME`: a fifo of the state directory, and none of ours."""
+def _is_client_fifo(fifo: str) -> bool:
+    """Say whether the name is `attach.NAME`, which no fifo of the supervisor has."""
     name = fifo.removeprefix("attach.")
     return name != fifo and 0 < len(name) <= _LONGEST_NAME and _IN_A_NAME.issuperset(name)

@@ -1,8 +1,8 @@
-"""What the supervisor says of itself, as native records of systemd's journal.
+"""Messages of the supervisor as native records of systemd's journal.
 
-Only where the container's lines go to the journal, too. `journalctl CONTAINER_NAME=web` then finds
-both, and each kind of message has a MESSAGE_ID of its own. A record is never waited for: where
-journald does not take it at once it is not sent, and the caller says it on stderr.
+The supervisor uses it if the container's lines go to the journal, too. Then `journalctl
+CONTAINER_NAME=web` finds both. Each kind of message has its own MESSAGE_ID. Sending never blocks:
+if journald does not accept a record at once, `send` returns False and the caller uses stderr.
 
 Source: JOURNAL_NATIVE_PROTOCOL; systemd.journal-fields(7).
 """
@@ -23,7 +23,7 @@ _SHORT_ID = 12
 
 
 class Kind(Enum):
-    """What a message is about: its MESSAGE_ID. README has the same table."""
+    """The subject of a message: its MESSAGE_ID. README has the same table."""
 
     OTHER = "e635cb4251fb4309a73f152273b87556"
     LOST = "e9e7521dde754f4ab848b4f64452b61c"
@@ -41,8 +41,8 @@ class JournalLog:
     """Sends records about one container. Owns its socket until `close`."""
 
     def __init__(self, container_id: str, path: str) -> None:
-        """Make the socket; journald is looked for with each record, so it may be restarted."""
-        import socket  # 3 ms, for those who have one
+        """Create the socket. Each record names journald's address, so journald may restart."""
+        import socket  # 3 ms, which a supervisor without a journal saves
 
         self._id = container_id
         self._path = path
@@ -52,7 +52,7 @@ class JournalLog:
         )
 
     def send(self, message: str, priority: int, kind: Kind) -> bool:
-        """Send one record; False where journald is not there or has no room now."""
+        """Send a record; False if journald does not run or its queue is full."""
         try:
             self._socket.sendto(encode(self._id, message, priority, kind), self._flags, self._path)
         except OSError:  # EAGAIN: its queue is full; ENOENT, ECONNREFUSED: it is stopped
@@ -65,7 +65,7 @@ class JournalLog:
 
 
 def encode(container_id: str, message: str, priority: int, kind: Kind) -> bytes:
-    """Return one record. Pure."""
+    """Return the bytes of a record. Pure."""
     return (
         f"MESSAGE={printable(f'forkshim: {container_id}: {message}')}\n"
         f"PRIORITY={priority}\n"

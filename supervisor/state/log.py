@@ -1,8 +1,8 @@
-"""shim-log.json: what the supervisor says of itself, one valid JSON object a line.
+"""shim-log.json: the supervisor's own log, one JSON object per line.
 
-The engine reads the records of level `error`; a person reads all of them. Notices and warnings also
-go to the journal, where the container's lines do (`use_journal`), and in the foreground to stderr:
-with a priority `<N>` if that is systemd's journal, which is not told twice.
+The engine reads the records of level `error`; operators read all of them. Notices and warnings also
+go to the journal if the container's lines go there (`use_journal`). In the foreground they go to
+stderr, too. If stderr is the journal, lines have a priority `<N>`, and no message is sent twice.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import select
 import time
 
 from supervisor.linux import fds
+from supervisor.linux.errors import reason
 from supervisor.linux.text import printable
 from supervisor.state.journal_log import ERR, JOURNAL_SOCKET, NOTICE, WARNING, JournalLog, Kind
 
@@ -29,32 +30,32 @@ class Log:
         self._journal: JournalLog | None = None
 
     def use_journal(self, container_id: str, path: str = JOURNAL_SOCKET) -> None:
-        """Send notices, warnings and `tell` to the journal, too, as records about the container."""
+        """Also send notices, warnings and `tell` to the journal, as records about the container."""
         try:
             self._journal = JournalLog(container_id, path)
         except OSError as error:  # EMFILE
-            self.warning(f"a socket for the journal: {error.strerror}; messages go to stderr")
+            self.warning(f"journal: create socket: {reason(error)}; messages go to stderr")
 
     def info(self, message: str) -> None:
-        """Note what went as it should."""
+        """Log a normal event."""
         self._write("info", message)
 
     def notice(self, message: str, kind: Kind = Kind.OTHER) -> None:
-        """Note what is as it should be, and what an operator may look for all the same."""
+        """Log a normal event that an operator may look for."""
         self._write("info", message)
         self._mirror(message, NOTICE, kind)
 
     def warning(self, message: str, kind: Kind = Kind.OTHER) -> None:
-        """Note what an operator may want to know, while we go on."""
+        """Log a problem that the supervisor survives."""
         self._write("warn", message)
         self._mirror(message, WARNING, kind)
 
     def error(self, message: str) -> None:
-        """Note why the shim ends without a container; the engine shows it to its client."""
+        """Log why the shim ends without a container; the engine shows the message to its client."""
         self._write("error", message)
 
     def tell(self, message: str) -> bool:
-        """Send the command's own error to the journal; False if stderr has to be told as well."""
+        """Send an error of the command to the journal; False if stderr needs the message, too."""
         sent = self._journal is not None and self._journal.send(printable(message), ERR, Kind.OTHER)
         return sent and is_journal(2)
 
@@ -63,14 +64,14 @@ class Log:
         if self._mirror_prefix is None or (sent and is_journal(2)):
             return
         line = line_for_stderr(f"{self._mirror_prefix}: {message}", priority)
-        # A pipe with room for PIPE_BUF bytes takes them without waiting; one without has a
-        # reader who is slow or stopped, for whom the supervisor does not wait.
+        # write(2) to a pipe with room for PIPE_BUF bytes does not block. If there is no room, the
+        # reader is slow or stopped, and the supervisor drops the message.
         if not fds.is_writable(2):
             return
         try:
             os.write(2, line.encode(errors="replace")[: select.PIPE_BUF - 1] + b"\n")
         except OSError:
-            return  # EIO, EPIPE: nobody is left to read it, and the file has it
+            return  # EIO, EPIPE: stderr has no reader; the file has the message
 
     def _write(self, level: str, message: str) -> None:
         import orjson  # not before the runtime is executed, see linux/plain_json
@@ -81,10 +82,10 @@ class Log:
             os.write(self._fd.fileno(), orjson.dumps(record) + b"\n")
         except OSError:
             # ENOSPC, EDQUOT
-            self._mirror(f"{LOG_NAME}: could not be written; {clean}", WARNING)
+            self._mirror(f"{LOG_NAME}: cannot write; {clean}", WARNING)
 
     def close(self) -> None:
-        """Close the file and the way to the journal."""
+        """Close the file and the socket to the journal."""
         self._fd.close()
         if self._journal is not None:
             self._journal.close()
@@ -92,7 +93,7 @@ class Log:
 
 
 def is_journal(fd: int) -> bool:
-    """Say whether systemd has connected a descriptor to the journal.
+    """Say whether a descriptor is systemd's connection to the journal.
 
     Source: systemd.exec(5), JOURNAL_STREAM: device and inode of stdout or stderr.
     """
@@ -104,7 +105,7 @@ def is_journal(fd: int) -> bool:
 
 
 def line_for_stderr(line: str, priority: int) -> str:
-    """Return a line for stderr, printable, with its priority where journald reads one.
+    """Return a printable line for stderr, with a priority if stderr is the journal.
 
     Source: sd-daemon(3); SyslogLevelPrefix= in systemd.exec(5).
     """

@@ -1,10 +1,10 @@
-"""Which directories are believed: those in which only root and we can put a name.
+"""Trusted directories: only root and this process's user can create a name in them.
 
-A name in a directory that others may write is no identity: they rename what is above it, and put a
-link or a directory of their own in its place. So a path is walked from the root directory, one
-component after the other by its descriptor (openat(2)), and each of them is looked at. As
-logrotate does it: its owner is root or us, and only the owner (or the group root) may write to it;
-of one with the sticky bit, as /tmp, only what root or we own in it is followed. So are links.
+A name in a directory that others may write to is no identity: they can replace it by a link or
+another directory. `open_directory` walks a path from the root directory with openat(2) and checks
+each component, as logrotate does. Its owner must be root or this process's user, and only the owner
+or the group root may write to it. In a directory with the sticky bit, as /tmp, the walk enters what
+root or this process's user owns. The same holds for symbolic links.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from supervisor.linux import fds
 from supervisor.linux.errors import UntrustedError
 
 _MOST_LINKS = 40
-"""As the kernel's own walk, path_resolution(7)."""
+"""The limit of the kernel, path_resolution(7)."""
 
 _WALK = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def check(fd: int, path: str, *, may_be_sticky: bool = True) -> None:
-    """Refuse a directory in which others can put a name; `path` is what it is called.
+    """Refuse a directory in which others can create a name; `path` is for the message.
 
     Raises:
-        UntrustedError: It is not root's and not ours, or others may write to it.
+        UntrustedError: Its owner is another user, or others may write to it.
     """
     attributes = os.fstat(fd)
     if not _is_ours(attributes):
@@ -42,18 +42,18 @@ def check(fd: int, path: str, *, may_be_sticky: bool = True) -> None:
 
 
 def open_directory(path: str, *, make: int | None = None) -> fds.Fd:
-    """Open a directory by a walk that nobody but root and us can lead astray.
+    """Open a directory by a walk that only root and this process's user can redirect.
 
     Args:
-        path: Links in it are followed, if they are root's or ours.
-        make: The mode of directories that are missing, and then made; None makes none.
+        path: The walk follows symbolic links of root and of this process's user.
+        make: Create missing directories with this mode; None creates none.
 
     Returns:
-        A descriptor to read from and to open names by; the caller owns it.
+        A descriptor for reading and for openat(2); the caller owns it.
 
     Raises:
-        OSError: As open(2); `filename` is where.
-        UntrustedError: One of its components is not believed, see `check`.
+        OSError: As open(2), with `filename`.
+        UntrustedError: A component is not trusted, see `check`.
 
     Source: path_resolution(7); openat(2), O_NOFOLLOW; logrotate(8), `su`.
     """
@@ -91,10 +91,10 @@ def open_directory(path: str, *, make: int | None = None) -> fds.Fd:
 
 
 def open_below(name: str, parent_fd: int, path: str) -> fds.Fd:
-    """Open a directory of a directory that is believed: its own, and nobody else's to write to.
+    """Open a directory below a trusted one; only its owner may write to it.
 
     Raises:
-        OSError: As open(2); ENOTDIR for a link.
+        OSError: As open(2); ENOTDIR: a symbolic link.
         UntrustedError: As `check`.
     """
     below = fds.Fd(os.open(name, _READ, dir_fd=parent_fd))
@@ -111,7 +111,7 @@ def _is_ours(attributes: os.stat_result) -> bool:
 
 
 def _link_target(name: str, here_fd: int, path: str) -> str | None:
-    """Return where a link of root's or ours leads; None if it is none, or not there."""
+    """Return the target of a trusted symbolic link; None if `name` is no link or does not exist."""
     try:
         attributes = os.stat(name, dir_fd=here_fd, follow_symlinks=False)
         if not stat.S_ISLNK(attributes.st_mode):
@@ -131,6 +131,6 @@ def _enter(name: str, here_fd: int, make: int | None) -> fds.Fd:
     except FileNotFoundError:
         if make is None:
             raise
-    with suppress(FileExistsError):  # another one was faster
+    with suppress(FileExistsError):  # another process created it in between
         os.mkdir(name, make, dir_fd=here_fd)
     return fds.Fd(os.open(name, _WALK, dir_fd=here_fd))

@@ -1,9 +1,9 @@
-"""What we tell systemd: readiness, a line for `systemctl status`, signs of life, more time.
+"""sd_notify(3): readiness, a line for `systemctl status`, watchdog, time-outs, the FD store.
 
-One datagram a message, to the socket that NOTIFY_SOCKET names; without it every method does
-nothing. Only the supervisor speaks, as the unit's main process: NotifyAccess=main is enough, and
-its messages are attributed even when it ends right after them. It never waits for systemd: a full
-socket loses a status line, and what must not be lost is sent again by the next phase.
+A message is a datagram to the socket that NOTIFY_SOCKET names. Without it every method does
+nothing. Only the supervisor sends, as the unit's main process. So NotifyAccess=main suffices, and
+systemd attributes messages even if the supervisor exits right after them. Sending never blocks: a
+full socket loses a status line, and the next phase repeats what must arrive.
 
 Source: sd_notify(3); unix(7) for abstract names.
 """
@@ -24,25 +24,21 @@ if TYPE_CHECKING:
 
 SOCKET_VARIABLE = "NOTIFY_SOCKET"
 _LONGEST_STATUS = 512
-_SOL_SOCKET, _SCM_RIGHTS, _SCM_CREDENTIALS = (
-    1,
-    1,
-    2,
-)  # the module `socket` is imported where somebody listens
+_SOL_SOCKET, _SCM_RIGHTS = 1, 1  # `socket` is imported only with a service manager
 
 
 class Notifier:
-    """Speaks to the service manager, if there is one. Owns its socket."""
+    """Sends messages to the service manager, if there is one. Owns its socket."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         """Read NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID from `environment`.
 
-        An address that cannot be used is like none: a container is not ended for it.
+        An invalid address counts as none: the container runs without a service manager.
         """
         self._socket: socket.socket | None = None
         self._address = environment.get(SOCKET_VARIABLE, "")
         if self._address.startswith(("/", "@")):
-            import socket  # 3 ms, for those who are heard
+            import socket  # 3 ms, which a start without a manager saves
 
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             self._socket.setblocking(False)
@@ -57,19 +53,19 @@ class Notifier:
         return self._socket is not None
 
     def ready(self, status: str) -> None:
-        """Say that the service has started: the container's process runs."""
+        """Report that the service has started: the container's process runs."""
         self._status = _one_line(status)
         self._send("READY=1", f"STATUS={self._status}")
 
     def status(self, text: str) -> None:
-        """Say how it is, in one line; nothing is sent if it is what was said last."""
+        """Send a status line; does nothing if the last line was the same."""
         line = _one_line(text)
         if line != self._status:
             self._status = line
             self._send(f"STATUS={line}")
 
     def stopping(self) -> None:
-        """Say that the service is on its way out."""
+        """Report that the service is stopping."""
         self._send("STOPPING=1")
 
     def alive(self) -> None:
@@ -77,17 +73,17 @@ class Notifier:
         self._send("WATCHDOG=1")
 
     def extend_timeout(self, seconds: float) -> None:
-        """Ask for so much time from now for the phase that begins, whatever the unit's limit."""
+        """Extend the time limit of the present phase to `seconds` from now."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
     def reloading(self) -> None:
-        """Say that we take up another version; `ready` says that it is over."""
+        """Report the begin of a reload; `ready` reports its end."""
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def keep(self, descriptors: Mapping[str, int]) -> None:
-        """Leave these with systemd, under their names, for whoever is started after us.
+        """Put descriptors into systemd's FD store under their names, for the next supervisor.
 
-        Source: sd_notify(3), FDSTORE=1; FDPOLL=0, or a pipe at its end would be taken out.
+        Source: sd_notify(3), FDSTORE=1; without FDPOLL=0 systemd removes a pipe at end of file.
         """
         if self._socket is None:
             return
@@ -96,12 +92,12 @@ class Notifier:
             self._send_bytes(message, (_SOL_SOCKET, _SCM_RIGHTS, fd.to_bytes(4, sys.byteorder)))
 
     def keep_no_more(self, names: Iterable[str]) -> None:
-        """Take back what was left there under these names."""
+        """Remove the descriptors with these names from the FD store."""
         for name in names:
             self._send("FDSTOREREMOVE=1", f"FDNAME={name}")
 
     def pass_on(self, lines: Sequence[str], status: str | None) -> None:
-        """Say what another process has said, in one message, with our own line if that is new."""
+        """Forward the words of the container in one message, with the status line if it is new."""
         line = self._status if status is None else _one_line(status)
         if line != self._status:
             self._status = line
@@ -122,12 +118,12 @@ class Notifier:
     def _send_bytes(self, message: bytes, *ancillary: tuple[int, int, bytes]) -> None:
         if self._socket is None:
             return
-        with suppress(OSError):  # EAGAIN, ECONNREFUSED: systemd is busy or being replaced
+        with suppress(OSError):  # EAGAIN, ECONNREFUSED: systemd is busy or re-executing
             self._socket.sendmsg([message], ancillary, 0, self._address)
 
 
 def _watchdog_s(environment: Mapping[str, str]) -> float:
-    """Return how often to give a sign of life: twice in the time that systemd waits; 0 for never.
+    """Return the interval of watchdog messages: half of systemd's time-out; 0 for none.
 
     Source: sd_watchdog_enabled(3).
     """
@@ -138,9 +134,9 @@ def _watchdog_s(environment: Mapping[str, str]) -> float:
 
 
 def _one_line(text: str) -> str:
-    """Return printable text: systemd takes a carriage return for the end of an assignment."""
+    """Return printable text: systemd ends an assignment at a carriage return."""
     return printable(" ".join(text.split()))[:_LONGEST_STATUS]
 
 
 SILENT = Notifier({})
-"""For a supervisor that no service manager has started."""
+"""For a supervisor without a service manager."""

@@ -1,8 +1,8 @@
 """--sdnotify=container: the container's own sd_notify socket, and where it is mounted.
 
-The container gets a socket of its own, and never the manager's. A worker reads it, see
-`workers.notify.reader`; `supervisor.children.notify_worker` follows that worker. What is owned here
-outlives each worker: the socket, and the memory with what the last one has left.
+The container never gets the manager's socket. The notify worker reads the container's socket, see
+`workers.notify.reader`. `supervisor.children.notify_worker` forks and replaces that worker. The
+socket and the memory of the worker outlive each worker, and are owned here.
 
 Source: sd_notify(3), unix(7).
 """
@@ -27,10 +27,10 @@ _NAME = "notify.sock"
 
 
 class NotifyProxy:
-    """The container's socket. Owned until `close`, which leaves the file to its directory."""
+    """The container's socket. Owned until `close`, which does not remove the socket's file."""
 
     def __init__(self, made: socket.socket, memory: NotifyMemory) -> None:
-        """Take both; see `make` and `go_on`."""
+        """Own both; see `make` and `restore`."""
         self.socket = made
         self.memory = memory
         self.cgroups: dict[bytes, bytes] = {}
@@ -53,12 +53,12 @@ class NotifyProxy:
         return cls(made, NotifyMemory())
 
     @classmethod
-    def go_on(cls, packed: Mapping[str, Any], contents: FdReader) -> NotifyProxy:
-        """Take over an earlier supervisor's, which has packed it.
+    def restore(cls, packed: Mapping[str, Any], contents: FdReader) -> NotifyProxy:
+        """Return the proxy of an earlier supervisor, from `snapshot`.
 
         Raises:
             OSError: A descriptor is no socket.
-            ValueError: The memory is not ours.
+            ValueError: The memory has the wrong format.
         """
         notify_proxy = cls(
             socket.socket(fileno=contents.take(packed["socket"]).take()),
@@ -70,8 +70,8 @@ class NotifyProxy:
         }
         return notify_proxy
 
-    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
-        """Return what `go_on` needs."""
+    def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
+        """Return the state for `restore`."""
         return {
             "socket": fd_writer.add(self.socket.fileno()),
             "memory": fd_writer.add(self.memory.fd),
@@ -82,26 +82,26 @@ class NotifyProxy:
         }
 
     def belongs_to(self, pid: int) -> None:
-        """Take the cgroup that `pid`, just created, is in for the container's."""
+        """Take the cgroup of `pid`, just created, as that of the container."""
         self.cgroups = cgroup_names.membership(pid)
 
     @property
     def is_open(self) -> bool:
-        """Whether the container can speak."""
+        """Whether the container can send messages."""
         return self.socket.fileno() >= 0
 
     def close(self) -> None:
-        """Close it: a process that speaks from now on gets ECONNREFUSED."""
+        """Close the socket: a process that sends to it then gets ECONNREFUSED."""
         if self.is_open:
             self.socket.close()
             self.memory.close()
 
 
 def place_for(destinations: set[str]) -> str:
-    """Return where the directory is mounted in a container with mounts at `destinations`.
+    """Return the mount point of the directory in a container with mounts at `destinations`.
 
-    /run/notify, as runc has it. Unless /run is a mount, it would be made in the user's own root
-    file system; /dev nearly always is one.
+    It is /run/notify, as with runc, if /run is a mount. Otherwise the runtime would create the
+    directory in the user's root file system. /dev nearly always is a mount.
     """
     if "/run" not in destinations and "/dev" in destinations:
         return "/dev/notify"

@@ -1,8 +1,8 @@
-"""Whether the kernel's OOM killer has struck a container.
+"""Detect kills of the kernel's OOM killer in a container.
 
-Its victim looks like one of anybody's SIGKILL, and a shell whose child it was ends with 137. Only
-the cgroup's count tells: `oom_kill` in memory.events (cgroup v2) or in memory.oom_control (v1,
-Linux 4.13).
+Its victim looks like a victim of any SIGKILL, and a shell whose child it was exits with 137. Only
+the counter of the cgroup tells them apart: `oom_kill` in memory.events (cgroup v2) or in
+memory.oom_control (v1, Linux 4.13).
 
 Source: Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst.
 """
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 class OomWatch:
-    """Counts from its making on: a cgroup may have had a container before."""
+    """Counts the kills since its creation: the cgroup may have held an earlier container."""
 
     def __init__(self, pid: int, packed: Mapping[str, Any] | None = None) -> None:
-        """Find the cgroup of `pid`. Of a process that is gone already nothing is known.
+        """Find the cgroup of `pid`; without it, if the process was reaped, `kills` is 0.
 
-        `packed`: go on with the count of an earlier supervisor.
+        `packed`: the count of an earlier supervisor, from `pack`.
         """
         if packed is not None:
             self._path = os.fsdecode(str(packed["path"]).encode("latin-1"))
@@ -33,19 +33,19 @@ class OomWatch:
             return
         try:
             self._path = _counter_path(delegation.membership(pid))
-        except OSError:  # EMFILE: no reason to leave a container that is there
+        except OSError:  # EMFILE: the container runs, and its supervisor continues
             self._path = ""
         self._before = _read(self._path)
 
     def pack(self) -> dict[str, Any]:
-        """Return what a successor needs."""
+        """Return the state for another supervisor."""
         # A cgroup's name is bytes, and the handover is UTF-8.
         return {"path": os.fsencode(self._path).decode("latin-1"), "before": self._before}
 
     def kills(self) -> int:
-        """Return how many processes of the cgroup were killed since; 0 where nobody counts.
+        """Return how many processes of the cgroup were killed since; 0 without a counter.
 
-        Ask before the cgroup is removed.
+        Called before the runtime removes the cgroup.
         """
         return max(0, _read(self._path) - self._before)
 
@@ -61,5 +61,5 @@ def _read(path: str) -> int:
         with open(path, "rb") as file:
             counts = dict(line.split() for line in file)
         return int(counts.get(b"oom_kill", 0))
-    except (OSError, ValueError):  # no memory controller here, or a cgroup that we cannot see
+    except (OSError, ValueError):  # no memory controller, or a cgroup that is not visible here
         return 0

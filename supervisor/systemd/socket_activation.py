@@ -1,8 +1,8 @@
-"""Socket activation: the descriptors that a service manager passes to us for the container.
+"""Socket activation: the descriptors that a service manager passes for the container.
 
-What has a name of ours in LISTEN_FDNAMES is of the FD store, and not the container's; see
-`supervisor.handover.discover`. The rest is passed on as it came, in its order: descriptors from 3
-on, and the three variables, as `runc run` does it. runc passes no names.
+Descriptors with a name of the supervisor's in LISTEN_FDNAMES are of the FD store; see
+`supervisor.handover.discover`. The supervisor passes all others to the container in their order, as
+`runc run` does: from descriptor 3 on, with the three variables. runc passes no names.
 
 Source: sd_listen_fds(3).
 """
@@ -30,38 +30,39 @@ class ActivationFds:
 
     Attributes:
         descriptors: In their order; close-on-exec.
-        names: One for each, or none at all.
+        names: A name for each, or no name at all.
     """
 
     descriptors: tuple[fds.Fd, ...] = ()
     names: tuple[str, ...] = ()
 
     def filenos(self) -> tuple[int, ...]:
-        """Lend their numbers."""
+        """Lend the numbers."""
         return tuple(each.fileno() for each in self.descriptors)
 
     def environment(self) -> Mapping[str, str]:
-        """Return what the container's process is told: as its pid namespace's first one."""
+        """Return the variables for the container's process, which has pid 1 in its namespace."""
         if not self.descriptors:
             return {}
-        told = {"LISTEN_PID": "1", "LISTEN_FDS": str(len(self.descriptors))}
-        return {**told, "LISTEN_FDNAMES": ":".join(self.names)} if self.names else told
+        variables = {"LISTEN_PID": "1", "LISTEN_FDS": str(len(self.descriptors))}
+        names = {"LISTEN_FDNAMES": ":".join(self.names)} if self.names else {}
+        return {**variables, **names}
 
     def close(self) -> None:
-        """Close them; a second call does nothing."""
+        """Close the descriptors; a second call does nothing."""
         for each in self.descriptors:
             each.close()
 
 
 def take(environment: MutableMapping[str, str], ours: Collection[str]) -> ActivationFds:
-    """Return what is there for the container; `environment` tells no more of it.
+    """Take the descriptors for the container, and remove the variables from `environment`.
 
     Args:
-        environment: As the service manager has made it.
-        ours: Names of what is not the container's.
+        environment: As the service manager has set it.
+        ours: Names of descriptors that are not the container's.
 
     Raises:
-        UsageError: Not what a service manager says.
+        UsageError: A variable is malformed, or a descriptor is not open.
     """
     pid, count, names = (environment.pop(name, None) for name in VARIABLES)
     if pid != str(os.getpid()) or not count:
@@ -72,14 +73,14 @@ def take(environment: MutableMapping[str, str], ours: Collection[str]) -> Activa
     if named and len(named) != int(count):
         raise UsageError(f"LISTEN_FDNAMES: {len(named)} names for {count} descriptors")
     numbers = range(FIRST_FD, FIRST_FD + int(count))
-    theirs = [(fd, name) for fd, name in zip(numbers, named or [""] * int(count), strict=True)
+    passed = [(fd, name) for fd, name in zip(numbers, named or [""] * int(count), strict=True)
               if name not in ours]  # fmt: skip
-    for fd, _name in theirs:
+    for fd, _name in passed:
         try:
             os.set_inheritable(fd, False)
         except OSError as error:
             raise UsageError(f"LISTEN_FDS: descriptor {fd}: {reason(error)}") from error
     return ActivationFds(
-        tuple(fds.Fd(fd) for fd, _name in theirs),
-        tuple(name for _fd, name in theirs) if named else (),
+        tuple(fds.Fd(fd) for fd, _name in passed),
+        tuple(name for _fd, name in passed) if named else (),
     )

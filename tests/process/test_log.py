@@ -97,10 +97,10 @@ def test_a_full_disk_is_said_on_stderr_if_there_is_one_and_is_no_error() -> None
     assert _stderr_of("/dev/full", None) == b""
     said = _stderr_of("/dev/full", "p").decode().splitlines()
     assert said == [
-        "p: shim-log.json: could not be written; i",
-        "p: shim-log.json: could not be written; w \\xff",
+        "p: shim-log.json: cannot write; i",
+        "p: shim-log.json: cannot write; w \\xff",
         "p: w \\xff",
-        "p: shim-log.json: could not be written; e",
+        "p: shim-log.json: cannot write; e",
     ]
 
 
