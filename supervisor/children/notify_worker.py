@@ -1,12 +1,12 @@
-"""The supervisor's side of the notify worker: fork it, hear it, replace it.
+"""The supervisor's side of the notify worker: fork it, read its words, replace it.
 
-The worker reads what a container chooses, so it may hang at any time, see `workers.notify.reader`.
-When something has come, the supervisor looks again a little later. A worker that has taken nothing
-off the socket between two looks, and has something to take off, is killed and replaced. While
-nothing comes nobody looks.
+The worker reads bytes that the container chooses, so it may hang; see `workers.notify.reader`.
+After a datagram has arrived, the supervisor checks the worker at an interval. It replaces a
+worker that has received nothing between two checks although the socket is readable. While no
+datagram arrives there is no check and no wake-up.
 
-The kernel kills the worker when the supervisor dies. Its successor finds the socket, what was noted
-and what was told already.
+The kernel kills the worker when the supervisor dies. The next supervisor has the socket, and in the
+memory the pending and the reported words.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from workers.notify.words import Words
 
 FEATURE = "notify"
-LOOK_S = 2.0
+CHECK_S = 2.0
 _LAST_WORDS_S = 1.0
-"""So long the end of a container waits at most for its last words, on a busy machine."""
+"""Limit of the wait for the last words after the container has exited; enough on a busy machine."""
 _MOST_DYING = 4
-"""Killed workers that sleep in the kernel and cannot die (a FUSE of the container's, say)."""
+"""Limit of killed workers that sleep in the kernel and cannot die, on FUSE for example."""
 
 
-class _Hand:
-    """One worker. Owns the pipes to it."""
+class _Process:
+    """A forked worker. Owns the pipes to it."""
 
     def __init__(self, pid: int, words_rfd: fds.Fd, until_wfd: fds.Fd) -> None:
         self.pid = pid
@@ -52,12 +52,12 @@ class _Hand:
 
     @property
     def is_gone(self) -> bool:
-        """Whether it has ended, and all that it has told was heard."""
+        """Whether the worker was reaped and its pipe was read to end of file."""
         return self.is_reaped and not self.words_rfd.is_open
 
 
 class NotifyWorker:
-    """Has one notify worker for as long as the container lives. Borrows the notify_proxy."""
+    """Keeps a notify worker alive while the container lives. Borrows the notify proxy."""
 
     feature = FEATURE
 
@@ -73,7 +73,7 @@ class NotifyWorker:
         on_words: Callable[[Words], None],
         on_change: Callable[[], None],
     ) -> None:
-        """Nothing happens before `start`. `on_change` follows when there is another worker."""
+        """Does nothing before `start`. Calls `on_change` after each fork."""
         self._loop = loop
         self._reaper = reaper
         self._log = log
@@ -82,79 +82,79 @@ class NotifyWorker:
         self._null_fd = null_fd
         self._on_words = on_words
         self._on_change = on_change
-        self._next_look = loop.timer(self._look, feature=FEATURE)
+        self._next_check = loop.timer(self._check, feature=FEATURE)
         self._next_fork = loop.timer(self._fork, feature=FEATURE)
         self._end_limit = loop.timer(self._end)
-        self._hand: _Hand | None = None
-        self._dying: list[_Hand] = []
+        self._process: _Process | None = None
+        self._dying: list[_Process] = []
         self._is_over = False
         self._is_given_up = False
         self._is_watching = False
         self._on_end: Callable[[], None] | None = None
         self._deaths = self._deaths_in_a_row = self._failed_forks = 0
-        self._seen_at_fork = self._seen_at_look = -1
-        self._told_merged = notify_proxy.memory.merged
+        self._seen_at_fork = self._seen_at_check = -1
+        self._reported_merged = notify_proxy.memory.merged
 
-    # Life.
+    # From start to end.
 
-    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
-        """Return what `go_on` needs."""
-        hand = self._hand
-        if hand is None:
+    def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
+        """Return the state for `restore`."""
+        process = self._process
+        if process is None:
             return {"pid": 0, "words": -1, "until": -1}
         return {
-            "pid": hand.pid,
-            "words": fd_writer.add(hand.words_rfd.fileno()),
-            "until": fd_writer.add(hand.until_wfd.fileno()),
+            "pid": process.pid,
+            "words": fd_writer.add(process.words_rfd.fileno()),
+            "until": fd_writer.add(process.until_wfd.fileno()),
         }
 
-    def go_on(self, packed: Mapping[str, Any], contents: FdReader, *, is_parent: bool) -> None:
-        """Take over the worker of an earlier supervisor: what it has told is in its pipe."""
+    def restore(self, packed: Mapping[str, Any], contents: FdReader, *, is_parent: bool) -> None:
+        """Take over the worker of an earlier supervisor, with the unread words in its pipe."""
         words_rfd, until_wfd = contents.take(packed["words"]), contents.take(packed["until"])
         if words_rfd.is_open:
-            self._hand = _Hand(packed["pid"] if is_parent else 0, words_rfd, until_wfd)
+            self._process = _Process(packed["pid"] if is_parent else 0, words_rfd, until_wfd)
 
     def start(self) -> None:
-        """Have a worker of this supervisor's own code."""
-        if self._hand is not None:
-            self._follow(self._hand)
-            self._dismiss(self._hand)
+        """Fork a worker; kill the one of an earlier supervisor, which has the earlier code."""
+        if self._process is not None:
+            self._follow(self._process)
+            self._dismiss(self._process)
         self._fork()
         self._arm()
 
     def finish(self, on_end: Callable[[], None]) -> None:
-        """Hear the container's last words, boundedly; `on_end` follows once, maybe now."""
+        """Read the container's last words for a limited time, then call `on_end` once."""
         self._is_over = True
         self._next_fork.cancel()
-        if self._hand is None:
+        if self._process is None:
             on_end()
             return
         self._on_end = on_end
         self._end_limit.start(_LAST_WORDS_S)
-        self._hand.until_wfd.close()  # its hang-up is the word
+        self._process.until_wfd.close()  # the worker ends at this hang-up
 
     def stop(self) -> None:
-        """Have none any more; wait until `is_gone`."""
+        """Kill the worker; the caller waits until `is_gone`."""
         self._is_over = True
-        self._tell_merged()
-        for timer in (self._next_look, self._next_fork, self._end_limit):
+        self._report_merged()
+        for timer in (self._next_check, self._next_fork, self._end_limit):
             timer.cancel()
         self._unwatch()
-        if self._hand is not None:
-            self._dismiss(self._hand)
+        if self._process is not None:
+            self._dismiss(self._process)
 
     @property
     def is_gone(self) -> bool:
-        """Whether each worker has been reaped."""
-        return self._is_given_up or not (self._hand or self._dying)
+        """Whether every worker has been reaped."""
+        return self._is_given_up or not (self._process or self._dying)
 
     def close(self) -> None:
-        """Close every pipe, after `stop`."""
+        """Close every pipe; called after `stop`."""
         for each in self._dying:
             self._close(each)
 
     def give_up(self) -> None:
-        """End the feature: the container's process gets ECONNREFUSED, and does not wait."""
+        """End the feature: the container's process gets ECONNREFUSED and does not block."""
         self._is_given_up = True
         self.stop()
         self._notify_proxy.close()
@@ -169,14 +169,14 @@ class NotifyWorker:
     # Workers.
 
     def _fork(self) -> None:
-        if self._is_over or self._hand is not None:
+        if self._is_over or self._process is not None:
             return
         if sum(not each.is_reaped for each in self._dying) >= _MOST_DYING:
             self._next_fork.start(restart_policy.LONGEST_PAUSE_S)
             return
         try:
-            hand = self._make()
-        except OSError as error:  # EMFILE, ENFILE; EAGAIN, ENOMEM: the limits of our cgroup
+            process = self._make()
+        except OSError as error:  # EMFILE, ENFILE; EAGAIN, ENOMEM: limits of the cgroup
             self._failed_forks += 1
             if restart_policy.is_logged(self._failed_forks):
                 self._log.warning(
@@ -186,12 +186,12 @@ class NotifyWorker:
             self._next_fork.start(restart_policy.FORK_AGAIN_S)
             return
         self._failed_forks = 0
-        self._hand = hand
+        self._process = process
         self._seen_at_fork = self._notify_proxy.memory.seen
-        self._follow(hand)
+        self._follow(process)
         self._on_change()
 
-    def _make(self) -> _Hand:
+    def _make(self) -> _Process:
         words_rfd, words_wfd = fds.pipe(0)
         try:
             until_rfd, until_wfd = fds.pipe(0)
@@ -216,58 +216,58 @@ class NotifyWorker:
             until_wfd.close()
             raise
         finally:
-            words_wfd.close()  # the worker's is the only one now: its death is our end of file
+            words_wfd.close()  # only the worker has it now: its death is end of file here
             until_rfd.close()
-        return _Hand(pid, words_rfd, until_wfd)
+        return _Process(pid, words_rfd, until_wfd)
 
-    def _follow(self, hand: _Hand) -> None:
-        on_words = partial(self._on_readable, hand)
-        self._loop.watch(hand.words_rfd.fileno(), on_words, feature=FEATURE)
-        if hand.pid:
-            on_exit = self._loop.guarded(FEATURE, partial(self._on_exit, hand))
-            self._reaper.expect(hand.pid, on_exit)
+    def _follow(self, process: _Process) -> None:
+        on_words = partial(self._on_readable, process)
+        self._loop.watch(process.words_rfd.fileno(), on_words, feature=FEATURE)
+        if process.pid:
+            on_exit = self._loop.guarded(FEATURE, partial(self._on_exit, process))
+            self._reaper.expect(process.pid, on_exit)
 
-    def _dismiss(self, hand: _Hand) -> None:
-        """Kill it. It runs no more, even where it takes a while to die: another one may come."""
-        self._hand = None
-        self._dying.append(hand)
-        self._kill(hand)
-        self._settle(hand)
+    def _dismiss(self, process: _Process) -> None:
+        """Kill the worker. It executes no more user code, so the next worker may start at once."""
+        self._process = None
+        self._dying.append(process)
+        self._kill(process)
+        self._settle(process)
 
-    def _kill(self, hand: _Hand) -> None:
-        if not hand.is_reaped:
-            os.kill(hand.pid, signal.SIGKILL)  # unreaped, so the pid is its own
+    def _kill(self, process: _Process) -> None:
+        if not process.is_reaped:
+            os.kill(process.pid, signal.SIGKILL)  # unreaped, so no other process has the pid
 
-    def _on_readable(self, hand: _Hand) -> None:
-        record = os.read(hand.words_rfd.fileno(), reader.RECORD_BYTES)
+    def _on_readable(self, process: _Process) -> None:
+        record = os.read(process.words_rfd.fileno(), reader.RECORD_BYTES)
         if len(record) == reader.RECORD_BYTES:
-            self._tell_merged()
-            if self._is_watching:  # the worker was quicker than we: no event was seen
+            self._report_merged()
+            if self._is_watching:  # the worker was faster: the event was not seen
                 self._on_datagram()
             self._on_words(words.parse(record.rstrip(b"\0")))
             return
-        self._close(hand)  # end of file; or what no worker of ours writes
-        self._kill(hand)
-        self._settle(hand)
+        self._close(process)  # end of file, or a partial record, which no worker writes
+        self._kill(process)
+        self._settle(process)
 
-    def _on_exit(self, hand: _Hand, termination: Termination) -> None:
-        hand.is_reaped = True
-        hand.how = str(termination)
-        self._settle(hand)
+    def _on_exit(self, process: _Process, termination: Termination) -> None:
+        process.is_reaped = True
+        process.how = str(termination)
+        self._settle(process)
 
-    def _settle(self, hand: _Hand) -> None:
-        """Decide what follows, once nothing more comes of it."""
-        if not hand.is_gone:
+    def _settle(self, process: _Process) -> None:
+        """Close the pipes of a worker that is gone; replace it unless it was dismissed."""
+        if not process.is_gone:
             return
-        self._close(hand)
-        if hand in self._dying:
-            self._dying.remove(hand)
+        self._close(process)
+        if process in self._dying:
+            self._dying.remove(process)
         elif self._is_over:
-            self._hand = None
+            self._process = None
             self._end()
         else:
-            self._hand = None
-            self._died(hand.how)
+            self._process = None
+            self._died(process.how)
             self._fork_after_a_death()
 
     def _died(self, how: str) -> None:
@@ -281,16 +281,16 @@ class NotifyWorker:
         pause_s = restart_policy.pause_s(self._deaths_in_a_row)
         self._next_fork.start(pause_s)
 
-    def _close(self, hand: _Hand) -> None:
-        if hand.words_rfd.is_open:
-            self._loop.forget(hand.words_rfd.fileno())
-            hand.words_rfd.close()
-        hand.until_wfd.close()
+    def _close(self, process: _Process) -> None:
+        if process.words_rfd.is_open:
+            self._loop.forget(process.words_rfd.fileno())
+            process.words_rfd.close()
+        process.until_wfd.close()
 
-    # Whether it moves.
+    # Whether the worker makes progress.
 
     def _arm(self) -> None:
-        """Look when something comes; only the first of what comes is an event."""
+        """Watch the socket until the next datagram, which starts the checks."""
         if not self._is_over and not self._is_watching:
             self._is_watching = True
             self._loop.watch(self._notify_proxy.socket.fileno(), self._on_datagram, feature=FEATURE)
@@ -302,31 +302,31 @@ class NotifyWorker:
 
     def _on_datagram(self) -> None:
         self._unwatch()
-        self._look_later()
+        self._check_later()
 
-    def _look_later(self) -> None:
-        self._seen_at_look = self._notify_proxy.memory.seen
-        self._next_look.start(LOOK_S)
+    def _check_later(self) -> None:
+        self._seen_at_check = self._notify_proxy.memory.seen
+        self._next_check.start(CHECK_S)
 
-    def _look(self) -> None:
-        self._tell_merged()
-        memory, hand = self._notify_proxy.memory, self._hand
+    def _check(self) -> None:
+        self._report_merged()
+        memory, process = self._notify_proxy.memory, self._process
         if not memory.is_busy and not fds.is_readable(self._notify_proxy.socket.fileno()):
             self._arm()
             return
-        if hand is not None and memory.seen == self._seen_at_look:
-            self._died(f"{hand.pid} does not move, killed")
-            self._dismiss(hand)
+        if process is not None and memory.seen == self._seen_at_check:
+            self._died(f"{process.pid} makes no progress, killed")
+            self._dismiss(process)
             memory.abandoned()
             self._fork_after_a_death()
-        self._look_later()
+        self._check_later()
 
-    def _tell_merged(self) -> None:
-        """Say how many were merged, at most once in a while: at the doublings."""
+    def _report_merged(self) -> None:
+        """Log the number of merged messages, each time it has doubled."""
         merged = self._notify_proxy.memory.merged if self._notify_proxy.is_open else 0
-        if merged > 2 * self._told_merged or (self._is_over and merged > self._told_merged):
-            self._told_merged = merged
+        if merged > 2 * self._reported_merged or (self._is_over and merged > self._reported_merged):
+            self._reported_merged = merged
             self._log.warning(
                 f"notify: {merged} messages of the container came faster than 10 a second; "
-                "of each word the last value was told"
+                "the last value of each word was forwarded"
             )

@@ -830,7 +830,7 @@ class Supervisor:
                 "notify_proxy": notify_proxy.snapshot(fd_writer)
                 if notify_proxy and notify_proxy.is_open
                 else None,
-                "notify_worker": notify_worker.pack(fd_writer) if notify_worker else None,
+                "notify_worker": notify_worker.snapshot(fd_writer) if notify_worker else None,
                 **self._process.pack(fd_writer),
                 "began_at": self._creation.began_at,
                 "kill_scope": self._stopper.kill_scope.pack() if self._stopper.kill_scope else None,
@@ -874,7 +874,7 @@ class Supervisor:
             is_parent=is_parent,
         )
         if self._notify_worker is not None:
-            self._notify_worker.go_on(packed["notify_worker"], contents, is_parent=is_parent)
+            self._notify_worker.restore(packed["notify_worker"], contents, is_parent=is_parent)
         self._stream_set.attach_clients.restore(
             packed["crew"]["listeners"], contents, self._stream_set.streams
         )

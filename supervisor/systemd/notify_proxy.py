@@ -47,7 +47,7 @@ class NotifyProxy:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         path = f"{DIRECTORY}/{_NAME}"
         made.bind(path)
-        os.chmod(path, 0o666)  # noqa: S103 -- whichever user the service in the container becomes
+        os.chmod(path, 0o666)  # noqa: S103 -- the service in the container may run as any user
         for each in (DIRECTORY, path):
             os.chown(each, uid, gid)
         return cls(made, NotifyMemory())

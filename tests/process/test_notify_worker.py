@@ -51,7 +51,7 @@ class NotifySite:
 
     @property
     def pid(self) -> int:
-        return self.worker._hand.pid if self.worker._hand else 0
+        return self.worker._process.pid if self.worker._process else 0
 
     def say(self, text: str, *fds: int) -> None:
         """Say it when there is room: our worker is forked by this very process."""
@@ -157,7 +157,7 @@ def test_it_holds_the_socket_and_its_pipes_and_nothing_else(notify_site: NotifyS
 def test_a_descriptor_whose_close_sleeps_hangs_the_worker_alone(
     notify_site: NotifySite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notify_worker, "LOOK_S", 0.2)
+    monkeypatch.setattr(notify_worker, "CHECK_S", 0.2)
     with hung(notify_site, "ERRNO=1") as pid:
         notify_site.say("ERRNO=2")
         notify_site.hear(Words(errno=1), Words(errno=2))
@@ -170,7 +170,7 @@ def test_a_descriptor_whose_close_sleeps_hangs_the_worker_alone(
 def test_a_hung_worker_is_replaced_although_nothing_more_comes(
     notify_site: NotifySite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notify_worker, "LOOK_S", 0.2)
+    monkeypatch.setattr(notify_worker, "CHECK_S", 0.2)
     with hung(notify_site, "ERRNO=1") as pid:
         notify_site.until(lambda: notify_site.pid not in (0, pid))
 
@@ -178,7 +178,7 @@ def test_a_hung_worker_is_replaced_although_nothing_more_comes(
 def test_a_stopped_worker_is_replaced_when_something_comes(
     notify_site: NotifySite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notify_worker, "LOOK_S", 0.05)
+    monkeypatch.setattr(notify_worker, "CHECK_S", 0.05)
     notify_site.worker.start()
     os.kill(notify_site.pid, signal.SIGSTOP)
     notify_site.say("READY=1")
