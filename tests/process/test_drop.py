@@ -233,6 +233,16 @@ def test_the_oldest_or_the_newest_lines_stay(
     assert said.endswith(came.content) == (policy == DROP_OLD)
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_end_of_file_waits_for_a_held_sink_and_no_longer(
+    make: Callable[[str, str], Site], policy: str
+) -> None:
+    """The sink has everything, so no write is due: the worker still wakes up to report."""
+    site = make("pipe", policy)
+    site.feed.end_with(b"")
+    assert site.feed.run(site.worker(0.05)) == report.Report("stdout", 0)
+
+
 def _seen_bytes(site: Site) -> int:
     """Return how much of the stream is in the buffer or was dropped."""
     state = site.buffer().read()

@@ -3,9 +3,9 @@
     source pipe --splice--> staging pipe --readv--> line buffer
 
 Only the one living worker of the stream reads the staging pipe, and only this module fills it. The
-worker commits what the staging pipe holds before it reads. So the number of bytes that have left
-the pipe says how many have arrived here, even if the worker is killed in readv(2) or right after
-it. Reading from the source could not be counted like that, because the container keeps writing.
+worker commits what the staging pipe holds before it reads. So the bytes that have left the pipe are
+the bytes that have arrived here, even if the worker is killed in readv(2) or right after it.
+Reading from the source could not be counted like that, because the container keeps writing.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Close-on-exec has no effect on a fork without exec. A worker that kept the write end of another
 worker's pipe would hide that worker's end of file for ever. A worker ignores the signals that stop
-a service. It ends at end of file or by a kill of the supervisor, so that it copies the last output
-of a container that was asked to stop.
+a service, so that it copies the last output of a container that was asked to stop. It ends at end
+of file, or when the supervisor kills it.
 """
 
 from __future__ import annotations

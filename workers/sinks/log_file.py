@@ -1,7 +1,7 @@
 """A log file that several workers append records to: the supervisor's side, and the shared state.
 
-A worker commits what it is about to write (which bytes, how many, at which file size, with which
-time) before it writes, and commits again afterwards. Formatting is a function of the bytes and the
+Before a write the worker commits what it will write: which bytes, how many, at which file size,
+with which time. After the write it commits again. Formatting is a function of the bytes and the
 time. So the next writer can make the same records again, see how many of them are in the file, and
 write the rest. The next writer is a killed worker's successor, or the worker of the other stream if
 that gets the lock first. A reader that follows the file never sees a record vanish or come back.
