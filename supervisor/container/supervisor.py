@@ -20,6 +20,7 @@ import traceback
 from supervisor import __version__
 from supervisor.container import lifecycle
 from supervisor.container.container_init import ContainerInit
+from supervisor.container.exec_watch import ExecWatch
 from supervisor.container.lifecycle import Action, Event, State
 from supervisor.container.request import Outcome, StreamEnd
 from supervisor.container.request import pack as pack_order
@@ -35,7 +36,7 @@ from supervisor.linux.errors import (
     reason,
 )
 from supervisor.linux.event_loop import Loop
-from supervisor.linux.exit_status import Exited, Killed, Termination, shell_status, signal_name
+from supervisor.linux.exit_status import Termination, shell_status, signal_name
 from supervisor.linux.reaper import Reaper
 from supervisor.linux.signals import FORWARDED_SIGNALS, STOP_SIGNALS, SignalRouter
 from supervisor.oci import kill_scope, process_json
@@ -98,9 +99,6 @@ def supervise(order: StartRequest, log: Log, state_dir: StateDirectory) -> Outco
 
 
 _LOOK_AT_STDERR_S = 0.1
-_EXEC_LOOK_S = 0.001
-_LAST_EXEC_LOOK_S = 0.1
-"""A runtime that executes nothing in its init is believed after so long that the program runs."""
 _LATEST_CREW_S = 0.1
 """So long a runtime's hooks may wait that have more to say than a pipe takes."""
 
@@ -163,7 +161,6 @@ class Supervisor:
         self._reap_more = self._loop.timer(self._reap)
         self._latest_crew = self._loop.timer(self._gather)
         self._stderr_look = self._loop.timer(self._look_at_stderr)
-        self._exec_look = self._loop.timer(self._await_exec)
         null_fd = self._null.fileno()
         self._calls = RuntimeInvoker(
             self._loop,
@@ -209,8 +206,7 @@ class Supervisor:
         self._container: ContainerInit | None = None
         self._start_pid = 0
         self._is_started = False
-        self._has_run = True
-        self._exec_looks = 0
+        self._exec_watch: ExecWatch | None = None
         self._is_stopping = False
         self._early_signals: set[int] = set()
         self._actions: dict[Action, Callable[[], None]] = {
@@ -498,6 +494,14 @@ class Supervisor:
 
         process = Process.of_child(self._loop, self._reaper, self._creation.pid, self._state_dir)
         try:
+            if self._is_ours_to_start:
+                self._exec_watch = ExecWatch(
+                    self._loop,
+                    process.pid,
+                    runtime=self._order.runtime,
+                    config_path=self._caller.config_path,
+                )
+                self._reaper.look_before(process.pid, self._exec_watch.look)
             if (
                 self._order.notify_proxy is not None
             ):  # whoever cannot be told from others is not heard
@@ -511,8 +515,6 @@ class Supervisor:
         self._process = process
         if not self._record.is_exec:
             self._stopper.kill_scope = kill_scope.of(self._caller.config_path, process.pid)
-        if self._is_ours_to_start:
-            self._reaper.look_before(process.pid, self._note_whether_it_has_run)
 
     def _expect_the_end(self) -> None:
         """Serve the process that is there now, up to its end, which may have been."""
@@ -544,7 +546,9 @@ class Supervisor:
     def _after_the_last_words(self) -> None:
         if self._state not in (State.STARTING, State.HELD):
             self._post(Event.INIT_EXITED)
-        elif not self._has_run and not self._has_run_without_exec:
+        elif self._exec_watch is not None and not self._exec_watch.has_run(
+            self._end, is_started=self._start_pid > 0
+        ):
             self._error = self._error_of_start(self._never_ran())
             self._post(Event.NEVER_RAN)
         else:
@@ -552,25 +556,14 @@ class Supervisor:
                 self._post(Event.STARTED)  # it was quicker than the runtime's `start`
             self._post(Event.INIT_EXITED)
 
-    def _note_whether_it_has_run(self) -> None:
-        """Note, of a zombie, whether the container's program was executed in it."""
-        self._has_run = self._has_executed
-
     @property
-    def _has_run_without_exec(self) -> bool:
-        """Whether a runtime may have run the program in its init: crun does so with wasm.
-
-        Its `start` has succeeded then, or the init ends with 0; and nothing kills the init.
-        """
-        end = self._process.termination if self._process else None
-        has_succeeded = self._exec_looks > 0 or end == Exited(0)
-        return has_succeeded and not isinstance(end, Killed)
+    def _end(self) -> Termination | None:
+        return self._process.termination if self._process else None
 
     def _never_ran(self) -> str:
-        end = self._process.termination if self._process else None
         detail = explain(self._state_dir)
         return (
-            f"its init ended before it executed the container's program: {end}"
+            f"its init ended before it executed the container's program: {self._end}"
             f"{f': {detail}' if detail else ''}"
         )
 
@@ -682,7 +675,6 @@ class Supervisor:
             self._post(Event.STARTED)
             return
         if self._is_gone:
-            self._has_run = False
             return  # the end of the process tells the rest
         try:
             # It may take its time: the container's own hooks run in it.
@@ -697,8 +689,8 @@ class Supervisor:
             self._post(Event.START_FAILED)
 
     def _on_start_end(self, termination: Termination) -> None:
-        if shell_status(termination) == 0:
-            self._await_exec()
+        if shell_status(termination) == 0 and self._exec_watch is not None:
+            self._exec_watch.expect(self._on_run)
             return
         detail = explain(self._state_dir)
         why = f"{termination}{': ' if detail else ''}{detail}"
@@ -708,28 +700,9 @@ class Supervisor:
         self._error = self._error_of_start(why)
         self._post(Event.START_FAILED)
 
-    def _await_exec(self) -> None:
-        """Have it started once it has executed its program; the kernel has no event for that.
-
-        runc's init lets `start` return, then installs a seccomp profile that it may not survive.
-        """
-        if self._state not in (State.STARTING, State.HELD):
-            return
-        look_s = _EXEC_LOOK_S * 2**self._exec_looks
-        self._exec_looks += 1
-        if not self._is_gone:
-            if look_s < _LAST_EXEC_LOOK_S and not self._has_executed:
-                self._exec_look.start(look_s)
-            else:
-                self._post(Event.STARTED)
-
-    @property
-    def _has_executed(self) -> bool:
-        try:
-            flags = procfs.flags(self._creation.pid)
-        except OSError:  # EMFILE
-            return True
-        return flags is not None and not flags & procfs.PF_FORKNOEXEC
+    def _on_run(self) -> None:
+        if self._state in (State.STARTING, State.HELD) and not self._is_gone:
+            self._post(Event.STARTED)
 
     @property
     def _is_gone(self) -> bool:
@@ -884,6 +857,8 @@ class Supervisor:
         """Leave no process and no descriptor behind."""
         self._handover.close()
         self._pipes.close()
+        if self._exec_watch is not None:
+            self._exec_watch.close()
         if self._process is not None:
             self._process.close()
         if self._container is not None:

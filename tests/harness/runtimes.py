@@ -106,3 +106,31 @@ def verb_of(argv: list[str]) -> str:
 def _write_program(path: Path, source: str) -> None:
     path.write_text(source)
     path.chmod(0o755)
+
+
+_WITHOUT_EXEC = """\
+#!{python} -IS
+import os, sys
+words, gate = sys.argv[1:], {gate!r}
+if "create" in words:
+    os.mkfifo(gate)
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        open(gate).read()
+        os._exit({exit_status})
+    with open(words[words.index("--pid-file") + 1], "w") as file:
+        file.write(str(pid))
+elif "start" in words:
+    open(gate, "w").close()
+elif "state" in words:
+    sys.exit(1)
+"""
+
+
+def without_exec(path: Path, *, exit_status: int) -> Path:
+    """Make a runtime at `path` whose init ends with `exit_status`, and never executes anything."""
+    gate = str(path) + ".gate"
+    source = _WITHOUT_EXEC.format(python=sys.executable, gate=gate, exit_status=exit_status)
+    _write_program(path, source)
+    return path

@@ -24,10 +24,14 @@ def fields(pid: int) -> dict[int, bytes] | None:
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            words = file.read().rpartition(b")")[2].split()
+            return parse(file.read())
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return dict(enumerate(words, _FIRST))
+
+
+def parse(stat: bytes) -> dict[int, bytes]:
+    """Return the fields of the file's content. Pure."""
+    return dict(enumerate(stat.rpartition(b")")[2].split(), _FIRST))
 
 
 def is_ending(pid: int) -> bool:
