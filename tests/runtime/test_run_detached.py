@@ -99,7 +99,7 @@ _OWN = sorted(
     ["/dev/null"] * 4  # 0, 1, 2 and the one that is lent to runtimes and workers
     + ["anon_inode:[eventpoll]", *["directory"] * 2, "file", "log", "control", "exit", "exitStatus"]
     + ["anon_inode:[pidfd]"]
-    + ["memfd"] * 2  # the ledger, and Python's duplicate for its mapping
+    + ["memfd"] * 2  # the counters, and Python's duplicate for its mapping
     + ["socket"] * 2  # the deposit
     + ["pipe"] * 6  # signals (2), stdout's source, its staging pipe (2), the worker's report
 )

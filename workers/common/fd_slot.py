@@ -33,8 +33,7 @@ class FdSlot:
         A worker that is killed in here leaves the old descriptor, none, or the new one.
         """
         self.clear()
-        rights = array.array("i", [fd])
-        self._back.sendmsg([b"f"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        socket.send_fds(self._back, [b"f"], [fd])
 
     def clear(self) -> None:
         """Empty the slot."""
