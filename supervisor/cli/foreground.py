@@ -17,6 +17,7 @@ from supervisor.linux.exit_status import shell_status
 from supervisor.state.directory import EXIT_STATUS_NAME
 from supervisor.state.journal_log import WARNING
 from supervisor.state.log import line_for_stderr
+from supervisor.systemd.notify import SOCKET_VARIABLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def supervise_in_foreground(
     except (ShimError, OSError) as error:
         if not isinstance(error, AbandonedError):  # supervising never began
             is_over = is_over or not is_successor
-        if isinstance(error, ShimError):
+        # `cli.main` decides what a stop before the container existed means, and says it.
+        if isinstance(error, ShimError) and not isinstance(error, StoppedError):
             error.is_told = log.tell(str(error))
         raise
     finally:
@@ -122,6 +124,11 @@ def environment_of_a_main_process() -> Mapping[str, str]:
     return os.environ if pid in ("", str(os.getpid())) else {}
 
 
+def is_main_process_with_manager() -> bool:
+    """Return whether systemd waits for word from this process: a unit of Type=notify."""
+    return bool(environment_of_a_main_process().get(SOCKET_VARIABLE))
+
+
 def has_controlling_terminal() -> bool:
     """Return whether a SIGHUP may be a terminal's hang-up."""
     try:
@@ -161,7 +168,7 @@ def _is_requested_stop(outcome: Outcome, order: StartRequest) -> bool:
     cannot tell a 137 that the supervisor caused from a 137 of the container's own.
     """
     if outcome.error is not None or outcome.termination is None:
-        return isinstance(outcome.error, StoppedError)
+        return False
     return outcome.was_asked_to_stop and shell_status(outcome.termination) in (
         128 + order.stop_signal,
         128 + signal.SIGKILL,

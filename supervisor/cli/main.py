@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 
 from supervisor import __version__
-from supervisor.cli import options
+from supervisor.cli import foreground, options
 from supervisor.cli.commands import COMMANDS, AdoptRequest, AttachRequest
 from supervisor.cli.run import run
 from supervisor.handover.own_command import is_handed_over
 from supervisor.linux import fds
-from supervisor.linux.errors import ShimError
+from supervisor.linux.errors import ShimError, StoppedError
 from supervisor.linux.process_exit import exit_process
 from supervisor.state.journal_log import ERR
 from supervisor.state.log import line_for_stderr
@@ -47,6 +47,11 @@ def run_command() -> int:
 
             return attach(request.container_id, request.root)
         return run(request)
+    except StoppedError as error:
+        if foreground.is_main_process_with_manager():
+            return 0  # systemd asked for the stop: the unit has not failed
+        _say(f"forkshim: {request.container_id}: {error}")
+        return error.exit_status
     except ShimError as error:
         if not error.is_told:
             _say(f"forkshim: {request.container_id}: {error}")

@@ -249,8 +249,7 @@ def _make_bundle(path: str, config: bytes, of_path: str) -> None:
 
 def _has_notify_proxy(request: RunRequest) -> bool:
     """Return whether the container gets a notify socket: it asks for one, and systemd is there."""
-    has_manager = bool(foreground.environment_of_a_main_process().get(SOCKET_VARIABLE))
-    return request.sdnotify == "container" and has_manager
+    return request.sdnotify == "container" and foreground.is_main_process_with_manager()
 
 
 def _open_notify_proxy(bundle: Bundle) -> NotifyProxy:

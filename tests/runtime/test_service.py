@@ -167,6 +167,31 @@ def test_an_end_that_was_asked_for_is_no_failure_unless_the_container_says_so(
     assert manager.ended()[0] == code
 
 
+@pytest.mark.parametrize(("environment", "code"), [({}, 0), ({"SYSTEMD_EXEC_PID": "1"}, 143)])
+def test_a_stop_before_there_is_a_container_is_no_failure_of_the_unit(
+    manager: Manager, make_bundle: Callable[..., Path], tmp_path: Path,
+    environment: dict[str, str], code: int,
+) -> None:  # fmt: skip
+    runtime, gate = runtimes.gate(tmp_path, "state")
+    (manager.root / manager.id / "init").mkdir(parents=True)
+    process = manager.start(make_bundle("echo no"), "--runtime", str(runtime), **environment)
+    with gate.open("wb"):
+        process.send_signal(signal.SIGTERM)
+    assert manager.ended()[:2] == (code, "")
+    assert os.listdir(manager.root) == []
+
+
+def test_a_stop_of_a_start_is_no_failure_of_the_unit(
+    manager: Manager, make_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    text = f"[ $verb = start ] && {{ echo > {tmp_path}/started; exec sleep 1000; }}"
+    runtime = runtimes.script(tmp_path / "hangs", text)
+    process = manager.start(make_bundle("echo no"), "--runtime", str(runtime))
+    waiting.wait_path(tmp_path / "started", lambda path: path.exists())
+    process.send_signal(signal.SIGTERM)
+    assert manager.ended() == (0, "", "")
+
+
 @pytest.mark.parametrize("status", [137, 143])
 def test_an_end_that_nobody_asked_for_is_the_containers_own(
     manager: Manager, make_bundle: Callable[..., Path], status: int
