@@ -7,11 +7,12 @@ Adoption is asked for by a person (`forkshim adopt`) or by systemd, which starts
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 
 from supervisor.cli import daemon, foreground
 from supervisor.container.handover import Leftovers
 from supervisor.container.request import Outcome, StartRequest, request_of
-from supervisor.handover import discover, reexec
+from supervisor.handover import discover, reexec, successor
 from supervisor.handover.own_command import own_command
 from supervisor.linux import signals
 from supervisor.linux.errors import ShimError
@@ -24,7 +25,7 @@ from workers.common.records import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from supervisor.state.directory import StateDirectory
     from supervisor.state.log import Log
@@ -135,10 +136,12 @@ def _adopter(
     notifier: Notifier,
     command: tuple[str, ...],
     on_started: Callable[[], None] | None = None,
+    *,
+    starts: Sequence[float] = (),
 ) -> tuple[StartRequest, foreground.SuperviseIt]:
     """Return the order of the killed supervisor, for this one, and what carries it out.
 
-    With `on_started` this one is a daemon.
+    With `on_started` this one is a daemon. `starts`: see `Succession`.
     """
     from supervisor.container import restore  # `run` is spared it: it has no past
 
@@ -152,7 +155,7 @@ def _adopter(
         lock_fd=claimed.lock_fd,
         has_job_control=not is_daemon,
         on_started=on_started or order.on_started,
-        front={**order.front, "is_daemon": is_daemon},
+        front={**order.front, "is_daemon": is_daemon, "starts": [*starts]},
     )
 
     def supervise_it(log: Log, state_dir: StateDirectory) -> Outcome:
@@ -163,6 +166,40 @@ def _adopter(
         return restore.go_on(order, log, state_dir, contents, Leftovers(past, left, fd_holders))
 
     return order, supervise_it
+
+
+def succeed() -> int:
+    """Adopt the container of a killed supervisor, as a daemon: its fd holder has started us.
+
+    Returns 0 when the container has ended, or has no use for a supervisor.
+
+    Raises:
+        AlreadySupervisedError: Another adopter was first.
+        ShimError: The container cannot be adopted; shim-log.json says why.
+    """
+    command = own_command()
+    told = successor.arrive()
+    signals.hold()
+    claimed = claim.claim(*os.path.split(told.path))
+    if not discover.is_of(told.store, claimed.state_dir):  # it has ended
+        told.store.close()
+        claimed.release()
+        return 0
+    os.chdir(claimed.state_dir)
+    try:
+        order, supervise_it = _adopter(
+            claimed, told.store, SILENT, command, lambda: None, starts=told.starts
+        )
+    except ShimError as error:
+        with ExitStack() as stack:
+            state_dir = claimed.open_state_dir()
+            stack.callback(state_dir.close)
+            log = state_dir.open_log()
+            stack.callback(log.close)
+            log.error(str(error))
+        raise
+    failed = foreground.supervise_in_daemon(claimed, order, supervise_it, is_successor=True)
+    return 0 if failed is None else failed.exit_status
 
 
 def go_on() -> int:

@@ -8,7 +8,7 @@ from supervisor import __version__
 from supervisor.cli import foreground, options
 from supervisor.cli.commands import COMMANDS, AdoptRequest, AttachRequest
 from supervisor.cli.run import run
-from supervisor.handover.own_command import is_handed_over
+from supervisor.handover.own_command import is_handed_over, is_successor
 from supervisor.linux import fds
 from supervisor.linux.errors import ShimError, StoppedError
 from supervisor.linux.process_exit import exit_process
@@ -38,6 +38,10 @@ def run_command() -> int:
             from supervisor.cli.adopt import go_on
 
             return go_on()
+        if is_successor():
+            from supervisor.cli.adopt import succeed
+
+            return succeed()
         if isinstance(request, AdoptRequest):
             from supervisor.cli.adopt import adopt
 

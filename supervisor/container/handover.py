@@ -13,8 +13,9 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from supervisor.children.fd_holder import FdHolder
-from supervisor.handover import reexec
+from supervisor.handover import reexec, successor
 from supervisor.handover.discover import KEPT_NAMES
+from supervisor.handover.successor import SuccessorStarter
 from supervisor.linux import fds, signals
 from supervisor.linux.errors import ShimError, reason
 from supervisor.state.fd_store import FdReader, FdStore, FdWriter
@@ -137,6 +138,27 @@ class HandoverManager:
             null_fd=null_fd,
             store_fds=self._store_fds,
             predecessors=_fd_holders(past),
+            starter=self._starter(),
+        )
+
+    def _starter(self) -> SuccessorStarter | None:
+        """Return what the fd holder does after our death: nothing unless this is a daemon.
+
+        What runs in the foreground has a caller that waits for it and decides what follows.
+        """
+        order, front = self._order, self._order.front
+        limit = successor.limit(order.environment)
+        if self._deposit is None or not (limit and order.command and front.get("is_daemon")):
+            return None
+        return SuccessorStarter(
+            order.command,
+            order.container_id,
+            front["path"],
+            self._state_dir.path,
+            self._store_fds,
+            self._log,
+            limit=limit,
+            starts=front["starts"],
         )
 
     @property
@@ -284,6 +306,10 @@ class HandoverManager:
             return
         self._is_published = True
         self._fd_holder.ensure()
+
+    def stop_was_asked(self) -> None:
+        """Have no successor started if this process is killed now: the container is to end."""
+        self._fd_holder.stand_down()
 
     @property
     def has_fd_holder(self) -> bool:

@@ -457,6 +457,8 @@ class Supervisor:
             self._opener.cancel()
             self._error = StoppedError(f"stopped by {signal_name(signum)} before its creation")
         self._is_stopping = True
+        if self._is_equipped:
+            self._handover.stop_was_asked()
         self._log.info(f"{signal_name(signum)}: stopping")
         self._post(Event.STOP)
         if self._state is State.DRAINING:

@@ -9,6 +9,10 @@ HANDOVER_VARIABLE = "FORKSHIM_HANDOVER"
 """In the environment of a program that goes on as another one, see `supervisor.handover.reexec`."""
 
 
+SUCCESSOR_VARIABLE = "FORKSHIM_SUCCESSOR"
+"""In the environment of a program that an fd holder has started, see `handover.successor`."""
+
+
 def own_command() -> tuple[str, ...]:
     """Return how to start this program anew, from any directory; call it before any chdir(2)."""
     script = sys.argv[0]
@@ -19,3 +23,8 @@ def own_command() -> tuple[str, ...]:
 def is_handed_over() -> bool:
     """Say whether this program goes on for another one; then `upgrade.arrive` knows more."""
     return HANDOVER_VARIABLE in os.environ
+
+
+def is_successor() -> bool:
+    """Return whether an fd holder has started this program to follow a killed supervisor."""
+    return SUCCESSOR_VARIABLE in os.environ

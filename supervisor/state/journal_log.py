@@ -51,6 +51,10 @@ class JournalLog:
             socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
         )
 
+    def fileno(self) -> int:
+        """Return the socket, borrowed."""
+        return self._socket.fileno()
+
     def send(self, message: str, priority: int, kind: Kind) -> bool:
         """Send a record; False if journald does not run or its queue is full."""
         try:

@@ -29,6 +29,12 @@ class Log:
         self._mirror_prefix = mirror_prefix
         self._journal: JournalLog | None = None
 
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """The descriptors that a forked process keeps to write records itself; borrowed."""
+        journal = () if self._journal is None else (self._journal.fileno(),)
+        return (self._fd.fileno(), *journal)
+
     def use_journal(self, container_id: str, path: str = JOURNAL_SOCKET) -> None:
         """Also send notices, warnings and `tell` to the journal, as records about the container."""
         try:

@@ -22,14 +22,20 @@ class Daemon:
     """
 
     def __init__(
-        self, directory: Path, bundle: Path, *options: str | Path, stdin: int | None = None
+        self,
+        directory: Path,
+        bundle: Path,
+        *options: str | Path,
+        stdin: int | None = None,
+        successors: int = 0,
     ) -> None:
         """Run it until it could be adopted, and so it has to live for a moment.
 
         `directory` is for all of its own, `options` are those of `forkshim run`. With `stdin` it is
-        no daemon at first, but has a session of its own.
+        no daemon at first, but has a session of its own. `successors`: as FORKSHIM_SUCCESSORS.
         """
         self.id = bundles.fresh_id("daemon")
+        self._environment = {**os.environ, "FORKSHIM_SUCCESSORS": str(successors)}
         self.root = directory / "root"
         self.state_dir = self.root / self.id / "init"
         self._exits = directory / "exits"
@@ -54,6 +60,7 @@ class Daemon:
             text=True,
             stdin=subprocess.DEVNULL,
             timeout=waiting.LIMIT_S,
+            env=self._environment,
         )
 
     def succeed_in(self, verb: str, *options: str | Path) -> None:

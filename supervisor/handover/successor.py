@@ -1,0 +1,239 @@
+"""Starting a successor of a killed supervisor, where no service manager does it.
+
+The fd holder of a daemon waits for the supervisor's death and executes the installed program, as a
+reload does, with the fd store. That program adopts the container. It is no child of the container's
+killed supervisor, so it claims the container's lock like every adopter: there is only one.
+
+The fd holder is as old as its supervisor. The successor forks another one, which kills this one.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from typing import NamedTuple
+
+import orjson
+
+from supervisor.children.fd_holder import STAND_DOWN
+from supervisor.handover.own_command import SUCCESSOR_VARIABLE
+from supervisor.linux import fds, reaper, spawn
+from supervisor.linux.errors import AlreadySupervisedError, UsageError, reason
+from supervisor.linux.exit_status import Exited
+from supervisor.state import directory
+from supervisor.state.fd_store import FdStore, FdStoreError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import FrameType
+
+    from supervisor.linux.exit_status import Termination
+    from supervisor.state.log import Log
+
+LIMIT_VARIABLE = "FORKSHIM_SUCCESSORS"
+"""In the environment of `forkshim run`: how many successors are started within `WINDOW_S`."""
+
+DEFAULT_LIMIT = 5
+WINDOW_S = 60.0
+_EXEC_FAILED_STATUS = 127
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 16.0
+_LOCK_PAUSE_S = 15.0
+"""Another adopter has the lock. It kills the fd holder as soon as it has its own."""
+_LONGEST_HANDOVER = 256
+
+
+def limit(environment: Mapping[str, str]) -> int:
+    """Return how many successors may be started within `WINDOW_S`; 0 for none at all.
+
+    Raises:
+        UsageError: The variable is no number.
+    """
+    text = environment.get(LIMIT_VARIABLE, str(DEFAULT_LIMIT))
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise UsageError(f"{LIMIT_VARIABLE}: not a number of starts: {text!r}")
+    return int(text)
+
+
+class Succession(NamedTuple):
+    """What a successor is told by the fd holder that has started it.
+
+    Attributes:
+        store: The fd store; owned by the receiver.
+        path: ROOT/ID of the container.
+        starts: When successors were started lately, this one included; monotonic seconds.
+    """
+
+    store: FdStore
+    path: str
+    starts: list[float]
+
+
+def arrive() -> Succession:
+    """Return what this program was started with by `SuccessorStarter`.
+
+    Raises:
+        FdStoreError: It cannot be used.
+    """
+    text = os.environ.pop(SUCCESSOR_VARIABLE, "")
+    try:
+        document = orjson.loads(text)
+        front, back = map(int, document["ends"])
+        path, starts = str(document["path"]), [float(each) for each in document["starts"]]
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        raise FdStoreError(f"{SUCCESSOR_VARIABLE}: not ours: {text!r}") from None
+    try:
+        for end in (front, back):
+            os.set_inheritable(end, False)
+    except OSError as error:
+        raise FdStoreError(f"{SUCCESSOR_VARIABLE}: descriptor: {reason(error)}") from error
+    return Succession(FdStore(ends=(front, back)), path, starts)
+
+
+class SuccessorStarter:
+    """Runs in the fd holder. Borrows the store and the log across the fork."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        container_id: str,
+        path: str,
+        state_dir: str,
+        store_fds: Sequence[int],
+        log: Log,
+        *,
+        limit: int,
+        starts: Sequence[float],
+    ) -> None:
+        """Take what the fd holder needs after its supervisor's death.
+
+        Args:
+            command: How the supervisor was started; never empty.
+            container_id: For the advice in the log.
+            path: ROOT/ID.
+            state_dir: Where the file `handover` is.
+            store_fds: The ends of the store.
+            log: The supervisor's.
+            limit: How many starts there may be within `WINDOW_S`.
+            starts: When successors were started lately; monotonic seconds.
+        """
+        self._command = [*command]
+        self._id = container_id
+        self._path = path
+        self._handover = os.path.join(state_dir, directory.HANDOVER_NAME)
+        self._store_fds = [*store_fds]
+        self._log = log
+        self._limit = limit
+        self._starts = [*starts]
+        self._is_standing_down = False
+        self._failures = 0
+        self._own: bytes | None = None
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """The log's descriptors."""
+        return self._log.fds
+
+    def serve(self, supervisor_pid: int) -> None:
+        """Wait for the supervisor's death, then start successors as long as one is needed.
+
+        Returns when nothing is left to hold: the container has ended in order. A successor that
+        holds the store itself kills this process.
+        """
+        signal.signal(STAND_DOWN, self._stand_down)
+        self._own = self._read_handover()
+        _wait_until_dead(supervisor_pid)
+        if self._limit and not self._is_standing_down:
+            self._log.warning(f"supervisor {supervisor_pid} was killed; starting a successor")
+        while self._is_needed():
+            if self._is_standing_down or not self._may_start():
+                self._stay()
+            self._follow(self._start())
+
+    def _is_needed(self) -> bool:
+        """Say whether the fd store is still what the state directory leads to."""
+        return self._own is not None and self._read_handover() == self._own
+
+    def _may_start(self) -> bool:
+        now_s = time.monotonic()
+        self._starts = [at_s for at_s in self._starts if now_s - WINDOW_S < at_s <= now_s]
+        if len(self._starts) < self._limit:
+            return True
+        if self._limit:
+            self._log.warning(
+                f"{self._limit} successors in {WINDOW_S:g} s have not lasted; no other is started. "
+                f"The container goes on; `forkshim adopt {self._id}` adopts it"
+            )
+        return False
+
+    def _start(self) -> Termination | None:
+        """Start one successor and wait for its end; None if no process could be forked."""
+        self._starts.append(time.monotonic())
+        try:
+            return reaper.wait_for(spawn.fork_worker(self._become))
+        except OSError as error:  # EAGAIN, ENOMEM: the limits of our cgroup
+            self._say_failure(f"fork: {error.strerror}")
+            return None
+
+    def _become(self) -> None:
+        told = {"ends": self._store_fds, "path": self._path, "starts": self._starts}
+        environment = {**os.environ, SUCCESSOR_VARIABLE: orjson.dumps(told).decode()}
+        for fd in self._store_fds:
+            os.set_inheritable(fd, True)
+        try:
+            os.execve(self._command[0], self._command, environment)
+        except OSError as error:
+            self._say_failure(f"exec {self._command[0]}: {reason(error)}")
+            os._exit(_EXEC_FAILED_STATUS)
+
+    def _follow(self, end: Termination | None) -> None:
+        """Decide how long to wait before the next start."""
+        if end == Exited(AlreadySupervisedError.exit_status):
+            self._starts.pop()
+            self._pause(_LOCK_PAUSE_S)
+        elif end != Exited(0):
+            if end not in (None, Exited(_EXEC_FAILED_STATUS)):
+                self._say_failure(f"{end}")
+            self._pause(min(_FIRST_PAUSE_S * 2**self._failures, _LONGEST_PAUSE_S))
+            self._failures += 1
+
+    def _say_failure(self, what: str) -> None:
+        if not self._failures:
+            self._log.warning(f"successor: {what}; trying again, {self._limit} times in all")
+
+    def _pause(self, pause_s: float) -> None:
+        """Wait, unless the container has no use for a successor any more."""
+        if self._is_needed():
+            time.sleep(pause_s)
+
+    def _stay(self) -> None:
+        """Hold the store until an adopter kills this process."""
+        while True:
+            signal.pause()
+
+    def _read_handover(self) -> bytes | None:
+        try:
+            with open(self._handover, "rb", opener=fds.open_without_waiting) as file:
+                return file.read(_LONGEST_HANDOVER)
+        except OSError:
+            return None
+
+    def _stand_down(self, _signum: int, _frame: FrameType | None) -> None:
+        self._is_standing_down = True
+
+
+def _wait_until_dead(supervisor_pid: int) -> None:
+    """Wait for the death of this process's parent. A reload is none: it keeps the pid."""
+    try:
+        pidfd = fds.Fd(os.pidfd_open(supervisor_pid))
+    except ProcessLookupError:
+        return
+    # If the parent is another process already, the pid may be another process's, too.
+    if os.getppid() == supervisor_pid:
+        poller = select.poll()
+        poller.register(pidfd.fileno(), select.POLLIN)
+        poller.poll()
+    pidfd.close()
