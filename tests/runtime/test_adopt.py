@@ -472,7 +472,7 @@ def test_a_run_clears_away_a_dead_container_and_its_waiting_worker(
     daemon.kill()
     os.kill(daemon.payload_pid, signal.SIGKILL)
     reap(daemon.payload_pid)
-    assert len(daemon.workers()) == 1, "the fd holder keeps the truth for whoever asks"
+    waiting.wait_true(lambda: len(daemon.workers()) == 1)  # the fd holder keeps the true status
     bundle = make_bundle("exit 3")
     daemon.succeed_in("run", "--bundle", bundle, "--detach", "--log", "null")
     assert daemon.wait_end() == "3"
