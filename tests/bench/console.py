@@ -1,6 +1,6 @@
 """A container writes to its terminal as fast as it can, as in `tests.bench.bulk`.
 
-Whoever reads the kernel's terminal gets at most 4 KiB at a time, so nobody is quick here.
+A reader of the kernel's terminal gets at most 4 KiB at a time, so no side is quick here.
 """
 
 from __future__ import annotations

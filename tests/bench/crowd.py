@@ -28,10 +28,10 @@ _SCRIPT = f"echo ready; {WAIT}"
 
 
 class Crowd(ABC):
-    """Owns its containers, their directories and whoever supervises them."""
+    """Owns its containers, their directories and their supervisors."""
 
     def __init__(self, rootfs: Path) -> None:
-        """Start with nobody."""
+        """Start empty."""
         self._rootfs = rootfs
         self._stack = contextlib.ExitStack()
         self._sites: list[Path] = []
@@ -108,7 +108,7 @@ class Forkshims(Crowd):
     """`forkshim run`, with both outputs in pipes."""
 
     def __init__(self, rootfs: Path, programs: Programs) -> None:
-        """Start with nobody; these commands will start each."""
+        """Start empty; these commands will start each."""
         super().__init__(rootfs)
         self._programs = programs
         self._started: list[int] = []
@@ -129,7 +129,7 @@ class Forkshims(Crowd):
 
 
 class Runcs(Crowd):
-    """`runc run --detach`, with both outputs in pipes: nobody supervises."""
+    """`runc run --detach`, with both outputs in pipes, without a supervisor."""
 
     def _start(self, directory: Path, bundle: Path) -> Callable[[], object]:
         container_id = bundles.fresh_id("crowd")
@@ -144,7 +144,7 @@ class Runcs(Crowd):
         return _word(process)
 
     def pids(self) -> Sequence[int]:
-        """Return nobody."""
+        """Return no process: there is no supervisor."""
         return []
 
 
@@ -152,7 +152,7 @@ class Conmons(Crowd):
     """Conmon with a k8s-file, as Podman runs it."""
 
     def __init__(self, rootfs: Path) -> None:
-        """Start with nobody."""
+        """Start empty."""
         super().__init__(rootfs)
         self._monitors: list[int] = []
 

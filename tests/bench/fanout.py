@@ -2,7 +2,7 @@
 
 A container writes to its stdout as fast as it can, which the bench drains from a pipe behind
 `forkshim run`. The clock runs from the word "go" to the last byte in that pipe. CPU is that of
-supervisor and workers; each listener, whose own is not counted, writes to /dev/null. Nobody waits
+supervisor and workers; each listener, whose own is not counted, writes to /dev/null. No sink waits
 for a listener: "heard" is how much of it all they got, of 1.
 """
 
@@ -38,7 +38,7 @@ _SETTLED_S = 0.2
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    """The one case; nobody but forkshim."""
+    """The case; forkshim alone."""
 
     def side(who: str, attach_clients: int) -> Variant:
         return Variant(who, partial(_measure, setting, attach_clients), is_ours=attach_clients > 0)

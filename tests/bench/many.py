@@ -1,6 +1,6 @@
 """Many containers that stay: from exec to the first word, the 1st and the 200th, and 20 at once.
 
-`forkshim run` in the foreground beside `runc run --detach`, which leaves nobody behind. In
+`forkshim run` in the foreground beside `runc run --detach`, which leaves no process behind. In
 `many` each figure is one more container, in turn, beside all that are there already; the cost is
 flat if the last tenth takes no longer than the first. In `many-at-once` a figure is the time
 until the last of a batch has said its word, divided by their number.

@@ -29,7 +29,7 @@ def cpu_s(pids: Iterable[int]) -> float:
 
 
 def memory_mb(pids: Iterable[int]) -> dict[str, float]:
-    """Return PSS (what is shared is divided among those who do), USS (what nobody shares), RSS."""
+    """Return PSS (a shared page is divided by its processes), USS (private pages), RSS."""
     found = dict.fromkeys(("PSS", "USS", "RSS"), 0.0)
     for pid in pids:
         now = fields(Path(f"/proc/{pid}/smaps_rollup"))

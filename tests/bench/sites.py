@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 WAIT = "until read word < /tmp/c/go; do :; done"
-"""In a script: waits for `let_go`. Whoever still holds the fifo after his word lets the next `read`
-open it and find an end of file."""
+"""In a script: waits for `let_go`. A process that holds the fifo open after its word lets
+the next `read` open it and find an end of file."""
 
 MEMORY = "/dev/shm"
 """A file system in memory, for logs whose disk is not to be measured."""
@@ -52,7 +52,7 @@ def let_go(directory: Path, word: str = "go", *, limit_s: float = waiting.LIMIT_
     deadline_s = time.monotonic() + limit_s
     while (fd := _opened(directory / "shared/go")) is None:
         if time.monotonic() > deadline_s:
-            raise TimeoutError(f"{directory}: nobody waits for {word!r}")
+            raise TimeoutError(f"{directory}: no container waits for {word!r}")
         time.sleep(LOOK_S)
     os.write(fd, f"{word}\n".encode())
     os.close(fd)
