@@ -78,7 +78,7 @@ class Process:
         return {
             "payload": self._payload.pack(fd_writer),
             "exit_status": self._exit_status.pack(),
-            "oom": self._oom.pack(),
+            "oom": self._oom.snapshot(),
         }
 
     @property

@@ -808,7 +808,9 @@ class Supervisor:
                 "notify_worker": notify_worker.snapshot(fd_writer) if notify_worker else None,
                 **self._process.pack(fd_writer),
                 "began_at": self._creation.began_at,
-                "kill_scope": self._stopper.kill_scope.pack() if self._stopper.kill_scope else None,
+                "kill_scope": self._stopper.kill_scope.snapshot()
+                if self._stopper.kill_scope
+                else None,
                 "stdio": self._stdio.pack(fd_writer),
                 "plumbing": self._pipes.pack(fd_writer),
                 "crew": self._stream_set.pack(fd_writer),
@@ -836,7 +838,7 @@ class Supervisor:
         )
         self._creation.began_at = packed["began_at"]
         if packed["kill_scope"] is not None:
-            self._stopper.kill_scope = kill_scope.unpack(packed["kill_scope"])
+            self._stopper.kill_scope = kill_scope.restore(packed["kill_scope"])
         self._stdio = go_on_with_stdio(
             packed["stdio"], contents, self._record, self._order.container_id, self._order.bundle
         )

@@ -1,4 +1,4 @@
-"""A bundle's config.json: what is read of it, and a modified copy for the runtime.
+"""A bundle's config.json: the fields that forkshim uses, and a modified copy for the runtime.
 
 Source: runtime-spec config.md, config-linux.md.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """The parts of a bundle's config.json that a front end needs."""
+    """The fields of a bundle's config.json that a front end needs."""
 
     path: str
     terminal: bool
@@ -32,12 +32,12 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True)
 class Addition:
-    """A directory of ours for the container, and what its process is told of it.
+    """A directory of the supervisor to mount into the container, and variables that name it.
 
     Attributes:
-        source: The directory; absolute.
-        destination: Where it is mounted, read-only.
-        environment: Variables, in place of the bundle's of the same names.
+        source: Absolute path of the directory.
+        destination: The mount point; read-only.
+        environment: Variables; they replace those of the bundle with the same names.
     """
 
     source: str
@@ -49,13 +49,13 @@ def read_bundle(path: str) -> Bundle:
     """Read the bundle's config.json.
 
     Raises:
-        BundleError: Missing, too large, not JSON, or a field of the wrong shape; names both.
+        BundleError: The file is missing, too large or not JSON, or a field has the wrong type.
     """
     return read_config(os.path.join(path, "config.json"))
 
 
 def read_config(config_path: str) -> Bundle:
-    """Read a config.json, as that of the directory that it is in.
+    """Read a config.json; its directory counts as the bundle.
 
     Raises:
         BundleError: As `read_bundle`.
@@ -88,11 +88,11 @@ def read_annotations(path: str) -> dict[str, str]:
 
 
 def destinations(bundle: Bundle) -> set[str]:
-    """Return where the bundle mounts something (config.md, Mounts)."""
+    """Return the mount points of the bundle (config.md, Mounts)."""
     mounts = bundle.document.get("mounts")
     found = mounts if isinstance(mounts, list) else []
     given = (str(mount.get("destination")) for mount in found if isinstance(mount, dict))
-    # `/run`, `/run/`, `//run` and, as runc reads it, `run` are the same.
+    # `/run`, `/run/`, `//run` and, in runc, `run` name the same mount point.
     return {os.path.normpath("/" + each.lstrip("/")) for each in given}
 
 
@@ -105,19 +105,16 @@ def modified_config(
     environment: Mapping[str, str] | None = None,
     is_elsewhere: bool = False,
 ) -> bytes | None:
-    """Return the bundle's config.json with other settings.
+    """Return the bundle's config.json with other settings; None if no setting changes.
 
     Args:
-        bundle: As read.
-        environment: Variables of its process, in place of the bundle's of the same names.
-        is_elsewhere: It will be in another directory, so paths that config.md reads relative to
-            the bundle are made absolute.
+        bundle: From `read_bundle`.
         terminal: `process.terminal`.
         cgroups_path: `linux.cgroupsPath`, unless the bundle has its own; "" for none.
-        addition: Is mounted after all others.
-
-    Returns:
-        None if the bundle says so already.
+        addition: A directory to mount after all others.
+        environment: Variables of the process; they replace those with the same names.
+        is_elsewhere: The file will be in another directory. Paths that config.md defines as
+            relative to the bundle become absolute.
     """
     document = dict(bundle.document)
     if terminal != bundle.terminal:
@@ -184,7 +181,7 @@ def _with_absolute_source(bundle_path: str, mount: object) -> object:
 
 
 def _host_id(config_path: str, linux: dict[str, Any], name: str) -> int:
-    """Return what 0 in the container is on the host (config-linux.md, user namespace mappings)."""
+    """Return the host's id of the container's id 0 (config-linux.md, User namespace mappings)."""
     mappings = linux.get(name)
     if mappings is None:
         return 0

@@ -1,7 +1,7 @@
-"""Command lines of an OCI runtime (runc, crun), and what it says when it fails. Pure.
+"""Command lines of an OCI runtime (runc, crun), and the errors it prints. Pure.
 
-The order of the arguments is the one of containerd 0.2's shim: --log first, the engine's own
-global options before the verb. Source: runc(8) and its subcommands' pages, runtime.md.
+The arguments have the order of containerd 0.2's shim: --log first, the engine's global options
+before the verb. Source: runc(8) and its subcommands' pages, runtime.md.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class RuntimeCommand:
     """Builds the argv of each operation on one container.
 
     Attributes:
-        name: argv[0], as the engine named the runtime.
+        name: argv[0], as the engine names the runtime.
         args: Global options of the engine (`runtimeArgs`).
-        state_dir: Absolute; the log and the pid file go here.
+        state_dir: Absolute path; the runtime writes its log and the pid file there.
         bundle: Absolute path of the bundle.
         container_id: Checked by the front end.
-        config: What `create` reads in the place of the bundle's config.json; "" for that.
+        config: The file that `create` reads instead of the bundle's config.json; "" for none.
     """
 
     name: str
@@ -49,7 +49,7 @@ class RuntimeCommand:
 
     @property
     def directory(self) -> str:
-        """Where the runtime works, and with it the hooks: the bundle, while it is there."""
+        """Working directory of the runtime and its hooks: the bundle while it exists, else `/`."""
         return self.bundle if os.path.isdir(self.bundle) else "/"
 
     @property
@@ -59,7 +59,7 @@ class RuntimeCommand:
 
     @property
     def pid_path(self) -> str:
-        """Where the runtime writes the container's pid, in decimal without a newline."""
+        """The file for the container's pid, in decimal without a newline."""
         return os.path.join(self.state_dir, "pid")
 
     def create(
@@ -97,8 +97,8 @@ class RuntimeCommand:
         Args:
             checkpoint_dir: Absolute path of the images.
             options: How the checkpoint was taken.
-            unique: Part of the work directory's name that no other restore will ever choose.
-            console_socket: As for `create`; the 2016 shim had none here and could not restore one.
+            unique: Part of the work directory's name, different for each restore.
+            console_socket: As for `create`; the 2016 shim cannot restore a console.
             no_pivot: Pass --no-pivot.
         """
         work_path = os.path.join(checkpoint_dir, "criu.work", f"restore-{unique}")
@@ -127,11 +127,11 @@ class RuntimeCommand:
         return self._plain("kill", self.container_id, str(signum))
 
     def kill_all(self) -> list[str]:
-        """Kill every process of the container; also those left after init, in a shared pid ns."""
+        """Kill every process of the container, also those that outlive init in a shared pid ns."""
         return self._plain("kill", "--all", self.container_id, "SIGKILL")
 
     def delete(self, *, force: bool = False) -> list[str]:
-        """runc-delete(8); `force` kills what still runs."""
+        """runc-delete(8); `force` kills a running container."""
         return self._plain("delete", *_flag("--force", force), self.container_id)
 
     def _logged(self, *words: str) -> list[str]:
@@ -150,31 +150,31 @@ def _console(socket_path: str | None) -> tuple[str, ...]:
 
 
 def absolute(name: str) -> str:
-    """Make a runtime named by a relative path absolute: the calls have different directories."""
+    """Return an absolute path for a relative one: runtime calls have different directories."""
     return os.path.abspath(name) if "/" in name else name
 
 
 def find_program(name: str, search_path: str) -> str | None:
     """Return the path to exec for `name`, or None if no directory of `search_path` has it.
 
-    A name with a slash is a path already and is not looked for: exec(2) will say what is wrong.
+    A name with a slash is a path already, and exec(2) reports its errors.
     """
     if "/" in name:
         return name
     for directory in search_path.split(":"):
         path = os.path.join(directory, name)
-        # Not below the current directory: that may be a bundle from anywhere.
+        # Not below the current directory, which may be an untrusted bundle.
         if os.path.isabs(path) and os.path.isfile(path) and os.access(path, os.X_OK):
             return path
     return None
 
 
 def errors(log: bytes) -> str:
-    """Return all messages of level `error` or worse in a runtime's log: in order, each once.
+    """Return all messages of level `error` or worse in a runtime's log, in order, each once.
 
-    The first may be a consequence and the last the reason: runc tells first what it could not
-    clean up. logrus has a detail in the field `error`. Lines that are not JSON objects are passed
-    over: the runtime may have been killed in one.
+    The last may be the reason and the first a consequence: runc first reports what it could not
+    clean up. logrus has a detail in the field `error`. Lines that are not JSON objects are skipped:
+    the runtime may have been killed during a write.
     """
     found: dict[str, None] = {}
     for line in log.split(b"\n"):
@@ -186,13 +186,13 @@ def errors(log: bytes) -> str:
 
 
 def words(stderr: bytes) -> str:
-    """Return the lines that a runtime has written to stderr as one: in order, each once."""
+    """Return the lines of a runtime's stderr joined to one line, in order, each once."""
     lines = (line.strip() for line in stderr.decode(errors="replace").split("\n"))
     return _bounded([line for line in dict.fromkeys(lines) if line])
 
 
 def _bounded(messages: list[str]) -> str:
-    """Join them; of too many the last ones stay, where the reason is."""
+    """Join messages; of too many keep the last ones, which contain the reason."""
     while len(messages) > 1 and sum(map(len, messages)) > _MOST_CHARACTERS:
         del messages[0]
     return "; ".join(messages)[-_MOST_CHARACTERS:]
@@ -200,7 +200,7 @@ def _bounded(messages: list[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeState:
-    """What `state` printed: see runtime.md. `created` is RFC 3339 with nanoseconds, UTC."""
+    """The output of `state`, see runtime.md. `created` is RFC 3339 with nanoseconds, UTC."""
 
     status: str
     pid: int
@@ -209,7 +209,7 @@ class RuntimeState:
 
 
 def parse_state(output: bytes) -> RuntimeState | None:
-    """Read the JSON of `state`; None if it is none."""
+    """Parse the output of `state`; None if it is not the JSON of a state."""
     fields = _json_object(output)
     if not isinstance(fields.get("status"), str):
         return None
@@ -225,17 +225,17 @@ def parse_state(output: bytes) -> RuntimeState | None:
 def is_ours(
     state: RuntimeState, *, before_create: str, now: str, is_child: bool, bundle: str
 ) -> bool:
-    """Say whether the container of our id is the one our failed `create` made.
+    """Say whether the failed `create` of this supervisor created the container of the id.
 
-    The id may have existed before, which is why `create` failed; deleting it would take away
-    somebody else's container, also a stopped or a merely created one.
+    `create` may have failed because the id existed before. Then a delete would remove the container
+    of another supervisor, which may be created or stopped.
 
     Args:
-        state: What the runtime says of the id now.
-        before_create: The time before our `create`, as RFC 3339 in UTC with nanoseconds.
-        now: The time after it. What is younger than that was made before the clock was set back.
-        is_child: The state's pid is a child of ours, which nobody else's container can be.
-        bundle: Our bundle.
+        state: The present state of the id.
+        before_create: The time before `create`, as RFC 3339 in UTC with nanoseconds.
+        now: The time after it. A later time of creation means that the clock was set back.
+        is_child: The state's pid is a child of this process, so the container is its own.
+        bundle: The bundle of this supervisor.
     """
     if is_child:
         return True
@@ -244,12 +244,12 @@ def is_ours(
 
 
 def is_same_bundle(one: str, other: str) -> bool:
-    """Say whether two paths of bundles lead to the same place: runc resolves symbolic links."""
+    """Say whether two paths name the same bundle: runc resolves symbolic links."""
     return bool(one) and os.path.realpath(one) == os.path.realpath(other)
 
 
 def _sortable(time: str) -> str:
-    """Make RFC 3339 UTC times comparable as text: Go leaves out trailing zeros of the fraction."""
+    """Make RFC 3339 UTC times comparable as text: Go omits trailing zeros of the fraction."""
     seconds, _dot, fraction = time.removesuffix("Z").partition(".")
     return f"{seconds}.{fraction:0<9}"
 

@@ -1,17 +1,17 @@
-"""A file in the place of another, for one program and its children alone.
+"""A bind mount over config.json that only the runtime and its children see.
 
-A runtime reads config.json in the bundle and takes the bundle's name for the container's state, so
-another config.json has to be there under its own name; and a bundle is never written to. The
-program gets a copy of the mount namespace, in which ours lies upon the bundle's.
+A runtime reads config.json in the bundle and records the bundle's path in the container's state.
+forkshim never writes to a bundle. So the runtime runs in a copy of the mount namespace, where
+forkshim's config.json is mounted over the bundle's.
 
-The copy is to differ in nothing else: mounts that a hook or the container makes reach the machine,
-and the machine's reach them, as without it. So the one mount that carries the file is taken out of
-its peer group, or the stand-in would be everybody's, and put back when that is done. Before Linux
-5.15 that cannot be: there the machine's mounts still arrive, but none goes the other way.
+Nothing else changes: mounts of a hook or the container propagate to the host, and mounts of the
+host to them. To hide the overlay from the host, `put` takes the mount with the file out of its
+peer group, and puts it back afterwards. Before Linux 5.15 it cannot be put back: mounts of the host
+still arrive, but none propagates to the host.
 
-Rejected: a copy of the bundle elsewhere (hooks get its name, and none of its files); `--config`,
-which only crun has; a current directory in a hidden mount with $PWD naming the real one, by which
-Go is convinced and getcwd(3) of a hook is not.
+Rejected: a copy of the bundle in another directory (hooks get its path, and none of its files);
+`--config`, which only crun has; a current directory in a hidden mount with the real path in $PWD,
+which Go accepts and a hook's getcwd(3) does not.
 
 Source: mount_namespaces(7), move_mount(2).
 """
@@ -27,12 +27,12 @@ _SET_GROUP_SINCE = (5, 15)
 
 
 def is_possible() -> bool:
-    """Say whether this process may have mounts of its own. Source: capabilities(7)."""
+    """Say whether this process may mount. Source: capabilities(7)."""
     return procfs.has_capability(procfs.CAP_SYS_ADMIN)
 
 
 def put(source: str, target: str) -> None:
-    """Put `source` upon `target`, for this process and those that it forks from now on.
+    """Mount `source` over `target` for this process and its later children.
 
     Raises:
         OSError: The kernel refused.
@@ -47,7 +47,7 @@ def put(source: str, target: str) -> None:
         if can_rejoin:
             inside = fds.Fd(os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
             try:
-                with suppress(OSError):  # EINVAL: it was in no group
+                with suppress(OSError):  # EINVAL: the mount was in no peer group
                     syscalls.join_peer_group(inside.fileno(), outside.fileno())
             finally:
                 inside.close()
@@ -56,7 +56,7 @@ def put(source: str, target: str) -> None:
 
 
 def _root_of_mount(path: str) -> str:
-    """Return the highest directory above `path` that is in the same mount."""
+    """Return the root of the mount that contains `path`."""
     mount = _mount_id(path)
     while path != "/" and _mount_id(os.path.dirname(path)) == mount:
         path = os.path.dirname(path)
@@ -64,7 +64,7 @@ def _root_of_mount(path: str) -> str:
 
 
 def _mount_id(path: str) -> bytes:
-    """Return the number of the mount that a directory is in. Source: proc(5), /proc/PID/fdinfo."""
+    """Return the id of the mount that contains a directory. Source: proc(5), /proc/PID/fdinfo."""
     fd = fds.Fd(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
     try:
         with open(f"/proc/self/fdinfo/{fd.fileno()}", "rb") as file:

@@ -1,9 +1,9 @@
-"""The console socket: how the runtime hands over the pseudoterminal it made.
+"""The console socket, over which the runtime sends the pseudoterminal that it has opened.
 
-The runtime connects to a Unix socket of ours and sends one message with one descriptor, the
-terminal's other end (runc's docs/terminals.md). The socket lives in a directory of its own below
-the temporary directory, since sun_path holds 107 bytes (unix(7)) and a state directory's path may
-be longer; both are removed as soon as the descriptor is here, or the wait is over.
+The runtime connects to the supervisor's Unix socket and sends one message with one descriptor, the
+ptmx end of the pty(7) (runc's docs/terminals.md). The socket is in its own directory below the
+temporary directory: sun_path has 107 bytes (unix(7)), and the path of a state directory may be
+longer. The caller removes both after the descriptor has arrived or the wait has ended.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _TIOCGPTPEER = 0x5441  # asm-generic/ioctls.h; termios has it from Python 3.13 o
 
 
 class ConsoleSocket:
-    """A listening socket for one console. Owns socket, connection and directory until `close`."""
+    """A listening socket for a console. Owns socket, connection and directory until `close`."""
 
     def __init__(self) -> None:
-        """Make the directory (0700) and listen.
+        """Create the directory (0700) and listen.
 
         Raises:
-            OSError: The temporary directory cannot be written.
+            OSError: The temporary directory is not writable; EMFILE.
         """
         self._directory = _make_directory()
         self._listener = socket.socket(
@@ -47,22 +47,22 @@ class ConsoleSocket:
 
     @property
     def path(self) -> str:
-        """What --console-socket is given."""
+        """The argument of --console-socket."""
         return os.path.join(self._directory, _SOCKET_NAME)
 
     def fileno(self) -> int:
-        """Lend the descriptor to watch: the listener, then the connection."""
+        """Lend the descriptor to watch: the listening socket, then the connection."""
         return (self._connection or self._listener).fileno()
 
     def receive(self) -> fds.Fd | None:
-        """Take what has come; call it when `fileno` is readable, until it returns the console.
+        """Accept or receive; called when `fileno` is readable, until it returns the console.
 
         Returns:
-            The terminal's end for us, close-on-exec; the caller owns it. None for "not yet";
-            `fileno` may have changed.
+            The ptmx end, close-on-exec, which the caller owns; None before it has arrived. `fileno`
+            may have changed.
 
         Raises:
-            ConnectionError: The runtime hung up, or sent something that is no terminal.
+            ConnectionError: The runtime hung up, or sent no terminal.
         """
         if self._connection is None:
             try:
@@ -71,7 +71,8 @@ class ConsoleSocket:
                 return None
             self._connection.setblocking(False)
         try:
-            # PATH_MAX bytes hold the terminal's name; a second descriptor would be one too many.
+            # The message is the terminal's name, at most PATH_MAX bytes. With room for a second
+            # descriptor a message with more than one is detected.
             data, received, _flags, _from = socket.recv_fds(self._connection, 4096, 2)
         except BlockingIOError:
             return None
@@ -96,17 +97,17 @@ class ConsoleSocket:
 
 
 def peer(ptmx_fd: int) -> fds.Fd:
-    """Open the container's end of a console, and so keep it one that somebody has open.
+    """Open the pts end of a console, so that it is never without an opener.
 
-    When nobody has, its other end reads EIO, although the container may open /dev/console again.
+    Without an opener the ptmx end reads EIO, although the container may open /dev/console again.
 
     Returns:
-        A closed one where the terminal is not a pseudoterminal's end that has a peer.
+        The pts end; a closed `Fd` if `ptmx_fd` is not the ptmx end of a pty(7).
 
     Raises:
         OSError: EMFILE, ENFILE, ENOMEM.
 
-    Source: ioctl_tty(2), TIOCGPTPEER, Linux 4.13: it needs no name, and no mount of devpts.
+    Source: ioctl_tty(2), TIOCGPTPEER, Linux 4.13: it needs no path and no mount of devpts.
     """
     flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
     try:
@@ -129,7 +130,7 @@ def _make_directory() -> str:
     name = f"forkshim-{os.urandom(8).hex()}"
     if len(os.fsencode(os.path.join(parent, name, _SOCKET_NAME))) > _SUN_PATH_MAX:
         parent = "/tmp"  # noqa: S108 -- as above
-    # Where others could put a socket in its place, the runtime would give them the terminal.
+    # If others could replace the socket, the runtime would send them the terminal.
     directory = trust.open_directory(parent)
     try:
         os.mkdir(name, 0o700, dir_fd=directory.fileno())

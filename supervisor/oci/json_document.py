@@ -1,7 +1,7 @@
-"""A JSON document that others write for us, and the shape of its fields.
+"""Read a JSON document of an engine or a user, and check the types of its fields.
 
-Only the fields the shim uses are judged. The rest is left alone: the wild has two shapes of
-`capabilities`, and the runtime reads the very same file after us.
+Only fields that the supervisor uses are checked. The runtime reads the same file and checks the
+rest; `capabilities`, for one, occurs in two shapes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 MOST_JSON_BYTES = 16 << 20
-"""No sane process.json comes near: execve(2) itself takes 6 MiB of arguments at the most."""
+"""More than any valid process.json needs: execve(2) accepts at most 6 MiB of arguments."""
 
 _MOST_UID = 2**32 - 2  # (uid_t)-1 means "leave as it is" to chown(2)
 
@@ -27,10 +27,10 @@ _MOST_UID = 2**32 - 2  # (uid_t)-1 means "leave as it is" to chown(2)
 def read_object(
     path: str, error_class: type[ShimError], dir_fd: int | None = None
 ) -> dict[str, Any]:
-    """Return the JSON object in a file. `dir_fd`: what a relative path starts at.
+    """Return the JSON object in a file; a relative path starts at `dir_fd`.
 
     Raises:
-        ShimError: An `error_class`: missing, too large, not JSON, or no object.
+        ShimError: An `error_class`: the file is missing, too large, not JSON, or no object.
     """
     try:
         with open(path, "rb", opener=partial(fds.open_without_waiting, dir_fd=dir_fd)) as file:
@@ -51,7 +51,7 @@ def read_object(
 
 
 class Fields:
-    """One object's fields, each judged when it is asked for; null counts as absent."""
+    """The fields of an object, each checked when it is read; null counts as absent."""
 
     def __init__(
         self, path: str, document: Mapping[str, Any], error_class: type[ShimError]

@@ -1,9 +1,10 @@
-"""How far a kill by cgroup reaches: what shares a cgroup need not belong to the container.
+"""Which processes a kill by cgroup hits: a cgroup may hold more than the container.
 
-A runtime's `kill --all`, and its `delete` of a container without a pid namespace of its own, signal
-every process of the container's cgroup. With a pid namespace of its own the death of the init is
-the death of all its processes, and a kill by cgroup could only reach others. Without one it is
-needed, and allowed unless the cgroup is the root, or the supervisor's, or above the supervisor's.
+A runtime's `kill --all` signals every process of the container's cgroup. So does its `delete` of a
+container without its own pid namespace. In its own pid namespace all processes die with the init,
+and a kill by cgroup could only hit others. Without its own pid namespace the container needs the
+kill by cgroup. It is allowed unless the cgroup is the root, the supervisor's, or above the
+supervisor's.
 
 Source: runtime-spec, config-linux.md, Namespaces; runc, `signalAllProcesses`; pid_namespaces(7).
 """
@@ -24,30 +25,30 @@ if TYPE_CHECKING:
     from typing import Any
 
 _LOOKED_UP = ("devices", "freezer", "memory", "pids")
-"""On cgroup v1 the runtimes find and freeze a container's processes in these hierarchies."""
+"""On cgroup v1 the runtimes look up and freeze a container's processes in these hierarchies."""
 
 
 @dataclass(frozen=True, slots=True)
 class KillScope:
-    """Of one container.
+    """The processes of a container that a kill by cgroup hits.
 
     Attributes:
-        shares_pids: Its processes can outlive its init: there is no pid namespace of its own.
+        shares_pids: The container has no pid namespace of its own; processes can outlive its init.
         places: The container's cgroups by controller; "" is cgroup v2. Empty if they are unknown.
-        wanted: `linux.cgroupsPath`, which counts where the cgroups are unknown.
+        wanted: `linux.cgroupsPath`, used if the cgroups are unknown.
     """
 
     shares_pids: bool
     places: Mapping[str, str]
     wanted: str
 
-    def pack(self) -> dict[str, Any]:
-        """Return what `unpack` needs."""
+    def snapshot(self) -> dict[str, Any]:
+        """Return the state for `restore`."""
         places = {name: os.fsencode(path).decode("latin-1") for name, path in self.places.items()}
         return {"shares_pids": self.shares_pids, "places": places, "wanted": self.wanted}
 
     def unsafe_cgroup(self) -> str:
-        """Return the cgroup by which a kill would reach others than the container, "" for none."""
+        """Return the cgroup in which a kill would hit other processes; "" if there is none."""
         if not self.shares_pids:
             return ""
         own = delegation.membership("self")
@@ -62,9 +63,9 @@ class KillScope:
 
 
 def of(config_path: str, pid: int) -> KillScope:
-    """Return the kill scope of the container of a config.json, its init being `pid`; 0 if unknown.
+    """Return the kill scope of a config.json's container with the init `pid`; 0 if unknown.
 
-    A config.json that cannot be read leads to no kill by cgroup.
+    Without a readable config.json there is no kill by cgroup.
     """
     try:
         read = bundle.read_config(config_path)
@@ -74,8 +75,8 @@ def of(config_path: str, pid: int) -> KillScope:
     return KillScope(shares_pids, _places(pid) if shares_pids else {}, read.cgroups_path)
 
 
-def unpack(packed: Mapping[str, Any]) -> KillScope:
-    """Return what `KillScope.pack` has packed."""
+def restore(packed: Mapping[str, Any]) -> KillScope:
+    """Return the kill scope from `KillScope.snapshot`."""
     places = {name: os.fsdecode(path.encode("latin-1")) for name, path in packed["places"].items()}
     return KillScope(packed["shares_pids"], places, packed["wanted"])
 
@@ -91,7 +92,7 @@ def shares(document: Mapping[str, Any]) -> bool:
 
 
 def _places(pid: int) -> dict[str, str]:
-    """Return where `pid` is; nothing of one that is ending: cgroup v1 then says `/`."""
+    """Return the cgroups of `pid`; empty if it is ending: cgroup v1 then has `/`."""
     try:
         places = delegation.membership(pid) if pid else {}
         return {} if not pid or procfs.is_ending(pid) else places
@@ -105,8 +106,8 @@ def _is_above(place: str, own: str) -> bool:
 
 
 def not_deleted(runtime: str, danger: str) -> str:
-    """Say why the runtime keeps a container."""
+    """Return the log line for a container that the runtime does not delete."""
     return (
-        f"{runtime} delete is left out: the container has no pid namespace of its own and is in "
+        f"{runtime} delete is skipped: the container has no pid namespace of its own and is in "
         f"cgroup {danger}, where {runtime} would kill every process"
     )

@@ -1,4 +1,4 @@
-"""process.json, as the engine writes it for us, and a checkpoint's config.json.
+"""process.json, which the engine writes, and a checkpoint's config.json.
 
 Source: runtime-spec config.md; containerd 0.2 `specs` for the fields it adds to process.json.
 """
@@ -20,19 +20,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ProcessConfig:
-    """What process.json asks of the shim.
+    """The fields of process.json that the supervisor uses.
 
     Attributes:
         terminal: The process wants a pseudoterminal.
         is_exec: Another process in a running container, not the container's init.
-        stdin: Path of the client's side; "" and /dev/null mean none. Relative to the state dir.
-        stdout: A sink, see `supervisor.sinks.spec`.
-        stderr: A sink; unused with a terminal.
+        stdin: Path of the client's fifo; "" and /dev/null for none. A relative path starts at the
+            state directory.
+        stdout: A sink setting, see `supervisor.sinks.spec`.
+        stderr: A sink setting; unused with a terminal.
         runtime_args: Global options, before the runtime's verb.
         no_pivot_root: Pass --no-pivot.
-        checkpoint: Absolute path of the checkpoint to restore from; "" for none.
-        root_uid: The host's uid of the container's root.
-        root_gid: The host's gid of the container's root.
+        checkpoint: Absolute path of the checkpoint to restore; "" for none.
+        root_uid: The uid of the container's root on the host.
+        root_gid: The gid of the container's root on the host.
     """
 
     terminal: bool = False
@@ -49,7 +50,7 @@ class ProcessConfig:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRecord:
-    """What a checkpoint's config.json says of how it was taken."""
+    """The options of a checkpoint, from its config.json."""
 
     tcp: bool = False
     unix_sockets: bool = False
@@ -61,12 +62,12 @@ def read_process(path: str, dir_fd: int | None = None) -> ProcessConfig:
     """Read process.json. `dir_fd`: what a relative path starts at.
 
     Raises:
-        RecordError: Missing, too large, not JSON, or a field of the wrong shape; names both.
+        RecordError: The file is missing, too large or not JSON, or a field has the wrong type.
     """
     fields = Fields(path, read_object(path, RecordError, dir_fd), RecordError)
     checkpoint = fields.path("checkpoint")
     if checkpoint and not checkpoint.startswith("/"):
-        # config.json would be looked for below the state directory, the images below the bundle.
+        # A relative path would start at the state directory here, and at the bundle in the runtime.
         raise fields.wrong("checkpoint", "an absolute path", checkpoint)
     return ProcessConfig(
         terminal=fields.boolean("terminal"),
@@ -83,7 +84,7 @@ def read_process(path: str, dir_fd: int | None = None) -> ProcessConfig:
 
 
 def encode_process(process: Mapping[str, Any], record: ProcessConfig) -> bytes:
-    """Return process.json: the OCI `process` object with the shim's fields beside its own."""
+    """Return process.json: the OCI `process` object with the fields of the shim added."""
     shim_fields = {
         "terminal": record.terminal,
         "exec": record.is_exec,

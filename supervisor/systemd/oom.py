@@ -25,7 +25,7 @@ class OomWatch:
     def __init__(self, pid: int, packed: Mapping[str, Any] | None = None) -> None:
         """Find the cgroup of `pid`; without it, if the process was reaped, `kills` is 0.
 
-        `packed`: the count of an earlier supervisor, from `pack`.
+        `packed`: the count of an earlier supervisor, from `snapshot`.
         """
         if packed is not None:
             self._path = os.fsdecode(str(packed["path"]).encode("latin-1"))
@@ -37,7 +37,7 @@ class OomWatch:
             self._path = ""
         self._before = _read(self._path)
 
-    def pack(self) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, Any]:
         """Return the state for another supervisor."""
         # A cgroup's name is bytes, and the handover is UTF-8.
         return {"path": os.fsencode(self._path).decode("latin-1"), "before": self._before}

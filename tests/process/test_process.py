@@ -64,9 +64,9 @@ def test_a_count_goes_on_in_a_cgroup_whose_name_is_no_text(strange_cgroup: Path)
     grows = 'read go; s=0123456789abcdef; while :; do s="$s$s"; done'
     with subprocess.Popen(["sh", "-c", grows], stdin=subprocess.PIPE) as child:
         (strange_cgroup / "cgroup.procs").write_text(str(child.pid))
-        packed = OomWatch(child.pid).pack()
+        packed = OomWatch(child.pid).snapshot()
         watch = OomWatch(0, orjson.loads(orjson.dumps(packed)))
-        assert watch.pack() == packed
+        assert watch.snapshot() == packed
         assert watch.kills() == 0
         child.communicate(b"go\n", timeout=waiting.LIMIT_S)
     assert watch.kills() == 1

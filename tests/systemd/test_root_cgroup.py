@@ -35,7 +35,7 @@ def test_the_machine_outlives_a_container_in_the_root_cgroup(tmp_path: Path, run
         assert (status, err) == (3, "")
         status, err = run(vm, runtime, f"shared-{runtime}", host_pid=True)
         assert status == 3
-        assert f"{runtime} delete is left out" in err
+        assert f"{runtime} delete is skipped" in err
         shell(vm, f"kill -0 {sleeper}")
 
 

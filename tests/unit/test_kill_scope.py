@@ -75,5 +75,5 @@ def test_the_root_our_own_cgroup_and_those_above_it_are_dangerous(
 
 
 def test_a_name_that_is_no_utf_8_comes_back() -> None:
-    packed = KillScope(True, {"pids": "/a\udcff"}, "").pack()
-    assert kill_scope.unpack(packed) == KillScope(True, {"pids": "/a\udcff"}, "")
+    packed = KillScope(True, {"pids": "/a\udcff"}, "").snapshot()
+    assert kill_scope.restore(packed) == KillScope(True, {"pids": "/a\udcff"}, "")
