@@ -76,7 +76,7 @@ class Stdio:
         return {
             "stdin_closer": -1 if closer is None else fd_writer.add(closer.fileno()),
             "line_sinks": {
-                name: line_sink.pack(fd_writer) for name, line_sink in self.line_sinks.items()
+                name: line_sink.snapshot(fd_writer) for name, line_sink in self.line_sinks.items()
             },
             "passthrough": sorted(self.passthrough),
             "stderr_joins_stdout": self.stderr_joins_stdout,
@@ -111,10 +111,10 @@ def go_on(
     sinks = {"stdout": parse_sink(record.stdout), "stderr": parse_sink(record.stderr)}
     for name, sink in sinks.items():
         stdio.names[name] = str(sink)
-        if sink.kind is SinkKind.FILE and not sink.has_outlet:
+        if sink.kind is SinkKind.FILE and not sink.has_line_sink:
             stdio.reopeners[name] = partial(_open_log_file, sink.path)
     if packed["line_sinks"]:
-        from supervisor.sinks.open import Came, open_sinks
+        from supervisor.sinks.open import InheritedSinks, open_sinks
 
         wanted = {name: sinks[name] for name in packed["line_sinks"]}
         stdio.line_sinks = open_sinks(
@@ -122,7 +122,7 @@ def go_on(
             container_id,
             bundle,
             is_console=record.terminal,
-            came=Came(packed["line_sinks"], contents),
+            inherited=InheritedSinks(packed["line_sinks"], contents),
         )
     return stdio
 
@@ -208,7 +208,7 @@ class StdioOpener:
 
     def _open_line_sinks(self, *, is_console: bool) -> None:
         """Open all line_sinks; none of them has to be waited for."""
-        wanted = {name: sink for name, sink in self._wanted if sink.has_outlet}
+        wanted = {name: sink for name, sink in self._wanted if sink.has_line_sink}
         if not wanted:
             return
         from supervisor.sinks.open import open_sinks
@@ -463,8 +463,8 @@ def _refuse_a_second_rule(sink: SinkSpec, others: list[SinkSpec]) -> None:
     """Refuse a log file that is also written to in another way: one would overwrite the other."""
     for other in others:
         if (
-            sink.has_outlet
-            and not other.has_outlet
+            sink.has_line_sink
+            and not other.has_line_sink
             and sink.path
             and other.path
             and os.path.realpath(sink.path) == os.path.realpath(other.path)

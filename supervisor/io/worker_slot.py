@@ -287,7 +287,7 @@ class WorkerSlot:
         """Renew the line sink. False, and logged, if what has its name is not trusted."""
         if self.stream.line_sink is not None:
             try:
-                self.stream.line_sink.renew()
+                self.stream.line_sink.reopen()
             except UntrustedError as error:
                 self._context.stream_log.reopen_refused(self.stream, error)
                 return False

@@ -1,4 +1,4 @@
-"""A descriptor behind a buffer of lines, for a policy that drops."""
+"""A buffer of lines before a descriptor, for a policy that drops."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def open_buffered(stream: str, sink: SinkSpec, kept: tuple[int, ...]) -> Sink:
-    """Make the buffer before a descriptor that the stream owns; `kept`: of an earlier supervisor.
+    """Create the buffer before the stream's descriptor; `kept`: of an earlier supervisor.
 
     Raises:
         ShimError: EMFILE or ENOMEM.
@@ -29,15 +29,15 @@ def open_buffered(stream: str, sink: SinkSpec, kept: tuple[int, ...]) -> Sink:
 
 
 def make_buffered(stream: str, sink: SinkSpec, kept: tuple[int, ...]) -> Buffered:
-    """Make a buffer; raises as `open_buffered`."""
+    """Create a buffer; raises as `open_buffered`."""
     try:
         return Buffered(stream, sink.policy, sink.buffer_bytes, kept)
     except OSError as error:  # EMFILE, ENOMEM
-        raise ShimError(f"a buffer for {sink}: {reason(error)}") from error
+        raise ShimError(f"buffer for {sink}: {reason(error)}") from error
 
 
 class _BufferedSink:
-    """What stands before a descriptor, so that the container need not wait for it."""
+    """A buffer before a descriptor, so that the container never waits for its reader."""
 
     is_file = False
 
@@ -61,10 +61,10 @@ class _BufferedSink:
     def work(self, context: WorkerContext, route: Route) -> None:
         buffered_fd.work(context, route, self._buffered, route.sink_fd)
 
-    def renew(self) -> None:
-        pass  # the stream has the descriptor, which is as good as it was
+    def reopen(self) -> None:
+        pass  # the stream owns the descriptor, which cannot be reopened
 
-    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
+    def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
         return {"fds": [fd_writer.add(fd) for fd in self._buffered.fds]}
 
     def close(self) -> None:

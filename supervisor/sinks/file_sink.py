@@ -34,7 +34,7 @@ def is_same_file(sink: SinkSpec, other: SinkSpec) -> bool:
     """Say whether two settings name the same log file.
 
     Raises:
-        UsageError: They do, and differ in an option.
+        UsageError: They name the same file and differ in an option.
     """
     if not other.path or os.path.realpath(sink.path) != os.path.realpath(other.path):
         return False
@@ -48,13 +48,13 @@ def open_log(names: list[str], sink: SinkSpec, kept: tuple[int, ...]) -> dict[st
 
     Args:
         names: The streams.
-        sink: Its setting.
-        kept: Descriptors of an earlier supervisor; nothing is opened then.
+        sink: Their setting.
+        kept: Descriptors of an earlier supervisor; with them nothing is opened.
 
     Raises:
         ShimError: The directory cannot be opened or is not trusted; EMFILE, ENOMEM.
     """
-    # Of the directory only: a link in the place of the file is not followed, now or later.
+    # Only the directory is opened: a symbolic link in place of the file is never followed.
     directory_path, file_name = os.path.split(sink.path)
     try:
         directory = fds.Fd(kept[0]) if kept else trust.open_directory(directory_path)
@@ -77,35 +77,35 @@ def open_log(names: list[str], sink: SinkSpec, kept: tuple[int, ...]) -> dict[st
     except OSError as error:  # EMFILE, ENOMEM
         directory.close()
         raise ShimError(f"shared memory for {sink.path}: {reason(error)}") from error
-    site = _LogSite(log, directory, directory_path)
-    return {name: _LogSink(site, name) for name in names}
+    log_directory = _LogDirectory(log, directory, directory_path)
+    return {name: _LogSink(log_directory, name) for name in names}
 
 
 def _check_file(name: str, dir_fd: int, path: str) -> None:
     try:
         attributes = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-    except FileNotFoundError:  # it will be made
+    except FileNotFoundError:  # a worker creates it
         return
     if not stat.S_ISREG(attributes.st_mode):
         raise UntrustedError(f"{path}/{name}: not a regular file")
     if attributes.st_nlink > 1:
-        raise UntrustedError(f"{path}/{name}: not trusted: it has another name (a hard link)")
+        raise UntrustedError(f"{path}/{name}: not trusted: the file has another name (a hard link)")
 
 
-class _LogSite:
-    """A log file and its directory, owned by all its streams together."""
+class _LogDirectory:
+    """A log file and its directory, owned by all streams that name it."""
 
     def __init__(self, log: LogFile, directory: fds.Fd, path: str) -> None:
         self.log = log
         self._directory = directory
         self._path = path
 
-    def renew(self) -> None:
-        """Go by the directory's name, which may be another directory's by now.
+    def reopen(self) -> None:
+        """Open the directory again by its name, which may name another directory now.
 
         Raises:
-            OSError: It is not there.
-            UntrustedError: Others could have put it there, or the file in it; see `trust`.
+            OSError: The directory does not exist.
+            UntrustedError: The directory or the file in it is not trusted, see `trust`.
         """
         fresh = trust.open_directory(self._path)
         try:
@@ -117,7 +117,7 @@ class _LogSite:
         self._directory = fresh
         self.log.dir_fd = fresh.fileno()
 
-    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
+    def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
         return {"fds": [fd_writer.add(fd) for fd in self.log.fds]}
 
     def close(self) -> None:
@@ -126,17 +126,17 @@ class _LogSite:
 
 
 class _LogSink:
-    """One stream of a log file."""
+    """A stream of a log file."""
 
     is_file = True
 
-    def __init__(self, site: _LogSite, stream: str) -> None:
-        self._site = site
+    def __init__(self, log_directory: _LogDirectory, stream: str) -> None:
+        self._log_directory = log_directory
         self._stream = stream
 
     @property
     def _buffer(self) -> LineBuffer:
-        return self._site.log.buffers[self._site.log.streams.index(self._stream)]
+        return self._log_directory.log.buffers[self._log_directory.log.streams.index(self._stream)]
 
     @property
     def policy(self) -> str:
@@ -153,13 +153,13 @@ class _LogSink:
         return True
 
     def work(self, context: WorkerContext, route: Route) -> None:
-        log_output.work(context, route, self._site.log, self._stream)
+        log_output.work(context, route, self._log_directory.log, self._stream)
 
-    def renew(self) -> None:
-        self._site.renew()  # the file itself is opened anew by each worker
+    def reopen(self) -> None:
+        self._log_directory.reopen()  # each worker opens the file itself
 
-    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
-        return self._site.pack(fd_writer)
+    def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
+        return self._log_directory.snapshot(fd_writer)
 
     def close(self) -> None:
-        self._site.close()
+        self._log_directory.close()

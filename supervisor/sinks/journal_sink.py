@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from workers.sinks.buffered_fd import Buffered
 
 _LONGEST_ANNOTATION = 1024
-"""Characters: each record has it."""
+"""Characters of an annotation, which is in each record."""
 
 
 def open_journal(
@@ -41,7 +41,7 @@ def open_journal(
     """Connect a stream to journald's native socket; `kept`: descriptors of an earlier supervisor.
 
     Raises:
-        ShimError: There is no journald; EMFILE, ENOMEM.
+        ShimError: journald does not run; EMFILE, ENOMEM.
     """
     try:
         journal = Journal(
@@ -85,17 +85,17 @@ def open_journal_stream(
 
 
 def described(who: Origin, sink: SinkSpec, bundle: str) -> Origin:
-    """Return the origin with what the setting says of it.
+    """Return the origin with the tag and the annotations of the setting.
 
     Raises:
-        BundleError: Annotations are asked for, and config.json cannot be read.
+        BundleError: The setting has annotations, and config.json cannot be read.
     """
     extra = _annotation_fields(bundle, sink.annotations) if sink.annotations else ()
     return replace(who, tag=sink.tag, extra=extra)
 
 
 def unpacked(origin: dict[str, Any]) -> Origin:
-    """Return the origin that an earlier supervisor has packed."""
+    """Return the origin from a snapshot."""
     extra = tuple((name, value) for name, value in origin["extra"])
     return Origin(**{**origin, "extra": extra})
 
@@ -113,7 +113,7 @@ def _priority(stream: str, sink: SinkSpec) -> int:
 
 
 class _JournalSink:
-    """One stream in the journal."""
+    """A stream in the journal as native records."""
 
     is_file = False
 
@@ -139,10 +139,10 @@ class _JournalSink:
     def work(self, context: WorkerContext, route: Route) -> None:
         native_output.work(context, route, self._journal, self._supervisor_pid)
 
-    def renew(self) -> None:
+    def reopen(self) -> None:
         self._journal.reconnect()
 
-    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
+    def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
         return {
             "fds": [fd_writer.add(fd) for fd in self._journal.fds],
             "origin": asdict(self._origin),
@@ -153,7 +153,7 @@ class _JournalSink:
 
 
 class _JournalStreamSink:
-    """One stream in the journal, of which journald makes the records."""
+    """A stream in the journal as lines, of which journald makes records."""
 
     is_file = False
 
@@ -182,10 +182,10 @@ class _JournalStreamSink:
             socket_fd = self._stream.socket.fileno()
             buffered_fd.work(context, route, self._buffered, socket_fd, lingers=True)
 
-    def renew(self) -> None:
+    def reopen(self) -> None:
         self._stream.reconnect()
 
-    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
+    def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
         more = () if self._buffered is None else self._buffered.fds
         return {"fds": [fd_writer.add(fd) for fd in (self._stream.socket.fileno(), *more)]}
 

@@ -1,6 +1,6 @@
-"""Open the sinks that are more than a descriptor, log files and the journal: the parent's side.
+"""Open the sinks that are more than a descriptor; called in the supervisor.
 
-Imported only when a setting asks for one: what they need takes 35 ms to import.
+Imported only for a setting that needs such a sink: the import takes 35 ms.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from supervisor.state.fd_store import FdReader
 
 
-class Came(NamedTuple):
-    """What was packed of each stream's outlet, and the descriptors that belong to it."""
+class InheritedSinks(NamedTuple):
+    """The snapshots of an earlier supervisor's sinks by stream, and their descriptors."""
 
     packed: Mapping[str, dict[str, Any]]
     contents: FdReader
@@ -37,17 +37,17 @@ def open_sinks(
     bundle: str,
     *,
     is_console: bool,
-    came: Came | None = None,
+    inherited: InheritedSinks | None = None,
 ) -> dict[str, Sink]:
-    """Open what is wanted of each stream, "stdout" and "stderr"; the caller owns the outlets.
+    """Open the sinks of the streams "stdout" and "stderr"; the caller owns them.
 
-    Streams with the same log file share it. `came`: what an earlier supervisor has packed of the
-    same outlets; nothing is opened then.
+    Streams with the same log file share it. With `inherited` the sinks of an earlier supervisor are
+    restored, and nothing is opened.
 
     Raises:
-        BundleError: Annotations are asked for, and config.json cannot be read.
-        ShimError: A file cannot be opened; there is no journald.
-        UsageError: Two different sinks for one file.
+        BundleError: The setting has annotations, and config.json cannot be read.
+        ShimError: A file cannot be opened; journald does not run.
+        UsageError: The settings of the streams differ for the same file.
     """
     opened: dict[str, Sink] = {}
     who = Origin(container_id, name=container_id, epoch=os.urandom(16).hex())
@@ -55,10 +55,13 @@ def open_sinks(
         for name, sink in wanted.items():
             if name in opened:
                 continue
-            left = {} if came is None else came.packed[name]
-            kept = () if came is None else tuple(came.contents.take(n).take() for n in left["fds"])
+            packed: dict[str, Any] = {}
+            kept: tuple[int, ...] = ()
+            if inherited is not None:
+                packed = inherited.packed[name]
+                kept = tuple(inherited.contents.take(number).take() for number in packed["fds"])
             if sink.kind is SinkKind.JOURNAL:
-                origin = unpacked(left["origin"]) if left else described(who, sink, bundle)
+                origin = unpacked(packed["origin"]) if packed else described(who, sink, bundle)
                 opened[name] = open_journal(name, sink, origin, kept, is_console=is_console)
             elif sink.kind is SinkKind.JOURNAL_STREAM:
                 opened[name] = open_journal_stream(name, sink, container_id, kept)
@@ -68,7 +71,7 @@ def open_sinks(
                 names = [name for name, other in wanted.items() if is_same_file(sink, other)]
                 opened.update(open_log(names, sink, kept))
     except BaseException:
-        for outlet in opened.values():
-            outlet.close()
+        for sink_object in opened.values():
+            sink_object.close()
         raise
     return opened

@@ -1,4 +1,4 @@
-"""What a stream is written to, where that is more than a descriptor."""
+"""The interface of a sink that is more than a descriptor: a log file, the journal, a buffer."""
 
 from __future__ import annotations
 
@@ -18,53 +18,53 @@ if TYPE_CHECKING:
     from workers.process.context import WorkerContext
 
     class Sink(Protocol):
-        """What the workers of one stream write to, one after the other."""
+        """The destination of a stream. The stream's workers write to it one after another."""
 
         @property
         def policy(self) -> str:
-            """What becomes of what it does not take: "block", "drop-new", "drop-old"."""
+            """What happens if the sink accepts nothing: "block", "drop-new" or "drop-old"."""
 
         def drops(self) -> Drops:
-            """Return what was dropped so far."""
+            """Return the number of dropped bytes and lines."""
 
         @property
         def held_bytes(self) -> int:
-            """What a line may have that is neither in the container's pipe nor in the sink."""
+            """Limit of the bytes that are neither in the container's pipe nor in the sink."""
 
         @property
         def is_file(self) -> bool:
-            """Whether a worker begins by opening the file of a name."""
+            """Whether a worker opens a file by its name first."""
 
         def has_room(self, sink_fd: int) -> bool:
-            """Say whether a worker that writes now would not have to wait."""
+            """Say whether a write would not block."""
 
         def work(self, context: WorkerContext, route: Route) -> None:
-            """Be a worker, to its report; in the child."""
+            """Run a worker to its report; called in the child."""
 
-        def renew(self) -> None:
-            """Make the sink fit for use again after a worker has reported an error.
+        def reopen(self) -> None:
+            """Reopen or reconnect the sink after a worker has reported an error.
 
             Raises:
-                OSError: It is not there yet.
-                UntrustedError: What is there by its name is not believed.
+                OSError: The sink is not available yet.
+                UntrustedError: The directory or the file is not trusted.
             """
 
-        def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
-            """Return what `open_sinks` of a successor is given for this stream."""
+        def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
+            """Return the state for `open_sinks` of another supervisor."""
 
         def close(self) -> None:
             """Close everything; a second call does nothing."""
 
 
 class Drops(NamedTuple):
-    """What a policy has cost so far: bytes, and ends of lines among them."""
+    """What a policy has dropped: bytes, and line ends among them."""
 
     bytes: int
     lines: int
 
 
 def drops_of(buffer: LineBuffer) -> Drops:
-    """Return what was dropped before it came into a buffer."""
+    """Return what was dropped before a buffer."""
     state = buffer.read()
     return Drops(min(state.dropped_bytes, MOST_BYTES), min(state.dropped_lines, MOST_BYTES))
 

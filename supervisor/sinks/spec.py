@@ -1,28 +1,26 @@
-"""What a stdout or stderr setting means: `containerdStdout`, `containerdStderr`, `--log`. Pure.
+"""The syntax of a sink setting: `containerdStdout`, `containerdStderr`, `--log`. Pure.
 
     KIND[,OPTION=VALUE]...[:PATH]
 
-- `file:PATH`: a regular file, created with mode 0640 if missing, written at its end. With
-  `max-size=10M` it is rotated between two lines, and `keep=5` old files stay
+- `file:PATH`: a regular file, created with mode 0640 if missing, appended to. With `max-size=10M`
+  it is rotated between two lines, and `keep=5` old files stay
 - `cri:PATH`: the same in the log format of Kubernetes, with the same options
-- `journal`: native records; `priority=5` of lines that name none, `tag=web`, `max-line=1M`,
+- `journal`: native records; `priority=5` for lines without their own, `tag=web`, `max-line=1M`,
   `annotation=com.example.*` (may be repeated), `json=yes`, `join=indented`
 - `journal-stream`: lines, as systemd's own StandardOutput=journal; `priority=5`, `tag=web`
-- `null`: nowhere; so are "" and /dev/null
-- `passthrough`: the descriptor 1 or 2 that the supervisor was started with
-- `path:PATH` or any other PATH: a fifo, a device or an existing file, opened as it is: not created,
-  not truncated. One that is called like a kind is `./null`
+- `null`: discards the stream; so do "" and /dev/null
+- `passthrough`: descriptor 1 or 2 of the supervisor
+- `path:PATH` or any other PATH: a fifo, a device or an existing file, neither created nor
+  truncated. A path with the name of a kind is `./null`
 
-Each but `null` takes `policy=block`, `drop-new` or `drop-old`, for when it takes nothing, and with
-the last two `buffer=1M`, how much waits before something is dropped.
+Each kind but `null` takes `policy=block`, `drop-new` or `drop-old` for a sink that does not accept
+data. The last two take `buffer=1M`, the size of the buffer before the sink.
 
-A path is taken as it is, whatever characters are in it, unless an option stands at its end: options
-come before the colon. What a person types as a bare path has a slash in it (`check_typed`); an
-engine's setting may be any path.
+A path may have any characters, but no option at its end: options precede the colon. A bare path
+that a user types must have a slash (`check_typed`); an engine's setting may be any path.
 
-Sizes are whole numbers of bytes, or of k, m, g or t with `i`, `b` or `ib` behind it: all of them
-powers of 1024, in capitals or not. systemd (SystemMaxFileSize=10M) and Docker (max-size=10m) read
-the same words as the same numbers.
+Sizes are whole numbers of bytes, or of k, m, g or t, with `i`, `b` or `ib` behind it, in either
+case. All units are powers of 1024, as in systemd (SystemMaxFileSize=10M) and Docker (max-size=10m).
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ DEFAULT_BUFFER_BYTES = 1 << 20
 
 
 class SinkKind(Enum):
-    """How a sink is opened."""
+    """The kind of a sink."""
 
     NULL = "null"
     PATH = "path"
@@ -56,21 +54,21 @@ class SinkKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class SinkSpec:
-    """Where a stream goes.
+    """The destination of a stream.
 
     Attributes:
-        kind: Decides which of the others mean something.
-        path: Of PATH, FILE and CRI; else empty.
-        max_bytes: Where a FILE or CRI is rotated; 0 is nowhere.
-        keep: How many old files stay then.
-        priority: Of a JOURNAL or JOURNAL_STREAM, 0 to 7; None is the stream's default.
-        tag: Of a JOURNAL or JOURNAL_STREAM; "" is none.
-        max_line_bytes: The longest line that is one record of a JOURNAL.
+        kind: Determines which of the other attributes are used.
+        path: For PATH, FILE and CRI; else empty.
+        max_bytes: Size at which a FILE or CRI is rotated; 0 for no rotation.
+        keep: How many old files stay after a rotation.
+        priority: For JOURNAL and JOURNAL_STREAM, 0 to 7; None for the stream's default.
+        tag: For JOURNAL and JOURNAL_STREAM; "" for none.
+        max_line_bytes: The longest line that is a single record of a JOURNAL.
         annotations: Patterns of the bundle's annotations that become fields of a JOURNAL.
         is_json: Lines of a JOURNAL that are JSON objects become fields.
-        is_joined: A line of a JOURNAL that begins with a blank belongs to the one before.
+        is_joined: A line of a JOURNAL that begins with a blank continues the line before.
         policy: "block", "drop-new" or "drop-old", see `workers.lines.drop`.
-        buffer_bytes: How much waits with the last two.
+        buffer_bytes: Size of the buffer with the last two.
     """
 
     kind: SinkKind
@@ -87,25 +85,25 @@ class SinkSpec:
     buffer_bytes: int = DEFAULT_BUFFER_BYTES
 
     @property
-    def has_outlet(self) -> bool:
-        """Whether it is more than a descriptor to copy to: see `supervisor.sinks.open`."""
-        return self.kind in _WITH_OUTLET or self.max_bytes > 0 or self.policy != "block"
+    def has_line_sink(self) -> bool:
+        """Whether the stream needs a `Sink`, not only a descriptor; see `supervisor.sinks.open`."""
+        return self.kind in _WITH_LINE_SINK or self.max_bytes > 0 or self.policy != "block"
 
     @property
     def is_descriptor(self) -> bool:
-        """Whether there is a descriptor to be opened, too, behind the outlet if it has one."""
-        return self.kind in (SinkKind.PATH, SinkKind.PASSTHROUGH) or not self.has_outlet
+        """Whether the stream needs a descriptor, alone or behind its `Sink`."""
+        return self.kind in (SinkKind.PATH, SinkKind.PASSTHROUGH) or not self.has_line_sink
 
     def __str__(self) -> str:
-        """Name it in a log line."""
+        """Return the name of the sink in a log line."""
         return self.path or self.kind.value
 
 
 def parse_sink(text: str) -> SinkSpec:
-    """Read the setting; any word that is none of the others is a path.
+    """Parse a setting; a word that is no kind is a path.
 
     Raises:
-        UsageError: A kind of ours with an option or a path that it does not take.
+        UsageError: The kind does not take the option or the path.
     """
     if text in ("", os.devnull):
         return SinkSpec(SinkKind.NULL)
@@ -123,22 +121,22 @@ def parse_sink(text: str) -> SinkSpec:
 
 
 def is_journal_setting(text: str) -> bool:
-    """Say whether a setting, which may be wrong in all else, means the journal."""
+    """Say whether a setting, which may be invalid otherwise, names the journal."""
     return _KINDS.get(_word(text)) in (SinkKind.JOURNAL, SinkKind.JOURNAL_STREAM)
 
 
 def check_typed(text: str) -> SinkSpec:
-    """Read a setting that a person has typed: a bare path has to look like one.
+    """Parse a setting that a user has typed; a bare path must have a slash.
 
     Raises:
-        UsageError: As `parse_sink`; or the kind is unknown; or options stand behind a bare path.
+        UsageError: As `parse_sink`; the kind is unknown; or options follow a bare path.
     """
     sink = parse_sink(text)
     if not text or _KINDS.get(_word(text)) is not None:
         return sink
     word = _word(text)
     if "/" not in word:
-        import difflib  # for a person who has mistyped
+        import difflib  # only for a mistyped kind
 
         close = difflib.get_close_matches(word.lower(), _KINDS, n=1)
         meant = f" (did you mean {close[0]}?)" if close else ""
@@ -174,7 +172,7 @@ def _is_option(word: str) -> bool:
 
 
 def with_absolute_path(text: str, directory: str) -> str:
-    """Return the setting with its path, if it has one, made independent of the current directory.
+    """Return the setting with an absolute path, if it has a path.
 
     Raises:
         UsageError: As `parse_sink`.
@@ -208,7 +206,7 @@ def _with_options(text: str, sink: SinkSpec, settings: list[str]) -> SinkSpec:
 
 @dataclass(frozen=True, slots=True)
 class _Option:
-    """Where an option goes, how it is read (None if it cannot be), and what may be given."""
+    """The attribute of an option, its parser (None if invalid), and its valid values."""
 
     attribute: str
     read: Callable[[str], int | str | tuple[str, ...] | None]
@@ -254,7 +252,7 @@ def _is_word(text: str) -> bool:
 
 
 def _decimal(text: str) -> int | None:
-    """Return the number, or None: int() would take signs, blanks and other alphabets, too."""
+    """Return the number, or None: int() also accepts signs, blanks and other alphabets."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 15 else None
 
 
@@ -302,4 +300,4 @@ _OPTIONS: dict[SinkKind, dict[str, _Option]] = {
 _OPTION_NAMES = frozenset(name for options in _OPTIONS.values() for name in options)
 _KINDS = {kind.value: kind for kind in SinkKind}
 _WITH_PATH = frozenset({SinkKind.FILE, SinkKind.CRI, SinkKind.PATH})
-_WITH_OUTLET = frozenset({SinkKind.CRI, SinkKind.JOURNAL, SinkKind.JOURNAL_STREAM})
+_WITH_LINE_SINK = frozenset({SinkKind.CRI, SinkKind.JOURNAL, SinkKind.JOURNAL_STREAM})

@@ -63,12 +63,12 @@ class Recorder:
         os.write(file, b"|")
         context.send(report.Report(context.stream, context.copied_bytes))
 
-    def renew(self) -> None:
+    def reopen(self) -> None:
         self.renewed += 1
         self.is_broken = self.renewed < 3
         raise ConnectionRefusedError
 
-    def pack(self, _parcel: FdWriter) -> dict[str, Any]:
+    def snapshot(self, _fd_writer: FdWriter) -> dict[str, Any]:
         return {}
 
     def close(self) -> None:

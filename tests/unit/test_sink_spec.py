@@ -83,7 +83,7 @@ def test_a_setting_is_a_kind_with_its_options_or_a_path(
 def test_a_sink_with_an_outlet_is_told_from_one_that_is_a_descriptor(
     text: str, is_so: bool
 ) -> None:
-    assert parse_sink(text).has_outlet == is_so
+    assert parse_sink(text).has_line_sink == is_so
 
 
 @pytest.mark.parametrize(
