@@ -17,7 +17,7 @@ from supervisor.cli import daemon, foreground, leftovers
 from supervisor.container import exit_record
 from supervisor.container.request import Outcome, StartRequest
 from supervisor.container.supervisor import supervise
-from supervisor.handover import discover, successor
+from supervisor.handover import discover
 from supervisor.handover.own_command import own_command
 from supervisor.linux import signals
 from supervisor.linux.errors import (
@@ -66,7 +66,10 @@ def run(request: RunRequest) -> int:
     terminal = bundle.terminal or request.terminal
     if request.exit_dir is not None:
         request = replace(request, exit_dir=exit_record.make_directory(request.exit_dir))
-    successor.limit(os.environ)
+    if request.detach:  # only a daemon has successors
+        from supervisor.handover import successor  # with orjson: 6 ms
+
+        successor.limit(os.environ)
     kept = discover.take_kept(os.environ)
     activation_fds = take_activation_fds(os.environ, discover.KEPT_NAMES)
     signals.hold()
