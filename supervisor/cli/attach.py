@@ -15,7 +15,7 @@ import time
 
 from supervisor.handover import discover
 from supervisor.io.attach import ASKING, NOTHING_TO_HEAR, TURNED_AWAY
-from supervisor.linux import fds
+from supervisor.linux import fds, paths
 from supervisor.linux.errors import ShimError, reason_of_access
 from supervisor.state import trust
 from supervisor.state.claim import PID_NAME
@@ -45,7 +45,7 @@ def attach(container_id: str, root: str) -> int:
             rejects this client, or does not answer.
     """
     check_id(container_id)
-    state_dir = os.path.join(os.path.abspath(root), container_id, "init")
+    state_dir = os.path.join(paths.absolute(root), container_id, "init")
     try:
         directory = trust.open_directory(state_dir)
         os.fchdir(directory.fileno())

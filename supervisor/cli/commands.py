@@ -80,7 +80,14 @@ RUN = Command(
     RunRequest,
     (
         Option("bundle", ("--bundle",), "the OCI bundle (default: here)", "DIR"),
-        Option("runtime", ("--runtime",), "runc, crun or a path (default: runc)", "NAME", absolute),
+        Option(
+            "runtime",
+            ("--runtime",),
+            "runc, crun or a path (default: runc)",
+            "NAME",
+            absolute,
+            "no path in UTF-8",
+        ),
         Option(
             "runtime_args",
             ("--runtime-arg",),

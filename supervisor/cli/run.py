@@ -19,7 +19,7 @@ from supervisor.container.request import Outcome, StartRequest
 from supervisor.container.supervisor import supervise
 from supervisor.handover import discover
 from supervisor.handover.own_command import own_command
-from supervisor.linux import signals
+from supervisor.linux import paths, signals
 from supervisor.linux.errors import (
     BundleError,
     ShimError,
@@ -30,7 +30,7 @@ from supervisor.linux.errors import (
 from supervisor.linux.exit_status import signal_name
 from supervisor.oci import config_overlay, process_json
 from supervisor.oci.bundle import Addition, Bundle, destinations, modified_config, read_bundle
-from supervisor.sinks.spec import check_typed, with_absolute_path
+from supervisor.sinks.spec import check_typed, parse_sink
 from supervisor.state import claim
 from supervisor.state.container_id import check_id
 from supervisor.state.directory import StateDirectory
@@ -98,7 +98,7 @@ def run(request: RunRequest) -> int:
             )
             # Owned by this process until its end.
             notify_proxy = _open_notify_proxy(bundle) if _has_notify_proxy(request) else None
-        except (ShimError, OSError):
+        except Exception:  # also of a bug: nothing was created
             claimed.remove()
             raise
     except OSError as error:
@@ -166,7 +166,7 @@ def _settle_detach(request: RunRequest) -> RunRequest:
 
 
 def _bundle_path(path: str) -> str:
-    absolute = os.path.abspath(path)
+    absolute = paths.absolute(path)
     try:
         is_directory = stat.S_ISDIR(os.stat(absolute).st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -198,7 +198,7 @@ def _prepare(
     """
     request, scope = _with_scope(request, bundle)
     # Now: the current directory changes below.
-    sink = with_absolute_path(request.log or "passthrough", os.getcwd())
+    sink = _with_absolute_path(request.log or "passthrough")
     record = process_json.ProcessConfig(
         terminal=terminal,
         stdin="passthrough" if request.interactive else "",
@@ -240,6 +240,11 @@ def _prepare(
         state_dir.make_fifos()
         os.fchdir(state_dir.fileno())  # the caller's directory must not stay busy
     return runtime_bundle, config
+
+
+def _with_absolute_path(sink: str) -> str:
+    path = parse_sink(sink).path
+    return sink.removesuffix(path) + paths.joined(path) if path else sink
 
 
 def _make_bundle(path: str, config: bytes, of_path: str) -> None:

@@ -10,7 +10,7 @@ import errno
 import os
 from contextlib import suppress
 
-from supervisor.linux import fds
+from supervisor.linux import fds, paths
 from supervisor.linux.errors import ShimError, reason_of_access
 from supervisor.linux.exit_status import Exited, Killed, Unknown, shell_status, signal_name
 from supervisor.linux.text import printable
@@ -33,7 +33,7 @@ def make_directory(path: str) -> str:
         ShimError: It cannot be made or written to.
         UntrustedError: Others can put names there.
     """
-    absolute = os.path.abspath(path)
+    absolute = paths.absolute(path)
     try:
         trust.open_directory(absolute, make=0o755).close()
     except OSError as error:

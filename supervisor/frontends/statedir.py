@@ -15,8 +15,8 @@ from contextlib import ExitStack
 from supervisor.container.request import Outcome, StartRequest, request_of
 from supervisor.container.supervisor import supervise
 from supervisor.handover.own_command import is_handed_over, own_command
-from supervisor.linux import fds
-from supervisor.linux.errors import RuntimeFailedError, ShimError, UsageError
+from supervisor.linux import fds, paths
+from supervisor.linux.errors import RuntimeFailedError, ShimError, UsageError, describe_bug
 from supervisor.linux.process_exit import exit_process
 from supervisor.linux.text import printable
 from supervisor.oci.command_line import absolute
@@ -60,7 +60,7 @@ def _main(arguments: list[str], command: tuple[str, ...], stack: ExitStack) -> i
             _dry_run(arrival, command, state_dir)
         state_dir.check_trust()
         log = state_dir.open_log()
-    except ShimError as error:
+    except (ShimError, OSError) as error:
         print(f"forkshim-shim: {printable(str(error))}", file=sys.stderr)  # noqa: T201 -- as above
         return 1
     try:
@@ -75,8 +75,8 @@ def _main(arguments: list[str], command: tuple[str, ...], stack: ExitStack) -> i
         log.error(str(error))
         return 1
     except Exception as error:  # a bug: our stderr is /dev/null, so the log has to tell
-        log.error(f"bug: {type(error).__name__}: {error}")
-        raise
+        log.error(describe_bug(error))
+        return 1
     finally:
         log.close()
     return 0
@@ -130,7 +130,7 @@ def _order(
         raise UsageError("bundle and runtime must not be empty")
     return StartRequest(
         container_id=container_id,
-        bundle=os.path.abspath(bundle),
+        bundle=paths.absolute(bundle),
         runtime=absolute(runtime),
         command=command,
         environment=dict(os.environ),

@@ -77,6 +77,17 @@ class StoppedError(ShimError):
     exit_status = 143
 
 
+def describe_bug(error: Exception) -> str:
+    """Say in one line what no code foresaw, and where it was raised."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    where = ""
+    if frame is not None:
+        where = f" ({os.path.basename(frame.tb_frame.f_code.co_filename)}, line {frame.tb_lineno})"
+    return f"bug: {type(error).__name__}: {error}{where}"
+
+
 def reason(error: OSError) -> str:
     """Return strerror(3) of an error with a small first letter, as the protocol has it."""
     text = error.strerror or str(error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from supervisor.linux import paths
 from workers.common.records import dataclass
 
 TYPE_CHECKING = False
@@ -151,7 +152,7 @@ def _console(socket_path: str | None) -> tuple[str, ...]:
 
 def absolute(name: str) -> str:
     """Return an absolute path for a relative one: runtime calls have different directories."""
-    return os.path.abspath(name) if "/" in name else name
+    return paths.absolute(name) if "/" in name else name
 
 
 def find_program(name: str, search_path: str) -> str | None:

@@ -17,7 +17,7 @@ import os
 import time
 from contextlib import suppress
 
-from supervisor.linux import fds, plain_json, procfs
+from supervisor.linux import fds, paths, plain_json, procfs
 from supervisor.linux.errors import (
     AlreadySupervisedError,
     ShimError,
@@ -118,7 +118,7 @@ def claim(root: str, container_id: str) -> Claim:
         ShimError: The directory cannot be created or opened, or the path is no directory.
         UntrustedError: Others can create names in ROOT, ROOT/ID or ROOT/ID/init.
     """
-    path = os.path.join(os.path.abspath(root), container_id)
+    path = os.path.join(paths.absolute(root), container_id)
     try:
         trust.open_directory(os.path.dirname(path), make=0o755).close()
         deadline_s = time.monotonic() + _DEAD_LOCK_S

@@ -16,7 +16,7 @@ import os
 from contextlib import suppress
 from functools import partial
 
-from supervisor.linux import fds
+from supervisor.linux import fds, paths
 from supervisor.linux.errors import ShimError, reason
 from supervisor.state import trust
 from supervisor.state.log import LOG_NAME, Log
@@ -48,9 +48,10 @@ class StateDirectory:
         Raises:
             ShimError: It cannot be opened.
         """
+        absolute = paths.absolute(path)
         try:
             fd = fds.Fd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-            return cls(fd, os.getcwd() if path == "." else path)
+            return cls(fd, absolute)
         except OSError as error:
             raise ShimError(f"open {path}: {reason(error)}") from error
 

@@ -57,7 +57,8 @@ def open_directory(path: str, *, make: int | None = None) -> fds.Fd:
 
     Source: path_resolution(7); openat(2), O_NOFOLLOW; logrotate(8), `su`.
     """
-    todo = [part for part in os.path.join(os.getcwd(), path).split("/") if part not in ("", ".")]
+    whole = path if path.startswith("/") else os.path.join(os.getcwd(), path)
+    todo = [part for part in whole.split("/") if part not in ("", ".")]
     here, links = fds.Fd(os.open("/", _WALK)), 0
     try:
         check(here.fileno(), "/")

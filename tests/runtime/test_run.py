@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +17,6 @@ from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.runc
 
@@ -436,3 +436,55 @@ def test_a_stopped_start_leaves_nothing(run: Run, make_bundle: Callable[..., Pat
         assert code in (0, 2, 143, 137), err
         assert "Traceback" not in err
         assert os.listdir(run.root) == []
+
+
+@pytest.fixture
+def odd_directory(tmp_path: Path) -> Path:
+    """A directory whose name is not UTF-8."""
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/odd\xff"))
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--bundle", "."),
+        ("--log", "file:x.log"),
+        ("--log", "./fifo"),
+        ("--runtime", "./rt"),
+        ("--root", "rr"),
+        ("--exit-dir", "exits"),
+    ],
+    ids=lambda options: options[0],
+)
+def test_a_relative_path_below_a_directory_that_is_not_utf_8_is_refused(
+    run: Run, make_bundle: Callable[..., Path], odd_directory: Path, options: tuple[str, ...]
+) -> None:
+    process = run(make_bundle("exit 7"), *options, cwd=odd_directory)
+    code, out, err = ended(process)
+    assert (code, out) == (2, "")
+    line = err.splitlines()[-1]
+    assert "not UTF-8: '" in line or "--runtime: no path in UTF-8: './rt'" in line
+    assert "Traceback" not in err
+    assert os.listdir(odd_directory) == []
+    assert not run.root.exists() or os.listdir(run.root) == []
+
+
+def test_absolute_paths_are_enough_in_a_directory_that_is_not_utf_8(
+    run: Run, make_bundle: Callable[..., Path], odd_directory: Path, tmp_path: Path
+) -> None:
+    process = run(make_bundle("exit 7"), "--log", f"file:{tmp_path}/log", cwd=odd_directory)
+    assert ended(process) == (7, "", "")
+
+
+def test_a_relative_path_in_a_directory_that_is_gone_is_refused_with_a_line(
+    run: Run, make_bundle: Callable[..., Path], odd_directory: Path
+) -> None:
+    process = subprocess.Popen(
+        ["sh", "-c", 'rmdir "$PWD" && exec "$0" run --root "$1" gone', FORKSHIM, run.root],
+        cwd=odd_directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    code, out, err = ended(process)
+    assert (code, out) == (2, "")
+    assert err == "forkshim: gone: '.' in the current directory: no such file or directory\n"

@@ -145,12 +145,20 @@ def test_a_key_before_the_signals_are_routed_is_130_without_a_word(
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ZeroDivisionError):
-        _main(monkeypatch, ZeroDivisionError())
-
-
 def test_the_containers_status_is_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["forkshim", "run", "web"])
     monkeypatch.setattr(main, "run", lambda _request: 7)
     assert main.run_command() == 7
+
+
+def test_a_bug_is_one_line_and_the_status_of_software(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_request: RunRequest) -> NoReturn:
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr(main, "run", fail)
+    monkeypatch.setattr(sys, "argv", ["forkshim", "run", "web"])
+    assert main.run_command() == 70
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("forkshim: web: bug: ZeroDivisionError: by nothing (test_cli.py, line ")
