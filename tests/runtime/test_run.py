@@ -241,7 +241,8 @@ def test_a_killed_supervisors_directory_is_refused_while_its_container_lives(
     process = run(make_bundle("echo ready; sleep 1000"), id_=container_id)
     has_started(process)
     deposits.wait_laid_down(run.root / container_id / "init")
-    workers = [waiting.wait_worker(process.pid, stream) for stream in ("stdout", "stderr")]
+    workers = [waiting.wait_worker(process.pid, "stdout")]
+    fd_holder = waiting.wait_worker(process.pid, "fds")
     process.kill()
     process.wait()
     code, _out, err = ended(run(make_bundle("echo second"), id_=container_id))
@@ -249,10 +250,11 @@ def test_a_killed_supervisors_directory_is_refused_while_its_container_lives(
     assert "its container is running" in err
     assert f"`runc delete --force {container_id}` ends it" in err
     runtime_calls.delete(container_id)
-    assert all(waiting.is_alive(pid) for pid in workers), "they wait for whoever adopts it"
-    assert ended(run(make_bundle("echo second"), id_=container_id)) == (0, "second\n", "")
     for pid in workers:
         waiting.wait_process(pid)
+    assert waiting.is_alive(fd_holder), "it waits for an adopter"
+    assert ended(run(make_bundle("echo second"), id_=container_id)) == (0, "second\n", "")
+    waiting.wait_process(fd_holder)
 
 
 def test_a_dead_container_of_a_killed_supervisor_is_cleared_away(
