@@ -1,7 +1,7 @@
-"""Taking over a container that runs: after a reload of this process, or by adoption.
+"""Supervising a container that runs already: after a reload of this process, or by adoption.
 
-Adoption is asked for by a person (`forkshim adopt`) or by systemd, which starts the same
-`forkshim run --adopt` again. Either way a claim on the container's home comes first.
+A person asks for an adoption (`forkshim adopt`), systemd does (it starts `forkshim run --adopt`
+again), or the fd holder of a killed daemon does. Each claims the container's lock first.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _WHY_NOTHING = "it has ended, or its supervisor was killed before it ran"
 
 
 def adopt(container_id: str, root: str, *, detach: bool) -> int:
-    """Go on with a container whose supervisor was killed, to its end or as a daemon; as `run`.
+    """Supervise a container whose supervisor was killed; returns the exit status, as `run`.
 
     Raises:
-        ShimError: It has a supervisor, or nothing to go on with is left.
+        ShimError: The container has a supervisor, or its fd store is gone.
     """
     command = own_command()
     check_id(container_id)
@@ -58,12 +58,12 @@ def adopt(container_id: str, root: str, *, detach: bool) -> int:
 
 
 def find_past(claimed: claim.Claim, kept: FdStore | None) -> FdStore | None:
-    """Return what a killed supervisor has left; None if it has ended, or never was.
+    """Return the fd store of a killed supervisor; None if the container has ended, or never ran.
 
-    `kept`, if systemd has given it to us, is returned or let go.
+    `kept`, the store that systemd has passed, is returned or closed.
 
     Raises:
-        DepositError: It is not to be had, or not to be read. What systemd keeps stays there.
+        FdStoreError: The store is gone or cannot be read. What systemd keeps stays there.
     """
     if not os.path.exists(os.path.join(claimed.state_dir, directory.HANDOVER_NAME)):
         let_go(kept)
@@ -82,7 +82,7 @@ def find_past(claimed: claim.Claim, kept: FdStore | None) -> FdStore | None:
 
 
 def let_go(kept: FdStore | None) -> None:
-    """Close what systemd has kept of another run, and have it closed there."""
+    """Close the store of another run that systemd has kept, and remove it there."""
     if kept is not None:
         kept.close()
         Notifier(foreground.environment_of_a_main_process()).keep_no_more(discover.KEPT_NAMES)
@@ -91,10 +91,10 @@ def let_go(kept: FdStore | None) -> None:
 def take_over(
     claimed: claim.Claim, past: FdStore, *, detach: bool, command: tuple[str, ...]
 ) -> int:
-    """Go on with the container that `past` is of, to its end or as a daemon; as `run`.
+    """Supervise the container of the store `past`, here or as a daemon; returns as `run`.
 
     Raises:
-        ShimError: As `going_on.go_on`.
+        ShimError: As `restore.go_on`.
     """
     os.chdir(claimed.state_dir)
     if detach and SOCKET_VARIABLE not in os.environ:
@@ -111,7 +111,7 @@ def take_over(
     except ShimError as error:
         foreground.say(str(error))
     if foreground.has_controlling_terminal():
-        command = ()  # a HUP is the terminal's then
+        command = ()  # SIGHUP is then the terminal's hang-up, no reload
     order, supervise_it = _adopter(claimed, past, notifier, command)
     return foreground.supervise_in_foreground(claimed, order, supervise_it, is_successor=True)
 
@@ -139,11 +139,11 @@ def _adopter(
     *,
     starts: Sequence[float] = (),
 ) -> tuple[StartRequest, foreground.SuperviseIt]:
-    """Return the order of the killed supervisor, for this one, and what carries it out.
+    """Return the start request of the killed supervisor, for this process, and what serves it.
 
-    With `on_started` this one is a daemon. `starts`: see `Succession`.
+    With `on_started` this process is a daemon. `starts`: see `Succession`.
     """
-    from supervisor.container import restore  # `run` is spared it: it has no past
+    from supervisor.container import restore  # not needed by a plain `run`
 
     is_daemon = on_started is not None
     contents = discover.look(past, claimed.state_dir)
@@ -203,10 +203,10 @@ def succeed() -> int:
 
 
 def go_on() -> int:
-    """Go on as the program that this process was before, to the container's end; as `run`.
+    """Continue after a reload: this process was another program before. Returns as `run`.
 
     Raises:
-        ShimError: As `going_on.go_on`; or what there is cannot be used.
+        ShimError: As `restore.go_on`; or the handover cannot be used.
     """
     from supervisor.container import restore
 

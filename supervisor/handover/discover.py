@@ -63,7 +63,7 @@ def take_kept(environment: MutableMapping[str, str]) -> FdStore | None:
     numbers = {name: _FIRST_LISTEN_FD + index for index, name in enumerate(names)}
     if not set(KEPT_NAMES) <= numbers.keys():
         return None
-    if set(names) == set(KEPT_NAMES):  # else there are some for whoever comes after us
+    if set(names) == set(KEPT_NAMES):  # else there are descriptors for the container
         for variable in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
             environment.pop(variable, None)
     ends = (numbers[KEPT_NAMES[0]], numbers[KEPT_NAMES[1]])
@@ -74,7 +74,7 @@ def take_kept(environment: MutableMapping[str, str]) -> FdStore | None:
             os.close(fd)  # an older one
     try:
         return FdStore(ends=ends)
-    except FdStoreError:  # somebody else has put them there
+    except FdStoreError:  # another program has put them there
         return None
 
 
@@ -134,7 +134,7 @@ def look(deposit: FdStore, state_dir: str) -> FdReader:
     """Return a copy of what is in there, which the caller owns.
 
     Raises:
-        DepositError: Nothing that this version can read, or nothing of the one in `state_dir`.
+        FdStoreError: This version cannot read the store, or it is not of `state_dir`.
     """
     contents = deposit.look()
     front = contents.document.get("front")
@@ -150,7 +150,7 @@ def look(deposit: FdStore, state_dir: str) -> FdReader:
 def workers(state_dir: str) -> list[fds.Fd]:
     """Return pidfds of the workers that a killed supervisor has left; the caller owns them.
 
-    Two workers on one stream would mix its bytes: a new one waits for the end of the old one.
+    Two workers on one stream would mix its bytes: a new worker waits for the end of the old one.
 
     Raises:
         FdStoreError: As `find`; or the kernel hides what a process of that title is.
@@ -265,7 +265,7 @@ def _title(state_dir: str) -> bytes:
 def _holders(
     inodes: Sequence[str], refusals: list[str] | None = None, title: bytes = _TITLE
 ) -> Iterator[int]:
-    """Return the other processes of ours that have one of these sockets open.
+    """Return the pids of our other processes that have a socket of these open.
 
     `refusals` gets a line for each that is called `title` and may not be looked into.
     """
@@ -311,7 +311,7 @@ def _is_gone(pidfd: fds.Fd) -> bool:
 def _is_ours(pid: int) -> bool:
     """Say whether it is a process of our user, in our user namespace.
 
-    Not by the owner of /proc/PID: that is root for whoever has made himself not dumpable.
+    Not by the owner of /proc/PID: root owns that of a process that is not dumpable.
     Source: proc(5), prctl(2) PR_SET_DUMPABLE, user_namespaces(7).
     """
     there, here = os.stat(f"/proc/{pid}/ns/user"), os.stat("/proc/self/ns/user")
@@ -376,7 +376,9 @@ def _copy(pid: int, wanted: Handover) -> FdStore | None:
 
 
 def _is_worker(pid: int, title: bytes = _TITLE) -> bool:
-    """Say whether it is one of ours, and not systemd with its FD store. Source: proc(5), cmdline.
+    """Say whether it has a title of ours; systemd, which has the store too, has none.
+
+    Source: proc(5), cmdline.
 
     One that was forked an instant before still has its parent's title.
     """

@@ -1,4 +1,4 @@
-"""How this program was started, and how to start it anew."""
+"""How this program was started, and how to start it again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SUCCESSOR_VARIABLE = "FORKSHIM_SUCCESSOR"
 
 
 def own_command() -> tuple[str, ...]:
-    """Return how to start this program anew, from any directory; call it before any chdir(2)."""
+    """Return how to start this program again, from any directory. Called before any chdir(2)."""
     script = sys.argv[0]
     words = [os.path.abspath(word) if word == script else word for word in sys.orig_argv[1:]]
     return (sys.executable, *words)

@@ -1,16 +1,16 @@
-"""All that a supervisor holds, in one place that outlives it: a document and its descriptors.
+"""The fd store: everything that a supervisor holds, as a document and its descriptors.
 
-The place is a socket pair with one message in it, whose descriptors the kernel keeps (unix(7),
-SCM_RIGHTS) for as long as anybody has the pair open. So a successor gets everything from whoever
-still has two descriptors: the next program after exec, a worker, systemd's FD store. The first
-descriptor is a sealed memfd with the document, JSON, in which every other one is an index.
+The store is a socket pair with one message in it. The kernel keeps the message's descriptors
+(unix(7), SCM_RIGHTS) as long as a process has the pair open: the next program after an exec, the fd
+holder, systemd with its FD store. The first descriptor is a sealed memfd with the document, JSON.
+In the document every other descriptor is an index.
 
-Sockets are found by the numbers of their inodes, which others may have as well by then. So a
-deposit has a nonce, which is in its message, and in a file of the state directory (`handover`) that
-only its owner can read; and whoever made the sockets and the document has to be of our own user.
+An adopter finds the sockets by their inodes, which may be another socket's by then. So the store
+has a nonce: in its message, and in the file `handover` of the state directory, which only the owner
+can read. The sockets and the document must have been made by our own user.
 
-A document is written for the same version only: `VERSION` goes up with each change of its shape or
-of what is in the shared memory that it leads to, and no other number is read.
+Only the same version reads a document. `VERSION` goes up with each change of the document's shape,
+and of what is in the shared memory that it leads to.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 
 
 class FdStoreError(ShimError):
-    """What is there cannot be used; the message says why."""
+    """The store cannot be used; the message says why."""
 
 
 class FdWriter:
-    """Descriptors on their way into a document: lent, in their order."""
+    """Collects the descriptors of a document, in their order. Borrows them."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Start without descriptors."""
         self.fds: list[int] = []
 
     def add(self, fd: int) -> int:
-        """Take `fd` along and return what stands for it in the document; -1 for none."""
+        """Add `fd` and return its index for the document; -1 if `fd` is negative."""
         if fd < 0:
             return -1
         self.fds.append(fd)
@@ -59,18 +59,18 @@ class FdWriter:
 
 
 class FdReader:
-    """What was taken out. Owns the descriptors until somebody asks for them."""
+    """A document and its descriptors. Owns each descriptor until `take`."""
 
     def __init__(self, document: dict[str, Any], received: list[fds.Fd]) -> None:
-        """Take both."""
+        """Own `received`."""
         self.document = document
         self._received = received
 
     def take(self, index: int) -> fds.Fd:
-        """Return the descriptor that `index` stands for in the document, and its ownership.
+        """Return the descriptor with this index in the document; the caller owns it.
 
         Raises:
-            DepositError: There is none, or it was taken already.
+            FdStoreError: There is none, or it was taken already.
         """
         if index == -1:
             return fds.Fd(-1)
@@ -79,25 +79,25 @@ class FdReader:
         return fds.Fd(self._received[index].take())
 
     def close(self) -> None:
-        """Close what nobody has asked for."""
+        """Close every descriptor that was not taken."""
         for each in self._received:
             each.close()
 
 
 class FdStore:
-    """The socket pair. Owned until `close`, with what is in it if nobody else has it open."""
+    """The socket pair. Owned until `close`; the last process that closes it loses what is in it."""
 
     def __init__(self, *, ends: tuple[int, int] | None = None, nonce: str | None = None) -> None:
-        """Make an empty one, or take over the `ends` of one that is there.
+        """Make an empty store, or own the `ends` of a store that exists.
 
-        `nonce`: what its message has to say; None where nobody else can have given us the ends.
+        `nonce` must be in its message; None where only a trusted process can have passed the ends.
 
         Raises:
-            DepositError: `ends` are no such pair, and closed.
+            FdStoreError: `ends` are not such a pair; they are closed.
         """
         self._nonce = os.urandom(_NONCE_BYTES).hex() if ends is None else nonce
         try:
-            import socket  # 3 ms, for those who have one
+            import socket  # 3 ms, only where there is a store
 
             if ends is None:
                 pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -110,29 +110,29 @@ class FdStore:
         self._front, self._back = pair
 
     def expect(self, nonce: str) -> None:
-        """Have `look` refuse what does not say this nonce."""
+        """Make `look` refuse a message without this nonce."""
         self._nonce = nonce
 
     @property
     def nonce(self) -> str:
-        """What its message says, which is not to be guessed; of a found one after `look`."""
+        """The secret in the message; of a store that was found only after `look`."""
         return self._nonce or ""
 
     @property
     def fds(self) -> tuple[int, int]:
-        """Lend both ends; who keeps them keeps what is in there."""
+        """Both ends, borrowed. A process that keeps them open keeps what is in the store."""
         return (self._front.fileno(), self._back.fileno())
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing has been put there so far. Changes nothing, unlike `look`."""
+        """Whether nothing has been put there so far. Unlike `look` it changes nothing."""
         return not fds.is_readable(self._front.fileno())
 
     def put(self, document: dict[str, Any], fd_writer: FdWriter) -> None:
-        """Put these in the place of what is there: at every instant one of both is there.
+        """Replace the content. At every instant the old or the new content is there.
 
         Raises:
-            DepositError: They cannot be put; what was there still is.
+            FdStoreError: The new content cannot be put; the old content is still there.
         """
         try:
             import array
@@ -162,12 +162,12 @@ class FdStore:
         return b"%b %d %b" % (_WORD, VERSION, self.nonce.encode())
 
     def look(self) -> FdReader:
-        """Return a copy of what is there: new descriptors, close-on-exec, which the caller owns.
+        """Return a copy of the content: new descriptors, close-on-exec, owned by the caller.
 
-        Only for one process at a time, and not beside `put`.
+        Only one process may call it at a time, and not while another calls `put`.
 
         Raises:
-            DepositError: Nothing is there, or not what this version can read.
+            FdStoreError: Nothing is there, or not what this version can read.
         """
         import socket
 
@@ -189,19 +189,19 @@ class FdStore:
                 received[0].close()
 
     def _check_whose_it_is(self) -> None:
-        """Look at the first message and take nothing: an inode can lead to a stranger's sockets.
+        """Peek at the first message: an inode can lead to another program's sockets.
 
-        No descriptor is received before its sender is known: what a stranger sends may make our
-        close(2) of it sleep.
+        No descriptor is received before its sender is known. close(2) of a descriptor that another
+        user chose may sleep.
 
         Raises:
-            DepositError: It is no supervisor's, or of another version, or there is none.
+            FdStoreError: It is no supervisor's, or of another version, or there is none.
         """
         import socket
 
         try:
             option = (socket.SOL_SOCKET, _SO_PEEK_OFF)
-            # A supervisor that was killed between two steps may have left another one.
+            # A supervisor that was killed between two steps may have left another offset.
             offset = self._front.getsockopt(*option)
             self._front.setsockopt(*option, -1)
             message = self._front.recv(_MESSAGE_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -212,7 +212,7 @@ class FdStore:
                 self._front.setsockopt(*option, offset)
                 raise
         except BlockingIOError as error:
-            raise FdStoreError("handover: nothing has been laid down there yet") from error
+            raise FdStoreError("handover: nothing has been published there yet") from error
         except OSError as error:
             raise FdStoreError(f"handover: {reason(error)}") from error
 
@@ -233,10 +233,10 @@ class FdStore:
 
     def _check_nonce(self, message: bytes) -> None:
         if message.rstrip(b"\0") != self._message():
-            raise FdStoreError("handover: not what the supervisor has laid down")
+            raise FdStoreError("handover: not what the supervisor has published")
 
     def _drop_all_but_the_last(self) -> None:
-        """Of two messages the newer one counts: a supervisor was killed between the two steps."""
+        """Keep the newer of two messages: a supervisor was killed between the steps of `put`."""
         import socket
 
         while self._has_a_second():
@@ -283,7 +283,7 @@ def _sockets(ends: tuple[int, int]) -> tuple[socket.socket, socket.socket]:
 
 
 def _maker(end: socket.socket) -> int:
-    """Return the user who has made the pair. Source: unix(7), SO_PEERCRED of socketpair(2)."""
+    """Return the user that made the pair. Source: unix(7), SO_PEERCRED of socketpair(2)."""
     import socket
 
     _pid, uid, _gid = _CREDENTIALS.unpack(

@@ -46,7 +46,7 @@ def look(place: FdStore) -> dict[str, Any]:
 
 
 def test_what_was_put_last_is_there_for_everybody(place: FdStore) -> None:
-    with pytest.raises(FdStoreError, match="nothing has been laid down there yet"):
+    with pytest.raises(FdStoreError, match="nothing has been published there yet"):
         place.look()
     put(place, word="first")
     put(place, word="second")

@@ -108,7 +108,7 @@ ATTACKERS = {
     "another user": (be_somebody, "no worker of it lives any more"),
     "another user, not dumpable": (be_somebody_in_secret, "no worker of it lives any more"),
     "root of a namespace": (be_root_elsewhere, "no worker of it lives any more"),
-    "root of a container": (lambda: None, "handover: not what the supervisor has laid down"),
+    "root of a container": (lambda: None, "handover: not what the supervisor has published"),
 }
 
 
