@@ -10,7 +10,7 @@ from supervisor.linux.errors import ShimError, reason
 from supervisor.oci.bundle import read_annotations
 from supervisor.sinks.buffered_sink import make_buffered
 from supervisor.sinks.sink import Drops, buffer_bytes_of, drops_of
-from workers.common.records import asdict, replace
+from workers.common.records import asdict
 from workers.journal import native_output, stream_output
 from workers.journal.fields import PRIORITIES, Origin, field_name
 from workers.journal.native import Journal
@@ -84,14 +84,14 @@ def open_journal_stream(
     return _JournalStreamSink(to, buffered)
 
 
-def described(who: Origin, sink: SinkSpec, bundle: str) -> Origin:
-    """Return the origin with the tag and the annotations of the setting.
+def origin_of(container_id: str, epoch: str, sink: SinkSpec, bundle: str) -> Origin:
+    """Return the origin of a stream; the streams of a container have the same `epoch`.
 
     Raises:
         BundleError: The setting has annotations, and config.json cannot be read.
     """
     extra = _annotation_fields(bundle, sink.annotations) if sink.annotations else ()
-    return replace(who, tag=sink.tag, extra=extra)
+    return Origin(container_id, name=container_id, epoch=epoch, tag=sink.tag, extra=extra)
 
 
 def unpacked(origin: dict[str, Any]) -> Origin:

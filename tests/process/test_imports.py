@@ -27,3 +27,22 @@ def test_what_only_a_running_container_needs_is_imported_later(module: str) -> N
     )
     assert module in done.stdout.split()
     assert not LATER & set(done.stdout.split())
+
+
+def test_a_log_file_needs_no_module_of_the_journal(tmp_path: Path) -> None:
+    path = [str(ROOT), *sys.path]
+    code = (
+        f"import sys; sys.path[:] = {path!r}\n"
+        "from supervisor.sinks.open import open_sinks\n"
+        "from supervisor.sinks.spec import parse_sink\n"
+        f"wanted = {{'stdout': parse_sink('cri:{tmp_path}/log')}}\n"
+        "sinks = open_sinks(wanted, 'web', '', is_console=False)\n"
+        "sinks['stdout'].close()\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-IS", "-c", code], check=True, capture_output=True, text=True
+    )
+    found = set(done.stdout.split())
+    assert "supervisor.sinks.file_sink" in found
+    assert not {"orjson", "supervisor.sinks.journal_sink", "setproctitle"} & found
