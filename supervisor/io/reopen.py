@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from supervisor.linux.event_loop import Loop
 
 _EVERY_S = 0.1
+RETRY_S = 5.0
+"""A refused file is tried again so often, like a sink that fails."""
 
 
 class LogReopener:
     """Serves the slots of one container. Borrows them."""
 
     SNAPSHOT = ("is_pending",)
-    TRANSIENT = ("_slots", "_stream_log", "_on_change", "_reopened_at_s", "_next")
+    TRANSIENT = ("_slots", "_stream_log", "_on_change", "_reopened_at_s", "_next", "_retry")
 
     def __init__(
         self,
@@ -41,6 +43,7 @@ class LogReopener:
         self._on_change = on_change
         self._reopened_at_s = -math.inf
         self._next = loop.timer(self.reopen_now)
+        self._retry = loop.timer(self._reopen_refused)
         self.is_pending = False
 
     def reopen(self) -> None:
@@ -60,12 +63,27 @@ class LogReopener:
 
     def reopen_now(self) -> None:
         """As `reopen`, whenever the last time was."""
-        self.is_pending = False
         self._reopened_at_s = time.monotonic()
-        for slot in self._slots:
+        self._reopen_all(self._slots)
+
+    def _reopen_refused(self) -> None:
+        """Try those again that were refused: nothing tells when the name is trusted again."""
+        self._reopen_all([slot for slot in self._slots if self._stream_log.refusal(slot.stream)])
+
+    def _reopen_all(self, slots: Sequence[WorkerSlot]) -> None:
+        for slot in slots:
             if slot.stream.is_live_output and self._reopen(slot):
                 self._on_change()
                 slot.replace()
+        is_refused = any(
+            slot.stream.is_live_output and self._stream_log.refusal(slot.stream)
+            for slot in self._slots
+        )
+        if is_refused:
+            self._retry.start(RETRY_S)
+        was_pending, self.is_pending = self.is_pending, is_refused or self._next.is_running
+        if self.is_pending and not was_pending:
+            self._on_change()  # the next supervisor goes on trying
 
     def _reopen(self, slot: WorkerSlot) -> bool:
         """Say whether the stream has another file, or may have one, than its worker."""
@@ -90,3 +108,4 @@ class LogReopener:
     def stop(self) -> None:
         """Reopen nothing any more."""
         self._next.cancel()
+        self._retry.cancel()

@@ -130,6 +130,13 @@ class Stream:
         return not fcntl.fcntl(self.sink.fileno(), fcntl.F_GETFL) & os.O_APPEND
 
     @property
+    def is_sink_deleted(self) -> bool:
+        """Whether the file that is written to has no name any more."""
+        if self.line_sink is not None:
+            return self.line_sink.is_deleted
+        return os.fstat(self.sink.fileno()).st_nlink == 0
+
+    @property
     def is_lossy(self) -> bool:
         """Whether a policy drops what the sink does not take."""
         return self.line_sink is not None and self.line_sink.policy != BLOCK

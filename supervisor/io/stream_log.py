@@ -99,13 +99,25 @@ class StreamLog:
 
     def reopen_refused(self, stream: Stream, error: ShimError) -> None:
         """Log, once, that the stream's log file was not reopened."""
-        if self._refusals.get(stream.name) != str(error):
-            self._refusals[stream.name] = str(error)
-            self._log.warning(f"{stream.name}: {error}; the old file is written on")
+        old = "the old file is written on"
+        if stream.is_sink_deleted:
+            old = "the old file was deleted, and what is written to it is lost"
+        message = f"{error}; {old}"
+        if self._refusals.get(stream.name) != message:
+            self._refusals[stream.name] = message
+            self._log.warning(f"{stream.name}: {message}")
+            self._on_trouble()
 
     def reopened(self, stream: Stream) -> None:
-        """Note that the log file was reopened: the next refusal is logged."""
-        self._refusals.pop(stream.name, None)
+        """Note that the log file was reopened, and log it after a refusal."""
+        refusal = self._refusals.pop(stream.name, None)
+        if refusal is not None:
+            self._log.notice(f"{stream.name}: reopened (was: {refusal})", Kind.SINK)
+            self._on_trouble()
+
+    def refusal(self, stream: Stream) -> str:
+        """Return why the log file was not reopened; empty if it was, or nothing asked for it."""
+        return self._refusals.get(stream.name, "")
 
     def in_trouble(self, slot: WorkerSlot, why: str) -> None:
         """Note that the stream does not move; the log has the reason already."""

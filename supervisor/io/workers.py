@@ -151,8 +151,8 @@ class StreamSet:
         return self.slot(stream).history.deaths
 
     def trouble(self, stream: Stream) -> str:
-        """Return why nothing of the stream moves, in a few words; empty if something does."""
-        return self.slot(stream).current_trouble
+        """Return why nothing of the stream moves, or only to an old file; empty if all is well."""
+        return self.slot(stream).current_trouble or self._stream_log.refusal(stream)
 
     def unread_bytes(self, stream: Stream) -> int:
         """Return what of `copied_bytes` would be gone with us: it lies in a fifo without a client.

@@ -40,6 +40,7 @@ class _BufferedSink:
     """A buffer before a descriptor, so that the container never waits for its reader."""
 
     is_file = False
+    is_deleted = False
 
     def __init__(self, buffered: Buffered) -> None:
         self._buffered = buffered

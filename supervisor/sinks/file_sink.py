@@ -149,6 +149,16 @@ class _LogSink:
     def held_bytes(self) -> int:
         return self._buffer.room_bytes
 
+    @property
+    def is_deleted(self) -> bool:
+        fd = self._log_directory.log.fd_slot.peek()
+        if fd is None:
+            return False
+        try:
+            return os.fstat(fd).st_nlink == 0
+        finally:
+            os.close(fd)
+
     def has_room(self, _sink_fd: int) -> bool:
         return True
 

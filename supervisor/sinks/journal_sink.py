@@ -116,6 +116,7 @@ class _JournalSink:
     """A stream in the journal as native records."""
 
     is_file = False
+    is_deleted = False
 
     def __init__(self, journal: Journal, origin: Origin) -> None:
         self._journal = journal
@@ -156,6 +157,7 @@ class _JournalStreamSink:
     """A stream in the journal as lines, of which journald makes records."""
 
     is_file = False
+    is_deleted = False
 
     def __init__(self, stream: JournalStream, buffered: Buffered | None) -> None:
         self._stream = stream

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
         def is_file(self) -> bool:
             """Whether a worker opens a file by its name first."""
 
+        @property
+        def is_deleted(self) -> bool:
+            """Whether the file that is written to has no name any more."""
+
         def has_room(self, sink_fd: int) -> bool:
             """Say whether a write would not block."""
 

@@ -12,6 +12,7 @@ import pytest
 
 from supervisor.children import restart_policy
 from supervisor.children.restart_policy import ErrorAction
+from supervisor.io import reopen as reopen_module
 from supervisor.io.stream import Stream, StreamPhase
 from supervisor.linux import fds
 from supervisor.linux.errors import ShimError
@@ -35,6 +36,7 @@ class Recorder:
 
     held_bytes = 5
     is_file = True
+    is_deleted = False
     policy = "block"
 
     def __init__(self, directory: Path) -> None:
@@ -218,6 +220,40 @@ def test_a_file_that_cannot_be_opened_anew_is_written_on(site: Site, tmp_path: P
     assert site.rig.messages("warn") == [
         "stdout: open log: no such file or directory; the old file is written on"
     ]
+
+
+def test_a_refused_file_is_tried_again_until_it_is_opened(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reopen_module, "RETRY_S", 0.02)
+    refusals = [ShimError("open log: not a regular file")] * 3
+
+    def reopen() -> fds.Fd:
+        if refusals:
+            raise refusals.pop()
+        return fds.Fd(os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT, 0o600))
+
+    source_rfd, source_wfd = fds.pipe()
+    writer = site.own(source_wfd.take())
+    sink = fds.Fd(os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT, 0o600))
+    stream = Stream("stdout", source_rfd, sink, reopen=reopen)
+    site.stream_set.add(stream)
+    site.stream_set.start()
+    os.unlink(tmp_path / "log")
+    site.stream_set.reopen()
+    refusal = (
+        "open log: not a regular file; the old file was deleted, and what is written to it is lost"
+    )
+    assert site.stream_set.trouble(stream) == refusal
+    assert site.stream_set.pack(FdWriter())["is_to_reopen"]  # a successor goes on trying
+    site.run_until(lambda: not site.stream_set.trouble(stream))
+    assert not site.stream_set.pack(FdWriter())["is_to_reopen"]
+    os.write(writer, b"said")
+    site.disown(writer)
+    site.run_until(lambda: stream.is_closed)
+    assert (tmp_path / "log").read_bytes() == b"said"
+    assert site.rig.messages("warn") == [f"stdout: {refusal}"]
+    assert f"stdout: reopened (was: {refusal})" in site.rig.messages("info")
 
 
 def test_an_outlet_that_fails_is_renewed_until_it_works(site: Site, tmp_path: Path) -> None:

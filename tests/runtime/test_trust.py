@@ -403,6 +403,48 @@ def test_a_reopen_is_not_led_astray(
     assert daemon.wait_end() == "5"
 
 
+def _link(path: Path) -> None:
+    path.symlink_to("/dev/null")
+
+
+def _hard_link(path: Path) -> None:
+    path.with_name("other").write_text("")
+    os.link(path.with_name("other"), path)
+
+
+@pytest.mark.parametrize(
+    ("sink", "put"),
+    [(LOGS[0], _link), (LOGS[1], os.mkfifo), (LOGS[2], Path.mkdir), (LOGS[3], _hard_link)],
+)
+def test_a_refused_reopen_is_told_and_tried_again(
+    tmp_path: Path, rootfs: Path, start: Callable[..., Daemon],
+    sink: str, put: Callable[[Path], None],
+) -> None:  # fmt: skip
+    log, go = tmp_path / "log", tmp_path / "go"
+    os.mkfifo(go)
+    go_fd = os.open(go, os.O_RDWR)
+    script = "while read word; do echo $word; done < /tmp/go; exit 5"
+    mount = bundles.bind(go, "/tmp/go")
+    document = bundles.config(rootfs, bundles.shell(script), mounts=[mount])
+    daemon = start(bundles.make_bundle(tmp_path / "b", document), "--log", f"{sink}:{log}")
+    os.write(go_fd, b"one\n")
+    waiting.wait_path(log, lambda path: b"one" in path.read_bytes())
+    log.unlink()
+    put(log)
+    with open(daemon.state_dir / "control", "w") as control:
+        control.write("reopen\n")
+    waiting.wait_true(
+        lambda: any("the old file was deleted" in each for each in daemon.log("warn"))
+    )
+    log.rmdir() if log.is_dir() else log.unlink()
+    os.write(go_fd, b"two\n")
+    waiting.wait_true(lambda: any("reopened (was: " in each for each in daemon.log("info")))
+    os.write(go_fd, b"three\n")
+    waiting.wait_path(log, lambda path: path.exists() and b"three" in path.read_bytes())
+    os.close(go_fd)
+    assert daemon.wait_end() == "5"
+
+
 @pytest.mark.parametrize("sink", LOGS)
 @pytest.mark.parametrize("trick", ["owner", "mode", "hard link"])
 def test_a_log_where_others_could_put_something_is_refused(
