@@ -70,6 +70,8 @@ class ExecWatch:
             self._stat.close()
             return
         self._has_executed = not int(found[process_stat.FLAGS]) & PF_FORKNOEXEC
+        if self._has_executed:
+            self._stat.close()
 
     def expect(self, on_run: Callable[[], None]) -> None:
         """Call `on_run` once the program runs, maybe at once: the runtime's `start` has succeeded.

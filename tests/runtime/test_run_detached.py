@@ -158,8 +158,8 @@ def test_a_container_that_is_quicker_than_its_start_has_been_started_as_well(
     options = ["--log", "null", "--runtime", str(runtime)]
     done = detach(root, make_bundle("exit 9"), container_id, *options)
     assert (done.returncode, done.stderr) == (0, "")
-    assert (root / container_id / "init" / "exitStatus").read_text() == "9"
     waiting.wait_process(int((root / container_id / "supervisor.pid").read_text()))
+    assert (root / container_id / "init" / "exitStatus").read_text() == "9"
 
 
 def test_an_id_whose_daemon_has_ended_can_be_run_again(
