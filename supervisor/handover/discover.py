@@ -337,7 +337,7 @@ def _refusal(pid: int, error: OSError) -> str:
         if not _is_ours(pid):
             reasons.append("it is another user's, or in another user namespace")
     return (
-        f"process {pid} holds the fd store, but the kernel refuses it ({reason(error)}): "
+        f"process {pid} lives, but the kernel refuses its descriptors ({reason(error)}): "
         f"{', '.join(reasons) or 'a security module may forbid it'}"
     )
 

@@ -105,9 +105,9 @@ def be_root_elsewhere() -> None:
 
 
 ATTACKERS = {
-    "another user": (be_somebody, "no worker of it lives any more"),
-    "another user, not dumpable": (be_somebody_in_secret, "no worker of it lives any more"),
-    "root of a namespace": (be_root_elsewhere, "no worker of it lives any more"),
+    "another user": (be_somebody, "its fd holder was killed, too"),
+    "another user, not dumpable": (be_somebody_in_secret, "its fd holder was killed, too"),
+    "root of a namespace": (be_root_elsewhere, "its fd holder was killed, too"),
     "root of a container": (lambda: None, "handover: not what the supervisor has published"),
 }
 
@@ -118,7 +118,7 @@ def test_a_socket_with_the_right_number_is_not_believed(
 ) -> None:
     """The supervisor and its workers are dead; the number of their socket is another's by now.
 
-    He is called as a worker is, and what he has laid down is right but for what he cannot know.
+    He is called as an fd holder is, and what he has laid down is right but for what he cannot know.
     """
     become, said = ATTACKERS[attacker]
     daemon = start(make_bundle("echo ready; sleep 1000"))
@@ -138,7 +138,7 @@ def test_a_socket_with_the_right_number_is_not_believed(
 
     def attack() -> None:
         become()
-        setproctitle(f"forkshim: {daemon.id} [stdout]")
+        setproctitle(f"forkshim: {daemon.id} [fds]")
         mine = fd_store.FdStore()
         fd_writer = fd_store.FdWriter()
         for _ in range(contents.document["fds"]):
@@ -153,9 +153,9 @@ def test_a_socket_with_the_right_number_is_not_believed(
         inodes = os.read(rfd, 100).decode()
         handover = daemon.state_dir / "handover"
         assert handover.stat().st_mode & 0o777 == 0o600, "its nonce is nobody else's to read"
-        _one, _two, boot_id, nonce = handover.read_text().split()
+        _one, _two, boot_id, nonce, counters = handover.read_text().split()
         assert len(bytes.fromhex(nonce)) == 16
-        handover.write_text(f"{inodes} {boot_id} {nonce}")
+        handover.write_text(f"{inodes} {boot_id} {nonce} {counters}")
         done = daemon.command("adopt", "--detach")
         assert done.returncode == 1
         assert done.stderr.startswith(f"forkshim: {daemon.id}: {said}")
