@@ -159,7 +159,7 @@ def _adopter(
     )
 
     def supervise_it(log: Log, state_dir: StateDirectory) -> Outcome:
-        claimed.write_pid()
+        foreground.write_pid(claimed, log)
         log.notice(f"adopting, after supervisor {contents.document['pid']}")
         left = discover.workers(claimed.state_dir)
         fd_holders = discover.fd_holders(claimed.state_dir)

@@ -14,6 +14,7 @@ import time
 from supervisor.container import exit_record
 from supervisor.linux.errors import AbandonedError, ShimError, StoppedError, UntrustedError, reason
 from supervisor.linux.exit_status import shell_status
+from supervisor.state.claim import PID_NAME
 from supervisor.state.directory import EXIT_STATUS_NAME
 from supervisor.state.journal_log import WARNING
 from supervisor.state.log import line_for_stderr
@@ -62,6 +63,7 @@ def supervise_in_foreground(
     finally:
         log.close()
         state_dir.close()
+        claimed.remove_pid()
         (claimed.remove if is_over else claimed.release)()
 
 
@@ -91,6 +93,7 @@ def supervise_in_daemon(
     finally:
         log.close()
         state_dir.close()
+        claimed.remove_pid()
         claimed.release()
     return None
 
@@ -113,6 +116,15 @@ def _open(
     except ShimError:
         (claimed.release if is_successor else claimed.remove)()
         raise
+
+
+def write_pid(claimed: Claim, log: Log) -> None:
+    """Write supervisor.pid. Its absence ends no supervisor: a disk may be full for a while."""
+    try:
+        claimed.write_pid()
+    except OSError as error:
+        log.warning(f"write {claimed.path}/{PID_NAME}: {reason(error)}; there is no such file now")
+        claimed.remove_pid()  # the old one names another process
 
 
 def environment_of_a_main_process() -> Mapping[str, str]:

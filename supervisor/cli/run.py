@@ -321,7 +321,7 @@ def _supervise_in_foreground(
     order = replace(order, has_job_control=True, terminal=user_terminal, notifier=notifier)
 
     def supervise_it(log: Log, state_dir: StateDirectory) -> Outcome:
-        claimed.write_pid()
+        foreground.write_pid(claimed, log)
         look = partial(_warn_if_outside, log, state_dir, is_place_chosen=is_place_chosen)
         return supervise(replace(order, on_started=look), log, state_dir)
 
@@ -357,7 +357,7 @@ def _supervise_in_daemon(
     order = replace(order, on_started=report.started)
 
     def supervise_it(log: Log, state_dir: StateDirectory) -> Outcome:
-        claimed.write_pid()
+        foreground.write_pid(claimed, log)
         return supervise(order, log, state_dir)
 
     error = foreground.supervise_in_daemon(claimed, order, supervise_it)

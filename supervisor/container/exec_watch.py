@@ -100,6 +100,7 @@ class ExecWatch:
     def _look_again(self) -> None:
         self.look()
         if self._has_executed or self._waited_s >= self._limit_s:
+            self._stat.close()  # the answer is known, and nothing asks again
             self._on_run()
         elif self._stat.is_open:
             self._next_look.start(self._look_s)

@@ -96,6 +96,12 @@ class Claim:
         """Write the pid of this process, for `kill -TERM`."""
         directory.write_file(self.lock_fd, PID_NAME, f"{os.getpid()}\n".encode())
 
+    def remove_pid(self) -> None:
+        """Remove the pid, once it is that of no supervisor of this container any more."""
+        if self._lock.is_open:
+            with suppress(OSError):
+                os.unlink(PID_NAME, dir_fd=self.lock_fd)
+
     def remove(self) -> None:
         """Remove the directory, then release the claim: no other process sees half of it."""
         os.chdir("/")

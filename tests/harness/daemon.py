@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from tests.harness import bundles, deposits, runtime_calls, shim_log, waiting
@@ -111,7 +112,8 @@ class Daemon:
 
     def wait_end(self) -> str:
         """Wait for the end of whoever supervises it; returns what it has written."""
-        waiting.wait_process(self.pid)
+        with suppress(FileNotFoundError):  # it has ended
+            waiting.wait_process(self.pid)
         return (self.state_dir / "exitStatus").read_text()
 
     def wait_first(self) -> int:

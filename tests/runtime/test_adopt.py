@@ -126,6 +126,32 @@ def test_the_status_is_the_true_one(
     assert daemon.workers() == []
 
 
+def test_a_full_disk_of_state_directories_does_not_decide_about_adoption(
+    tmp_path: Path, make_bundle: Callable[..., Path], start: Callable[..., Daemon]
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", root], check=True)
+    with ExitStack() as stack:
+        stack.callback(lambda: subprocess.run(["umount", "--lazy", root], check=True))
+        daemon = start(make_bundle("trap 'exit 7' TERM; echo ready; while :; do sleep 0.1; done"))
+        daemon.kill()
+        with pytest.raises(OSError, match="No space left"), open(root / "fill", "wb") as file:
+            file.write(bytes(2 << 20))
+        daemon.succeed_in("adopt", "--detach")
+        (root / "fill").unlink()
+        assert not (root / daemon.id / "supervisor.pid").exists(), "it would name the killed one"
+        (supervisor,) = (
+            pid
+            for pid in waiting.children_of(os.getpid())
+            if waiting.title_of(pid) == f"forkshim: {daemon.id}"
+        )
+        os.kill(supervisor, signal.SIGTERM)
+        reap(daemon.payload_pid)
+        waiting.wait_process(supervisor)
+        assert daemon.wait_end() == "7"
+
+
 @pytest.mark.parametrize("log", ["null", "file"])
 def test_a_container_without_outputs_can_be_followed_as_well(
     tmp_path: Path, rootfs: Path, start: Callable[..., Daemon], log: str

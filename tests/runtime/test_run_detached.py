@@ -42,6 +42,11 @@ def stop(root: Path, container_id: str) -> str:
     return (root / container_id / "init" / "exitStatus").read_text()
 
 
+def wait_for_the_end(root: Path, container_id: str) -> None:
+    """Wait for the end of the daemon, which removes its pid file as its last act."""
+    waiting.wait_path(root / container_id / "supervisor.pid", lambda path: not path.exists())
+
+
 def test_it_returns_when_the_container_runs_and_leaves_the_status_behind(
     tmp_path: Path, make_bundle: Callable[..., Path]
 ) -> None:
@@ -53,7 +58,7 @@ def test_it_returns_when_the_container_runs_and_leaves_the_status_behind(
     waiting.wait_path(log, lambda path: path.read_text() == "ready\n")
     assert stop(root, container_id) == "8"
     assert log.read_text() == "ready\nbye\n"
-    assert sorted(os.listdir(root / container_id)) == ["init", "state.json", "supervisor.pid"]
+    assert sorted(os.listdir(root / container_id)) == ["init", "state.json"]
 
 
 def test_the_daemon_has_only_what_it_documents(
@@ -144,8 +149,7 @@ def test_a_container_that_ends_at_once_has_been_started_all_the_same(
     root = tmp_path / "root"
     done = detach(root, make_bundle("exit 9"), container_id, "--log", "null")
     assert (done.returncode, done.stderr) == (0, "")
-    pid = int((root / container_id / "supervisor.pid").read_text())
-    waiting.wait_process(pid)
+    wait_for_the_end(root, container_id)
     assert (root / container_id / "init" / "exitStatus").read_text() == "9"
 
 
@@ -158,7 +162,7 @@ def test_a_container_that_is_quicker_than_its_start_has_been_started_as_well(
     options = ["--log", "null", "--runtime", str(runtime)]
     done = detach(root, make_bundle("exit 9"), container_id, *options)
     assert (done.returncode, done.stderr) == (0, "")
-    waiting.wait_process(int((root / container_id / "supervisor.pid").read_text()))
+    wait_for_the_end(root, container_id)
     assert (root / container_id / "init" / "exitStatus").read_text() == "9"
 
 
@@ -170,7 +174,7 @@ def test_an_id_whose_daemon_has_ended_can_be_run_again(
     for status in ("3", "4"):
         done = detach(root, make_bundle(f"exit {status}"), container_id, "--log", "null")
         assert done.returncode == 0
-        waiting.wait_process(int((root / container_id / "supervisor.pid").read_text()))
+        wait_for_the_end(root, container_id)
         assert (root / container_id / "init" / "exitStatus").read_text() == status
 
 
