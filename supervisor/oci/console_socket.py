@@ -18,6 +18,7 @@ import termios
 
 from supervisor.linux import fds
 from supervisor.state import trust
+from workers.common import fd_passing
 
 _SUN_PATH_MAX = 107
 _SOCKET_NAME = "pty.sock"
@@ -73,14 +74,13 @@ class ConsoleSocket:
         try:
             # The message is the terminal's name, at most PATH_MAX bytes. With room for a second
             # descriptor a message with more than one is detected.
-            data, received, _flags, _from = socket.recv_fds(self._connection, 4096, 2)
+            data, received = fd_passing.receive(self._connection, 4096, 2)
         except BlockingIOError:
             return None
         if not data and not received:
             raise ConnectionError("the runtime hung up without sending a console")
         consoles = [fds.Fd(fd) for fd in received]
         if len(consoles) == 1 and os.isatty(consoles[0].fileno()):
-            os.set_inheritable(consoles[0].fileno(), False)
             return consoles[0]
         for console in consoles:
             console.close()

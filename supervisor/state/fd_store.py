@@ -306,18 +306,13 @@ def _memfd(content: bytes) -> fds.Fd:
 
 
 def _receive(front: socket.socket, flags: int) -> tuple[bytes, list[fds.Fd]]:
-    import array
     import socket
 
-    message, ancillary, _flags, _address = front.recvmsg(
-        _MESSAGE_BYTES,
-        socket.CMSG_SPACE(_MOST_FDS * 4),
-        flags | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC,
+    from workers.common import fd_passing
+
+    message, received = fd_passing.receive(
+        front, _MESSAGE_BYTES, _MOST_FDS, flags | socket.MSG_DONTWAIT
     )
-    received = array.array("i")
-    for level, kind, content in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            received.frombytes(content[: len(content) - len(content) % received.itemsize])
     return message, [fds.Fd(fd) for fd in received]
 
 

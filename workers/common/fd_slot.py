@@ -8,8 +8,9 @@ peek at it again and again (recv(2), MSG_PEEK).
 
 from __future__ import annotations
 
-import array
 import socket
+
+from workers.common import fd_passing
 
 
 class FdSlot:
@@ -49,17 +50,13 @@ class FdSlot:
 
         The caller owns the descriptor.
         """
-        # Not socket.recv_fds: up to Python 3.12 it ignores its flags.
         try:
-            _byte, control, _flags, _address = self._front.recvmsg(
-                1,
-                socket.CMSG_SPACE(4),
-                socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC,
+            _byte, fds = fd_passing.receive(
+                self._front, 1, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT
             )
         except BlockingIOError:
             return None
-        rights = array.array("i", control[0][2][:4])
-        return rights[0]
+        return fds[0]
 
     def close(self) -> None:
         """Close both ends and the descriptor between them."""
