@@ -113,7 +113,7 @@ def take_over(
     if foreground.has_controlling_terminal():
         command = ()  # SIGHUP is then the terminal's hang-up, no reload
     order, supervise_it = _adopter(claimed, past, notifier, command)
-    return foreground.supervise_in_foreground(claimed, order, supervise_it, is_successor=True)
+    return foreground.supervise_in_foreground(claimed, order, supervise_it, is_restored=True)
 
 
 def _adopt_detached(
@@ -125,7 +125,7 @@ def _adopt_detached(
     except ShimError as error:
         report.failed(error)
         return
-    failed = foreground.supervise_in_daemon(claimed, order, supervise_it, is_successor=True)
+    failed = foreground.supervise_in_daemon(claimed, order, supervise_it, is_restored=True)
     if failed is not None:
         report.failed(failed)
 
@@ -198,7 +198,7 @@ def succeed() -> int:
             stack.callback(log.close)
             log.error(str(error))
         raise
-    failed = foreground.supervise_in_daemon(claimed, order, supervise_it, is_successor=True)
+    failed = foreground.supervise_in_daemon(claimed, order, supervise_it, is_restored=True)
     return 0 if failed is None else failed.exit_status
 
 
@@ -231,6 +231,6 @@ def go_on() -> int:
         return restore.go_on(order, log, state_dir, arrival.contents)
 
     if is_daemon:
-        foreground.supervise_in_daemon(claimed, order, supervise_on, is_successor=True)
+        foreground.supervise_in_daemon(claimed, order, supervise_on, is_restored=True)
         return 0
-    return foreground.supervise_in_foreground(claimed, order, supervise_on, is_successor=True)
+    return foreground.supervise_in_foreground(claimed, order, supervise_on, is_restored=True)

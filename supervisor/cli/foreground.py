@@ -37,15 +37,15 @@ def supervise_in_foreground(
     order: StartRequest,
     supervise_it: SuperviseIt,
     *,
-    is_successor: bool = False,
+    is_restored: bool = False,
 ) -> int:
     """Supervise in the foreground; returns the exit status of this process.
 
-    The state directory is removed at the end. It stays after an unforeseen exception, and if an
-    adopter could not take over: its container still runs.
+    The state directory is removed at the end. It stays after an unforeseen exception, and if a
+    running container could not be restored (`is_restored`: after a reload, or by an adopter).
     """
     prefix = f"forkshim: {order.container_id}"
-    state_dir, log = _open(claimed, prefix, is_successor=is_successor)
+    state_dir, log = _open(claimed, prefix, is_restored=is_restored)
     is_over = False  # an unforeseen exception removes nothing
     try:
         outcome = _supervise_on_record(order, log, state_dir, supervise_it)
@@ -55,7 +55,7 @@ def supervise_in_foreground(
         return _exit_status(outcome)
     except (ShimError, OSError) as error:
         if not isinstance(error, AbandonedError):  # supervising never began
-            is_over = is_over or not is_successor
+            is_over = is_over or not is_restored
         # `cli.main` decides what a stop before the container existed means, and says it.
         if isinstance(error, ShimError) and not isinstance(error, StoppedError):
             error.is_told = log.tell(str(error))
@@ -72,13 +72,13 @@ def supervise_in_daemon(
     order: StartRequest,
     supervise_it: SuperviseIt,
     *,
-    is_successor: bool = False,
+    is_restored: bool = False,
 ) -> ShimError | None:
     """Supervise in a daemon; returns the error that ended it, None if the container ended.
 
     The state directory of a container that ran stays, with `exitStatus`.
     """
-    state_dir, log = _open(claimed, None, is_successor=is_successor)
+    state_dir, log = _open(claimed, None, is_restored=is_restored)
     try:
         _exit_status(_supervise_on_record(order, log, state_dir, supervise_it))
     except AbandonedError as error:
@@ -86,7 +86,7 @@ def supervise_in_daemon(
         return error
     except ShimError as error:
         log.error(str(error))
-        has_run = is_successor or os.path.exists(os.path.join(claimed.state_dir, EXIT_STATUS_NAME))
+        has_run = is_restored or os.path.exists(os.path.join(claimed.state_dir, EXIT_STATUS_NAME))
         if not has_run:
             claimed.remove()
         return error
@@ -99,7 +99,7 @@ def supervise_in_daemon(
 
 
 def _open(
-    claimed: Claim, mirror_prefix: str | None, *, is_successor: bool
+    claimed: Claim, mirror_prefix: str | None, *, is_restored: bool
 ) -> tuple[StateDirectory, Log]:
     """Return the state directory and its log.
 
@@ -114,7 +114,7 @@ def _open(
             state_dir.close()
             raise
     except ShimError:
-        (claimed.release if is_successor else claimed.remove)()
+        (claimed.release if is_restored else claimed.remove)()
         raise
 
 
