@@ -94,7 +94,7 @@ def take_over(
     """Supervise the container of the store `past`, here or as a daemon; returns as `run`.
 
     Raises:
-        ShimError: As `restore.go_on`.
+        ShimError: As `snapshot.go_on`.
     """
     os.chdir(claimed.state_dir)
     if detach and SOCKET_VARIABLE not in os.environ:
@@ -143,7 +143,7 @@ def _adopter(
 
     With `on_started` this process is a daemon. `starts`: see `Succession`.
     """
-    from supervisor.container import restore  # not needed by a plain `run`
+    from supervisor.container import snapshot  # not needed by a plain `run`
 
     is_daemon = on_started is not None
     contents = discover.look(past, claimed.state_dir)
@@ -163,7 +163,7 @@ def _adopter(
         log.notice(f"adopting, after supervisor {contents.document['pid']}")
         left = discover.workers(claimed.state_dir)
         fd_holders = discover.fd_holders(claimed.state_dir)
-        return restore.go_on(order, log, state_dir, contents, Leftovers(past, left, fd_holders))
+        return snapshot.go_on(order, log, state_dir, contents, Leftovers(past, left, fd_holders))
 
     return order, supervise_it
 
@@ -206,9 +206,9 @@ def go_on() -> int:
     """Continue after a reload: this process was another program before. Returns as `run`.
 
     Raises:
-        ShimError: As `restore.go_on`; or the handover cannot be used.
+        ShimError: As `snapshot.go_on`; or the handover cannot be used.
     """
-    from supervisor.container import restore
+    from supervisor.container import snapshot
 
     arrival = reexec.arrive()
     if arrival is None:
@@ -220,7 +220,7 @@ def go_on() -> int:
     command = own_command()
     if arrival.is_rehearsal:
         order = request_of(document, notifier=SILENT, command=command, environment=dict(os.environ))
-        restore.dry_run(order, claimed.open_state_dir(), arrival.contents)
+        snapshot.dry_run(order, claimed.open_state_dir(), arrival.contents)
         reexec.end_rehearsal()
     order = request_of(
         document, notifier=Notifier(environment), command=command, environment=dict(os.environ)
@@ -228,7 +228,7 @@ def go_on() -> int:
     order = replace(order, lock_fd=claimed.lock_fd, has_job_control=not is_daemon)
 
     def supervise_on(log: Log, state_dir: StateDirectory) -> Outcome:
-        return restore.go_on(order, log, state_dir, arrival.contents)
+        return snapshot.go_on(order, log, state_dir, arrival.contents)
 
     if is_daemon:
         foreground.supervise_in_daemon(claimed, order, supervise_on, is_restored=True)

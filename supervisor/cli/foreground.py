@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 
-from supervisor.container import exit_record
+from supervisor.cli import exit_record
 from supervisor.linux.errors import AbandonedError, ShimError, StoppedError, UntrustedError, reason
 from supervisor.linux.exit_status import shell_status
 from supervisor.state.claim import PID_NAME

@@ -13,10 +13,9 @@ import stat
 import time
 from functools import partial
 
-from supervisor.cli import daemon, foreground, leftovers
-from supervisor.container import exit_record
+from supervisor.cli import daemon, exit_record, foreground, leftovers
+from supervisor.container.host import supervise
 from supervisor.container.request import Outcome, StartRequest
-from supervisor.container.supervisor import supervise
 from supervisor.handover import discover
 from supervisor.handover.own_command import own_command
 from supervisor.linux import paths, signals

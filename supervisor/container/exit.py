@@ -14,19 +14,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from supervisor.children.notify_worker import NotifyWorker
-    from supervisor.container.container_init import ContainerInit
-    from supervisor.container.handover import HandoverManager
-    from supervisor.container.init_process import Process
+    from supervisor.container.init_process import ContainerInit, Process
     from supervisor.container.service_status import ServiceStatus
-    from supervisor.io.open import StdioOpener
     from supervisor.io.stream import Stream
     from supervisor.io.workers import StreamSet
     from supervisor.linux.event_loop import Loop
-    from supervisor.oci.invoke import RuntimeInvoker
     from supervisor.state.log import Log
-
-REAP_LIMIT_S = 5.0
 
 
 class ExitSequence:
@@ -164,34 +157,3 @@ class ExitSequence:
             self._stream_set.hang_up(stream)
         else:
             self._stream_set.give_up(stream)
-
-    def leave_nobody(
-        self,
-        calls: RuntimeInvoker,
-        opener: StdioOpener,
-        handover: HandoverManager,
-        notify_worker: NotifyWorker | None = None,
-    ) -> None:
-        """Kill and reap each process that still works for us; boundedly."""
-        self._stream_set.stop()
-        if notify_worker is not None:
-            notify_worker.stop()
-        calls.kill_running()
-        # A worker that sleeps uninterruptibly dies when it can: no reason for us to hang with it.
-        limit = self._loop.timer(lambda: None)
-        limit.start(REAP_LIMIT_S)
-        self._loop.run_until(
-            lambda: (
-                not limit.is_running
-                or (
-                    not self._stream_set.has_workers
-                    and not handover.has_fd_holder
-                    and calls.is_idle
-                    and opener.is_idle
-                    and (notify_worker is None or notify_worker.is_gone)
-                )
-            )
-        )
-        limit.cancel()
-        if notify_worker is not None:
-            notify_worker.close()

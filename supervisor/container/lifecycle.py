@@ -1,6 +1,6 @@
 """The life of one supervised process as a table: in this state, on this event, do that. Pure.
 
-`supervisor.container.supervisor` carries the actions out and reports back by events; an action that
+`supervisor.container.container` carries the actions out and reports back by events; an action that
 does not apply (a `kill --all` for an exec'd process) is done at once. So every order that matters
 is here: the exit status before the drain, the drain before the delete, the delete before the end.
 """
@@ -8,6 +8,10 @@ is here: the exit status before the drain, the drain before the delete, the dele
 from __future__ import annotations
 
 from enum import Enum
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class State(Enum):
@@ -18,10 +22,10 @@ class State(Enum):
     STARTING = "being started"
     RUNNING = "running"
     ABORTING = "its creation being given up"
-    HELD = "asked to stop while it is being started"
+    STOP_DEFERRED = "asked to stop while it is being started"
     STOPPING = "asked to stop"
     KILLING = "being killed"
-    EMPTYING = "dead, its container's other processes being killed"
+    KILLING_REST = "dead, its container's other processes being killed"
     CLEANING = "never created, its remains being deleted"
     DRAINING = "dead, its output being drained"
     DELETING = "dead, its container being deleted"
@@ -29,7 +33,7 @@ class State(Enum):
 
 
 class Event(Enum):
-    """What can happen. Each is posted by `shim` or by a signal."""
+    """What can happen. Each is posted by a part of the container, or by a verb."""
 
     OPENED = "every stdio path is open"
     OPEN_FAILED = "a stdio path cannot be opened"
@@ -37,7 +41,7 @@ class Event(Enum):
     CREATE_FAILED = "the runtime has failed or brought no pid or console"
     STARTED = "the runtime has started the process, or that is not our job"
     START_FAILED = "the runtime could not start the process"
-    STOP = "somebody wants it to end"
+    STOP = "a client or an operator wants it to end"
     GRACE_OVER = "the grace period has passed"
     KILL_OVERDUE = "it has been killed and is still not dead"
     INIT_EXITED = "the process has been reaped"
@@ -49,13 +53,13 @@ class Event(Enum):
 
 
 class Action(Enum):
-    """What `shim` does."""
+    """What the parts of the container do."""
 
     CREATE = "run the runtime's create, exec or restore"
     KILL_RUNTIME = "kill the runtime"
     START = "run the runtime's start"
     HURRY_START = "give the runtime's start a few seconds"
-    TELL_STARTED = "tell whoever waits that it runs"
+    TELL_STARTED = "tell the front end that it runs"
     SEND_STOP_SIGNAL = "send the stop signal and start the grace period"
     KILL = "kill it and what it has forked"
     KILL_INIT = "kill it, past the runtime"
@@ -71,9 +75,9 @@ Step = tuple[State, tuple[Action, ...]]
 
 _S, _E, _A = State, Event, Action
 
-_DIES: Step = (_S.EMPTYING, (_A.RECORD_EXIT, _A.EMPTY))
+_DIES: Step = (_S.KILLING_REST, (_A.RECORD_EXIT, _A.EMPTY))
 # Its program has run. A `start` may return long after that, or be killed at our end.
-_DIES_YOUNG: Step = (_S.EMPTYING, (_A.RECORD_EXIT, _A.TELL_STARTED, _A.EMPTY))
+_DIES_YOUNG: Step = (_S.KILLING_REST, (_A.RECORD_EXIT, _A.TELL_STARTED, _A.EMPTY))
 
 TABLE: dict[tuple[State, Event], Step] = {
     (_S.OPENING, _E.OPENED): (_S.CREATING, (_A.CREATE,)),
@@ -89,15 +93,15 @@ TABLE: dict[tuple[State, Event], Step] = {
     (_S.ABORTING, _E.CREATE_FAILED): (_S.CLEANING, (_A.CLEAN_UP,)),
     (_S.STARTING, _E.STARTED): (_S.RUNNING, (_A.TELL_STARTED,)),
     (_S.STARTING, _E.START_FAILED): (_S.KILLING, (_A.KILL,)),
-    (_S.STARTING, _E.STOP): (_S.HELD, (_A.HURRY_START,)),
+    (_S.STARTING, _E.STOP): (_S.STOP_DEFERRED, (_A.HURRY_START,)),
     (_S.STARTING, _E.INIT_EXITED): _DIES_YOUNG,
     (_S.STARTING, _E.NEVER_RAN): _DIES,
     # Not before `start` has ended: until its exec the process is the runtime's, and dies its way.
-    (_S.HELD, _E.STARTED): (_S.STOPPING, (_A.TELL_STARTED, _A.SEND_STOP_SIGNAL)),
-    (_S.HELD, _E.START_FAILED): (_S.KILLING, (_A.KILL,)),
-    (_S.HELD, _E.STOP): (_S.HELD, (_A.NOTE_STOP_AGAIN,)),
-    (_S.HELD, _E.INIT_EXITED): _DIES_YOUNG,
-    (_S.HELD, _E.NEVER_RAN): _DIES,
+    (_S.STOP_DEFERRED, _E.STARTED): (_S.STOPPING, (_A.TELL_STARTED, _A.SEND_STOP_SIGNAL)),
+    (_S.STOP_DEFERRED, _E.START_FAILED): (_S.KILLING, (_A.KILL,)),
+    (_S.STOP_DEFERRED, _E.STOP): (_S.STOP_DEFERRED, (_A.NOTE_STOP_AGAIN,)),
+    (_S.STOP_DEFERRED, _E.INIT_EXITED): _DIES_YOUNG,
+    (_S.STOP_DEFERRED, _E.NEVER_RAN): _DIES,
     (_S.RUNNING, _E.STOP): (_S.STOPPING, (_A.SEND_STOP_SIGNAL,)),
     (_S.RUNNING, _E.INIT_EXITED): _DIES,
     (_S.STOPPING, _E.STOP): (_S.STOPPING, (_A.NOTE_STOP_AGAIN,)),
@@ -106,26 +110,26 @@ TABLE: dict[tuple[State, Event], Step] = {
     (_S.KILLING, _E.STOP): (_S.KILLING, (_A.NOTE_STOP_AGAIN,)),
     (_S.KILLING, _E.KILL_OVERDUE): (_S.KILLING, (_A.KILL_INIT,)),
     (_S.KILLING, _E.INIT_EXITED): _DIES,
-    (_S.EMPTYING, _E.EMPTIED): (_S.DRAINING, (_A.DRAIN,)),
+    (_S.KILLING_REST, _E.EMPTIED): (_S.DRAINING, (_A.DRAIN,)),
     (_S.DRAINING, _E.DRAINED): (_S.DELETING, (_A.DELETE,)),
     # The runtime's own error text may be in the pipes: it is drained as well.
     (_S.CLEANING, _E.CLEANED): (_S.DRAINING, (_A.DRAIN,)),
     (_S.DELETING, _E.DELETED): (_S.ENDED, ()),
 }
 
-_STOP_IS_UNDER_WAY = frozenset({_S.EMPTYING, _S.CLEANING, _S.DRAINING, _S.DELETING})
+_STOP_IS_UNDER_WAY = frozenset({_S.KILLING_REST, _S.CLEANING, _S.DRAINING, _S.DELETING})
 
 LATE: frozenset[Event] = frozenset(
     {_E.GRACE_OVER, _E.KILL_OVERDUE, _E.EMPTIED, _E.START_FAILED, _E.STARTED, _E.STOP}
 )
-"""Events that may come after the state they belong to: a timer, a child, a person was slower."""
+"""Events that may come after the state they belong to: a timer, a child, a client was slower."""
 
 
 def step(state: State, event: Event) -> Step:
     """Return the next state and what to do on the way, in order.
 
     Raises:
-        AssertionError: The event cannot happen in this state: a bug in `shim`.
+        AssertionError: The event cannot happen in this state: a bug in `container`.
     """
     known = TABLE.get((state, event))
     if known is not None:
@@ -135,3 +139,45 @@ def step(state: State, event: Event) -> Step:
     if event in LATE:
         return state, ()
     raise AssertionError(f"{event.name} while {state.name}")
+
+
+class Notice(Enum):
+    """What a container tells its subscribers; the events of `supervisor.container.api`."""
+
+    CREATED = "the runtime has created the process"
+    STARTED = "the program runs"
+    EXITED = "the process has ended, and its status is on disk"
+    OOM = "the kernel has killed processes of the container for want of memory"
+    DRAINED = "the output is at its sinks"
+    DELETED = "the runtime has deleted the container"
+    STREAM_TROUBLE = "a stream moves nothing, or moves again"
+    WORKER_RESPAWNED = "a worker has died, and another one follows"
+
+
+class Machine:
+    """One container's place in the table, and the events that are still to be served."""
+
+    def __init__(
+        self, on_entered: Callable[[State], None], carry_out: Callable[[Action], None]
+    ) -> None:
+        """Begin with OPENING. `on_entered` gets each next state before its actions."""
+        self.state = State.OPENING
+        self._on_entered = on_entered
+        self._carry_out = carry_out
+        self._events: list[Event] = []
+        self._is_taking_steps = False
+
+    def post(self, event: Event) -> None:
+        """Take the step for `event`; those posted by its actions follow in their order."""
+        self._events.append(event)
+        if self._is_taking_steps:
+            return
+        self._is_taking_steps = True
+        try:
+            while self._events:
+                self.state, actions = step(self.state, self._events.pop(0))
+                self._on_entered(self.state)
+                for action in actions:
+                    self._carry_out(action)
+        finally:
+            self._is_taking_steps = False

@@ -46,6 +46,7 @@ class StartRequest:
         config: A config.json in the place of the bundle's; "" for that. Only its creation reads it.
         activation_fds: What the container's process listens on; its creation closes it.
         starts_container: Run the runtime's `start` too; an engine does that itself.
+        is_start_awaited: That `start` waits for the verb of `supervisor.container.api`.
         stop_signal: What a stop sends first.
         stop_timeout_s: The grace period after it.
         has_job_control: A shell may stop and continue us.
@@ -67,6 +68,7 @@ class StartRequest:
     config: str = ""
     activation_fds: ActivationFds = NO_ACTIVATION_FDS
     starts_container: bool = False
+    is_start_awaited: bool = False
     stop_signal: int = signal.SIGTERM
     stop_timeout_s: float = 10.0
     has_job_control: bool = False

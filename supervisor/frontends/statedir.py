@@ -12,8 +12,8 @@ import os
 import sys
 from contextlib import ExitStack
 
+from supervisor.container.host import supervise
 from supervisor.container.request import Outcome, StartRequest, request_of
-from supervisor.container.supervisor import supervise
 from supervisor.handover.own_command import is_handed_over, own_command
 from supervisor.linux import fds, paths
 from supervisor.linux.errors import RuntimeFailedError, ShimError, UsageError, describe_bug
@@ -93,19 +93,19 @@ def _arrive() -> reexec.Arrival | None:
 def _dry_run(
     arrival: reexec.Arrival, command: tuple[str, ...], state_dir: StateDirectory
 ) -> NoReturn:
-    from supervisor.container import restore
+    from supervisor.container import snapshot
     from supervisor.handover import reexec
 
-    restore.dry_run(_resumed_order(arrival, command), state_dir, arrival.contents)
+    snapshot.dry_run(_resumed_order(arrival, command), state_dir, arrival.contents)
     reexec.end_rehearsal()
 
 
 def _go_on(
     arrival: reexec.Arrival, command: tuple[str, ...], log: Log, state_dir: StateDirectory
 ) -> Outcome:
-    from supervisor.container import restore
+    from supervisor.container import snapshot
 
-    return restore.go_on(_resumed_order(arrival, command), log, state_dir, arrival.contents)
+    return snapshot.go_on(_resumed_order(arrival, command), log, state_dir, arrival.contents)
 
 
 def _raise_error_of(outcome: Outcome) -> None:

@@ -131,6 +131,14 @@ class RuntimeCommand:
         """Kill every process of the container, also those that outlive init in a shared pid ns."""
         return self._plain("kill", "--all", self.container_id, "SIGKILL")
 
+    def pause(self) -> list[str]:
+        """runc-pause(8): freeze every process of the container."""
+        return self._plain("pause", self.container_id)
+
+    def resume(self) -> list[str]:
+        """runc-resume(8): thaw them."""
+        return self._plain("resume", self.container_id)
+
     def delete(self, *, force: bool = False) -> list[str]:
         """runc-delete(8); `force` kills a running container."""
         return self._plain("delete", *_flag("--force", force), self.container_id)

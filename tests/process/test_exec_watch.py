@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor.container import exec_watch
-from supervisor.container.exec_watch import ExecWatch
 from supervisor.linux.exit_status import Exited, Killed
+from supervisor.oci import exec_watch
+from supervisor.oci.exec_watch import ExecWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor.container import payload
-from supervisor.container.payload import Payload, end_of
+from supervisor.container import init_process as payload
+from supervisor.container.init_process import Payload, end_of
 from supervisor.linux import fds
 from supervisor.linux.exit_status import Exited, Killed, Termination, Unknown
 

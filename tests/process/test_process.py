@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from supervisor.container.init_process import Process
-from supervisor.container.payload import Payload
+from supervisor.container.init_process import Payload, Process
 from supervisor.linux.exit_status import Exited
 from supervisor.state.directory import StateDirectory
 from supervisor.systemd import delegation

@@ -9,8 +9,8 @@ import pytest
 from supervisor.container.lifecycle import TABLE, Action, Event, State, Step, step
 
 S, E, A = State, Event, Action
-DIES = (S.EMPTYING, (A.RECORD_EXIT, A.EMPTY))
-DIES_YOUNG = (S.EMPTYING, (A.RECORD_EXIT, A.TELL_STARTED, A.EMPTY))
+DIES = (S.KILLING_REST, (A.RECORD_EXIT, A.EMPTY))
+DIES_YOUNG = (S.KILLING_REST, (A.RECORD_EXIT, A.TELL_STARTED, A.EMPTY))
 
 EXPECTED: dict[State, dict[Event, Step]] = {
     S.OPENING: {
@@ -32,14 +32,14 @@ EXPECTED: dict[State, dict[Event, Step]] = {
     S.STARTING: {
         E.STARTED: (S.RUNNING, (A.TELL_STARTED,)),
         E.START_FAILED: (S.KILLING, (A.KILL,)),
-        E.STOP: (S.HELD, (A.HURRY_START,)),
+        E.STOP: (S.STOP_DEFERRED, (A.HURRY_START,)),
         E.INIT_EXITED: DIES_YOUNG,
         E.NEVER_RAN: DIES,
     },
-    S.HELD: {
+    S.STOP_DEFERRED: {
         E.STARTED: (S.STOPPING, (A.TELL_STARTED, A.SEND_STOP_SIGNAL)),
         E.START_FAILED: (S.KILLING, (A.KILL,)),
-        E.STOP: (S.HELD, (A.NOTE_STOP_AGAIN,)),
+        E.STOP: (S.STOP_DEFERRED, (A.NOTE_STOP_AGAIN,)),
         E.INIT_EXITED: DIES_YOUNG,
         E.NEVER_RAN: DIES,
     },
@@ -57,9 +57,9 @@ EXPECTED: dict[State, dict[Event, Step]] = {
         E.KILL_OVERDUE: (S.KILLING, (A.KILL_INIT,)),
         E.INIT_EXITED: DIES,
     },
-    S.EMPTYING: {
+    S.KILLING_REST: {
         E.EMPTIED: (S.DRAINING, (A.DRAIN,)),
-        E.STOP: (S.EMPTYING, (A.NOTE_STOP_AGAIN,)),
+        E.STOP: (S.KILLING_REST, (A.NOTE_STOP_AGAIN,)),
     },
     S.CLEANING: {
         E.CLEANED: (S.DRAINING, (A.DRAIN,)),

@@ -1,0 +1,280 @@
+"""The one list of verbs and events of a container. Every front end is a translator to it.
+
+The control fifo, `forkshim run` and the 2016 shim use it today; conmon's command line and
+containerd's task service come next. `refusal` says in which state a verb is an error: a pure table.
+The events are those of `supervisor.container.lifecycle.Notice`; see `ContainerApi.subscribe`.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+from typing import NamedTuple
+
+from supervisor.container.container import Container
+from supervisor.container.lifecycle import Notice, State
+from supervisor.container.request import NO_ACTIVATION_FDS
+from supervisor.linux.errors import ShimError, reason
+from supervisor.linux.exit_status import shell_status
+from supervisor.oci.command_line import words
+from supervisor.oci.process_json import encode_process
+from supervisor.state.container_id import check_id
+from supervisor.state.directory import StateDirectory
+from supervisor.systemd.notify import SILENT
+from workers.common.records import replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from supervisor.container.request import Outcome
+    from supervisor.io.stream import Stream
+    from supervisor.io.workers import StreamSet
+    from supervisor.linux.exit_status import Termination
+    from supervisor.oci.process_json import ProcessConfig
+
+
+class VerbError(ShimError):
+    """The verb cannot be carried out in this state; the message says why."""
+
+
+class Verb(Enum):
+    """What a client may ask of a container."""
+
+    START = "start"
+    STOP = "stop"
+    SIGNAL = "signal"
+    EXEC = "exec"
+    RESIZE = "resize"
+    CLOSE_STDIN = "close stdin"
+    REOPEN_LOGS = "reopen logs"
+    ATTACH = "attach"
+    PAUSE = "pause"
+    RESUME = "resume"
+    WAIT = "wait"
+    STATE = "state"
+
+
+class Status(NamedTuple):
+    """What `state` returns. `status` is the runtime-spec's word, or `paused`."""
+
+    container_id: str
+    status: str
+    pid: int
+    bundle: str
+    is_exec: bool
+
+
+_NOT_CREATED = dict.fromkeys((State.OPENING, State.CREATING, State.ABORTING), "not created yet")
+_STARTING = dict.fromkeys((State.STARTING, State.STOP_DEFERRED), "not started yet")
+_STOPPING = dict.fromkeys((State.STOPPING, State.KILLING), "about to stop")
+_STOPPED = dict.fromkeys(
+    (State.KILLING_REST, State.CLEANING, State.DRAINING, State.DELETING, State.ENDED),
+    "stopped already",
+)
+_ENDED = {State.ENDED: "stopped already"}
+_STARTED = dict.fromkeys((State.RUNNING, *_STOPPING), "started already")
+
+_REFUSALS: Mapping[Verb, Mapping[State, str]] = {
+    Verb.START: {**_NOT_CREATED, **_STARTED, **_STOPPED, State.STOP_DEFERRED: "about to stop"},
+    Verb.STOP: _ENDED,
+    Verb.SIGNAL: {**_NOT_CREATED, **_STOPPED},
+    Verb.EXEC: {**_NOT_CREATED, **_STARTING, **_STOPPING, **_STOPPED},
+    Verb.RESIZE: {**_NOT_CREATED, **_ENDED},
+    Verb.CLOSE_STDIN: {**_NOT_CREATED, **_ENDED},
+    Verb.REOPEN_LOGS: {**_NOT_CREATED, **_ENDED},
+    Verb.ATTACH: {**_NOT_CREATED, **_ENDED},
+    Verb.PAUSE: {**_NOT_CREATED, **_STARTING, **_STOPPING, **_STOPPED},
+    Verb.RESUME: {**_NOT_CREATED, **_STARTING, **_STOPPED},
+    Verb.WAIT: _ENDED,
+    Verb.STATE: {},
+}
+
+_STATUS = {
+    **dict.fromkeys(_NOT_CREATED, "creating"),
+    **dict.fromkeys(_STARTING, "created"),
+    State.RUNNING: "running",
+    **dict.fromkeys(_STOPPING, "running"),
+    **dict.fromkeys(_STOPPED, "stopped"),
+}
+
+
+def refusal(verb: Verb, state: State) -> str:
+    """Return why `verb` is an error in `state`; empty if it is none. Pure."""
+    why = _REFUSALS[verb].get(state, "")
+    return f"{verb.value}: {why}" if why else ""
+
+
+class ContainerApi:
+    """The verbs of one container, or of an exec'd process. Each may raise `VerbError`."""
+
+    def __init__(self, container: Container) -> None:
+        """Borrow the container."""
+        self._container = container
+
+    def _check(self, verb: Verb) -> None:
+        why = refusal(verb, self._container.state)
+        if why:
+            raise VerbError(why)
+
+    def start(self) -> None:
+        """Run the runtime's `start`, of a container whose request leaves that to this verb."""
+        self._check(Verb.START)
+        if not self._container.sequence.start_by_verb():
+            raise VerbError("start: it is not this supervisor's to start, or under way")
+
+    def stop(self, timeout_s: float | None = None) -> None:
+        """Send the stop signal, and SIGKILL after the grace period. A second stop is only logged.
+
+        `timeout_s` replaces the grace period of the request.
+        """
+        self._check(Verb.STOP)
+        if timeout_s is not None:
+            self._container.assemble()
+            self._container.running.stop_timeout_s = timeout_s
+        self._container.stop("a client")
+
+    def signal(self, signum: int) -> None:
+        """Send one signal to the process."""
+        self._check(Verb.SIGNAL)
+        self._container.signal_process(signum)
+
+    def exec(self, name: str, process: Mapping[str, Any], config: ProcessConfig) -> Container:
+        """Execute a second process in the container, with its own stdio, directory and exit.
+
+        Args:
+            name: Of its state directory, beside the container's.
+            process: The OCI `process` object.
+            config: Its terminal and its streams.
+
+        Raises:
+            VerbError: The container does not run.
+            ShimError: The state directory cannot be made.
+        """
+        self._check(Verb.EXEC)
+        container, launch = self._container, self._container.launch
+        if launch.config.is_exec:
+            raise VerbError("exec: an exec'd process has no exec")
+        check_id(name)
+        config = replace(config, is_exec=True, runtime_args=launch.config.runtime_args)
+        path = os.path.join(os.path.dirname(launch.state_dir.path), name)
+        try:
+            os.mkdir(path, 0o700)
+            state_dir = StateDirectory.open(path)
+            state_dir.write("process.json", encode_process(process, config), 0o600)
+        except OSError as error:
+            raise ShimError(f"exec {name}: {error.filename or path}: {reason(error)}") from error
+        log = state_dir.open_log()
+        request = replace(
+            launch.request,
+            config="",
+            activation_fds=NO_ACTIVATION_FDS,
+            starts_container=False,
+            terminal=None,
+            on_started=_no_op,
+            notifier=SILENT,
+            notify_proxy=None,
+            lock_fd=-1,
+            command=(),
+            is_adoptable=False,
+            is_kept=False,
+        )
+        made = Container(container.host, request, log, state_dir, config, parent=container)
+        made.launch.owned.extend((log, state_dir))
+        made.begin()
+        return made
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Set the size of the console; without a console nothing happens."""
+        self._check(Verb.RESIZE)
+        self._container.launch.pipes.resize(columns, rows)
+
+    def close_stdin(self) -> None:
+        """Close the supervisor's write end of the stdin fifo.
+
+        What lies in the fifo, or still comes from its clients, is delivered first.
+        """
+        self._check(Verb.CLOSE_STDIN)
+        stdio = self._container.launch.stdio
+        if stdio.stdin_closer is not None:
+            stdio.stdin_closer.close()
+            stdio.stdin_closer = None
+            self._container.running.handover.publish()
+
+    def reopen_logs(self) -> None:
+        """Open each log file again by its name, where a rotation has moved it."""
+        self._check(Verb.REOPEN_LOGS)
+        self._container.running.stream_set.reopen()
+
+    def attach(self, stream: str, fifo: str) -> None:
+        """Copy what `stdout` or `stderr` writes from now on to a fifo of the state directory."""
+        self._check(Verb.ATTACH)
+        self._container.running.stream_set.attach(stream, fifo)
+
+    def pause(self, on_end: Callable[[str], None]) -> None:
+        """Freeze the container by its runtime. `on_end` gets "" or why that has failed."""
+        self._check(Verb.PAUSE)
+        self._freeze(self._container.launch.command.pause(), on_end, is_paused=True)
+
+    def resume(self, on_end: Callable[[str], None]) -> None:
+        """Thaw the container by its runtime. `on_end` gets "" or why that has failed."""
+        self._check(Verb.RESUME)
+        self._freeze(self._container.launch.command.resume(), on_end, is_paused=False)
+
+    def _freeze(self, argv: list[str], on_end: Callable[[str], None], *, is_paused: bool) -> None:
+        launch, running = self._container.launch, self._container.running
+
+        def on_exit(termination: Termination, output: bytes) -> None:
+            if shell_status(termination) == 0:
+                running.is_paused = is_paused
+                on_end("")
+            else:
+                on_end(f"{termination}: {words(output)}")
+
+        launch.invoker.capture(argv, on_exit, cwd=launch.command.directory, with_stderr=True)
+
+    def wait(self, on_outcome: Callable[[Outcome], None]) -> None:
+        """Call back once all is over: drained, deleted, no child and no descriptor left."""
+        self._check(Verb.WAIT)
+        self._container.waiting.append(on_outcome)
+
+    def state(self) -> Status:
+        """Return the state."""
+        container = self._container
+        status = _STATUS[container.state]
+        if status == "running" and container.running.is_paused:
+            status = "paused"
+        request, is_exec = container.request, container.launch.config.is_exec
+        return Status(request.container_id, status, container.pid, request.bundle, is_exec)
+
+    def subscribe(self, on_notice: Callable[[Notice, str], None]) -> None:
+        """Call back with each notice and its detail: an exit's status, a stream's name."""
+        self._container.subscribers.append(on_notice)
+
+
+class StreamNotices:
+    """Makes notices of what the streams' log has: a trouble, a worker's death. Borrows both."""
+
+    def __init__(self, container: Container, stream_set: StreamSet) -> None:
+        """Nothing was seen so far."""
+        self._container = container
+        self._stream_set = stream_set
+        self._seen: dict[Stream, tuple[int, str]] = {}
+
+    def look(self) -> None:
+        """Announce what is new."""
+        if not self._container.subscribers:
+            return
+        for stream in self._stream_set.streams:
+            deaths, trouble = self._seen.get(stream, (0, ""))
+            now = (self._stream_set.deaths(stream), self._stream_set.trouble(stream))
+            self._seen[stream] = now
+            if now[0] != deaths:
+                self._container.announce(Notice.WORKER_RESPAWNED, stream.name)
+            if now[1] != trouble:
+                self._container.announce(Notice.STREAM_TROUBLE, f"{stream.name}: {now[1]}")
+
+
+def _no_op() -> None:
+    return

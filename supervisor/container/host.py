@@ -1,0 +1,205 @@
+"""The supervisor process: one event loop, one reaper, one signal router, and N containers.
+
+`Host` owns what a process has once. A `Container` borrows it. `supervise` is the whole story of a
+front end with one container: signals, subreaper, fifos, process.json, the container's life, its
+end. What happens when is decided by the table in `supervisor.container.lifecycle`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from supervisor.container.container import Container
+from supervisor.linux import fd_limit, fds, syscalls
+from supervisor.linux.errors import AbandonedError
+from supervisor.linux.event_loop import Loop
+from supervisor.linux.reaper import Reaper
+from supervisor.linux.signals import FORWARDED_SIGNALS, STOP_SIGNALS, SignalRouter
+from supervisor.oci import process_json
+from supervisor.sinks.spec import SinkKind, parse_sink, with_absolute_path
+from workers.common.records import replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from supervisor.container.request import Outcome, StartRequest
+    from supervisor.state.directory import StateDirectory
+    from supervisor.state.log import Log
+
+_NEEDED_FDS = 3
+"""Those that a later step needs are looked for before the runtime is started."""
+
+
+class Host:
+    """One per process. Owns the loop, the reaper, the signal router, /dev/null; borrows the log.
+
+    Attributes:
+        containers: Those that have not ended, exec'd processes included.
+        on_signal: What a signal other than SIGCHLD does; see `SignalPolicy`.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        environment: Mapping[str, str],
+        *,
+        has_job_control: bool = False,
+        has_watchdog: bool = False,
+    ) -> None:
+        """Route signals and become a subreaper. `environment` was read once, at the entry."""
+        self.log = log
+        self.environment = environment
+        self.router = SignalRouter(has_job_control=has_job_control, has_watchdog=has_watchdog)
+        self.null = fds.Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+        self.loop = Loop()
+        self.loop.watch(self.router.fileno(), self._dispatch)  # first: an end comes before all
+        self.reaper = Reaper()
+        self.containers: list[Container] = []
+        self.on_signal: Callable[[int], None] = SignalPolicy(self).deliver
+        self._reap_more = self.loop.timer(self.reap)
+        self._title = ""
+        syscalls.set_child_subreaper(True)
+
+    def set_title(self, title: str) -> None:
+        """Set the process title, once. Called before the first worker is forked."""
+        if not self._title:
+            from setproctitle import setproctitle  # imports logging: while the runtime works
+
+            self._title = title
+            setproctitle(title)
+
+    def run(self) -> None:
+        """Serve until each container has ended and left nothing behind.
+
+        Raises:
+            AbandonedError: An unforeseen error. Nothing was ended or removed: the workers, or the
+                fd holder, keep what a successor needs.
+        """
+        try:
+            self.loop.run_until(self._is_over)
+        except Exception as error:
+            for container in self.containers:
+                container.tell_of_bug(error)
+            what = f"{type(error).__name__}: {error}"
+            for container in self.containers:
+                if container.is_alive and container.request.is_adoptable:
+                    what += f"; `forkshim adopt {container.request.container_id}` goes on"
+            raise AbandonedError(f"unforeseen, the supervisor ends: {what}") from error
+
+    def _is_over(self) -> bool:
+        for container in [*self.containers]:
+            if container.has_left():
+                self.containers.remove(container)
+        return not self.containers
+
+    def _dispatch(self) -> None:
+        self.router.dispatch(self._on_signal)
+
+    def _on_signal(self, signum: int) -> None:
+        if signum == signal.SIGCHLD:
+            self.reap()
+        else:
+            self.on_signal(signum)
+
+    def reap(self) -> None:
+        """Reap what has ended; the rest of a flood in the next round."""
+        if self.reaper.reap():
+            self._reap_more.start(0.0)
+
+    def close(self) -> None:
+        """Stop routing signals, and close what is owned."""
+        self.null.close()
+        self.loop.close()
+        self.router.close()
+
+
+class SignalPolicy:
+    """What a signal to the supervisor does to its containers. Borrows the host.
+
+    TERM and INT stop each container. WINCH fits a console to the user's terminal. HUP reloads,
+    where that is possible. The other signals are forwarded. An exec'd process is left to its
+    container, if that is in this host.
+    """
+
+    def __init__(self, host: Host) -> None:
+        """Borrow the host."""
+        self._host = host
+
+    def deliver(self, signum: int) -> None:
+        """Carry out what the signal means."""
+        for container in [*self._host.containers]:
+            if container.parent is None:
+                self._deliver(container, signum)
+
+    def _deliver(self, container: Container, signum: int) -> None:
+        request = container.request
+        if signum in STOP_SIGNALS:
+            container.stop_by(signum)
+        elif signum == signal.SIGWINCH and request.terminal is not None:
+            container.launch.loop.guarded("window size", container.launch.pipes.fit_to_window)()
+        elif signum == signal.SIGHUP and request.command:
+            container.reload()
+        elif signum in FORWARDED_SIGNALS:
+            container.sequence.forward(signum)
+
+
+def supervise(request: StartRequest, log: Log, state_dir: StateDirectory) -> Outcome:
+    """Supervise one container, or one exec'd process, until it is gone. `state_dir` is borrowed.
+
+    Order of the start: signals, subreaper, `exit`, `control`, process.json, stdio, the runtime.
+    Order of the end: `exitStatus`, kill --all, drain, delete; `exit` is closed last.
+
+    Raises:
+        ShimError: It could not even begin: a file of the state directory is missing or wrong.
+    """
+    host = Host(
+        log,
+        request.environment,
+        has_job_control=request.has_job_control,
+        has_watchdog=request.notifier.watchdog_s > 0,
+    )
+    try:
+        exit_fifo = state_dir.open_fifo("exit")
+        try:
+            control_fifo = state_dir.open_fifo("control")
+            config = process_json.read_process("process.json", state_dir.fileno())
+            config = with_absolute_logs(config, state_dir.path)
+            checkpoint = (
+                process_json.read_checkpoint(config.checkpoint) if config.checkpoint else None
+            )
+            fd_limit.check(_NEEDED_FDS)
+            container = Container(
+                host,
+                request,
+                log,
+                state_dir,
+                config,
+                exit_fifo=exit_fifo,
+                control_fifo=control_fifo,
+            )
+            container.begin(checkpoint)
+            host.run()
+            return container.outcome
+        finally:
+            exit_fifo.close()
+    finally:
+        host.close()
+
+
+def with_absolute_logs(
+    config: process_json.ProcessConfig, directory: str
+) -> process_json.ProcessConfig:
+    """Return it with absolute paths of log files, which the workers open again by name."""
+    return replace(
+        config,
+        stdout=_with_absolute_log(config.stdout, directory),
+        stderr=config.stderr if config.terminal else _with_absolute_log(config.stderr, directory),
+    )
+
+
+def _with_absolute_log(setting: str, directory: str) -> str:
+    if parse_sink(setting).kind is SinkKind.PATH:
+        return setting  # a fifo, opened once, relative to the state directory
+    return with_absolute_path(setting, directory)

@@ -1,0 +1,294 @@
+"""What a container has from the start of its runtime on: workers, stop, exit, service, successor.
+
+Made in one piece by `Launch.assemble`, so that each attribute exists from the first line on.
+"""
+
+from __future__ import annotations
+
+import traceback
+
+import setproctitle  # noqa: F401 -- `Host.set_title` needs it when an upgrade may have replaced it
+
+from supervisor.container.api import ContainerApi, StreamNotices
+from supervisor.container.control_channel import ControlChannel
+from supervisor.container.exit import ExitSequence
+from supervisor.container.handover import HandoverManager
+from supervisor.container.init_process import ContainerInit, Process
+from supervisor.container.lifecycle import Action, Event, Notice
+from supervisor.container.request import StreamEnd
+from supervisor.container.service_status import ServiceStatus
+from supervisor.container.snapshot import Snapshot
+from supervisor.container.stop import Stopper
+from supervisor.io.workers import StreamSet
+from supervisor.oci import kill_scope
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from supervisor.children.notify_worker import NotifyWorker
+    from supervisor.container.container import Container
+    from supervisor.container.handover import Inherited
+    from supervisor.container.start import Launch
+
+
+class Running:
+    """Owns the workers and what goes with them, until `close`. Borrows the launch.
+
+    Attributes:
+        actions: What carries out each action of the lifecycle from here on.
+    """
+
+    def __init__(self, launch: Launch, container: Container, inherited: Inherited | None) -> None:
+        """Make everything; with `inherited` as an earlier supervisor had it."""
+        request, loop, log = launch.request, launch.loop, launch.log
+        packed = inherited.contents.document["supervisor"] if inherited else None
+        self._launch = launch
+        self._container = container
+        self.snapshot = Snapshot(container, launch, self)
+        self.handover = HandoverManager(
+            loop,
+            launch.host.reaper,
+            launch.invoker,
+            log,
+            request,
+            launch.state_dir,
+            self.snapshot,
+            inherited,
+            title=launch.title,
+            null_fd=launch.host.null.fileno(),
+        )
+        self.stream_set = StreamSet(
+            loop,
+            launch.host.reaper,
+            log,
+            title=launch.title,
+            null_fd=launch.host.null.fileno(),
+            on_stream_over=self._on_stream_over,
+            on_change=self.handover.changed,
+            on_trouble=self._on_trouble,
+            is_adoptable=self.handover.is_adoptable,
+            dir_fd=launch.state_dir.fileno(),
+            counters=(
+                inherited.contents.take(packed["crew"]["ledger"]) if inherited and packed else None
+            ),
+        )
+        self.stopper = Stopper(
+            loop,
+            launch.invoker,
+            launch.command,
+            log,
+            is_exec=launch.config.is_exec,
+            signal_init=container.signal_process,
+        )
+        self.service = ServiceStatus(
+            request.notifier,
+            loop,
+            self.stream_set,
+            log,
+            stop_timeout_s=request.stop_timeout_s,
+            has_notify_proxy=request.notify_proxy is not None,
+            packed=packed["service"] if packed else None,
+        )
+        self.exit = ExitSequence(
+            loop,
+            self.stream_set,
+            self.service,
+            log,
+            is_stopping=lambda: container.is_stopping,
+            keeps_unread=request.starts_container,
+            on_told=launch.exit_fifo.close,
+        )
+        self.is_paused = False
+        self.stop_timeout_s = request.stop_timeout_s
+        self.notify_worker = self._make_notify_worker()
+        self.init: ContainerInit | None = None
+        self.api = ContainerApi(container)
+        self.control = ControlChannel(loop, log, launch.control_fifo, self.api)
+        self._seen = StreamNotices(container, self.stream_set)
+        self.actions: dict[Action, Callable[[], None]] = {
+            Action.KILL_RUNTIME: launch.creation.cancel,
+            Action.START: container.sequence.start,
+            Action.HURRY_START: container.sequence.set_deadline,
+            Action.TELL_STARTED: container.started,
+            Action.SEND_STOP_SIGNAL: self._send_stop_signal,
+            Action.KILL: self._kill,
+            Action.KILL_INIT: self._kill_again,
+            Action.NOTE_STOP_AGAIN: self._note_stop_again,
+            Action.RECORD_EXIT: self._record_exit,
+            Action.EMPTY: self._kill_rest,
+            Action.CLEAN_UP: self._clean_up,
+            Action.DRAIN: self._drain,
+            Action.DELETE: self._delete,
+        }
+
+    def _make_notify_worker(self) -> NotifyWorker | None:
+        launch = self._launch
+        if launch.request.notify_proxy is None:
+            return None
+        from supervisor.children.notify_worker import NotifyWorker  # for containers that have one
+
+        return NotifyWorker(
+            launch.loop,
+            launch.host.reaper,
+            launch.log,
+            launch.request.notify_proxy,
+            title=launch.title,
+            null_fd=launch.host.null.fileno(),
+            on_words=self.service.heard,
+            on_change=self.handover.changed,
+        )
+
+    def take_process(self, pid: int) -> Process:
+        """Return the process that the runtime has created, with its console joined.
+
+        Raises:
+            OSError: EMFILE, say.
+        """
+        launch, request = self._launch, self._launch.request
+        process = Process.of_child(launch.loop, launch.host.reaper, pid, launch.state_dir)
+        try:
+            if launch.is_ours_to_start:
+                self._container.sequence.watch_exec(process.pid)
+            if request.notify_proxy is not None:  # a sender that cannot be identified is not heard
+                request.notify_proxy.belongs_to(process.pid)
+            if launch.creation.console is not None:
+                launch.pipes.join_console(launch.creation.console, launch.stdio, self.stream_set)
+                self.stream_set.start()
+        except OSError:
+            process.close()
+            raise
+        if not launch.config.is_exec:
+            self.stopper.kill_scope = kill_scope.of(launch.command.config_path, process.pid)
+        return process
+
+    def expect_end(self, process: Process) -> None:
+        """Serve the process up to its end, which may be before this call."""
+        launch = self._launch
+        if self.notify_worker is not None:
+            launch.loop.guarded(self.notify_worker.feature, self.notify_worker.start)()
+        if launch.config.is_exec:
+            self.init = self._init_of_exec(process.pid)
+        # Only now: what an engine sent to `control` earlier has waited in the fifo.
+        self.control.open()
+        # May be called at once: the process may be dead already, and remembered.
+        process.expect(self._on_process_exit)
+        launch.creation.known()
+
+    def _init_of_exec(self, pid: int) -> ContainerInit:
+        parent, launch = self._container.parent, self._launch
+        if parent is not None:
+            return ContainerInit.of_parent(launch.loop, parent.process)
+        return ContainerInit.of_exec(launch.loop, pid, launch.state_dir.fileno())
+
+    def _on_process_exit(self) -> None:
+        if self.notify_worker is not None:  # its last words, before the phases of its end
+            self.notify_worker.finish(self._container.process_ended)
+        else:
+            self._container.process_ended()
+
+    def _on_stream_over(self) -> None:
+        self.exit.look()
+
+    def _on_trouble(self) -> None:
+        self.service.look()
+        self._seen.look()
+
+    # Actions.
+
+    def _send_stop_signal(self) -> None:
+        request, timeout_s = self._launch.request, self.stop_timeout_s
+        self.stopper.ask(request.stop_signal, timeout_s, self._on_grace_over)
+
+    def _on_grace_over(self) -> None:
+        self._container.machine.post(Event.GRACE_OVER)
+
+    def _kill(self) -> None:
+        self.stopper.kill(self._on_kill_overdue)
+
+    def _kill_again(self) -> None:
+        self.stopper.kill_again(self._on_kill_overdue)
+
+    def _on_kill_overdue(self) -> None:
+        self._container.machine.post(Event.KILL_OVERDUE)
+
+    def _note_stop_again(self) -> None:
+        self._launch.log.info("a stop is under way already")
+
+    def _record_exit(self) -> None:
+        self.stopper.over()
+        if self._container.process is None:
+            raise AssertionError("an exit to record, and none seen")
+        self.exit.record(self._container.process)
+        self._launch.pipes.let_go()
+        self._container.recorded()
+
+    def _kill_rest(self) -> None:
+        self.stopper.empty(lambda: self._container.machine.post(Event.EMPTIED))
+
+    def _clean_up(self) -> None:
+        creation, container = self._launch.creation, self._container
+        is_alone = len(self._launch.host.containers) == 1
+        creation.clean_up(
+            self._launch.log, lambda: container.machine.post(Event.CLEANED), is_alone=is_alone
+        )
+
+    def _drain(self) -> None:
+        self._launch.pipes.let_go()  # also where there never was a process
+        self.exit.drain(self._on_drained, self.init)
+
+    def _delete(self) -> None:
+        if self._container.process is None:
+            self._container.machine.post(Event.DELETED)
+        else:
+            self.stopper.delete(self._on_deleted)
+
+    def _on_drained(self) -> None:
+        self._container.announce(Notice.DRAINED)
+        self._container.machine.post(Event.DRAINED)
+
+    def _on_deleted(self) -> None:
+        self._container.announce(Notice.DELETED)
+        self._container.machine.post(Event.DELETED)
+
+    # The end.
+
+    def stream_ends(self) -> tuple[StreamEnd, ...]:
+        """Return what each stream has come to."""
+        streams = self.stream_set
+        return tuple(
+            StreamEnd(
+                each.name, streams.copied_bytes(each), streams.deaths(each), *streams.drops(each)
+            )
+            for each in streams.streams
+        )
+
+    def tell_of_bug(self, error: Exception) -> None:
+        """Log the traceback of an unforeseen error."""
+        self._launch.log.info("".join(traceback.format_exception(error)))
+
+    def leave(self) -> None:
+        """Kill each process that still works for this container; see `has_left`.
+
+        Nothing is left for a successor from here on.
+        """
+        self.handover.close()
+        self.control.close()
+        self.stream_set.stop()
+        if self.notify_worker is not None:
+            self.notify_worker.stop()
+
+    @property
+    def has_left(self) -> bool:
+        """Whether each of them was reaped."""
+        is_notify_gone = self.notify_worker is None or self.notify_worker.is_gone
+        is_alone = not self.stream_set.has_workers and not self.handover.has_fd_holder
+        return is_alone and is_notify_gone
+
+    def close(self) -> None:
+        """Close every descriptor: the clients see end of file."""
+        if self.notify_worker is not None:
+            self.notify_worker.close()
+        self.stream_set.close()
+        if self.init is not None:
+            self.init.close()

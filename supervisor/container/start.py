@@ -1,0 +1,359 @@
+"""From opened stdio to a running process: what is needed before the runtime is executed.
+
+The runtime is executed as soon as possible. `Launch` imports little; `Launch.assemble` imports and
+makes the rest while the runtime works, or at once where a client lets the supervisor wait: then a
+package upgrade in that time cannot mix two versions.
+
+The workers are forked when the runtime runs; where an engine waits for the pid file, when that is
+written: a runtime keeps two cores busy by itself.
+"""
+
+from __future__ import annotations
+
+from supervisor.container.lifecycle import Event, State
+from supervisor.io.open import Stdio, StdioOpener
+from supervisor.io.pipes import Pipes
+from supervisor.linux import fds, procfs
+from supervisor.linux.errors import RuntimeFailedError, ShimError, StoppedError
+from supervisor.linux.exit_status import shell_status
+from supervisor.oci.command_line import RuntimeCommand
+from supervisor.oci.create import CreateOperation, explain
+from supervisor.oci.exec_watch import ExecWatch
+from supervisor.oci.invoke import HURRY_S, RuntimeInvoker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from supervisor.container.container import Container
+    from supervisor.container.handover import Inherited
+    from supervisor.container.host import Host
+    from supervisor.container.request import StartRequest
+    from supervisor.container.running import Running
+    from supervisor.io.stream import Stream
+    from supervisor.linux.event_loop import Loop
+    from supervisor.linux.exit_status import Termination
+    from supervisor.oci.process_json import ProcessConfig
+    from supervisor.state.directory import StateDirectory
+    from supervisor.state.log import Log
+
+_STDERR_LOOK_S = 0.1
+_LATEST_WORKERS_S = 0.1
+"""So long a runtime's hooks may wait that write more than a pipe takes."""
+
+
+class Launch:
+    """What a container has before its runtime is executed. Owns both fifos and its stdio."""
+
+    def __init__(
+        self,
+        host: Host,
+        loop: Loop,
+        request: StartRequest,
+        log: Log,
+        state_dir: StateDirectory,
+        config: ProcessConfig,
+        exit_fifo: fds.Fd,
+        control_fifo: fds.Fd,
+    ) -> None:
+        """Take the fifos, which may be closed ones: not every front end has them."""
+        self.host = host
+        self.loop = loop
+        self.request = request
+        self.log = log
+        self.state_dir = state_dir
+        self.config = config
+        self.exit_fifo = exit_fifo
+        self.control_fifo = control_fifo
+        null_fd = host.null.fileno()
+        self.invoker = RuntimeInvoker(
+            loop,
+            host.reaper,
+            name=request.runtime,
+            cwd=state_dir.path,
+            null_fd=null_fd,
+            environment=host.environment,
+        )
+        self.command = RuntimeCommand(
+            name=request.runtime,
+            args=config.runtime_args,
+            state_dir=state_dir.path,
+            bundle=request.bundle,
+            container_id=request.container_id,
+            config=request.config,
+        )
+        self.opener = StdioOpener(
+            loop,
+            host.reaper,
+            container_id=request.container_id,
+            bundle=request.bundle,
+            title=self.title,
+            null_fd=null_fd,
+            dir_fd=state_dir.fileno(),
+        )
+        self.stdio = Stdio()
+        self.creation = CreateOperation(
+            loop,
+            host.reaper,
+            self.invoker,
+            self.command,
+            config,
+            state_dir,
+            from_three=request.activation_fds.filenos(),
+        )
+        self.pipes = Pipes(config, request.terminal, null_fd)
+        self.owned: list[Log | StateDirectory] = []
+        """Closed last; those of a front end are the front end's."""
+
+    @property
+    def title(self) -> str:
+        """The process title, and the beginning of each worker's."""
+        return f"forkshim: {self.request.container_id}"
+
+    @property
+    def is_of_one_step(self) -> bool:
+        """Whether the runtime starts what it makes: an exec'd process, or a restored one."""
+        return self.creation.verb != "create"
+
+    @property
+    def is_ours_to_start(self) -> bool:
+        """False where an engine starts it, and for exec and restore, which have."""
+        return self.request.starts_container and not self.is_of_one_step
+
+    def assemble(self, container: Container, inherited: Inherited | None = None) -> Running:
+        """Import and make what is needed from the start of the runtime on."""
+        from supervisor.container.running import Running
+
+        return Running(self, container, inherited)
+
+    def close(self) -> None:
+        """Close all but the exit fifo, whose end of file is the last word."""
+        self.pipes.close()
+        self.stdio.close()
+        self.control_fifo.close()
+        for each in self.owned:
+            each.close()
+
+
+class StartSequence:
+    """Brings one container from its stdio to its running program. Borrows the launch."""
+
+    def __init__(self, launch: Launch, container: Container) -> None:
+        """Nothing happens before `begin`."""
+        self._launch = launch
+        self._container = container
+        self._held_stderr: Stream | None = None
+        self._has_workers = False
+        self._start_pid = 0
+        self._may_start = False
+        self._exec_watch: ExecWatch | None = None
+        self._early_signals: set[int] = set()
+        self._latest_workers = launch.loop.timer(self._start_workers)
+        self._stderr_look = launch.loop.timer(self._look_at_stderr)
+
+    def open_stdio(self) -> None:
+        """Open the clients' side; it may have to wait for a client."""
+        self._launch.opener.begin(self._launch.config, self._on_stdio)
+
+    def _on_stdio(self, opened: Stdio | ShimError) -> None:
+        if isinstance(opened, ShimError):
+            self._container.fail(opened, Event.OPEN_FAILED)
+        else:
+            self._launch.stdio = opened
+            self._container.machine.post(Event.OPENED)
+
+    # Creation.
+
+    def create(self) -> None:
+        """Execute the runtime, and assemble the rest while it works."""
+        launch, container = self._launch, self._container
+        container_side: list[fds.Fd] = []
+        has_failed = False
+        try:
+            stdio = launch.pipes.make_pipes(launch.stdio, container_side)
+            launch.creation.begin(stdio, self._on_creation_end)
+        except ShimError as error:
+            has_failed = True
+            container.fail(error, Event.CREATE_FAILED)
+        finally:
+            for owner in container_side:
+                owner.close()
+            launch.request.activation_fds.close()
+        container.assemble()
+        launch.pipes.join_pipes(launch.stdio, container.running.stream_set)
+        is_engines = not launch.request.starts_container and not launch.is_of_one_step
+        if is_engines and not launch.config.terminal and not has_failed:
+            # The engine waits for the pid file, and needs some time from there to its `start`. A
+            # terminal has a size to be set in that time.
+            self._latest_workers.start(_LATEST_WORKERS_S)
+        else:
+            self._start_workers()
+
+    def _start_workers(self) -> None:
+        """Start the streams; once. Those of a terminal wait for the console."""
+        if self._has_workers:
+            return
+        self._has_workers = True
+        self._latest_workers.cancel()
+        launch = self._launch
+        launch.host.set_title(launch.title)
+        if not launch.config.terminal:
+            if launch.request.starts_container and self._container.error is None:
+                self._held_stderr = self._stream_of_the_runtime()
+                self._stderr_look.start(_STDERR_LOOK_S)
+            self._container.running.stream_set.start(but=self._held_stderr)
+
+    def _stream_of_the_runtime(self) -> Stream | None:
+        """Return the stream that has the runtime's own stderr: the container's, until its exec."""
+        name = "stdout" if self._launch.stdio.stderr_joins_stdout else "stderr"
+        streams = self._container.running.stream_set.streams
+        return next((stream for stream in streams if stream.name == name), None)
+
+    def _look_at_stderr(self) -> None:
+        """Release the stream if hooks write more than can wait for the end of the `create`."""
+        stream = self._held_stderr
+        if stream is not None and fds.pending_bytes(stream.source.fileno()) > fds.PIPE_BYTES // 2:
+            self._release_stderr(None)
+        elif stream is not None:
+            self._stderr_look.start(_STDERR_LOOK_S)
+
+    def _release_stderr(self, error: ShimError | None) -> None:
+        """Start the stream that was held back during the `create`, which may have failed.
+
+        A runtime that fails says why in its log and on its stderr. The log's words are told, with
+        all that is not printable escaped; the other copy, in which an image may have put anything,
+        is discarded.
+        """
+        stream, self._held_stderr = self._held_stderr, None
+        self._stderr_look.cancel()
+        if stream is None:
+            return
+        if isinstance(error, RuntimeFailedError) and explain(self._launch.state_dir):
+            fds.discard_pending(stream.source.fileno(), self._launch.host.null.fileno())
+        self._container.running.stream_set.start()
+
+    def _on_creation_end(self, error: ShimError | None) -> None:
+        self._start_workers()
+        self._release_stderr(error)
+        if error is not None:
+            self._container.fail(error, Event.CREATE_FAILED)
+        else:
+            self._container.created()
+
+    # The runtime's start.
+
+    def start(self) -> None:
+        """Run the runtime's `start`, where that is the supervisor's."""
+        launch, container = self._launch, self._container
+        if launch.request.is_start_awaited and not self._may_start:
+            return
+        if not launch.is_ours_to_start:
+            container.machine.post(Event.STARTED)
+            return
+        if self._is_gone:
+            return  # the end of the process tells the rest
+        try:
+            # It may take its time: the container's own hooks run in it.
+            self._start_pid = launch.invoker.run(
+                launch.command.start(),
+                self._on_start_end,
+                cwd=launch.command.directory,
+                limit_s=None,
+            )
+        except ShimError as error:
+            container.fail(error, Event.START_FAILED)
+
+    def start_by_verb(self) -> bool:
+        """Run the runtime's `start` now; False if that is not left to the verb, or was done."""
+        if not self._launch.request.is_start_awaited or self._may_start:
+            return False
+        self._may_start = True
+        self.start()
+        return True
+
+    def set_deadline(self) -> None:
+        """Give the runtime's `start` a few seconds more: a stop waits for it."""
+        if self._launch.request.is_start_awaited and not self._may_start:
+            error = StoppedError("stopped before it was started")
+            self._container.fail(error, Event.START_FAILED)
+            return
+        self._launch.invoker.hurry(self._start_pid, HURRY_S)
+
+    def _on_start_end(self, termination: Termination) -> None:
+        if shell_status(termination) == 0 and self._exec_watch is not None:
+            self._exec_watch.expect(self._on_run)
+            return
+        detail = explain(self._launch.state_dir)
+        why = f"{termination}{': ' if detail else ''}{detail}"
+        if self._is_gone:  # its own end tells whether its program has run
+            self._launch.log.info(f"start failed, the process had ended: {why}")
+            return
+        self._container.fail(self._error_of_start(why), Event.START_FAILED)
+
+    def watch_exec(self, pid: int) -> None:
+        """Watch the init from now on: whether it executes the container's program.
+
+        Raises:
+            OSError: EMFILE, ENFILE or ENOMEM.
+        """
+        launch = self._launch
+        self._exec_watch = ExecWatch(
+            launch.loop,
+            pid,
+            runtime=launch.request.runtime,
+            config_path=launch.command.config_path,
+        )
+        launch.host.reaper.look_before(pid, self._exec_watch.look)
+
+    def _on_run(self) -> None:
+        is_starting = self._container.state in (State.STARTING, State.STOP_DEFERRED)
+        if is_starting and not self._is_gone:
+            self._container.machine.post(Event.STARTED)
+
+    @property
+    def _is_gone(self) -> bool:
+        """Whether the process has ended, reaped or not yet."""
+        process = self._container.process
+        if process is None or not process.is_alive:
+            return True
+        try:
+            return procfs.is_ending(process.pid)
+        except OSError:  # EMFILE
+            return False
+
+    def forward(self, signum: int) -> None:
+        """Send a signal on; before the process is known to run, the signal waits.
+
+        An engine starts it as soon as there is a pid file, which is before its create has ended.
+        """
+        if self._container.is_started:
+            self._container.signal_process(signum)
+        else:
+            self._early_signals.add(signum)
+
+    def early_signals(self) -> list[int]:
+        """Return the signals that have waited, lowest first."""
+        return sorted(self._early_signals)
+
+    # What its end says of the start.
+
+    def error_if_never_ran(self) -> ShimError | None:
+        """Return why the process ended before it executed the program; None if it had."""
+        process = self._container.process
+        end = process.termination if process else None
+        watch = self._exec_watch
+        if watch is None or watch.has_run(end, is_started=self._start_pid > 0):
+            return None
+        detail = explain(self._launch.state_dir)
+        return self._error_of_start(
+            f"its init ended before it executed the container's program: {end}"
+            f"{f': {detail}' if detail else ''}"
+        )
+
+    def close(self) -> None:
+        """Watch no more."""
+        if self._exec_watch is not None:
+            self._exec_watch.close()
+
+    def _error_of_start(self, why: str) -> ShimError:
+        if self._container.is_stopping:
+            return StoppedError("stopped while it was being started")
+        return RuntimeFailedError(f"{self._launch.command.name} start: {why}")
