@@ -106,6 +106,7 @@ class CreateOperation:
         """
         self._on_end = on_end
         self._state_dir.remove_stale_pid()
+        self._state_dir.check_file(command_line.LOG_NAME)
         if self._record.terminal:
             from supervisor.oci.console_socket import ConsoleSocket  # 3 ms, for those who want one
 

@@ -13,6 +13,7 @@ containers, and only one current directory.
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
 from functools import partial
 
@@ -100,11 +101,17 @@ class StateDirectory:
         try:
             fd = fds.Fd(os.open(name, flags, dir_fd=self.fileno()))
         except OSError as error:
-            raise ShimError(f"open {name}: {reason(error)}") from error
+            why = reason(error)
+            if isinstance(error, FileNotFoundError) and self._has_entry(name):
+                why = "a symbolic link to nothing"
+            raise ShimError(f"open {name}: {why}") from error
         if not fds.is_fifo(fd.fileno()):
             fd.close()
             raise ShimError(f"open {name}: not a fifo")
         return fd
+
+    def _has_entry(self, name: str) -> bool:
+        return name in os.listdir(self.fileno())
 
     def make_fifos(self) -> None:
         """Make `exit` and `control`, as an engine does before it starts a shim."""
@@ -131,8 +138,30 @@ class StateDirectory:
             os.unlink(name, dir_fd=self.fileno())
 
     def remove_stale_pid(self) -> None:
-        """Remove a `pid` of an earlier run: what is there after `create` is then the runtime's."""
-        self.remove("pid")
+        """Remove a `pid` of an earlier run: what is there after `create` is then the runtime's.
+
+        Raises:
+            ShimError: It cannot be removed; a directory, say.
+        """
+        try:
+            self.remove("pid")
+        except OSError as error:
+            raise ShimError(f"remove pid: {reason(error)}") from error
+
+    def check_file(self, name: str) -> None:
+        """Refuse what is no regular file, before another program opens it; it may be missing.
+
+        Raises:
+            ShimError: A fifo, say, in which an open(2) waits for ever.
+        """
+        try:
+            mode = os.stat(name, dir_fd=self.fileno()).st_mode
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise ShimError(f"stat {name}: {reason(error)}") from error
+        if not stat.S_ISREG(mode):
+            raise ShimError(f"open {name}: not a regular file")
 
     def read_pid(self) -> int:
         """Read what the runtime wrote to `pid`.

@@ -13,6 +13,7 @@ import pytest
 from tests.harness import bundles, runtime_calls, runtimes, waiting
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.harness.engine import Engine
@@ -282,11 +283,37 @@ def test_a_missing_file_is_an_error_that_names_it(make_engine: MakeEngine, name:
 
 
 @pytest.mark.parametrize("name", ["exit", "control"])
+def test_a_fifo_that_is_a_link_to_nothing_is_told_from_a_missing_one(
+    make_engine: MakeEngine, name: str
+) -> None:
+    engine = make_engine()
+    (engine.dir / name).unlink()
+    (engine.dir / name).symlink_to("nowhere")
+    assert fail(engine) == f"open {name}: a symbolic link to nothing"
+
+
+@pytest.mark.parametrize("name", ["exit", "control"])
 def test_a_plain_file_in_place_of_a_fifo_is_an_error(make_engine: MakeEngine, name: str) -> None:
     engine = make_engine()
     (engine.dir / name).unlink()
     (engine.dir / name).touch()
     assert fail(engine) == f"open {name}: not a fifo"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_log_of_the_runtime_that_is_no_file_is_an_error(
+    make_engine: MakeEngine, make: Callable[[Path], None]
+) -> None:
+    """To open a fifo for writing makes runc wait for ever."""
+    engine = make_engine()
+    make(engine.dir / "log.json")
+    assert fail(engine) == "open log.json: not a regular file"
+
+
+def test_a_pid_that_is_a_directory_is_an_error_that_names_it(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    (engine.dir / "pid").mkdir()
+    assert fail(engine) == "remove pid: is a directory"
 
 
 @pytest.mark.parametrize("kind", ["fifo", "directory"])
