@@ -74,7 +74,10 @@ class LogReopener:
         for slot in slots:
             if slot.stream.is_live_output and self._reopen(slot):
                 self._on_change()
-                slot.replace()
+                if slot.worker is None and slot.stream.line_sink is not None:
+                    slot.begin()  # a log file is there from the start, before its first line
+                else:
+                    slot.replace()
         is_refused = any(
             slot.stream.is_live_output and self._stream_log.refusal(slot.stream)
             for slot in self._slots

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 class WorkerState(Enum):
     """What a stream's worker does now.
 
+    NONE: nothing could be read of the stream so far; the supervisor watches its source.
     LEAVING: the supervisor has killed it, or has reaped it and has still to read its report pipe.
     """
 

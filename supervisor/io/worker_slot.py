@@ -1,5 +1,8 @@
 """The place of one stream's workers: at most one at work, and those that leave.
 
+The first worker is forked when there is something to read: until then the supervisor watches the
+source in its loop. A source at end of file without a byte needs no worker at all.
+
 The stream owns the descriptors for as long as the container lives. When a worker dies without a
 report, another one is forked on the same descriptors and continues where the kernel stands.
 """
@@ -53,6 +56,7 @@ class WorkerSlot:
         "_retry",  # a stream without a worker gets one from the next supervisor
         "_on_retry",
         "_is_client_looked_for",  # while draining, which no handover interrupts
+        "_is_watching",  # the counters tell whether there ever was a worker
     )
 
     def __init__(self, context: SlotContext, stream: Stream, number: int) -> None:
@@ -69,6 +73,7 @@ class WorkerSlot:
         self._on_retry: Callable[[], object] = self._fork_if_wanted
         self._copied_bytes_at_fork = 0
         self._is_client_looked_for = False
+        self._is_watching = False
 
     # What others ask.
 
@@ -128,6 +133,11 @@ class WorkerSlot:
         return self.trouble
 
     @property
+    def _has_begun(self) -> bool:
+        """Whether there ever was a worker: something may be in its buffers."""
+        return self._context.counters.has_begun(self.number)
+
+    @property
     def _has_progress(self) -> bool:
         return self.copied_bytes != self._copied_bytes_at_fork
 
@@ -183,7 +193,7 @@ class WorkerSlot:
         if self.stream.is_closed:
             return
         if self.worker is None:
-            self._fork(self._first_task())
+            self.start()
         elif self.stream.is_interruptible:
             self.replace(self.worker.task)
 
@@ -193,21 +203,52 @@ class WorkerSlot:
     # What the stream set asks for.
 
     def start(self) -> None:
-        """Have a worker, if there is none."""
+        """Have a worker, if there is none: a first one when there is something to read.
+
+        A person's terminal in raw mode has a worker at once, which gives the terminal back if the
+        supervisor is killed.
+        """
+        is_raw = self.stream.is_input and self._context.raw_terminal is not None
+        if is_raw or self._has_begun:
+            self.begin()
+        elif not (self._is_watching or self.stream.is_closed):
+            try:
+                self._context.loop.watch(self.stream.source.fileno(), self._on_source_ready)
+            except PermissionError:  # a file or /dev/null, always readable: epoll_ctl(2), EPERM
+                self.begin()
+            else:
+                self._is_watching = True
+
+    def begin(self) -> None:
+        """Have a worker now, if there is none."""
         if self.worker is None and not self.stream.is_closed:
             self._fork(self._first_task())
+
+    def _on_source_ready(self) -> None:
+        if fds.is_at_end(self.stream.source.fileno()):
+            self._close()
+        elif self.stream.has_pending():
+            self.begin()
+
+    def _stop_watching(self) -> None:
+        if self._is_watching:
+            self._is_watching = False
+            self._context.loop.forget(self.stream.source.fileno())
 
     def replace(self, task: Task = COPY) -> None:
         """Replace the worker, which has done nothing wrong, by another one.
 
-        The other is forked first, and waits for its end.
+        The other is forked first, and waits for its end. A stream that waits for its first byte
+        gets no worker.
         """
         self._retry.cancel()
         if self.stream.is_closed:
             return
         old = self.worker
         if old is None or old.is_reaped:
-            if old is None:
+            if task == COPY and not self._has_begun:
+                self._context.attach_hub.accept(self.stream)
+            elif old is None:
                 self._fork(task)
             return  # or it is half gone, and what follows is decided when it is gone
         self.worker = None
@@ -230,7 +271,7 @@ class WorkerSlot:
             return
         if self.worker is None:
             self._retry.cancel()
-            self._fork(self._first_task())
+            self.start()
         elif self.worker.task.remaining_s() > 0 or (self.stream.is_lossy and self.current_trouble):
             self.replace()
 
@@ -241,7 +282,7 @@ class WorkerSlot:
         that was not at its end is complete now.
         """
         self.stream.phase = StreamPhase.HANGING_UP
-        if self.stream.line_sink is not None:
+        if self.stream.line_sink is not None and self._has_begun:
             self._put_null_at(self.stream.source)
             self.replace()
             return
@@ -274,13 +315,16 @@ class WorkerSlot:
 
     def _continue_with_client(self) -> None:
         self._is_client_looked_for = False
-        if not fds.has_reader(self.stream.sink.fileno()):
+        if fds.has_reader(self.stream.sink.fileno()):
+            self.start()
+        else:
             self.stream.phase = StreamPhase.COUNTING_REST
-        self._fork(self._first_task())
+            self._fork(COUNT_REST)
 
     def stop(self) -> None:
         """Kill the worker, harmlessly to the bytes. Wait until `has_processes` is over."""
         self._retry.cancel()
+        self._stop_watching()
         self.kill()
 
     def renew_sink(self) -> bool:
@@ -300,6 +344,8 @@ class WorkerSlot:
 
     def _fork(self, task: Task) -> bool:
         """Fork a worker, which waits for the end of all before it. False: it is tried again."""
+        self._stop_watching()
+        self._context.counters.set_begun(self.number)
         self._copied_bytes_at_fork = self.copied_bytes
         with contextlib.ExitStack() as stack:
             try:
@@ -438,6 +484,7 @@ class WorkerSlot:
 
     def _close(self) -> None:
         self._retry.cancel()
+        self._stop_watching()
         self.trouble = ""
         self._context.stream_log.drops(self)
         self._context.attach_hub.end(self.stream)

@@ -164,7 +164,7 @@ class StreamSet:
     # The workers.
 
     def start(self, *, but: Stream | None = None) -> None:
-        """Fork the worker of each stream that has none, except for that of `but`."""
+        """Have a worker for each stream except `but` from its first byte on."""
         for slot in self._slots:
             if slot.stream is not but:
                 slot.start()

@@ -78,6 +78,22 @@ def discard_pending(pipe_fd: int, null_fd: int) -> None:
         left -= os.splice(pipe_fd, null_fd, left)
 
 
+def is_at_end(fd: int) -> bool:
+    """Say whether every writer of a pipe or terminal is gone, and nothing is left to read.
+
+    Source: poll(2), POLLHUP without POLLIN. Asks twice: a writer may write and close between the
+    kernel's looks at one and the other.
+    """
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return all(
+        any(
+            events & select.POLLHUP and not events & select.POLLIN for _fd, events in poller.poll(0)
+        )
+        for _look in range(2)
+    )
+
+
 def capacity_bytes(fd: int) -> int:
     """Return the capacity of a pipe; `PIPE_BYTES` for any other file."""
     return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) if is_fifo(fd) else PIPE_BYTES

@@ -94,6 +94,12 @@ class Site:
         reader = self.own(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
         return reader, fds.Fd(os.open(path, os.O_RDWR))
 
+    def start(self) -> None:
+        """Start the streams with a worker each, as if something could be read of every one."""
+        self.stream_set.start()
+        for stream in self.stream_set.streams:
+            self.slot(stream).begin()
+
     def slot(self, stream: Stream) -> WorkerSlot:
         return self.stream_set.slot(stream)
 

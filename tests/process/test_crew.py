@@ -32,7 +32,7 @@ pytestmark = pytest.mark.process
 
 def test_each_stream_is_copied_and_is_over_at_its_end(site: Site) -> None:
     ends = [site.output("stdout"), site.output("stderr")]
-    site.stream_set.start()
+    site.start()
     for number, (writer, _reader, _stream) in enumerate(ends):
         os.write(writer, b"%d" % number)
         site.disown(writer)
@@ -49,7 +49,7 @@ def test_each_stream_is_copied_and_is_over_at_its_end(site: Site) -> None:
 
 def test_a_crashed_worker_is_replaced_on_the_same_descriptors(site: Site) -> None:
     writer, reader, stream = site.output()
-    site.stream_set.start()
+    site.start()
     route = stream.route
     for number in range(3):
         os.write(writer, b"%d" % number)
@@ -74,7 +74,7 @@ def test_what_a_worker_was_killed_amidst_arrives_whole(site: Site) -> None:
     writer, reader, stream = site.output()
     os.write(writer, content)
     site.disown(writer)
-    site.stream_set.start()
+    site.start()
     got = b""
     while len(got) < len(content):
         waiting.wait_readable(reader)
@@ -90,7 +90,7 @@ def test_a_worker_that_dies_again_and_again_without_progress_is_given_pauses(
     monkeypatch.setattr(output, "work", lambda _context, _route: os._exit(3))
     monkeypatch.setattr(restart_policy, "_SHORTEST_PAUSE_S", 1e-6)
     _writer, _reader, stream = site.output()
-    site.stream_set.start()
+    site.start()
     site.run_until(lambda: site.slot(stream).history.deaths == 20)
     assert site.slot(stream).history.deaths_without_progress == 20
     assert site.rig.messages("warn") == [
@@ -110,7 +110,7 @@ def test_a_stream_whose_workers_do_not_live_says_so_until_one_does(
     monkeypatch.setattr(output, "work", lambda _context, _route: os._exit(3))
     monkeypatch.setattr(restart_policy, "_SHORTEST_PAUSE_S", 1e-6)
     writer, reader, stream = site.output()
-    site.stream_set.start()
+    site.start()
     site.run_until(lambda: site.stream_set.trouble(stream) != "")
     assert site.troubles > 0
     assert site.slot(stream).history.deaths == restart_policy.DEGRADED_AFTER
@@ -133,7 +133,7 @@ def test_a_stream_whose_workers_do_not_live_says_so_until_one_does(
 
 def test_progress_makes_the_earlier_deaths_forgotten(site: Site) -> None:
     writer, reader, stream = site.output()
-    site.stream_set.start()
+    site.start()
     for _each in range(2):
         site.kill_worker_of(stream)
     assert site.slot(stream).history.deaths_without_progress == 2
@@ -162,7 +162,7 @@ def test_a_report_that_is_junk_counts_as_a_crash(
 
     monkeypatch.setattr(output, "work", junk)
     writer, reader, stream = site.output()
-    site.stream_set.start()
+    site.start()
     monkeypatch.setattr(output, "work", work)
     os.write(writer, b"x")
     site.disown(writer)
@@ -174,7 +174,7 @@ def test_a_report_that_is_junk_counts_as_a_crash(
 
 def test_a_sink_that_nobody_reads_hangs_up_on_the_container(site: Site) -> None:
     writer, reader, stream = site.output()
-    site.stream_set.start()
+    site.start()
     site.disown(reader)
     os.write(writer, b"x")
     site.run_until(lambda: stream.is_closed)
@@ -189,7 +189,7 @@ def test_a_console_whose_sink_nobody_reads_is_read_on_and_thrown_away(site: Site
     sink_rfd, sink = fds.pipe()
     slave, stream = site.console(sink)
     sink_rfd.close()
-    site.stream_set.start()
+    site.start()
     os.write(slave, b"x")
     site.run_until(lambda: site.rig.log_path.stat().st_size > 0)
     for _each in range(100):
@@ -206,7 +206,7 @@ def test_a_full_disk_is_tried_again_and_said_once(
 ) -> None:
     monkeypatch.setattr(restart_policy, "_SHORTEST_PAUSE_S", 1e-6)
     writer, _reader, stream = site.output(sink=fds.Fd(os.open("/dev/full", os.O_WRONLY)))
-    site.stream_set.start()
+    site.start()
     for errors in range(1, 6):
         os.write(writer, b"x")
         site.run_until(lambda errors=errors: site.slot(stream).history.errors_in_a_row == errors)  # type: ignore[misc] # bound now
@@ -227,7 +227,7 @@ def test_an_error_after_progress_is_said_again(site: Site, monkeypatch: pytest.M
     monkeypatch.setattr(output, "work", moves_a_little)
     _writer, _reader, stream = site.output()
     stream.sink_name = ""
-    site.stream_set.start()
+    site.start()
     site.run_until(lambda: len(site.rig.messages("warn")) == 2)
     assert [message.partition(";")[0] for message in site.rig.messages("warn")] == [
         "stdout: No space left on device (ENOSPC) after 1 bytes",
@@ -237,7 +237,7 @@ def test_an_error_after_progress_is_said_again(site: Site, monkeypatch: pytest.M
 
 def test_a_container_that_closes_its_stdin_ends_it_without_a_word(site: Site) -> None:
     client, container, stream = site.stdin()
-    site.stream_set.start()
+    site.start()
     os.write(client, b"x")
     waiting.wait_readable(container)
     site.disown(container)
@@ -248,7 +248,7 @@ def test_a_container_that_closes_its_stdin_ends_it_without_a_word(site: Site) ->
 
 def test_stdin_is_closed_at_its_end_and_the_container_sees_it(site: Site) -> None:
     client, container, stream = site.stdin()
-    site.stream_set.start()
+    site.start()
     os.write(client, b"x")
     site.disown(client)
     site.run_until(lambda: stream.is_closed)
@@ -261,7 +261,7 @@ def test_a_stdin_that_fails_is_said_and_closed(site: Site, monkeypatch: pytest.M
 
     monkeypatch.setattr(stdin, "work", fails)
     _client, container, stream = site.stdin()
-    site.stream_set.start()
+    site.start()
     site.run_until(lambda: stream.is_closed)
     assert waiting.read_to_end(container) == b""
     assert site.rig.messages("warn") == [
@@ -282,7 +282,7 @@ def test_a_fork_that_fails_is_tried_again(site: Site, monkeypatch: pytest.Monkey
     monkeypatch.setattr(spawn, "fork_worker", fails_twice)
     monkeypatch.setattr(restart_policy, "FORK_AGAIN_S", 1e-6)
     writer, reader, stream = site.output()
-    site.stream_set.start()
+    site.start()
     os.write(writer, b"x")
     site.disown(writer)
     site.run_until(lambda: stream.is_closed)
@@ -299,7 +299,7 @@ def test_a_stream_that_ends_while_a_fork_is_refused_is_over(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer, _reader, stream = site.output()
-    site.stream_set.start()
+    site.start()
     with monkeypatch.context() as patch:
         patch.setattr(spawn, "fork_worker", _refused)
         site.stream_set.attach("stdout", "attach.nobody")  # whatever replaces a worker
@@ -316,7 +316,7 @@ def test_a_stream_that_ends_while_a_fork_is_refused_is_over(
 
 def test_a_stream_that_was_given_up_is_not_given_another_worker(site: Site) -> None:
     _writer, _reader, stream = site.output()
-    site.stream_set.start()
+    site.start()
     site.stream_set.give_up(stream)
     site.run_until(lambda: not site.stream_set.has_workers)
     assert stream.is_closed
@@ -329,7 +329,7 @@ def test_a_worker_that_is_reaped_and_whose_pipe_is_unread_is_not_signalled_any_m
     site: Site, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     _writer, _reader, stream = site.output()
-    site.stream_set.start()
+    site.start()
     pid = site.slot(stream).pid
     os.kill(pid, signal.SIGKILL)
     waiting.wait_process(pid)
@@ -352,7 +352,7 @@ def test_a_stream_that_is_given_up_in_a_pause_is_not_given_another_worker(
         monkeypatch.setattr(restart_policy, name, 3600.0)  # no worker comes while we look
     site.policy(3600.0)
     writer, _reader, stream = site.output(sink=fds.Fd(os.open("/dev/full", os.O_WRONLY)))
-    site.stream_set.start()
+    site.start()
     os.write(writer, b"x")
     site.run_until(lambda: site.slot(stream).history.errors_in_a_row == 1)
     held = site.slot(stream).pid
@@ -374,7 +374,7 @@ def test_in_a_pause_there_is_a_worker_which_a_hurry_has_try_at_once(
     """Without one, nobody could go on if the supervisor were killed just then."""
     _endless_pauses(site, monkeypatch)
     writer, _reader, stream = site.output(sink=fds.Fd(os.open("/dev/full", os.O_WRONLY)))
-    site.stream_set.start()
+    site.start()
     os.write(writer, b"x")
     site.run_until(lambda: site.slot(stream).history.errors_in_a_row == 1)
     waiting.wait_title(site.slot(stream).pid, "forkshim: site [stdout]")
@@ -399,7 +399,7 @@ def test_workers_that_die_at_work_are_followed_by_one_that_rests(
 
     monkeypatch.setattr(output, "work", works_badly)
     _writer, _reader, stream = site.output()
-    site.stream_set.start()
+    site.start()
     site.run_until(lambda: site.slot(stream).history.deaths == 9)
     waiting.wait_title(site.slot(stream).pid, "forkshim: site [stdout]")
     # One that does not even live at rest is not replaced by another one of the kind.
@@ -415,7 +415,7 @@ def test_without_a_free_descriptor_a_killed_worker_is_replaced_later(
 ) -> None:
     monkeypatch.setattr(restart_policy, "FORK_AGAIN_S", 0.01)
     writer, reader, stream = site.output()
-    site.stream_set.start()
+    site.start()
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     killed = site.slot(stream).pid
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))

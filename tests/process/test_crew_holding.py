@@ -64,7 +64,7 @@ def test_a_report_counts_once_while_no_fork_succeeds(
 ) -> None:
     monkeypatch.setattr(output, "work", _fails)
     _writer, _reader, stream = site.output()
-    site.stream_set.start()
+    site.start()
     slot = site.slot(stream)
     first = slot.pid
     with monkeypatch.context() as patch:
@@ -82,7 +82,7 @@ def test_a_fork_that_was_refused_leaves_no_pause_for_a_dead_container(
     site.slot(stream).history = FailureHistory(
         errors_in_a_row=20
     )  # the next pause is the longest one
-    site.stream_set.start()
+    site.start()
     with monkeypatch.context() as patch:
         patch.setattr(spawn, "fork_worker", _refused)
         site.run_until(lambda: bool(site.slot(stream).history.failed_forks))
@@ -95,7 +95,7 @@ def test_a_fork_that_was_refused_leaves_no_pause_for_a_dead_container(
 
 def test_the_worker_of_a_killed_supervisor_is_gone_before_another_one_copies(site: Site) -> None:
     writer, reader, stream = site.output()
-    site.stream_set.start()
+    site.start()
     orphan = site.slot(stream).pid
     site.stream_set.renew([_orphan(site, stream)])
     assert not site.stream_set.is_settled
@@ -118,7 +118,7 @@ def test_a_log_that_was_to_be_opened_anew_is_not_while_an_orphan_writes_it(
     site.own(source_wfd.take())
     stream = Stream("stdout", source_rfd, reopen(), reopen=reopen)
     site.stream_set.add(stream)
-    site.stream_set.start()
+    site.start()
     orphan = _orphan(site, stream)
     (tmp_path / "log").rename(tmp_path / "log.1")
     waited_for: list[int] = []
@@ -145,7 +145,7 @@ def test_a_log_that_was_to_be_opened_anew_is_not_while_an_orphan_writes_it(
 def test_a_worker_that_has_come_to_its_end_is_gone_before_its_stream_is_over(site: Site) -> None:
     """It has the client's fifo open for reading, as only clients should have then."""
     writer, reader, stream = site.output()
-    site.stream_set.start()
+    site.start()
     worker = site.slot(stream).pid
     os.write(writer, b"said")
     site.disown(writer)

@@ -91,7 +91,7 @@ def test_a_worker_that_leaves_its_sink_alone_is_not_taken_for_a_stuck_one(
     recorder = Recorder(tmp_path)
     writer, stream = _recorded(site, recorder)
     recorder.policy = "drop-new"
-    site.stream_set.start()
+    site.start()
     os.write(writer, b"x")
     waiting.wait_true(lambda: site.stream_set.copied_bytes(stream) == 1)
     stop_worker(site.slot(stream))
@@ -108,7 +108,7 @@ def test_a_stream_of_records_that_is_hung_up_has_its_end_written(
     recorder = Recorder(tmp_path)
     writer, stream = _recorded(site, recorder)
     assert stream.capacity_bytes == fds.PIPE_BYTES + 5
-    site.stream_set.start()
+    site.start()
     os.write(writer, b"said")
     waiting.wait_true(lambda: site.stream_set.copied_bytes(stream) == 4)
     site.stream_set.hang_up(stream)
@@ -130,7 +130,7 @@ def test_a_stream_of_records_is_hung_up_in_a_pause_and_its_worker_comes_at_once(
         monkeypatch.setattr(restart_policy, name, 3600.0)
     site.policy(3600.0)
     _writer, stream = _recorded(site, recorder)
-    site.stream_set.start()
+    site.start()
     site.run_until(lambda: recorder.renewed == 2)
     recorder.is_broken = False
     site.stream_set.hang_up(stream)
@@ -151,7 +151,7 @@ def test_a_file_is_opened_anew_and_an_outlet_of_one_by_its_next_worker(
     recorder = Recorder(tmp_path)
     recorder.renewed = 3  # it is whole whenever it is renewed
     _writer, stream = _recorded(site, recorder)
-    site.stream_set.start()
+    site.start()
     os.write(writer, b"old")
     waiting.wait_true(lambda: site.stream_set.copied_bytes(plain) == 3)
     for _each in range(2):
@@ -189,7 +189,7 @@ def test_files_that_are_opened_anew_all_the_time_are_written_all_the_same(
     writer = site.own(source_wfd.take())
     stream = Stream("stdout", source_rfd, reopen(), reopen=reopen)
     site.stream_set.add(stream)
-    site.stream_set.start()
+    site.start()
     for _each in range(200):
         site.stream_set.reopen()
     assert site.stream_set.pack(FdWriter())["is_to_reopen"]  # a successor does it
@@ -211,7 +211,7 @@ def test_a_file_that_cannot_be_opened_anew_is_written_on(site: Site, tmp_path: P
     sink = fds.Fd(os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT, 0o600))
     stream = Stream("stdout", source_rfd, sink, reopen=reopen)
     site.stream_set.add(stream)
-    site.stream_set.start()
+    site.start()
     site.stream_set.reopen()
     os.write(writer, b"said")
     site.disown(writer)
@@ -262,7 +262,7 @@ def test_an_outlet_that_fails_is_renewed_until_it_works(site: Site, tmp_path: Pa
     writer, stream = _recorded(site, recorder)
     route = stream.route
     assert route.capacity_bytes == fcntl.fcntl(route.source_fd, fcntl.F_GETPIPE_SZ)
-    site.stream_set.start()
+    site.start()
     site.run_until(lambda: recorder.renewed == 3)
     os.write(writer, b"said")
     site.disown(writer)
@@ -280,7 +280,7 @@ def test_a_worker_of_records_could_move_something_if_its_outlet_has_room(
     recorder = Recorder(tmp_path)
     recorder.is_full = is_full
     writer, stream = _recorded(site, recorder)
-    site.stream_set.start()
+    site.start()
     os.kill(site.slot(stream).pid, signal.SIGSTOP)
     os.write(writer, b"x")
     assert site.slot(stream).could_move() == (not is_full)

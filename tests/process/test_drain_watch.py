@@ -26,7 +26,7 @@ def test_a_drain_is_over_when_every_stream_has_been_reported_and_read(
 ) -> None:
     reader, sink = site.fifo_sink(tmp_path / "fifo")
     writer, _none, stream = site.output(sink=sink)
-    site.stream_set.start()
+    site.start()
     os.write(writer, b"abc")
     watch = DrainWatch(site.stream_set)
     watch.begin()
@@ -74,7 +74,7 @@ def test_a_stopped_worker_is_replaced_once_before_its_stream_is_given_up(
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     writer, reader, stream = site.output()
-    site.stream_set.start()
+    site.start()
     stop_worker(site.slot(stream))
     os.write(writer, b"one\ntwo\nhalf")
     watch = DrainWatch(site.stream_set)

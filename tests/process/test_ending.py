@@ -38,7 +38,7 @@ def test_a_drain_is_over_once_though_the_last_stream_ends_while_it_is_looked_at(
     site.on_over = ending.look
     drained: list[str] = []
     _stray, _reader, stream = site.output()
-    site.stream_set.start()
+    site.start()
     ending.drain(lambda: drained.append(stream.name))
     site.run_until(lambda: stream.is_closed)
     assert drained == ["stdout"]

@@ -63,7 +63,7 @@ def test_what_a_client_with_an_open_fifo_has_not_read_is_safe_and_otherwise_coun
 ) -> None:
     reader, sink = site.fifo_sink(tmp_path / "fifo")
     writer, _none, stream = site.output(sink=sink)
-    site.stream_set.start()
+    site.start()
     os.write(writer, b"abc")
     site.disown(writer)
     site.run_until(lambda: stream.is_closed)

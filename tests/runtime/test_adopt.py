@@ -409,7 +409,7 @@ def test_a_stdin_that_has_ended_while_there_was_no_supervisor_ends_with_the_next
     daemon.kill()
     daemon.adopt()
     os.write(wfd, b"some")
-    (worker,) = _stdin_workers(daemon.pid)
+    worker = waiting.wait_worker(daemon.pid, "stdin")
     daemon.kill()
     os.close(wfd)
     waiting.wait_process(worker)
@@ -427,6 +427,7 @@ def test_the_fd_holder_alone_is_enough_for_all_streams(
     script = "n=0; while [ $n -lt 200 ]; do echo $n; echo $n >&2; n=$((n+1)); sleep 0.01; done"
     daemon = start(make_bundle(f"echo ready; {script}; exit 5"), "--log", tmp_path / "out")
     waiting.read_until(reader, b"ready")
+    waiting.wait_worker(daemon.pid, "stderr")
     daemon.kill()
     for pid in daemon.workers():
         if not waiting.title_of(pid).endswith("[fds]"):

@@ -300,6 +300,7 @@ def test_who_finds_no_descriptor_free_is_told(
 ) -> None:
     """One is for the fifo of stdout."""
     daemon = start(f"cri:{tmp_path}/log")
+    daemon.go()  # a stream has no worker before its first byte
     for name in ("stdout", "stderr"):
         waiting.wait_worker(daemon.pid, name)
     wait_idle(daemon.pid)

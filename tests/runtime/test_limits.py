@@ -86,6 +86,7 @@ def _has_a_pid_or_is_over(engine: Engine) -> bool:
 NAMES_A_WORKER = """
 if [ $verb = create ]; then
     runc "$@" || exit
+    echo said
     for word; do [ "$before" = --pid-file ] && file=$word; before=$word; done
     until [ "$worker" ]; do
         for pid in $(cat /proc/$PPID/task/$PPID/children); do
@@ -116,7 +117,7 @@ def test_a_pid_file_that_names_a_worker_of_ours_is_refused(
     assert re.fullmatch(
         rf"forkshim: {container_id}: pid: \d+ is a process of this supervisor's own", line
     )
-    assert (done.returncode, done.stdout) == (71, b"")
+    assert (done.returncode, done.stdout) == (71, b"said\n")
     assert not (root / container_id).exists()
 
 

@@ -106,9 +106,15 @@ def test_without_a_client_every_worker_ends(
 def test_a_client_that_reads_has_everything(make_engine: MakeEngine) -> None:
     """Strangers may send the workers the signal that tells them of their parent's death."""
     count = 400_000
-    engine = make_engine(f"read go; seq 1 {count}; echo end >&2", containerdStdin="stdin")
+    engine = make_engine(
+        f"read up; echo up; echo up >&2; read go; seq 1 {count}; echo end >&2",
+        containerdStdin="stdin",
+    )
     stdout, stderr = engine.run_attached()
     stdin = engine.open("stdin", os.O_WRONLY)
+    os.write(stdin, b"up\n")
+    for fd in (stdout, stderr):
+        assert waiting.read_until(fd, b"\n") == b"up\n"
     for stream in ("stdin", "stdout", "stderr"):
         os.kill(waiting.wait_worker(engine.shim_pid, stream), signal.SIGHUP)
     workers = kill_shim(engine)

@@ -227,15 +227,15 @@ def test_a_worker_that_somebody_has_stopped_takes_no_last_word_along(
     tmp_path: Path, rootfs: Path, stack: ExitStack
 ) -> None:
     """Without systemd's watchdog nobody looks at it before the end."""
-    daemon = Speaker(tmp_path, rootfs, f"file:{tmp_path}/log", script=LAST_WORDS)
+    daemon = Speaker(tmp_path, rootfs, f"file:{tmp_path}/log", script=f"echo up; {LAST_WORDS}")
     stack.callback(daemon.close)
     (tmp_path / "shared" / "block").write_bytes(b"last words\n")
     stopped = waiting.wait_worker(daemon.pid, "stdout")
     os.kill(stopped, signal.SIGSTOP)
     waiting.wait_true(lambda: waiting.state_of(stopped) == "T")
     stdout = daemon.end()
-    assert (tmp_path / "log").read_bytes() == b"last words\n"
-    assert stdout == {"bytes": 11, "respawned": 1, "droppedBytes": 0, "droppedLines": 0}
+    assert (tmp_path / "log").read_bytes() == b"up\nlast words\n"
+    assert stdout == {"bytes": 14, "respawned": 1, "droppedBytes": 0, "droppedLines": 0}
     assert daemon.log("warn")[0] == f"stdout: worker {stopped} does not move; killing it"
 
 

@@ -109,7 +109,7 @@ def test_a_stream_goes_on_through_many_reloads(make_engine: MakeEngine, tmp_path
     engine.run()
     shim_pid, payload_pid = engine.shim_pid, int((engine.dir / "pid").read_text())
     started_at, done = _start_time(payload_pid), 0
-    kinds = _kinds_once_all_is_there(engine, "stdout", "stderr")
+    kinds = _kinds_once_all_is_there(engine, "stdout")
     while True:
         waiting.wait_readable(stdout)
         chunk = os.read(stdout, 1 << 20)
@@ -121,7 +121,6 @@ def test_a_stream_goes_on_through_many_reloads(make_engine: MakeEngine, tmp_path
             reload(engine)
             assert _start_time(payload_pid) == started_at
             waiting.wait_worker(shim_pid, "stdout")
-            waiting.wait_worker(shim_pid, "stderr")
             # No descriptor more, none less, when what it takes to reload has been put away.
             waiting.wait_true(lambda: _kinds(shim_pid) == kinds, limit_s=10)
     assert done == RELOADS
@@ -313,7 +312,7 @@ def test_a_version_that_cannot_take_over_is_refused(
     stdout, _stderr = engine.attach("stdout", "stderr")
     engine.run(env=version.environment)
     stdin = engine.open("stdin", os.O_WRONLY)
-    before = _kinds_once_all_is_there(engine, "stdin", "stdout", "stderr")
+    before = _kinds_once_all_is_there(engine)
     version.change(file, old, new)
     os.kill(engine.shim_pid, signal.SIGHUP)
     waiting.wait_path(

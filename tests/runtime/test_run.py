@@ -266,7 +266,7 @@ def test_a_dead_container_of_a_killed_supervisor_is_cleared_away(
     has_started(process)
     init_pid = int((run.root / container_id / "init" / "pid").read_text())
     deposits.wait_laid_down(run.root / container_id / "init")
-    workers = [waiting.wait_worker(process.pid, stream) for stream in ("stdout", "stderr")]
+    workers = [waiting.wait_worker(process.pid, "stdout")]
     process.kill()
     process.wait()
     os.kill(init_pid, signal.SIGKILL)

@@ -181,9 +181,12 @@ def test_a_signal_to_the_whole_group_costs_no_worker_and_no_last_words(
 ) -> None:
     words = "seq 1 100000; echo last words; exit 5"
     engine = make_engine(
-        f"trap '{words}' TERM HUP QUIT; {LOOP}", terminal=terminal, containerdStdin="stdin"
+        f"trap '{words}' TERM HUP QUIT; echo up >&2; {LOOP}",
+        terminal=terminal,
+        containerdStdin="stdin",
     )
     stdout = ready(engine)
+    os.write(engine.open("stdin", os.O_WRONLY), b"\n")
     for stream in ("stdin", "console") if terminal else ("stdin", "stdout", "stderr"):
         waiting.wait_worker(engine.shim_pid, stream)
     os.killpg(engine.shim_pid, signum)

@@ -330,11 +330,15 @@ def test_closed_standard_descriptors_of_the_shim_are_no_obstacle(
 
 
 def test_the_shim_and_its_workers_are_named_after_the_container(make_engine: MakeEngine) -> None:
-    engine = make_engine("read line; exit 7", containerdStdin="stdin")
+    engine = make_engine(
+        "read line; echo out; echo err >&2; read line; exit 7", containerdStdin="stdin"
+    )
     engine.run_attached()
     assert waiting.title_of(engine.shim_pid) == f"forkshim: {engine.id}"
+    stdin = engine.open("stdin", os.O_WRONLY)
+    os.write(stdin, b"\n")
     for stream in ("stdin", "stdout", "stderr"):
         worker = waiting.wait_worker(engine.shim_pid, stream)
         assert waiting.title_of(worker) == f"forkshim: {engine.id} [{stream}]"
-    os.write(engine.open("stdin", os.O_WRONLY), b"\n")
+    os.write(stdin, b"\n")
     assert engine.wait_end() == 7

@@ -61,7 +61,7 @@ def test_supervisor_and_container_are_parts_of_the_unit_and_gone_with_it(
     name = container_name(unit)
     group = control_group(services, unit)
     assert members(services, group) == set()
-    titles = {f"forkshim: {name}", f"forkshim: {name} [stdout]", f"forkshim: {name} [stderr]"}
+    titles = {f"forkshim: {name}", f"forkshim: {name} [stdout]"}
     assert members(services, f"{group}/supervisor") == titles
     assert place_of_container(services, name) == f"{group}/payload"
 

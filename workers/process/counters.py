@@ -14,6 +14,9 @@ _COPIED, _IN_FLIGHT, _TEED, _WORDS = 0, 1, 2, 3
 _SKIPPED = 64
 """Words below belong to the streams, words from here on to the attach clients."""
 
+_BEGUN = 96
+"""From here on, one word for each stream: whether it has ever had a worker."""
+
 MAX_ATTACH_CLIENTS = 16
 
 MEMORY_NAME = "forkshim:counters"
@@ -65,6 +68,14 @@ class StreamCounters:
     def set_teed(self, slot: int, *, is_teed: bool) -> None:
         """Set whether the attach clients have what is between source and sink."""
         self._numbers[_WORDS * slot + _TEED] = is_teed
+
+    def has_begun(self, slot: int) -> bool:
+        """Say whether the stream has ever had a worker."""
+        return bool(self._numbers[_BEGUN + slot])
+
+    def set_begun(self, slot: int) -> None:
+        """Note that the stream gets its first worker. Only the parent calls it, before the fork."""
+        self._numbers[_BEGUN + slot] = 1
 
     def skipped_bytes(self, client: int) -> int:
         """Return how many bytes an attach client was too slow for."""
