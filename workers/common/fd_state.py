@@ -46,6 +46,13 @@ def is_writable(fd: int) -> bool:
     return any(events & select.POLLOUT for _fd, events in poller.poll(0))
 
 
+def would_wait(fd: int, events: int) -> bool:
+    """Say whether `wait_for` would wait. It does not where write(2) fails, as with EPIPE."""
+    poller = select.poll()
+    poller.register(fd, events)
+    return not poller.poll(0)
+
+
 def wait_for(fd: int, events: int) -> None:
     """Wait until poll(2) reports `events`, an error or a hang-up."""
     poller = select.poll()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import stat
 from typing import NamedTuple
 
@@ -141,7 +142,7 @@ class PipeWriter(RecordSink):
     def flush(self) -> None:
         """Move the content of the outlet pipe into the sink; raises as `write`."""
         while rest := self.rest_bytes:
-            if not fd_state.is_writable(self.stall_fd):
+            if fd_state.would_wait(self.stall_fd, select.POLLOUT):
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             most = rest if _takes_what_fits(self.stall_fd) else min(rest, _SLOW_BYTES)
             self._to_position()
