@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from enum import Enum
+from functools import partial
 
 from supervisor.linux.errors import MachineError, RuntimeFailedError, ShimError, StoppedError
 from supervisor.linux.exit_status import Exited, Killed, Termination
@@ -155,10 +156,7 @@ class CreateOperation:
         (`is_alone` is False) such a child may be theirs, and is left alone.
         """
         if self._record.is_exec:
-            if is_alone:
-                for pid in self._reaper.living_unknown():
-                    os.kill(pid, signal.SIGKILL)
-            on_end()
+            self._kill_unknown(on_end) if is_alone else on_end()
             return
         remains = FailedCreateCleanup(
             self._reaper,
@@ -169,6 +167,30 @@ class CreateOperation:
             was_killed=self._was_killed,
         )
         remains.delete(on_end)
+
+    def _kill_unknown(self, on_end: Callable[[], None]) -> None:
+        """Kill the children that no caller expects; `on_end` follows when they are reaped.
+
+        A zombie that this process leaves keeps the container's init from its end (PID namespaces)
+        until another process reaps it. The wait is bounded: a process may sleep in the kernel.
+        """
+        living: set[int] = set()
+        limit = self._loop.timer(on_end)
+
+        def reaped(pid: int, _termination: Termination) -> None:
+            living.discard(pid)
+            if not living and limit.is_running:
+                limit.cancel()
+                on_end()
+
+        living.update(self._reaper.living_unknown())
+        if not living:
+            on_end()
+            return
+        limit.start(HURRY_S)
+        for pid in [*living]:
+            os.kill(pid, signal.SIGKILL)
+            self._reaper.expect(pid, partial(reaped, pid))
 
     def _argv(self) -> list[str]:
         socket_path = None if self._socket is None else self._socket.path
