@@ -402,7 +402,9 @@ def test_what_is_said_after_one_has_left_is_nothing_missed(
     tmp_path: Path, start: Callable[..., Speaker]
 ) -> None:
     daemon = start(f"cri:{tmp_path}/log")
-    for number in (1, 2, 3):
+    daemon.go()  # a supervisor that is stopped forks no first worker
+    waiting.wait_path(tmp_path / "log", lambda path: b"line 001499 " in path.read_bytes())
+    for number in (2, 3, 4):
         listener = daemon.attach()
         os.kill(daemon.pid, signal.SIGSTOP)  # else it might have seen him go
         listener.process.kill()
