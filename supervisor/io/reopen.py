@@ -12,8 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from supervisor.io.stream_copy import StreamCopy
     from supervisor.io.stream_log import StreamLog
-    from supervisor.io.worker_slot import WorkerSlot
     from supervisor.linux.event_loop import Loop
 
 _EVERY_S = 0.1
@@ -30,7 +30,7 @@ class LogReopener:
     def __init__(
         self,
         loop: Loop,
-        slots: Sequence[WorkerSlot],
+        slots: Sequence[StreamCopy],
         stream_log: StreamLog,
         on_change: Callable[[], None],
     ) -> None:
@@ -88,7 +88,7 @@ class LogReopener:
         if self.is_pending and not was_pending:
             self._on_change()  # the next supervisor goes on trying
 
-    def _reopen(self, slot: WorkerSlot) -> bool:
+    def _reopen(self, slot: StreamCopy) -> bool:
         """Say whether the stream has another file, or may have one, than its worker."""
         stream = slot.stream
         if stream.line_sink is not None:  # the next worker opens the name

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from supervisor.children.restart_policy import Decision
     from supervisor.io.stream import Stream
-    from supervisor.io.worker_slot import WorkerSlot
+    from supervisor.io.stream_copy import StreamCopy
     from supervisor.linux.errors import ShimError
     from supervisor.linux.exit_status import Termination
     from supervisor.state.log import Log
@@ -54,7 +54,7 @@ class StreamLog:
         }
         self._refusals = dict(packed["refusals"])
 
-    def worker_died(self, slot: WorkerSlot, termination: Termination, decision: Decision) -> None:
+    def worker_died(self, slot: StreamCopy, termination: Termination, decision: Decision) -> None:
         """Log the death of a worker."""
         name, deaths = slot.stream.name, decision.history.deaths
         if decision.is_logged:
@@ -64,7 +64,7 @@ class StreamLog:
         else:
             self._on_trouble()
 
-    def fork_refused(self, slot: WorkerSlot, error: OSError, decision: Decision) -> None:
+    def fork_refused(self, slot: StreamCopy, error: OSError, decision: Decision) -> None:
         """Log that a worker could not be forked."""
         if decision.is_logged:
             self._log.warning(
@@ -74,7 +74,7 @@ class StreamLog:
         if decision.is_degraded:
             self._degraded(slot, f"no worker can be forked: {error.strerror}")
 
-    def _degraded(self, slot: WorkerSlot, why: str) -> None:
+    def _degraded(self, slot: StreamCopy, why: str) -> None:
         slot.trouble = f"degraded: {why}"
         self._log.warning(
             f"{slot.stream.name}: {slot.trouble}; the container waits when its pipe is full, "
@@ -83,7 +83,7 @@ class StreamLog:
         )
         self._on_trouble()
 
-    def worker_failed(self, slot: WorkerSlot, report: Report) -> None:
+    def worker_failed(self, slot: StreamCopy, report: Report) -> None:
         """Log the first error of a row, and what follows it."""
         stream = slot.stream
         follows = restart_policy.action_after(
@@ -119,13 +119,13 @@ class StreamLog:
         """Return why the log file was not reopened; empty if it was, or nothing asked for it."""
         return self._refusals.get(stream.name, "")
 
-    def in_trouble(self, slot: WorkerSlot, why: str) -> None:
+    def in_trouble(self, slot: StreamCopy, why: str) -> None:
         """Note that the stream does not move; the log has the reason already."""
         if slot.trouble != why:
             slot.trouble = why
             self._on_trouble()
 
-    def recovered(self, slot: WorkerSlot) -> None:
+    def recovered(self, slot: StreamCopy) -> None:
         """Log that the stream moves again."""
         self._log.info(f"{slot.stream.name}: recovered (was: {slot.trouble})")
         slot.trouble = ""
@@ -134,7 +134,7 @@ class StreamLog:
         """Return the drops of the stream that were logged already."""
         return self._reported_drops.get(stream.name, _NO_DROPS)
 
-    def drops(self, slot: WorkerSlot) -> None:
+    def drops(self, slot: StreamCopy) -> None:
         """Log what was dropped since the last call."""
         stream, dropped, before = slot.stream, slot.drops, self.reported_drops(slot.stream)
         if dropped.bytes == before.bytes:

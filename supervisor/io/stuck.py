@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from supervisor.io.worker_slot import WorkerSlot
+    from supervisor.io.stream_copy import StreamCopy
     from supervisor.state.log import Log
 
 
@@ -29,13 +29,13 @@ class _Suspicion:
 class StuckDetector:
     """Looks at the slots of one container when it is asked to. Borrows them."""
 
-    def __init__(self, slots: Sequence[WorkerSlot], log: Log) -> None:
+    def __init__(self, slots: Sequence[StreamCopy], log: Log) -> None:
         """`slots` may grow."""
         self._slots = slots
         self._log = log
         self._suspicions: dict[str, _Suspicion] = {}
 
-    def is_stuck(self, slot: WorkerSlot, for_s: float) -> bool:
+    def is_stuck(self, slot: StreamCopy, for_s: float) -> bool:
         """Look at the slot; say whether its worker has been stuck for so long."""
         name, now_s = slot.stream.name, time.monotonic()
         if not slot.could_move():
@@ -47,7 +47,7 @@ class StuckDetector:
             return False
         return now_s - earlier.since_s >= for_s
 
-    def kill(self, slot: WorkerSlot) -> None:
+    def kill(self, slot: StreamCopy) -> None:
         """Kill the slot's worker, and log it."""
         self._log.warning(f"{slot.stream.name}: worker {slot.pid} does not move; killing it")
         slot.kill()

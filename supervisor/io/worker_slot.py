@@ -5,77 +5,66 @@ source in its loop. A source at end of file without a byte needs no worker at al
 
 The stream owns the descriptors for as long as the container lives. When a worker dies without a
 report, another one is forked on the same descriptors and continues where the kernel stands.
+`StreamCopy` decides what follows a worker.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import time
 
 from supervisor.children import restart_policy
-from supervisor.children.restart_policy import FailureHistory, Next
+from supervisor.children.restart_policy import FailureHistory
 from supervisor.io import worker_process
 from supervisor.io.stream import StreamPhase
 from supervisor.io.worker_process import WITHOUT_WORKER, Worker, WorkerState
 from supervisor.linux import fds
-from supervisor.linux.errors import UntrustedError
-from supervisor.sinks.sink import Drops
-from workers.common.records import asdict, replace
-from workers.process import report
-from workers.process.task import COPY, COUNT_REST, Task, TaskKind
+from workers.common.records import replace
+from workers.process.task import COPY, COUNT_REST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import Any
+    from collections.abc import Callable
 
-    from supervisor.children.restart_policy import Decision
     from supervisor.io.slot_context import SlotContext
     from supervisor.io.stream import Stream
     from supervisor.linux.exit_status import Termination
-    from supervisor.state.fd_store import FdWriter
+    from workers.process.task import Task
 
 
 class WorkerSlot:
     """Owns the workers of one stream; borrows the stream.
 
     Attributes:
-        trouble: Why nothing of the stream moves, in a few words; see `current_trouble`.
-        history: The failures of its workers.
-        left: What was left when the stream was given up, if a worker has counted that.
+        number: The stream's place in the shared counters.
+        worker: The present worker, if there is one.
+        history: The failures of the workers.
     """
 
-    SNAPSHOT = (
-        "number", "worker", "history", "trouble", "left", "_copied_bytes_at_fork"
-    )  # fmt: skip
-    TRANSIENT = (
-        "stream",  # has a snapshot of its own
-        "_context",
-        "_leaving",  # killed: they have nothing that a successor needs
-        "_retry",  # a stream without a worker gets one from the next supervisor
-        "_on_retry",
-        "_is_client_looked_for",  # while draining, which no handover interrupts
-        "_is_watching",  # the counters tell whether there ever was a worker
-    )
-
     def __init__(self, context: SlotContext, stream: Stream, number: int) -> None:
-        """`number` is the stream's place in the shared counters."""
+        """Have no worker before `start`."""
         self._context = context
         self.stream = stream
         self.number = number
         self.worker: Worker | None = None
         self.history = FailureHistory()
-        self.trouble = ""
-        self.left = Drops(0, 0)
         self._leaving: list[Worker] = []
-        self._retry = context.loop.timer(self._retry_now)
+        self._retry = context.loop.timer(lambda: self._on_retry())
         self._on_retry: Callable[[], object] = self._fork_if_wanted
         self._copied_bytes_at_fork = 0
-        self._is_client_looked_for = False
         self._is_watching = False
 
-    # What others ask.
+    def _on_gone(self, termination: Termination, record: bytes) -> None:
+        """Decide what follows the worker, which is reaped and whose report was read."""
+        raise NotImplementedError
+
+    def _pause_after_refusal(self, error: OSError) -> float:
+        """Note that the kernel refused a fork(2); return how long the next one waits."""
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        """Close the stream: its source is at end of file and there never was a worker."""
+        raise NotImplementedError
 
     @property
     def pid(self) -> int:
@@ -119,20 +108,6 @@ class WorkerSlot:
         return self._context.counters.in_flight_bytes(self.number)
 
     @property
-    def drops(self) -> Drops:
-        """What a policy, or giving the stream up, has cost so far."""
-        sink = self.stream.line_sink
-        dropped, lines = (0, 0) if sink is None else sink.drops()
-        return Drops(dropped + self.left.bytes, lines + self.left.lines)
-
-    @property
-    def current_trouble(self) -> str:
-        """Why nothing of the stream moves, in a few words; empty if something does."""
-        if self.trouble and self._has_progress:
-            self._context.stream_log.recovered(self)
-        return self.trouble
-
-    @property
     def _has_begun(self) -> bool:
         """Whether there ever was a worker: something may be in its buffers."""
         return self._context.counters.has_begun(self.number)
@@ -141,66 +116,8 @@ class WorkerSlot:
     def _has_progress(self) -> bool:
         return self.copied_bytes != self._copied_bytes_at_fork
 
-    def could_move(self) -> bool:
-        """Say whether a worker is at work that has something to move and room to move it to.
-
-        A lossy stream in trouble leaves its sink alone: its worker may stand still on purpose.
-        """
-        return (
-            self.state is WorkerState.COPYING
-            and not (self.stream.is_lossy and self.current_trouble)
-            and (self.stream.has_pending() or self.in_flight_bytes > 0)
-            and self.stream.has_room()
-        )
-
-    # Handing over.
-
-    def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
-        """Return what the next supervisor needs.
-
-        A worker that has reported or exited is left out: another one finds what it has found.
-        """
-        worker = self.worker if self.worker and self.worker.is_untouched else None
-        return {
-            **self.stream.snapshot(fd_writer),
-            "number": self.number,
-            "pid": worker.pid if worker else 0,
-            "report": fd_writer.add(worker.fileno()) if worker else -1,
-            "task": [worker.task.kind.value, worker.task.until_s] if worker else None,
-            "history": asdict(self.history),
-            "trouble": self.trouble,
-            "left": [*self.left],
-            "copied_bytes_at_fork": self._copied_bytes_at_fork,
-        }
-
-    def restore(self, packed: Mapping[str, Any], report_rfd: fds.Fd, *, is_parent: bool) -> None:
-        """Continue with what `snapshot` of an earlier supervisor returned; owns `report_rfd`.
-
-        Without `is_parent` the worker is no child of this process, and is not taken.
-        """
-        self.history = FailureHistory(**packed["history"])
-        self.trouble = packed["trouble"]
-        self.left = Drops(*packed["left"])
-        self._copied_bytes_at_fork = packed["copied_bytes_at_fork"]
-        if packed["pid"] and is_parent:
-            kind, until_s = packed["task"]
-            self._watch(packed["pid"], report_rfd, Task(TaskKind(kind), until_s))
-        else:
-            report_rfd.close()
-
-    def renew(self) -> None:
-        """Have a worker of this supervisor's own code; a pause goes on under it."""
-        if self.stream.is_closed:
-            return
-        if self.worker is None:
-            self.start()
-        elif self.stream.is_interruptible:
-            self.replace(self.worker.task)
-
     def _first_task(self) -> Task:
         return COUNT_REST if self.stream.phase is StreamPhase.COUNTING_REST else COPY
-
-    # What the stream set asks for.
 
     def start(self) -> None:
         """Have a worker, if there is none: a first one when there is something to read.
@@ -265,82 +182,11 @@ class WorkerSlot:
         if self.worker is not None:
             self.worker.kill()
 
-    def hurry(self) -> None:
-        """End every pause: the container is dead, and its end waits."""
-        if self.stream.is_closed:
-            return
-        if self.worker is None:
-            self._retry.cancel()
-            self.start()
-        elif self.worker.task.remaining_s() > 0 or (self.stream.is_lossy and self.current_trouble):
-            self.replace()
-
-    def hang_up(self) -> None:
-        """Take no more from the container's side, and close the stream.
-
-        With a line sink, what was taken is written first, by a worker that sees end of file: a line
-        that was not at its end is complete now.
-        """
-        self.stream.phase = StreamPhase.HANGING_UP
-        if self.stream.line_sink is not None and self._has_begun:
-            self._put_null_at(self.stream.source)
-            self.replace()
-            return
-        self._retry.cancel()
-        if self.worker is not None:
-            self.worker.kill()
-        else:
-            self._close()
-
-    def give_up(self) -> None:
-        """Stop copying: another worker counts what is left, then the stream is closed."""
-        if not self.stream.is_closed:
-            self.stream.phase = StreamPhase.COUNTING_REST
-            self.replace(COUNT_REST)
-
-    def look_for_client(self) -> None:
-        """Continue only if another process has the stream's fifo open, else give the stream up.
-
-        The workers have it open for both directions: so the present one is killed first.
-        """
-        try:
-            self.stream.write_only()
-        except OSError:  # EMFILE: the client is waited for
-            return
-        self._is_client_looked_for = True
-        if self.worker is not None:
-            self.worker.kill()
-        else:
-            self._continue_with_client()
-
-    def _continue_with_client(self) -> None:
-        self._is_client_looked_for = False
-        if fds.has_reader(self.stream.sink.fileno()):
-            self.start()
-        else:
-            self.stream.phase = StreamPhase.COUNTING_REST
-            self._fork(COUNT_REST)
-
     def stop(self) -> None:
         """Kill the worker, harmlessly to the bytes. Wait until `has_processes` is over."""
         self._retry.cancel()
         self._stop_watching()
         self.kill()
-
-    def renew_sink(self) -> bool:
-        """Renew the line sink. False, and logged, if what has its name is not trusted."""
-        if self.stream.line_sink is not None:
-            try:
-                self.stream.line_sink.reopen()
-            except UntrustedError as error:
-                self._context.stream_log.reopen_refused(self.stream, error)
-                return False
-            except OSError:  # the next worker reports it
-                pass
-            self._context.stream_log.reopened(self.stream)
-        return True
-
-    # Forking.
 
     def _fork(self, task: Task) -> bool:
         """Fork a worker, which waits for the end of all before it. False: it is tried again."""
@@ -362,10 +208,7 @@ class WorkerSlot:
                     [*leaving, *self._context.leftover_workers],
                 )
             except OSError as error:  # EMFILE, ENFILE; EAGAIN, ENOMEM: the limits of our cgroup
-                decision = self._context.policy.after_refused_fork(self.history)
-                self.history = decision.history
-                self._context.stream_log.fork_refused(self, error, decision)
-                self._retry_later(decision.pause_s, self._fork_if_wanted)
+                self._retry_later(self._pause_after_refusal(error), self._fork_if_wanted)
                 return False
         self.history = replace(self.history, failed_forks=0)
         self._watch(pid, report_rfd, task)
@@ -380,113 +223,12 @@ class WorkerSlot:
         self._on_retry = callback
         self._retry.start(delay_s)
 
-    def _retry_now(self) -> None:
-        self._on_retry()
-
     def _fork_if_wanted(self) -> None:
         if self.state in WITHOUT_WORKER and not self.stream.is_closed:
             self._fork(self._first_task())
-
-    # What the workers do.
 
     def _on_left(self, worker: Worker) -> None:
         self._leaving.remove(worker)
         # Not earlier: a worker killed in splice(2) may still take what comes, unheard.
         if self.worker is not None and not self._leaving:
             self._context.attach_hub.accept(self.stream)
-
-    def _on_gone(self, termination: Termination, record: bytes) -> None:
-        """Decide what follows a worker that is reaped and whose pipe was read to its end."""
-        gone, self.worker = self.worker, None
-        if self._context.is_closing or gone is None:
-            return
-        try:
-            ended = report.decode(record)
-        except report.ReportError as error:
-            self._context.log.warning(f"{self.stream.name}: worker: {error}")
-            ended = None
-        if self.stream.ends_with_its_worker:
-            if ended is not None:
-                self.left = Drops(ended.left_bytes, ended.left_lines)
-            self._close()
-        elif ended is None and self._is_client_looked_for:
-            self._continue_with_client()
-        elif ended is None:
-            self._follow_dead(termination, was_waiting=gone.task.remaining_s() > 0)
-        elif not self._is_followed(ended):
-            self._close_after(ended)
-        else:
-            self._follow(ended)
-
-    def _decide(self, ended: report.Report) -> Decision:
-        return self._context.policy.after_report(
-            self.history,
-            ended,
-            stream=self.stream.name,
-            has_line_sink=self.stream.line_sink is not None,
-            is_lossy=self.stream.is_lossy,
-            has_progress=self._has_progress,
-        )
-
-    def _is_followed(self, ended: report.Report) -> bool:
-        """Say whether another worker continues with the stream."""
-        return not self.stream.ends_with_its_worker and (self._decide(ended).next is not Next.CLOSE)
-
-    def _follow(self, ended: report.Report) -> None:
-        """Have another worker continue, in the place of the one that has failed."""
-        decision = self._decide(ended)
-        self.history = decision.history
-        if decision.is_logged:
-            self._context.stream_log.worker_failed(self, ended)
-        match decision.next:
-            case Next.FORK:
-                self.trouble = ""
-                self._context.stream_log.drops(self)
-                self.replace()
-            case Next.FORK_TO_NULL:
-                self._put_null_at(self.stream.sink)
-                self._context.on_change()
-                self.replace()
-            case _:
-                if self.stream.line_sink is not None:
-                    self.renew_sink()
-                    self._context.on_change()
-                self.replace(self._pause_task(decision.pause_s))
-                self._context.stream_log.in_trouble(self, os.strerror(ended.errno))
-
-    def _follow_dead(self, termination: Termination, *, was_waiting: bool) -> None:
-        """Have another worker continue, in the place of one that died without a report."""
-        decision = self._context.policy.after_death(
-            self.history, has_progress=self._has_progress, was_waiting=was_waiting
-        )
-        self.history = decision.history
-        self._context.stream_log.worker_died(self, termination, decision)
-        if decision.next is Next.FORK_LATER:
-            self._retry_later(decision.pause_s, self._fork_if_wanted)
-        else:
-            self._fork(self._pause_task(decision.pause_s))
-
-    def _close_after(self, ended: report.Report) -> None:
-        if self._decide(ended).is_logged:
-            self._context.stream_log.worker_failed(self, ended)
-        self._close()
-
-    def _pause_task(self, pause_s: float) -> Task:
-        """Return the task of a worker that leaves the sink alone first."""
-        if not pause_s:
-            return COPY
-        kind = TaskKind.DROP_UNTIL if self.stream.is_lossy else TaskKind.WAIT_UNTIL
-        return Task(kind, time.monotonic() + pause_s)
-
-    def _put_null_at(self, place: fds.Fd) -> None:
-        """Close what is there and put /dev/null in its place, which no EMFILE can prevent."""
-        os.dup2(self._context.null_fd, place.fileno(), inheritable=False)
-
-    def _close(self) -> None:
-        self._retry.cancel()
-        self._stop_watching()
-        self.trouble = ""
-        self._context.stream_log.drops(self)
-        self._context.attach_hub.end(self.stream)
-        self.stream.close_container_side()
-        self._context.on_closed(self.stream)

@@ -1,6 +1,6 @@
 """All streams of one container and their workers, as the rest of the supervisor sees them.
 
-`WorkerSlot` has the workers of one stream, `restart_policy` decides what follows a failure.
+`StreamCopy` has the workers of one stream, `restart_policy` decides what follows a failure.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from supervisor.children.restart_policy import RestartPolicy
 from supervisor.io.attach import AttachHub
 from supervisor.io.reopen import LogReopener
 from supervisor.io.slot_context import SlotContext
+from supervisor.io.stream_copy import StreamCopy
 from supervisor.io.stream_log import StreamLog
 from supervisor.io.stuck import StuckDetector
-from supervisor.io.worker_slot import WorkerSlot
 from workers.process.counters import StreamCounters
 
 TYPE_CHECKING = False
@@ -35,7 +35,11 @@ if TYPE_CHECKING:
 
 
 class StreamSet:
-    """All streams of one container. Owns the streams, their workers and their counters."""
+    """All streams of one container. Owns the streams, their workers and their counters.
+
+    It has more than 25 methods: it is all that the rest of the supervisor sees of this package, and
+    most of them are one line.
+    """
 
     SNAPSHOT = ("_slots", "_counters", "_stream_log", "attach_clients", "_reopener")
     TRANSIENT = (
@@ -91,7 +95,7 @@ class StreamSet:
             on_change=on_change,
             on_closed=self._on_stream_closed,
         )
-        self._slots: list[WorkerSlot] = []
+        self._slots: list[StreamCopy] = []
         self._reopener = LogReopener(loop, self._slots, self._stream_log, on_change)
         self.stuck = StuckDetector(self._slots, log)
 
@@ -99,7 +103,7 @@ class StreamSet:
 
     def add(self, stream: Stream) -> None:
         """Take a stream; its worker is forked by `start`."""
-        self._slots.append(WorkerSlot(self._context, stream, len(self._slots)))
+        self._slots.append(StreamCopy(self._context, stream, len(self._slots)))
 
     @property
     def streams(self) -> list[Stream]:
@@ -111,7 +115,7 @@ class StreamSet:
         """The streams that run from the container."""
         return [stream for stream in self.streams if not stream.is_input]
 
-    def slot(self, stream: Stream) -> WorkerSlot:
+    def slot(self, stream: Stream) -> StreamCopy:
         """Return the slot of a stream."""
         return next(slot for slot in self._slots if slot.stream is stream)
 
@@ -176,15 +180,15 @@ class StreamSet:
             slot.hurry()
 
     def look_for_client(self, stream: Stream) -> None:
-        """See `WorkerSlot.look_for_client`."""
+        """See `StreamCopy.look_for_client`."""
         self.slot(stream).look_for_client()
 
     def hang_up(self, stream: Stream) -> None:
-        """See `WorkerSlot.hang_up`."""
+        """See `StreamCopy.hang_up`."""
         self.slot(stream).hang_up()
 
     def give_up(self, stream: Stream) -> None:
-        """See `WorkerSlot.give_up`."""
+        """See `StreamCopy.give_up`."""
         self.slot(stream).give_up()
 
     def is_worker_stuck(self, stream: Stream, for_s: float) -> bool:
@@ -256,7 +260,7 @@ class StreamSet:
 
         Without `is_parent` the worker is no child of this process, and `renew` has to follow.
         """
-        slot = WorkerSlot(self._context, stream, packed["number"])
+        slot = StreamCopy(self._context, stream, packed["number"])
         self._slots.append(slot)
         slot.restore(packed, report_rfd, is_parent=is_parent)
 

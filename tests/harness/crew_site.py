@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from supervisor.io.worker_slot import WorkerSlot
+    from supervisor.io.stream_copy import StreamCopy
     from tests.harness.rig import Rig
 
 
@@ -100,7 +100,7 @@ class Site:
         for stream in self.stream_set.streams:
             self.slot(stream).begin()
 
-    def slot(self, stream: Stream) -> WorkerSlot:
+    def slot(self, stream: Stream) -> StreamCopy:
         return self.stream_set.slot(stream)
 
     def policy(self, longest_pause_s: float) -> None:
@@ -127,7 +127,7 @@ class Site:
         assert has_no_children()
 
 
-def stop_worker(slot: WorkerSlot) -> None:
+def stop_worker(slot: StreamCopy) -> None:
     """Stop its worker, by SIGSTOP."""
     os.kill(slot.pid, signal.SIGSTOP)
     waiting.wait_true(lambda: waiting.state_of(slot.pid) == "T")

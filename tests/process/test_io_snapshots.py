@@ -21,7 +21,7 @@ from workers.process.task import Task, TaskKind
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from supervisor.io.worker_slot import WorkerSlot
+    from supervisor.io.stream_copy import StreamCopy
     from tests.harness.rig import Rig
 
 pytestmark = pytest.mark.process
@@ -45,7 +45,7 @@ def test_every_attribute_is_handed_over_or_listed_as_transient(site: Site) -> No
         assert sorted(declared) == sorted(_attributes(thing)), kind.__name__
 
 
-def _handed_over(slot: WorkerSlot, rig: Rig) -> WorkerSlot:
+def _handed_over(slot: StreamCopy, rig: Rig) -> StreamCopy:
     """Return what the next supervisor makes of a slot, without its worker."""
     packed = slot.snapshot(FdWriter())
     successor = Site(rig)
