@@ -70,7 +70,7 @@ class LogReopener:
         """Try those again that were refused: nothing tells when the name is trusted again."""
         self._reopen_all([slot for slot in self._slots if self._stream_log.refusal(slot.stream)])
 
-    def _reopen_all(self, slots: Sequence[WorkerSlot]) -> None:
+    def _reopen_all(self, slots: Sequence[StreamCopy]) -> None:
         for slot in slots:
             if slot.stream.is_live_output and self._reopen(slot):
                 self._on_change()

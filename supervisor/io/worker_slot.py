@@ -50,7 +50,7 @@ class WorkerSlot:
         self.history = FailureHistory()
         self._leaving: list[Worker] = []
         self._retry = context.loop.timer(lambda: self._on_retry())
-        self._on_retry: Callable[[], object] = self._fork_if_wanted
+        self._on_retry: Callable[[], None] = self._fork_if_wanted
         self._copied_bytes_at_fork = 0
         self._is_watching = False
 
@@ -219,7 +219,7 @@ class WorkerSlot:
     def _watch(self, pid: int, report_rfd: fds.Fd, task: Task) -> None:
         self.worker = Worker(self._context, pid, report_rfd, task, on_gone=self._on_gone)
 
-    def _retry_later(self, delay_s: float, callback: Callable[[], object]) -> None:
+    def _retry_later(self, delay_s: float, callback: Callable[[], None]) -> None:
         self._on_retry = callback
         self._retry.start(delay_s)
 
