@@ -10,11 +10,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import signal
 import stat
 from functools import partial
 
-from supervisor.linux import fds, spawn
+from supervisor.io.fifo_wait import FifoWait
+from supervisor.linux import fds
 from supervisor.linux.errors import ShimError, UntrustedError, UsageError, reason
 from supervisor.sinks.spec import SinkKind, SinkSpec, parse_sink
 from supervisor.state import trust
@@ -26,14 +26,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from supervisor.linux.event_loop import Loop
-    from supervisor.linux.exit_status import Termination
     from supervisor.linux.reaper import Reaper
     from supervisor.oci.process_json import ProcessConfig
     from supervisor.sinks.sink import Sink
     from supervisor.state.fd_store import FdReader, FdWriter
 
 READER_WAIT_S = 15.0
-_PAUSE_S = 0.05
 
 
 @dataclass(slots=True)
@@ -155,8 +153,8 @@ class StdioOpener:
         self._limit = loop.timer(self._give_up)
         self._stdio = Stdio()
         self._wanted: list[tuple[str, SinkSpec]] = []
-        self._waiting: _ReaderWait | None = None
-        self._waits: list[_ReaderWait] = []
+        self._waiting: FifoWait | None = None
+        self._waits: list[FifoWait] = []
         self._on_end: Callable[[Stdio | ShimError], None] = lambda _end: None
 
     def begin(self, record: ProcessConfig, on_end: Callable[[Stdio | ShimError], None]) -> None:
@@ -314,97 +312,10 @@ class StdioOpener:
         from workers.copy import fifo_wait  # with setproctitle, which takes 7 ms
 
         work = partial(fifo_wait.wait_for_reader, self._title, null_fd=self._null_fd)
-        wait = _ReaderWait(self._loop, self._reaper, path, with_path, work, on_reader, on_end)
+        wait = FifoWait(self._loop, self._reaper, path, with_path, work, on_reader, on_end)
         self._waiting = wait
         self._waits.append(wait)
         wait.begin()
-
-
-class _ReaderWait:
-    """A child that waits for the first reader of a fifo. Owns the child, its pipe, `with_path`."""
-
-    def __init__(
-        self,
-        loop: Loop,
-        reaper: Reaper,
-        path: str,
-        with_path: fds.Fd,
-        work: Callable[[int, int], None],
-        on_reader: Callable[[], None],
-        on_end: Callable[[ShimError | None], None],
-    ) -> None:
-        """Borrow loop and reaper.
-
-        `work` is the child's, with the fifo's and its pipe's descriptor;
-        `on_reader` takes the fifo while the child still holds it open, or raises `ShimError`;
-        `on_end` follows when the child has been let go, with None or the error.
-        """
-        self.path = path
-        self._loop = loop
-        self._reaper = reaper
-        self._with_path = with_path
-        self._work = work
-        self._on_reader = on_reader
-        self._on_end = on_end
-        self._said_rfd = fds.Fd(-1)
-        self._again = loop.timer(self.begin)
-        self._pid = 0
-
-    @property
-    def is_reaped(self) -> bool:
-        """Whether it has no child, or none any more."""
-        return self._pid == 0
-
-    def begin(self) -> None:
-        """Fork the child; if that fails (EAGAIN, EMFILE), `on_end` is told."""
-        try:
-            self._said_rfd, said_wfd = fds.pipe(4096)
-            os.set_blocking(self._said_rfd.fileno(), False)
-            try:
-                self._pid = spawn.fork_worker(
-                    partial(self._work, self._with_path.fileno(), said_wfd.fileno()),
-                    dies_with_us=True,
-                )
-            finally:
-                said_wfd.close()
-        except OSError as error:
-            self.end()
-            self._on_end(ShimError(f"wait for a reader of {self.path}: {reason(error)}"))
-            return
-        self._reaper.expect(self._pid, self._on_child_gone)
-        self._loop.watch(self._said_rfd.fileno(), self._on_said)
-
-    def _on_said(self) -> None:
-        if not os.read(self._said_rfd.fileno(), 1):
-            self._hang_up()  # it has died: the reaper tells its end
-            return
-        error = None
-        try:
-            self._on_reader()
-        except ShimError as caught:
-            error = caught
-        self.end()
-        self._on_end(error)
-
-    def _on_child_gone(self, _termination: Termination) -> None:
-        """Go on with another one, if it was not us who let it go."""
-        self._pid = 0
-        self._hang_up()
-        if self._with_path.is_open:
-            self._again.start(_PAUSE_S)
-
-    def end(self) -> None:
-        """Let the child go; the reaper collects it. A second call does nothing."""
-        self._again.cancel()
-        self._hang_up()
-        self._with_path.close()
-        if self._pid:
-            os.kill(self._pid, signal.SIGKILL)  # unreaped, so the pid is its own
-
-    def _hang_up(self) -> None:
-        if self._said_rfd.is_open:
-            self._loop.forget(self._said_rfd.fileno())
-            self._said_rfd.close()
 
 
 class _NoReaderError(ShimError):
