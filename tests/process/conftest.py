@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness.crew_site import Site
 from tests.harness.rig import Rig
+from tests.harness.stream_site import Site
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

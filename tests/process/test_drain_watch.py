@@ -11,7 +11,7 @@ import pytest
 
 from supervisor.io.drain import DrainWatch, Verdict
 from tests.harness import waiting
-from tests.harness.crew_site import Site, stop_worker
+from tests.harness.stream_site import Site, stop_worker
 from workers.copy import output
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from supervisor.systemd.notify import SILENT
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.harness.crew_site import Site
+    from tests.harness.stream_site import Site
 
 pytestmark = pytest.mark.process
 

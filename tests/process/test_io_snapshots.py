@@ -15,7 +15,7 @@ from supervisor.linux import fds
 from supervisor.oci.process_json import ProcessConfig
 from supervisor.sinks.sink import Drops
 from supervisor.state.fd_store import FdStore, FdWriter
-from tests.harness.crew_site import Site
+from tests.harness.stream_site import Site
 from workers.process.task import Task, TaskKind
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.harness.crew_site import Site
+    from tests.harness.stream_site import Site
 
 pytestmark = pytest.mark.process
 

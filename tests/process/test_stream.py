@@ -13,7 +13,7 @@ from tests.harness import waiting
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.harness.crew_site import Site
+    from tests.harness.stream_site import Site
 
 
 pytestmark = pytest.mark.process

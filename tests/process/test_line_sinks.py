@@ -19,7 +19,7 @@ from supervisor.linux.errors import ShimError
 from supervisor.sinks.sink import Drops
 from supervisor.state.fd_store import FdWriter
 from tests.harness import waiting
-from tests.harness.crew_site import Site, stop_worker
+from tests.harness.stream_site import Site, stop_worker
 from workers.process import report
 
 if TYPE_CHECKING:

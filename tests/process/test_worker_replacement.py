@@ -16,7 +16,7 @@ from supervisor.io.stream import Stream
 from supervisor.linux import fds, spawn
 from supervisor.state.fd_store import FdWriter
 from tests.harness import waiting
-from tests.harness.crew_site import Site
+from tests.harness.stream_site import Site
 from workers.copy import output
 from workers.process import report
 

@@ -23,7 +23,7 @@ from workers.process import report
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.harness.crew_site import Site
+    from tests.harness.stream_site import Site
     from workers.copy.route import Route
     from workers.process.context import WorkerContext
 
