@@ -6,7 +6,7 @@ Two things can keep a stream from its end. A stray process may hold the pipe: th
 pending, and silence of all streams for 300 ms, or 5 s of chatter, is enough to hang up on it. Or
 the client may not read: then bytes are pending, in the pipe or in the client's fifo, they may be
 the container's last words, and only 5 s without any progress end the wait. A reader of our own
-stdout (`forkshim run web | less`) may take all the time it wants, until somebody asks us to stop.
+stdout (`forkshim run web | less`) may take all the time it wants, until a stop.
 What the container had written when it died is never cut short by a stray's chatter.
 
 A worker that could move something in such 5 s and does not (stopped by SIGSTOP, say) is no
@@ -54,7 +54,7 @@ class Verdict(Enum):
     CLOGGED = "its fifo is full, which may have no client"
     STRAY = "a process that outlived the container holds it open"
     STUCK = "its worker does not move"
-    STALLED = "nobody takes it (no reader, or no room), what is left is lost"
+    STALLED = "the client does not take it (no reader, or no room), what is left is lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def judge(view: StreamView, now_s: float) -> Verdict:
 
 
 class DrainWatch:
-    """Watches the output streams from the container's death on. Borrows the crew."""
+    """Watches the output streams from the container's death on. Borrows the streams."""
 
     def __init__(self, stream_set: StreamSet, *, is_read: bool = True) -> None:
         """Note what each stream still has to move: the container's last word.
@@ -171,7 +171,7 @@ class DrainWatch:
 
         Args:
             is_stopping: A stop was asked for, so no reader may keep us any longer.
-            is_bounded: Nobody whom we serve can have them any more.
+            is_bounded: No process that we serve can have the streams open any more.
         """
         judged: list[tuple[Stream, Verdict]] = []
         now_s = time.monotonic()

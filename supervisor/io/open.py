@@ -44,7 +44,7 @@ class Stdio:
         sinks: By stream name, "stdout" and "stderr".
         line_sinks: What is there instead for a log or the journal. Borrowed by the streams, closed
             here.
-        reopeners: For a sink that is a file which may be moved away: opens its name anew.
+        reopeners: For a sink that is a file which may be moved away: opens its name again.
         names: What each is, for log lines.
         passthrough: The sinks that are a descriptor of our own caller.
         stderr_joins_stdout: Both are the same regular file. They then share one pipe and one

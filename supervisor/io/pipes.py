@@ -1,7 +1,7 @@
 """From opened stdio to copies: the container's own pipes, or its console, joined to the clients.
 
-Who owns what afterwards: the crew has both ends of every copy; the container's side of each pipe is
-only there until the runtime has inherited it.
+Who owns what afterwards: the stream set has both ends of every copy; the container's side of each
+pipe is only there until the runtime has inherited it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NULL_DEVICE = os.makedev(1, 3)
 
 
 def open_own_null() -> fds.Fd:
-    """Open a null device that is nobody else's, for a container; the caller owns it.
+    """Open a null device of its own for a container; the caller owns it.
 
     A runtime may give it to the container's root: crun before 1.23 does so, and the machine's
     /dev/null was a user's then. It is in a file system of its own without a place, since /run
@@ -95,7 +95,7 @@ class Pipes:
         return ends["stdin"], ends["stdout"], ends["stderr"]
 
     def join_pipes(self, stdio: Stdio, stream_set: StreamSet) -> None:
-        """Join them to the clients; the crew takes what it has a stream for."""
+        """Join them to the clients; the stream set takes them."""
         from supervisor.io.stream import Stream  # while the runtime works
 
         while self._our_side:
@@ -135,7 +135,7 @@ class Pipes:
     def _output(self, name: str, source: fds.Fd, stdio: Stdio, setting: str) -> Stream:
         from supervisor.io.stream import Stream
 
-        # A console that nobody reads would block the container: nowhere is a sink as well.
+        # A console without a reader would block the container: /dev/null is a sink, too.
         sink = stdio.sinks.get(setting) or fds.Fd(os.dup(self._null_fd))
         return Stream(
             name,
@@ -170,7 +170,7 @@ class Pipes:
         *,
         is_parent: bool,
     ) -> None:
-        """Take the console and the streams of an earlier supervisor, see `Crew.go_on`."""
+        """Take the console and the streams of an earlier supervisor, see `StreamSet.go_on`."""
         from supervisor.io.stream import Stream
         from supervisor.oci.console_socket import peer
 
@@ -217,7 +217,7 @@ class Pipes:
                 raise
 
     def let_go(self) -> None:
-        """Let the console end when nobody else has it open: its container is dead."""
+        """Close our side: the console of a dead container ends when its last user is gone."""
         self._peer.close()
 
     def close(self) -> None:
