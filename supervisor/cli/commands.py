@@ -53,6 +53,17 @@ class AttachRequest:
 Request = RunRequest | AdoptRequest | AttachRequest
 
 
+def not_empty(text: str) -> str:
+    """Read a path, which is not the empty one.
+
+    Raises:
+        ValueError: It is.
+    """
+    if not text:
+        raise ValueError(text)
+    return text
+
+
 def seconds(text: str) -> float:
     """Read a number of seconds.
 
@@ -70,16 +81,24 @@ exit status: the container's own; 128+n if signal n ended it. Without a containe
   1 the runtime failed   2 usage   5 runtime not installed   6 bundle missing or not valid
   75 the id is in use    143 stopped before the container existed
 """
+_NO_PATH = "an empty path"
 _ID = Option("container_id", (), "the container's name: letters, digits, _ + . -", "ID")
 _ROOT = Option(
-    "root", ("--root",), f"where the state directories are (default: {DEFAULT_ROOT})", "DIR"
+    "root",
+    ("--root",),
+    f"where the state directories are (default: {DEFAULT_ROOT})",
+    "DIR",
+    not_empty,
+    _NO_PATH,
 )
 
 RUN = Command(
     "run",
     RunRequest,
     (
-        Option("bundle", ("--bundle",), "the OCI bundle (default: here)", "DIR"),
+        Option(
+            "bundle", ("--bundle",), "the OCI bundle (default: here)", "DIR", not_empty, _NO_PATH
+        ),
         Option(
             "runtime",
             ("--runtime",),
@@ -132,6 +151,8 @@ RUN = Command(
             ("--exit-dir",),
             "write the exit record DIR/ID.json: status, signal, out of memory, bytes, times",
             "DIR",
+            not_empty,
+            _NO_PATH,
         ),
         Option(
             "sdnotify",

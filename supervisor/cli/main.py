@@ -10,7 +10,7 @@ from supervisor.cli.commands import COMMANDS, AdoptRequest, AttachRequest
 from supervisor.cli.run import run
 from supervisor.handover.own_command import is_handed_over, is_successor
 from supervisor.linux import fds
-from supervisor.linux.errors import AbandonedError, ShimError, StoppedError, describe_bug
+from supervisor.linux.errors import AbandonedError, ShimError, StoppedError, describe, describe_bug
 from supervisor.linux.process_exit import exit_process
 from supervisor.state.journal_log import ERR
 from supervisor.state.log import line_for_stderr
@@ -61,7 +61,7 @@ def run_command() -> int:
             _say(f"forkshim: {request.container_id}: {error}")
         return error.exit_status
     except OSError as error:  # EMFILE, ENOMEM, ...: the machine's trouble, said in one line
-        _say(f"forkshim: {request.container_id}: {error}")
+        _say(f"forkshim: {request.container_id}: {describe(error)}")
         return _MACHINE_STATUS
     except Exception as error:
         _say(f"forkshim: {request.container_id}: {describe_bug(error)}")

@@ -16,7 +16,13 @@ from supervisor.container.host import supervise
 from supervisor.container.request import Outcome, StartRequest, request_of
 from supervisor.handover.own_command import is_handed_over, own_command
 from supervisor.linux import fds, paths
-from supervisor.linux.errors import RuntimeFailedError, ShimError, UsageError, describe_bug
+from supervisor.linux.errors import (
+    RuntimeFailedError,
+    ShimError,
+    UsageError,
+    describe,
+    describe_bug,
+)
 from supervisor.linux.process_exit import exit_process
 from supervisor.linux.text import printable
 from supervisor.oci.command_line import absolute
@@ -61,7 +67,7 @@ def _main(arguments: list[str], command: tuple[str, ...], stack: ExitStack) -> i
         state_dir.check_trust()
         log = state_dir.open_log()
     except (ShimError, OSError) as error:
-        print(f"forkshim-shim: {printable(str(error))}", file=sys.stderr)  # noqa: T201 -- as above
+        print(f"forkshim-shim: {printable(describe(error))}", file=sys.stderr)  # noqa: T201 -- as above
         return 1
     try:
         if arrival is not None:
@@ -72,7 +78,7 @@ def _main(arguments: list[str], command: tuple[str, ...], stack: ExitStack) -> i
         log.info(str(error))  # not `error`: the engine then shows the runtime's own words
         return 0
     except (ShimError, OSError) as error:
-        log.error(str(error))
+        log.error(describe(error))
         return 1
     except Exception as error:  # a bug: our stderr is /dev/null, so the log has to tell
         log.error(describe_bug(error))

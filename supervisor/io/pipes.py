@@ -12,6 +12,7 @@ import stat
 import termios
 
 from supervisor.linux import fds, syscalls
+from supervisor.linux.errors import MachineError, reason_of_access
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -110,7 +111,13 @@ class Pipes:
         """Make a pipe whose both ends belong to the container's root, who may reopen them."""
         rfd, wfd = fds.pipe()
         for end in (rfd, wfd):
-            os.fchown(end.fileno(), self._record.root_uid, self._record.root_gid)
+            try:
+                os.fchown(end.fileno(), self._record.root_uid, self._record.root_gid)
+            except OSError as error:
+                owner = f"{self._record.root_uid}:{self._record.root_gid}"
+                raise MachineError(
+                    f"fchown of a pipe to {owner}: {reason_of_access(error)}"
+                ) from error
         return rfd, wfd
 
     def join_console(self, ptmx: fds.Fd, stdio: Stdio, stream_set: StreamSet) -> None:

@@ -79,13 +79,31 @@ class StoppedError(ShimError):
 
 def describe_bug(error: Exception) -> str:
     """Say in one line what no code foresaw, and where it was raised."""
+    function, line = _place(error)
+    return f"bug: {type(error).__name__}: {error} ({function}, line {line})"
+
+
+def describe(error: ShimError | OSError) -> str:
+    """Say in one line what went wrong: of a system call that no code expected to fail, and where.
+
+    The place is the file's name, or the function that made the system call.
+    """
+    if isinstance(error, ShimError):
+        return str(error)
+    what = str(error.filename) if error.filename is not None else _place(error)[0]
+    return f"{what}: {reason_of_access(error)}"
+
+
+def _place(error: Exception) -> tuple[str, int]:
+    """Return the function that raised the error, as `module.function`, and the line."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
-    where = ""
-    if frame is not None:
-        where = f" ({os.path.basename(frame.tb_frame.f_code.co_filename)}, line {frame.tb_lineno})"
-    return f"bug: {type(error).__name__}: {error}{where}"
+    if frame is None:
+        return "somewhere", 0
+    code = frame.tb_frame.f_code
+    module = os.path.basename(code.co_filename).removesuffix(".py")
+    return f"{module}.{code.co_name}", frame.tb_lineno
 
 
 def reason(error: OSError) -> str:

@@ -155,6 +155,9 @@ class CreateOperation:
         by being a child that no caller expects. With other containers in this supervisor
         (`is_alone` is False) such a child may be theirs, and is left alone.
         """
+        if self._phase is Phase.NOT_BEGUN:  # the runtime was not executed: nothing is left
+            on_end()
+            return
         if self._record.is_exec:
             self._kill_unknown(on_end) if is_alone else on_end()
             return

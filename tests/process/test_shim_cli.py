@@ -111,7 +111,7 @@ def test_the_three_words_are_the_order(state_dir: Path, monkeypatch: pytest.Monk
         (Outcome(None, ShimError("why")), 1, "error", "why"),
         (ShimError("why"), 1, "error", "why"),
         (OSError(errno.ENFILE, os.strerror(errno.ENFILE)), 1, "error",
-         "[Errno 23] Too many open files in system"),
+         "test_shim_cli.supervise: too many open files in system"),
     ],
     ids=["runtime", "outcome", "shim", "machine"],
 )  # fmt: skip
@@ -159,4 +159,4 @@ def test_a_bug_is_logged_as_one_in_one_line(
     assert statedir.run_command() == 1
     ((level, message),) = _logged(state_dir)
     assert level == "error"
-    assert message.startswith("bug: ZeroDivisionError: by nothing (test_shim_cli.py, line ")
+    assert message.startswith("bug: ZeroDivisionError: by nothing (test_shim_cli.has_a_bug, line ")

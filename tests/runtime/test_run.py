@@ -490,3 +490,27 @@ def test_a_relative_path_in_a_directory_that_is_gone_is_refused_with_a_line(
     code, out, err = ended(process)
     assert (code, out) == (2, "")
     assert err == "forkshim: gone: '.' in the current directory: no such file or directory\n"
+
+
+def test_a_runtime_that_cannot_be_executed_is_told_once(
+    run: Run, make_bundle: Callable[..., Path]
+) -> None:
+    process = run(make_bundle("exit 7"), "--runtime", "/etc/passwd", id_="once")
+    assert ended(process) == (1, "", "forkshim: once: fork/exec /etc/passwd: permission denied\n")
+
+
+def test_a_pipe_that_cannot_be_given_to_the_containers_root_is_told(
+    run: Run, rootfs: Path, tmp_path: Path
+) -> None:
+    mapping = [{"containerID": 0, "hostID": 1000, "size": 10}]
+    linux = {"uidMappings": mapping, "gidMappings": mapping}
+    document = bundles.config(rootfs, bundles.shell("exit 7"), linux=linux)
+    bundle = bundles.make_bundle(tmp_path / "bundle", document)
+    drop = ("setpriv", "--bounding-set", "-chown", "--inh-caps", "-chown")
+    done = subprocess.run(
+        [*drop, FORKSHIM, "run", "--root", run.root, "--bundle", bundle, "plain"],
+        capture_output=True, text=True, timeout=waiting.LIMIT_S,
+    )  # fmt: skip
+    said = "forkshim: plain: fchown of a pipe to 1000:1000: operation not permitted\n"
+    assert (done.returncode, done.stderr) == (71, said)
+    assert os.listdir(run.root) == []

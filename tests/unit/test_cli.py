@@ -123,8 +123,12 @@ def _main(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
     [
         (ShimError("why"), 1, "why"),
         (AlreadySupervisedError("why"), 75, "why"),
-        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), 71, "[Errno 24] Too many open files"),
-        (FileNotFoundError(errno.ENOENT, "gone", "/f"), 71, "[Errno 2] gone: '/f'"),
+        (
+            OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
+            71,
+            "test_cli.fails: too many open files",
+        ),
+        (FileNotFoundError(errno.ENOENT, "gone", "/f"), 71, "/f: gone"),
     ],
 )
 def test_an_error_is_one_line_and_a_status_of_its_own(
@@ -161,4 +165,14 @@ def test_a_bug_is_one_line_and_the_status_of_software(
     monkeypatch.setattr(sys, "argv", ["forkshim", "run", "web"])
     assert main.run_command() == 70
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("forkshim: web: bug: ZeroDivisionError: by nothing (test_cli.py, line ")
+    assert line.startswith(
+        "forkshim: web: bug: ZeroDivisionError: by nothing (test_cli.fail, line "
+    )
+
+
+@pytest.mark.parametrize("option", ["--root", "--exit-dir", "--bundle"])
+def test_an_empty_path_is_a_wrong_word(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main.parse(["run", option, "", "web"])
+    assert ended.value.code == 2
+    assert f"argument {option}: an empty path: ''" in capsys.readouterr().err
