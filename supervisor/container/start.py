@@ -16,7 +16,8 @@ from supervisor.io.pipes import Pipes
 from supervisor.linux import fds, procfs
 from supervisor.linux.errors import RuntimeFailedError, ShimError, StoppedError
 from supervisor.linux.exit_status import shell_status
-from supervisor.oci.command_line import RuntimeCommand
+from supervisor.linux.text import printable
+from supervisor.oci.command_line import RuntimeCommand, words
 from supervisor.oci.create import CreateOperation, explain
 from supervisor.oci.exec_watch import ExecWatch
 from supervisor.oci.invoke import HURRY_S, RuntimeInvoker
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from supervisor.state.directory import StateDirectory
     from supervisor.state.log import Log
 
+_MOST_TOLD_STDERR = 1024
 _STDERR_LOOK_S = 0.1
 _LATEST_WORKERS_S = 0.1
 """So long a runtime's hooks may wait that write more than a pipe takes."""
@@ -215,24 +217,28 @@ class StartSequence:
         elif stream is not None:
             self._stderr_look.start(_STDERR_LOOK_S)
 
-    def _release_stderr(self, error: ShimError | None) -> None:
-        """Start the stream that was held back during the `create`, which may have failed.
+    def _release_stderr(self, error: ShimError | None) -> ShimError | None:
+        """Start the stream that was held back during the `create`; returns the error, or a better.
 
         A runtime that fails says why in its log and on its stderr. The log's words are told, with
         all that is not printable escaped; the other copy, in which an image may have put anything,
-        is discarded.
+        is discarded. Where the log has no words (/run is full), the end of that copy is told.
         """
         stream, self._held_stderr = self._held_stderr, None
         self._stderr_look.cancel()
         if stream is None:
-            return
-        if isinstance(error, RuntimeFailedError) and explain(self._launch.state_dir):
-            fds.discard_pending(stream.source.fileno(), self._launch.host.null.fileno())
+            return error
+        if isinstance(error, RuntimeFailedError):
+            null_fd = self._launch.host.null.fileno()
+            said = fds.take_pending(stream.source.fileno(), null_fd, _MOST_TOLD_STDERR)
+            if said and not explain(self._launch.state_dir):
+                error = RuntimeFailedError(f"{error}: {printable(words(said))}")
         self._container.running.stream_set.start()
+        return error
 
     def _on_creation_end(self, error: ShimError | None) -> None:
         self._start_workers()
-        self._release_stderr(error)
+        error = self._release_stderr(error)
         if error is not None:
             self._container.fail(error, Event.CREATE_FAILED)
         else:

@@ -71,11 +71,12 @@ def grow_pipe(fd: int, capacity_bytes: int = PIPE_BYTES) -> None:
         return
 
 
-def discard_pending(pipe_fd: int, null_fd: int) -> None:
-    """Move the present content of a pipe to /dev/null."""
+def take_pending(pipe_fd: int, null_fd: int, most_bytes: int) -> bytes:
+    """Empty a pipe of its present content; returns the end of it, and moves the rest to null_fd."""
     left = pending_bytes(pipe_fd)
-    while left > 0:
-        left -= os.splice(pipe_fd, null_fd, left)
+    while left > most_bytes:
+        left -= os.splice(pipe_fd, null_fd, left - most_bytes)
+    return os.read(pipe_fd, left) if left else b""
 
 
 def is_at_end(fd: int) -> bool:

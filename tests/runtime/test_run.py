@@ -514,3 +514,24 @@ def test_a_pipe_that_cannot_be_given_to_the_containers_root_is_told(
     said = "forkshim: plain: fchown of a pipe to 1000:1000: operation not permitted\n"
     assert (done.returncode, done.stderr) == (71, said)
     assert os.listdir(run.root) == []
+
+
+@pytest.mark.parametrize("size", [0, 1500, 400_000])
+def test_the_stderr_of_a_runtime_without_a_log_is_told_in_one_line(
+    run: Run, make_bundle: Callable[..., Path], tmp_path: Path, size: int
+) -> None:
+    """As when /run is full: the log cannot be written."""
+    text = f"""[ $verb = create ] && {{
+        head -c {size} /dev/zero | tr '\\0' 'x' >&2
+        printf '\\nWARN \\033[31m\\ncannot write: full\\n' >&2
+        exit 3
+    }}"""
+    process = run(
+        make_bundle("exit 7"), "--runtime", runtimes.script(tmp_path / "mute", text), id_="mute"
+    )
+    code, out, err = ended(process)
+    assert (code, out) == (1, "")
+    (line,) = err.splitlines()
+    assert line.startswith(f"forkshim: mute: {tmp_path}/mute create: exit status 3: ")
+    assert line.endswith("WARN \\x1b[31m; cannot write: full")
+    assert len(line) < len(str(tmp_path)) + 1200
