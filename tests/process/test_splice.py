@@ -134,6 +134,22 @@ def test_pipe_to_pipe_every_byte_arrives_in_order_and_is_counted(bench: Bench, s
     assert bench.counters.copied_bytes(0) == size
 
 
+def test_a_slow_reader_of_a_socket_is_seen_to_read(bench: Bench) -> None:
+    """A drain gives up after 5 s without progress: seen with journald under load."""
+    source_rfd, source_wfd = bench.pipe(1 << 20)
+    reader, sink = socket.socketpair()
+    reader_fd = bench.own(reader.detach())
+    sink_fd = bench.own(sink.detach())
+    staging_pipe = bench.pipe(1 << 20)
+    os.write(source_wfd, _content(1 << 20))
+    with forked(bench.worker(Route(source_rfd, sink_fd, staging_pipe))) as worker:
+        read = 0
+        while read < 256 << 10:
+            read += len(os.read(reader_fd, 1 << 16))
+        waiting.wait_true(lambda: bench.counters.copied_bytes(0) >= 256 << 10)
+        worker.kill()
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_WRONLY | os.O_APPEND])
 def test_pipe_to_file_also_where_splice_is_refused(
