@@ -13,7 +13,7 @@ import os
 import stat
 from functools import partial
 
-from supervisor.io.fifo_wait import FifoWait
+from supervisor.children.fifo_wait import FifoWait
 from supervisor.linux import fds
 from supervisor.linux.errors import ShimError, UntrustedError, UsageError, reason
 from supervisor.sinks.spec import SinkKind, SinkSpec, parse_sink
