@@ -90,6 +90,7 @@ class Launch:
             title=self.title,
             null_fd=null_fd,
             dir_fd=state_dir.fileno(),
+            is_typed=request.starts_container,
         )
         self.stdio = Stdio()
         self.creation = CreateOperation(

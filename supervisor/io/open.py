@@ -15,9 +15,9 @@ from functools import partial
 
 from supervisor.children.fifo_wait import FifoWait
 from supervisor.linux import fds
-from supervisor.linux.errors import ShimError, UntrustedError, UsageError, reason
+from supervisor.linux.errors import ShimError, UsageError, reason
 from supervisor.sinks.spec import SinkKind, SinkSpec, parse_sink
-from supervisor.state import trust
+from supervisor.state.trusted_file import open_log_file, open_typed
 from workers.common.records import dataclass, field
 
 TYPE_CHECKING = False
@@ -110,7 +110,7 @@ def go_on(
     for name, sink in sinks.items():
         stdio.names[name] = str(sink)
         if sink.kind is SinkKind.FILE and not sink.has_line_sink:
-            stdio.reopeners[name] = partial(_open_log_file, sink.path)
+            stdio.reopeners[name] = partial(open_log_file, sink.path)
     if packed["line_sinks"]:
         from supervisor.sinks.open import InheritedSinks, open_sinks
 
@@ -138,10 +138,14 @@ class StdioOpener:
         title: str,
         null_fd: int,
         dir_fd: int | None = None,
+        is_typed: bool = False,
     ) -> None:
         """Borrow the loop, the reaper and /dev/null. `title` names the waiting child in ps(1).
 
-        `dir_fd`: the state directory, borrowed: relative paths of fifos start there.
+        `dir_fd`: the state directory, borrowed: relative paths of fifos start there. `is_typed`: a
+        person has named the paths, so they are walked like those of log files (`trust`), and a file
+        is written at its end. An engine names its own fifos; the 2016 protocol opens them as they
+        are, and a file from its beginning.
         """
         self._loop = loop
         self._reaper = reaper
@@ -150,6 +154,7 @@ class StdioOpener:
         self._title = title
         self._null_fd = null_fd
         self._dir_fd = dir_fd
+        self._is_typed = is_typed
         self._limit = loop.timer(self._give_up)
         self._stdio = Stdio()
         self._wanted: list[tuple[str, SinkSpec]] = []
@@ -217,7 +222,7 @@ class StdioOpener:
         for name, sink in wanted.items():
             self._stdio.names[name] = str(sink)
             if not sink.is_descriptor and sink.path:
-                _open_log_file(sink.path).close()  # the workers open it: a typo is told now
+                open_log_file(sink.path).close()  # the workers open it: a typo is told now
         if wanted.get("stdout") == wanted.get("stderr") and wanted["stdout"].kind is SinkKind.FILE:
             self._stdio.stderr_joins_stdout = True
             del wanted["stderr"]
@@ -254,15 +259,18 @@ class StdioOpener:
             self._stdio.sinks[name] = _duplicate({"stdout": 1, "stderr": 2}[name])
             return True
         if sink.kind is SinkKind.FILE:
-            self._stdio.sinks[name] = _open_log_file(sink.path)
-            self._stdio.reopeners[name] = partial(_open_log_file, sink.path)
+            self._stdio.sinks[name] = open_log_file(sink.path)
+            self._stdio.reopeners[name] = partial(open_log_file, sink.path)
             return True
-        with_path = _open_path(sink.path, self._dir_fd)
+        with_path = self._open_sink_path(sink.path)
         if not fds.is_fifo(with_path.fileno()):
             try:
-                self._stdio.sinks[name] = _reopen(with_path, sink.path, os.O_WRONLY)
+                opened = _reopen(with_path, sink.path, os.O_WRONLY)
             finally:
                 with_path.close()
+            if self._is_typed and stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+                os.lseek(opened.fileno(), 0, os.SEEK_END)
+            self._stdio.sinks[name] = opened
             return True
         try:
             probe = _reopen(with_path, sink.path, os.O_WRONLY | os.O_NONBLOCK)
@@ -279,6 +287,9 @@ class StdioOpener:
             with_path.close()
             probe.close()
         return True
+
+    def _open_sink_path(self, path: str) -> fds.Fd:
+        return open_typed(path) if self._is_typed else _open_path(path, self._dir_fd)
 
     def _take_fifo(self, name: str, path: str, with_path: fds.Fd) -> None:
         sink_fd = _reopen(with_path, path, os.O_RDWR)
@@ -337,37 +348,6 @@ def _reopen(with_path: fds.Fd, path: str, flags: int) -> fds.Fd:
         if error.errno == errno.ENXIO and fds.is_fifo(with_path.fileno()):
             raise _NoReaderError(path) from error
         raise ShimError(f"open {path}: {reason(error)}") from error
-
-
-def _open_log_file(path: str) -> fds.Fd:
-    """Open or create a regular file; a link in its place is not followed, see `trust`.
-
-    A hard link is refused as well: it is another file's name.
-
-    Not O_APPEND: splice(2) refuses such files. The workers write at its end, see
-    `workers.common.position`.
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK | os.O_NOFOLLOW
-    parent, name = os.path.split(path)
-    directory = fds.Fd(-1)
-    try:
-        directory = trust.open_directory(parent)
-        file = fds.Fd(os.open(name, flags, 0o640, dir_fd=directory.fileno()))
-    except UntrustedError as error:
-        raise ShimError(f"open {path}: {error}") from error
-    except OSError as error:
-        raise ShimError(f"open {path}: {reason(error)}") from error
-    finally:
-        directory.close()
-    attributes = os.fstat(file.fileno())
-    if not stat.S_ISREG(attributes.st_mode):
-        file.close()
-        raise ShimError(f"open {path}: not a regular file")
-    if attributes.st_nlink > 1:
-        file.close()
-        raise ShimError(f"open {path}: not trusted: the file has another name, too (a hard link)")
-    os.set_blocking(file.fileno(), True)
-    return file
 
 
 def _refuse_a_second_rule(sink: SinkSpec, others: list[SinkSpec]) -> None:

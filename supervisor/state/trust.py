@@ -21,6 +21,7 @@ _MOST_LINKS = 40
 """The limit of the kernel, path_resolution(7)."""
 
 _WALK = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PATH = os.O_PATH | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -89,6 +90,49 @@ def open_directory(path: str, *, make: int | None = None) -> fds.Fd:
             raise
     finally:
         here.close()
+
+
+def open_path(path: str) -> fds.Fd:
+    """Open a fifo, a device or a file that is there, by the same walk, with O_PATH.
+
+    Links in its place are followed, if they are root's or ours. In a directory with the sticky bit
+    the file has to be root's or ours, too. What is below /proc is the kernel's (/dev/stdout).
+
+    Raises:
+        OSError: As `open_directory`.
+        UntrustedError: As `open_directory`.
+    """
+    here = path
+    for _each in range(_MOST_LINKS):
+        parent, name = os.path.split(here)
+        directory = open_directory(parent or ".")
+        try:
+            real_parent = os.readlink(f"/proc/self/fd/{directory.fileno()}")
+            if real_parent.startswith("/proc/"):
+                return fds.Fd(os.open(name, _PATH, dir_fd=directory.fileno()))
+            target = _link_target(name, directory.fileno(), path)
+            if target is None:
+                return _open_entry(name, directory, path)
+        except OSError as error:
+            error.filename = path
+            raise
+        finally:
+            directory.close()
+        here = os.path.join(real_parent, target)
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+
+
+def _open_entry(name: str, directory: fds.Fd, path: str) -> fds.Fd:
+    entry = fds.Fd(os.open(name, _PATH | os.O_NOFOLLOW, dir_fd=directory.fileno()))
+    attributes = os.fstat(entry.fileno())
+    others_write = os.fstat(directory.fileno()).st_mode & (stat.S_IWOTH | stat.S_IWGRP)
+    if others_write and not _is_ours(attributes):
+        entry.close()
+        raise UntrustedError(f"{path}: not trusted: it belongs to user {attributes.st_uid}")
+    if stat.S_ISREG(attributes.st_mode) and attributes.st_nlink > 1:
+        entry.close()
+        raise UntrustedError(f"{path}: not trusted: the file has another name, too (a hard link)")
+    return entry
 
 
 def open_below(name: str, parent_fd: int, path: str) -> fds.Fd:

@@ -605,3 +605,60 @@ def test_nested_json_of_an_engine_is_one_record(make_engine: MakeEngine, depth: 
     else:
         engine.run()
         assert engine.wait_end() == 3
+
+
+@pytest.mark.parametrize("sink", ["path:{}", "{}", "path,policy=drop-old:{}"])
+@pytest.mark.parametrize(
+    "trick", ["a link", "a link above", "his directory", "his file", "a second name"]
+)
+def test_a_path_where_others_could_put_something_is_refused(
+    tmp_path: Path, make_bundle: Callable[..., Path], sink: str, trick: str
+) -> None:
+    above = tmp_path / "above"
+    (above / "logs").mkdir(parents=True)
+    path, precious = above / "logs" / "out", tmp_path / "precious"
+    precious.write_text("root\n")
+    if trick == "a link":
+        path.symlink_to(precious)
+        give_away(path)
+    elif trick == "a link above":
+        (above / "logs").rmdir()
+        (above / "logs").symlink_to(tmp_path)
+        give_away(above / "logs")
+        path = above / "logs" / "precious"
+    elif trick == "his directory":
+        path.write_text("")
+        give_away(above)
+    elif trick == "his file":
+        (above / "logs").chmod(0o1777)
+        path.write_text("")
+        give_away(path)
+    else:
+        os.link(precious, path)
+    words = ("--root", tmp_path / "root", "--bundle", make_bundle("echo evil"))
+    done = subprocess.run(
+        [FORKSHIM, "run", *words, "--log", sink.format(path), "web"],
+        capture_output=True, text=True, timeout=waiting.LIMIT_S,
+    )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"forkshim: web: open {above}"), line
+    assert "not trusted: " in line
+    assert precious.read_text() == "root\n"
+
+
+def test_what_is_named_by_links_of_ones_own_is_opened_and_a_file_grows_at_its_end(
+    tmp_path: Path, make_bundle: Callable[..., Path]
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "out").write_text("before\n")
+    (tmp_path / "above").symlink_to("real")
+    (tmp_path / "real" / "link").symlink_to("../above/out")
+    for sink, said in [(f"{tmp_path}/above/link", ""), ("/dev/stdout", "said\n")]:
+        words = ("--root", tmp_path / "root", "--bundle", make_bundle("echo said"))
+        done = subprocess.run(
+            [FORKSHIM, "run", *words, "--log", sink, "web"],
+            capture_output=True, text=True, timeout=waiting.LIMIT_S,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
+    assert (tmp_path / "real" / "out").read_text() == "before\nsaid\n"
