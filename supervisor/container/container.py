@@ -37,6 +37,8 @@ REAP_LIMIT_S = 5.0
 class Container:
     """One supervised process. Owns its launch and all that follows, until `has_left`.
 
+    28 methods: the parts report to it, the signal policy and the verbs ask it; each is a few lines.
+
     Attributes:
         parent: The container that an exec'd process of this host is in; None for the others.
         process: None before the runtime has created it.

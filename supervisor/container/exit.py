@@ -57,7 +57,7 @@ class ExitSequence:
 
     def record(self, process: Process) -> None:
         """Write `exitStatus` and say how it ended; its last words are what is in its pipes now."""
-        # First of all: somebody waits for it.
+        # First of all: the front end waits for it.
         try:
             process.record_end()
         except OSError as error:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
         @property
         def is_running(self) -> bool:
-            """Whether the same, and nobody wants it to end."""
+            """Whether the same, and no stop was asked for."""
 
         @property
         def is_settled(self) -> bool:

@@ -1,4 +1,4 @@
-"""The supervised process itself: signals to it, and how it ended, whoever its parent is.
+"""The supervised process itself: signals to it, and how it ended, as a child or not.
 
 Its first supervisor is its parent (as subreaper) and reaps it. A supervisor that has adopted it is
 not: another process reaps it, and the kernel tells the status to those who hold a pidfd from before
@@ -159,7 +159,7 @@ def _look_at_zombie(pid: int, pidfd: int) -> Termination | None:
 def _is_reaped(pidfd: int) -> bool:
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
-    # Before Linux 6.9 there is no POLLHUP: then a signal finds nobody once it is reaped.
+    # Before Linux 6.9 there is no POLLHUP: then a signal finds no process once it is reaped.
     if any(events & select.POLLHUP for _fd, events in poller.poll(0)):
         return True
     try:
@@ -181,7 +181,7 @@ def end_of(pidfd: int) -> Termination:
         fcntl.ioctl(pidfd, _PIDFD_GET_INFO, packed)
     except OSError as error:
         if error.errno in (errno.ENOTTY, errno.EINVAL):
-            return Unknown("this kernel tells it to nobody but the parent")
+            return Unknown("this kernel tells it to the parent alone")
         return Unknown(f"PIDFD_GET_INFO: {reason(error)}")
     mask, *_ids, exit_code = _INFO.unpack(packed)
     if not mask & _PIDFD_INFO_EXIT:
@@ -193,7 +193,7 @@ class Process:
     """One process and its end. Owns what it is made of until `close`.
 
     Attributes:
-        pid: In our pid namespace; somebody else's once it has been reaped.
+        pid: In our pid namespace; another process's once it has been reaped.
         termination: None while it lives.
         oom_kills: How many of its container the kernel had killed for want of memory when its end
             was recorded.
@@ -249,7 +249,7 @@ class Process:
 
     @property
     def is_alive(self) -> bool:
-        """Whether nobody has told of its end so far."""
+        """Whether its end is not known so far."""
         return self.termination is None
 
     def expect(self, on_end: Callable[[], None]) -> None:

@@ -56,7 +56,7 @@ class StartRequest:
         notify_proxy: The container's own way to it, by us; lent.
         front: What the front end itself wants to know again after a reload; JSON.
         lock_fd: The front end's lock, which a reload keeps; -1 for none.
-        command: How to start this program anew, for a reload; empty if it may not be.
+        command: How to start this program again, for a reload; empty if it may not be.
         is_adoptable: All is laid down so that another supervisor can go on if we are killed.
         is_kept: The service manager keeps it, too.
         environment: That of this process, read once at its entry.

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 class Running:
     """Owns the workers and what goes with them, until `close`. Borrows the launch.
 
+    26 methods, 16 attributes: it has each part of a running container and each action of the table.
+
     Attributes:
         actions: What carries out each action of the lifecycle from here on.
     """

@@ -48,7 +48,10 @@ _LIMIT_S = {
 
 
 class ServiceStatus:
-    """Reports one container to the service manager. Borrows everything."""
+    """Reports one container to the service manager. Borrows everything.
+
+    16 attributes: what was told last belongs beside what it is compared with.
+    """
 
     def __init__(
         self,
@@ -161,7 +164,7 @@ class ServiceStatus:
             self._next_status.start(_REFRESH_S)
 
     def _refresh(self) -> None:
-        """Tell it now, and again as long as bytes move: one that is silent wakes nobody."""
+        """Tell it now, and again as long as bytes move: a silent container causes no wake-up."""
         self._looked_at_s = time.monotonic()
         self._notifier.status(self._line())
         if self._moved() != self._shown:

@@ -39,7 +39,7 @@ class Arrival(NamedTuple):
     """What this program was given by the one that it follows.
 
     Attributes:
-        contents: Owned by whoever gets this.
+        contents: Owned by the caller of `arrive`.
         lock: As `Home` has it; not open for a state directory without one.
         is_rehearsal: Everything is a copy, and nothing may be done with it.
     """
@@ -160,7 +160,7 @@ def try_a_worker(log: Log, title: str) -> None:
 
 
 def end_rehearsal() -> NoReturn:
-    """Tell whoever rehearses that all went well."""
+    """Tell the parent that the dry run went well."""
     os.write(1, READY)
     os._exit(0)
 
@@ -174,7 +174,7 @@ def become(
 ) -> ShimError:
     """Become the program; returns only if that failed, with the reason, and all is as before.
 
-    Every signal has to be held, see `signals.hold_all`; whoever holds them lets them go again.
+    Every signal has to be held, see `signals.hold_all`; the caller releases them.
     """
     try:
         deposit = FdStore()

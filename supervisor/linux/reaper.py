@@ -1,8 +1,8 @@
 """The one place that waits for children.
 
 Why one, and why not `subprocess`: as a subreaper we inherit processes we never forked and have to
-reap them, so somebody has to call waitid(P_ALL). That call takes any child's status, also one that
-`Popen.wait` is about to ask for, which then reports 0 for /bin/false. So nobody else waits.
+reap them, which takes waitid(P_ALL). That call takes any child's status, also one that
+`Popen.wait` is about to ask for, which then reports 0 for /bin/false. So no other module waits.
 
 Why not a pidfd in the loop for each child: it costs two system calls a child and says nothing
 of inherited orphans, which need SIGCHLD and P_ALL all the same. SIGCHLD coalesces, hence the

@@ -54,7 +54,7 @@ IGNORED_SIGNALS = frozenset(
         signal.SIGSYS,
     }
 )
-"""Without a meaning for us, when somebody sends them. A real fault is none of these cases: the
+"""Without a meaning for the supervisor when another process sends them. A real fault is none of these cases: the
 kernel takes an ignored signal back to its default for it (force_sig_info), and abort(3) does so
 itself. A handler would return to the same fault, for ever."""
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from supervisor.linux.reaper import Reaper
 
 HURRY_S = 5.0
-"""What a runtime's create or start that somebody wants to stop still gets."""
+"""The time that a runtime's create or start still gets once a stop was asked for."""
 CALL_LIMIT_S = 10.0
 """For calls that have no reason to take long (kill, delete, state): then the runtime is killed."""
 
@@ -98,7 +98,7 @@ class RuntimeInvoker:
         """
         null_fd = self._null_fd
         program = program or self._program
-        # A state directory that somebody has removed must not keep us from deleting a container.
+        # The container is deleted even if its state directory was removed.
         default_cwd = self._cwd if os.path.isdir(self._cwd) else "/"
         try:
             pid = spawn.exec_program(

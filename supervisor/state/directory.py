@@ -242,7 +242,7 @@ class ExitStatusFile:
     """`exitStatus`, with its room on the disk taken while there is some. Owns the file until then.
 
     A disk that is full when the container dies, perhaps by its own output, would else take the one
-    thing away that nobody can tell a second time.
+    thing away that no process can tell a second time.
     """
 
     def __init__(self, directory: StateDirectory, packed: Mapping[str, Any] | None = None) -> None:
@@ -255,7 +255,7 @@ class ExitStatusFile:
         self._fd = fds.Fd(-1)
         if packed is not None:
             self._temporary, flags = packed["name"], os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-            with suppress(OSError):  # there never was any, or somebody has cleared it up
+            with suppress(OSError):  # there never was any, or it was removed
                 self._fd = fds.Fd(os.open(self._temporary, flags, dir_fd=directory.fileno()))
             return
         try:

@@ -92,8 +92,8 @@ def test_without_a_pidfd_nobody_can_tell(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("error", "why"),
     [
-        (errno.ENOTTY, "this kernel tells it to nobody but the parent"),
-        (errno.EINVAL, "this kernel tells it to nobody but the parent"),
+        (errno.ENOTTY, "this kernel tells it to the parent alone"),
+        (errno.EINVAL, "this kernel tells it to the parent alone"),
         (errno.EPERM, "PIDFD_GET_INFO: operation not permitted"),
     ],
 )

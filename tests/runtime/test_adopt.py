@@ -279,7 +279,7 @@ def test_a_status_that_the_kernel_does_not_tell_is_unknown(
         timeout=waiting.LIMIT_S,
     )
     assert done.returncode == 69
-    assert "ended: unknown (this kernel tells it to nobody but the parent)" in done.stderr
+    assert "ended: unknown (this kernel tells it to the parent alone)" in done.stderr
     record = daemon.record()
     assert (record["status"], record["exitCode"], record["signal"]) == (None, None, None)
     assert record["error"].startswith("its end is unknown")
