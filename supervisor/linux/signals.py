@@ -54,9 +54,9 @@ IGNORED_SIGNALS = frozenset(
         signal.SIGSYS,
     }
 )
-"""Without a meaning for the supervisor when another process sends them. A real fault is none of these cases: the
-kernel takes an ignored signal back to its default for it (force_sig_info), and abort(3) does so
-itself. A handler would return to the same fault, for ever."""
+"""Without a meaning for the supervisor when another process sends them. For a real fault the kernel
+takes an ignored signal back to its default (force_sig_info), and abort(3) does so itself. A handler
+would return to the same fault, for ever."""
 
 JOB_CONTROL_SIGNALS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 """Left alone at a shell, which stops and continues us; ignored where there is no shell."""
