@@ -142,14 +142,15 @@ class HandoverManager:
         )
 
     def _starter(self) -> SuccessorStarter | None:
-        """Return what the fd holder does after our death: nothing unless this is a daemon.
+        """Return what the fd holder does after our death: only a daemon's starts successors.
 
         What runs in the foreground has a caller that waits for it and decides what follows.
         """
         order, front = self._order, self._order.front
         limit = successor.limit(order.environment)
-        if self._deposit is None or not (limit and order.command and front.get("is_daemon")):
+        if self._deposit is None:
             return None
+        is_daemon = bool(order.command and front.get("is_daemon"))
         return SuccessorStarter(
             order.command,
             order.container_id,
@@ -157,7 +158,7 @@ class HandoverManager:
             self._state_dir.path,
             self._store_fds,
             self._log,
-            limit=limit,
+            limit=limit if is_daemon else 0,
             starts=front["starts"],
         )
 

@@ -19,7 +19,7 @@ import orjson
 
 from supervisor.children.fd_holder import STAND_DOWN
 from supervisor.handover.own_command import SUCCESSOR_VARIABLE
-from supervisor.linux import fds, reaper, spawn
+from supervisor.linux import fds, reaper, spawn, syscalls
 from supervisor.linux.errors import AlreadySupervisedError, UsageError, reason
 from supervisor.linux.exit_status import Exited
 from supervisor.state import directory
@@ -44,6 +44,7 @@ _LONGEST_PAUSE_S = 16.0
 _LOCK_PAUSE_S = 15.0
 """Another adopter has the lock. It kills the fd holder as soon as it has its own."""
 _LONGEST_HANDOVER = 256
+_LONGEST_EVENTS = 4096
 
 
 def limit(environment: Mapping[str, str]) -> int:
@@ -117,7 +118,8 @@ class SuccessorStarter:
             state_dir: Where the file `handover` is.
             store_fds: The ends of the store.
             log: The supervisor's.
-            limit: How many starts there may be within `WINDOW_S`.
+            limit: How many starts there may be within `WINDOW_S`. With 0 the fd holder only holds
+                the store, as long as the state directory leads to it.
             starts: When successors were started lately; monotonic seconds.
         """
         self._command = [*command]
@@ -134,8 +136,8 @@ class SuccessorStarter:
 
     @property
     def fds(self) -> tuple[int, ...]:
-        """The log's descriptors."""
-        return self._log.fds
+        """The log's descriptors; none where no successor is started, and nothing is logged."""
+        return self._log.fds if self._limit else ()
 
     def serve(self, supervisor_pid: int) -> None:
         """Wait for the supervisor's death, then start successors as long as one is needed.
@@ -151,7 +153,8 @@ class SuccessorStarter:
         while self._is_needed():
             if self._is_standing_down or not self._may_start():
                 self._stay()
-            self._follow(self._start())
+            else:
+                self._follow(self._start())
 
     def _is_needed(self) -> bool:
         """Say whether the fd store is still what the state directory leads to."""
@@ -210,9 +213,19 @@ class SuccessorStarter:
             time.sleep(pause_s)
 
     def _stay(self) -> None:
-        """Hold the store until an adopter kills this process."""
-        while True:
-            signal.pause()
+        """Hold the store until an adopter kills this process, or nothing leads to the store.
+
+        The file `handover` is removed or overwritten then: no adopter finds the store any more.
+        """
+        while self._is_needed():
+            try:
+                watch_fd = syscalls.watch_file(self._handover)
+            except OSError:  # just gone; or the limits of this user
+                self._pause(_LOCK_PAUSE_S)
+                continue
+            if self._is_needed():
+                os.read(watch_fd, _LONGEST_EVENTS)
+            os.close(watch_fd)
 
     def _read_handover(self) -> bytes | None:
         try:

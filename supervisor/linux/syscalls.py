@@ -39,6 +39,7 @@ _SYS_PIDFD_GETFD = 438
 _CLOEXEC = 1  # FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC
 _FSCONFIG_CMD_CREATE = 6
 _F_EMPTY_PATH, _T_EMPTY_PATH, _SET_GROUP = 0x4, 0x40, 0x100  # MOVE_MOUNT_*
+_IN_CHANGES = 0x2 | 0x4 | 0x400 | 0x800  # IN_MODIFY, IN_ATTRIB, IN_DELETE_SELF, IN_MOVE_SELF
 _CLONE_NEWNS = 0x20000
 MS_BIND, MS_PRIVATE, MS_SLAVE = 1 << 12, 1 << 18, 1 << 19
 
@@ -47,6 +48,11 @@ def _prctl(option: int, arg2: int) -> None:
     if _libc.prctl(option, arg2, 0, 0, 0) != 0:
         errno = ctypes.get_errno()
         raise OSError(errno, os.strerror(errno), f"prctl({option}, {arg2})")
+
+
+def _last_error(what: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), what)
 
 
 def _prctl_get(option: int) -> int:
@@ -154,6 +160,24 @@ def tee(source_fd: int, sink_fd: int, count: int) -> int:
         errno = ctypes.get_errno()
         raise OSError(errno, os.strerror(errno), f"tee({source_fd}, {sink_fd})")
     return int(copied)
+
+
+def watch_file(path: str) -> int:
+    """Return a descriptor that is readable once the file is written to, renamed or unlinked.
+
+    The caller closes it. Source: inotify(7); an unlink is IN_ATTRIB while the file is open.
+
+    Raises:
+        OSError: ENOENT; EMFILE or ENOSPC: the user's limits of inotify.
+    """
+    fd = int(_libc.inotify_init1(os.O_CLOEXEC))
+    if fd < 0:
+        raise _last_error("inotify_init1")
+    if _libc.inotify_add_watch(fd, os.fsencode(path), _IN_CHANGES) < 0:
+        error = _last_error("inotify_add_watch")
+        os.close(fd)
+        raise error
+    return fd
 
 
 def mount_nowhere(kind: str) -> int:

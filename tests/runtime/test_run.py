@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -535,3 +536,37 @@ def test_the_stderr_of_a_runtime_without_a_log_is_told_in_one_line(
     assert line.startswith(f"forkshim: mute: {tmp_path}/mute create: exit status 3: ")
     assert line.endswith("WARN \\x1b[31m; cannot write: full")
     assert len(line) < len(str(tmp_path)) + 1200
+
+
+def _remove_home(home: Path) -> None:
+    shutil.rmtree(home)
+
+
+def _overwrite_handover(home: Path) -> None:
+    (home / "init" / "handover").write_bytes(os.urandom(10))
+
+
+@pytest.mark.parametrize("spoil", [_remove_home, _overwrite_handover])
+@pytest.mark.parametrize("sink", ["file:{}/log", "null", "cri,policy=drop-old:{}/log"])
+def test_nothing_of_a_killed_supervisor_outlives_what_could_be_adopted(
+    run: Run, make_bundle: Callable[..., Path], tmp_path: Path,
+    sink: str, spoil: Callable[[Path], None],
+) -> None:  # fmt: skip
+    container_id = bundles.fresh_id("spoilt")
+    bundle = make_bundle("while :; do echo x; sleep 0.1; done")
+    process = run(bundle, "--log", sink.format(tmp_path), id_=container_id)
+    home = run.root / container_id
+    waiting.wait_true(lambda: (home / "init").is_dir())
+    deposits.wait_laid_down(home / "init")
+    waiting.wait_worker(process.pid, "fds")
+    left = [
+        pid
+        for pid in waiting.children_of(process.pid)
+        if waiting.title_of(pid).startswith(f"forkshim: {container_id} [")
+    ]
+    process.kill()
+    process.wait()
+    spoil(home)
+    runtime_calls.call("delete", "--force", container_id)
+    for pid in left:
+        waiting.wait_process(pid)
