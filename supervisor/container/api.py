@@ -228,6 +228,7 @@ class ContainerApi:
         def on_exit(termination: Termination, output: bytes) -> None:
             if shell_status(termination) == 0:
                 running.is_paused = is_paused
+                running.handover.changed()
                 on_end("")
             else:
                 on_end(f"{termination}: {words(output)}")

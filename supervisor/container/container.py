@@ -46,6 +46,20 @@ class Container:
         waiting: Called with the outcome once nothing is left.
     """
 
+    SNAPSHOT = ("launch", "_running", "process", "is_stopping")
+    TRANSIENT = (
+        "host",
+        "parent",  # a host with an exec'd process hands nothing over
+        "machine",  # only a container that runs is handed over
+        "is_started",
+        "sequence",
+        "error",
+        "subscribers",  # in-process clients: they end with the process
+        "waiting",
+        "_leave_limit",
+        "_outcome",
+    )
+
     def __init__(
         self,
         host: Host,

@@ -21,6 +21,9 @@ _MOST_BYTES = 4096
 class ControlChannel:
     """Translates what is written to `control`. Borrows the fifo, which may be a closed one."""
 
+    SNAPSHOT = ("_parser",)
+    TRANSIENT = ("_loop", "_log", "_fifo", "_api", "_is_open")
+
     def __init__(self, loop: Loop, log: Log, fifo: fds.Fd, api: ContainerApi) -> None:
         """Nothing is read before `open`: what a client writes earlier waits in the fifo."""
         self._loop = loop

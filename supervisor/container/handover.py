@@ -102,6 +102,23 @@ class Inherited(NamedTuple):
 class HandoverManager:
     """Serves one supervisor. Owns the deposit until `close`; borrows the rest."""
 
+    SNAPSHOT = ("_deposit", "_fd_holder")
+    TRANSIENT = (
+        "_loop",
+        "_calls",
+        "_log",
+        "_order",
+        "_state_dir",
+        "_incumbent",
+        "_publish_soon",
+        "_next_look",
+        "_is_reloading",  # the successor is what came of it
+        "_asked_at_s",
+        "_moment_s",
+        "_is_published",
+        "orphans",
+    )
+
     def __init__(
         self,
         loop: Loop,
@@ -311,6 +328,7 @@ class HandoverManager:
     def stop_was_asked(self) -> None:
         """Have no successor started if this process is killed now: the container is to end."""
         self._fd_holder.stand_down()
+        self.changed()
 
     @property
     def has_fd_holder(self) -> bool:

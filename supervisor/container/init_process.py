@@ -59,6 +59,9 @@ _LONGEST_PID = 10
 class Payload:
     """One process. Owns its pidfd until `close`."""
 
+    SNAPSHOT = ("pid", "_pidfd", "_is_child")
+    TRANSIENT = ("_loop", "_next_look", "_reaper", "_is_watched", "_look_s", "_on_exit")
+
     def __init__(
         self, loop: Loop, reaper: Reaper, pid: int, pidfd: fds.Fd, *, is_child: bool = True
     ) -> None:
@@ -198,6 +201,15 @@ class Process:
         oom_kills: How many of its container the kernel had killed for want of memory when its end
             was recorded.
     """
+
+    SNAPSHOT = ("_payload", "_exit_status", "_oom")
+    TRANSIENT = (
+        "_state_dir",
+        "_on_end",
+        "pid",  # the payload's
+        "termination",  # nothing is handed over after the end
+        "oom_kills",
+    )
 
     def __init__(
         self,

@@ -41,6 +41,21 @@ class Running:
         actions: What carries out each action of the lifecycle from here on.
     """
 
+    SNAPSHOT = (
+        "handover", "stream_set", "stopper", "service", "control", "notify_worker",
+        "is_paused", "stop_timeout_s",
+    )  # fmt: skip
+    TRANSIENT = (
+        "_launch",
+        "_container",
+        "snapshot",
+        "exit",  # nothing is handed over after the end
+        "init",  # a successor finds it again
+        "api",
+        "_seen",  # what subscribers were told; they end with the process
+        "actions",
+    )
+
     def __init__(self, launch: Launch, container: Container, inherited: Inherited | None) -> None:
         """Make everything; with `inherited` as an earlier supervisor had it."""
         request, loop, log = launch.request, launch.loop, launch.log

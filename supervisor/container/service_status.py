@@ -53,6 +53,23 @@ class ServiceStatus:
     16 attributes: what was told last belongs beside what it is compared with.
     """
 
+    SNAPSHOT = ("_words", "_is_ready", "_is_watched_inside")
+    TRANSIENT = (
+        "_notifier",
+        "_loop",
+        "_stream_set",
+        "_log",
+        "_has_notify_proxy",
+        "_limit_s",
+        "_next_status",  # a successor reports at once
+        "_next_sign_of_life",
+        "_state",
+        "_text",
+        "_asked_at_s",
+        "_shown",
+        "_looked_at_s",
+    )
+
     def __init__(
         self,
         notifier: Notifier,

@@ -97,6 +97,8 @@ class Snapshot:
                 **process.pack(fd_writer),
                 "began_at": launch.creation.began_at,
                 "is_paused": running.is_paused,
+                "is_stopping": self._container.is_stopping,
+                "stop_timeout_s": running.stop_timeout_s,
                 "kill_scope": scope.snapshot() if scope else None,
                 "stdio": launch.stdio.pack(fd_writer),
                 "plumbing": launch.pipes.pack(fd_writer),
@@ -203,6 +205,8 @@ def _unpack(container: Container, inherited: Inherited, packed: dict[str, Any]) 
     container.is_started = True
     running.control.restore(packed["control_rest"])
     running.is_paused = packed["is_paused"]
+    container.is_stopping = packed["is_stopping"]
+    running.stop_timeout_s = packed["stop_timeout_s"]
     container.process = Process.go_on(
         launch.loop, container.host.reaper, launch.state_dir, packed, contents, is_parent=is_parent
     )
@@ -248,3 +252,6 @@ def _begin(host: Host, container: Container, inherited: Inherited) -> None:
     running.handover.changed()
     running.expect_end(process)
     host.reap()  # what has ended in between
+    if container.is_stopping and container.state is State.RUNNING:
+        # The earlier supervisor may have been killed before it sent the signal.
+        container.stop("the supervisor before this one")

@@ -45,6 +45,18 @@ _LATEST_WORKERS_S = 0.1
 class Launch:
     """What a container has before its runtime is executed. Owns both fifos and its stdio."""
 
+    SNAPSHOT = ("request", "config", "exit_fifo", "control_fifo", "stdio", "creation", "pipes")
+    TRANSIENT = (
+        "host",
+        "loop",
+        "log",  # a successor opens these two by their names
+        "state_dir",
+        "invoker",  # calls that run are the successor's children, or nobody's
+        "command",
+        "opener",
+        "owned",
+    )
+
     def __init__(
         self,
         host: Host,

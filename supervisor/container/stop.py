@@ -35,6 +35,19 @@ KILL_OVERDUE_S = 5.0
 class Stopper:
     """Ends one process and its container, and keeps the two deadlines. Borrows everything."""
 
+    SNAPSHOT = ("kill_scope",)
+    TRANSIENT = (
+        "_loop",
+        "_calls",
+        "_caller",
+        "_log",
+        "_is_exec",
+        "_signal_init",
+        "_grace_period",  # a stop that was asked for begins again, see `snapshot`
+        "_overdue",
+        "_asked",
+    )
+
     def __init__(
         self,
         loop: Loop,

@@ -330,6 +330,23 @@ def test_a_stop_of_an_adopted_container_is_a_stop(
     assert (tmp_path / "log").read_text() == "ready\nbye\n"
 
 
+def test_a_stop_under_way_is_carried_on_by_the_adopter(
+    make_bundle: Callable[..., Path], start: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    script = "n=0; trap 'n=$((n+1)); echo term; [ $n = 1 ] || exit 9' TERM; echo ready; "
+    daemon = start(
+        make_bundle(f"{script} while :; do sleep 0.1; done"),
+        *("--log", f"file:{tmp_path / 'log'}", "--stop-timeout", "3600"),
+    )
+    os.kill(daemon.pid, signal.SIGTERM)
+    waiting.wait_path(tmp_path / "log", lambda path: "term" in path.read_text())
+    daemon.kill()
+    daemon.adopt()
+    assert daemon.wait_end() == "9"
+    assert (tmp_path / "log").read_text() == "ready\nterm\nterm\n"
+    assert "the supervisor before this one: stopping" in daemon.log()
+
+
 def test_an_adopted_container_can_be_reloaded_and_adopted_again(
     make_bundle: Callable[..., Path], start: Callable[..., Daemon], tmp_path: Path
 ) -> None:
