@@ -262,6 +262,21 @@ def test_a_file_that_the_build_does_not_know_is_an_error(tmp_path: Path) -> None
     assert done.stderr.startswith("make deb: systemd/forkshim.what: ")
 
 
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [("cli/main.py", "forkshim"), ("frontends/statedir.py", "forkshim-shim")],
+)
+def test_a_command_that_does_not_start_makes_no_package(
+    tmp_path: Path, module: str, command: str
+) -> None:
+    copy = debs.copy_checkout(tmp_path / "copy")
+    (copy / "supervisor" / module).rename(copy / "supervisor" / "moved.py")
+    done = debs.run_build(copy, tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"make deb: usr/bin/{command} does not work: status 1 ")
+    assert "ModuleNotFoundError" in done.stderr
+
+
 def test_a_wheel_that_cannot_be_had_is_named_in_one_line(tmp_path: Path) -> None:
     copy = debs.copy_checkout(tmp_path / "copy")
     no_network = {
