@@ -34,6 +34,10 @@ if TYPE_CHECKING:
         def fds(self) -> tuple[int, ...]:
             """The descriptors it needs, which are lent."""
 
+        @property
+        def starts_successors(self) -> bool:
+            """Whether it starts any, and has to be told when no more are wanted."""
+
         def serve(self, supervisor_pid: int) -> None:
             """Wait for the supervisor's death and start successors. Returns if none is needed."""
 
@@ -108,6 +112,8 @@ class FdHolder:
 
     def stand_down(self) -> None:
         """Have no successor started from now on: the container was told to stop."""
+        if self._starter is None or not self._starter.starts_successors:
+            return
         self._starter = None
         if self.pid:
             os.kill(self.pid, STAND_DOWN)  # unreaped, so the pid is its own

@@ -139,6 +139,11 @@ class SuccessorStarter:
         """The log's descriptors; none where no successor is started, and nothing is logged."""
         return self._log.fds if self._limit else ()
 
+    @property
+    def starts_successors(self) -> bool:
+        """Whether any successor may be started."""
+        return self._limit > 0
+
     def serve(self, supervisor_pid: int) -> None:
         """Wait for the supervisor's death, then start successors as long as one is needed.
 
