@@ -112,8 +112,8 @@ def take_over(
         foreground.say(str(error))
     if foreground.has_controlling_terminal():
         command = ()  # SIGHUP is then the terminal's hang-up, no reload
-    order, supervise_it = _adopter(claimed, past, notifier, command)
-    return foreground.supervise_in_foreground(claimed, order, supervise_it, is_restored=True)
+    request, supervise_it = _adopter(claimed, past, notifier, command)
+    return foreground.supervise_in_foreground(claimed, request, supervise_it, is_restored=True)
 
 
 def _adopt_detached(
@@ -121,11 +121,11 @@ def _adopt_detached(
 ) -> None:
     signals.hold()
     try:
-        order, supervise_it = _adopter(claimed, past, SILENT, command, report.started)
+        request, supervise_it = _adopter(claimed, past, SILENT, command, report.started)
     except ShimError as error:
         report.failed(error)
         return
-    failed = foreground.supervise_in_daemon(claimed, order, supervise_it, is_restored=True)
+    failed = foreground.supervise_in_daemon(claimed, request, supervise_it, is_restored=True)
     if failed is not None:
         report.failed(failed)
 
@@ -147,25 +147,27 @@ def _adopter(
 
     is_daemon = on_started is not None
     contents = discover.look(past, claimed.state_dir)
-    order = request_of(
+    request = request_of(
         contents.document, notifier=notifier, command=command, environment=dict(os.environ)
     )
-    order = replace(
-        order,
+    origin = replace(
+        request.origin,
+        is_daemon=is_daemon,
+        starts=tuple(starts),
         lock_fd=claimed.lock_fd,
         has_job_control=not is_daemon,
-        on_started=on_started or order.on_started,
-        front={**order.front, "is_daemon": is_daemon, "starts": [*starts]},
+        on_started=on_started or request.origin.on_started,
     )
+    request = replace(request, origin=origin)
 
     def supervise_it(log: Log, state_dir: StateDirectory) -> Outcome:
         foreground.write_pid(claimed, log)
         log.notice(f"adopting, after supervisor {contents.document['pid']}")
         left = discover.workers(claimed.state_dir)
         fd_holders = discover.fd_holders(claimed.state_dir)
-        return snapshot.go_on(order, log, state_dir, contents, Leftovers(past, left, fd_holders))
+        return snapshot.go_on(request, log, state_dir, contents, Leftovers(past, left, fd_holders))
 
-    return order, supervise_it
+    return request, supervise_it
 
 
 def succeed() -> int:
@@ -187,7 +189,7 @@ def succeed() -> int:
         return 0
     os.chdir(claimed.state_dir)
     try:
-        order, supervise_it = _adopter(
+        request, supervise_it = _adopter(
             claimed, told.store, SILENT, command, lambda: None, starts=told.starts
         )
     except ShimError as error:
@@ -198,7 +200,7 @@ def succeed() -> int:
             stack.callback(log.close)
             log.error(str(error))
         raise
-    failed = foreground.supervise_in_daemon(claimed, order, supervise_it, is_restored=True)
+    failed = foreground.supervise_in_daemon(claimed, request, supervise_it, is_restored=True)
     return 0 if failed is None else failed.exit_status
 
 
@@ -219,18 +221,21 @@ def go_on() -> int:
     environment = {} if is_daemon else foreground.environment_of_a_main_process()
     command = own_command()
     if arrival.is_rehearsal:
-        order = request_of(document, notifier=SILENT, command=command, environment=dict(os.environ))
-        snapshot.dry_run(order, claimed.open_state_dir(), arrival.contents)
+        request = request_of(
+            document, notifier=SILENT, command=command, environment=dict(os.environ)
+        )
+        snapshot.dry_run(request, claimed.open_state_dir(), arrival.contents)
         reexec.end_rehearsal()
-    order = request_of(
+    request = request_of(
         document, notifier=Notifier(environment), command=command, environment=dict(os.environ)
     )
-    order = replace(order, lock_fd=claimed.lock_fd, has_job_control=not is_daemon)
+    origin = replace(request.origin, lock_fd=claimed.lock_fd, has_job_control=not is_daemon)
+    request = replace(request, origin=origin)
 
     def supervise_on(log: Log, state_dir: StateDirectory) -> Outcome:
-        return snapshot.go_on(order, log, state_dir, arrival.contents)
+        return snapshot.go_on(request, log, state_dir, arrival.contents)
 
     if is_daemon:
-        foreground.supervise_in_daemon(claimed, order, supervise_on, is_restored=True)
+        foreground.supervise_in_daemon(claimed, request, supervise_on, is_restored=True)
         return 0
-    return foreground.supervise_in_foreground(claimed, order, supervise_on, is_restored=True)
+    return foreground.supervise_in_foreground(claimed, request, supervise_on, is_restored=True)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 def supervise_in_foreground(
     claimed: Claim,
-    order: StartRequest,
+    request: StartRequest,
     supervise_it: SuperviseIt,
     *,
     is_restored: bool = False,
@@ -44,13 +44,13 @@ def supervise_in_foreground(
     The state directory is removed at the end. It stays after an unforeseen exception, and if a
     running container could not be restored (`is_restored`: after a reload, or by an adopter).
     """
-    prefix = f"forkshim: {order.container_id}"
+    prefix = f"forkshim: {request.spec.container_id}"
     state_dir, log = _open(claimed, prefix, is_restored=is_restored)
     is_over = False  # an unforeseen exception removes nothing
     try:
-        outcome = _supervise_on_record(order, log, state_dir, supervise_it)
+        outcome = _supervise_on_record(request, log, state_dir, supervise_it)
         is_over = True
-        if order.notifier.is_heard and _is_requested_stop(outcome, order):
+        if request.origin.notifier.is_heard and _is_requested_stop(outcome, request):
             return 0
         return _exit_status(outcome)
     except (ShimError, OSError) as error:
@@ -69,7 +69,7 @@ def supervise_in_foreground(
 
 def supervise_in_daemon(
     claimed: Claim,
-    order: StartRequest,
+    request: StartRequest,
     supervise_it: SuperviseIt,
     *,
     is_restored: bool = False,
@@ -80,7 +80,7 @@ def supervise_in_daemon(
     """
     state_dir, log = _open(claimed, None, is_restored=is_restored)
     try:
-        _exit_status(_supervise_on_record(order, log, state_dir, supervise_it))
+        _exit_status(_supervise_on_record(request, log, state_dir, supervise_it))
     except AbandonedError as error:
         log.error(str(error))
         return error
@@ -157,23 +157,23 @@ def say(message: str) -> None:
 
 
 def _supervise_on_record(
-    order: StartRequest, log: Log, state_dir: StateDirectory, supervise_it: SuperviseIt
+    request: StartRequest, log: Log, state_dir: StateDirectory, supervise_it: SuperviseIt
 ) -> Outcome:
     """Supervise, and write the exit record to the directory of --exit-dir, if there is one."""
     outcome = supervise_it(log, state_dir)
-    exit_dir, began_ns = order.front["exit_dir"], order.front["began_ns"]
+    exit_dir, began_ns = request.origin.exit_dir, request.origin.began_ns
     if exit_dir is not None:
-        record = exit_record.fields(order.container_id, outcome, began_ns, time.time_ns())
+        record = exit_record.fields(request.spec.container_id, outcome, began_ns, time.time_ns())
         try:
             exit_record.write(exit_dir, record)
         except OSError as error:
-            log.warning(f"write {exit_dir}/{order.container_id}.json: {reason(error)}")
+            log.warning(f"write {exit_dir}/{request.spec.container_id}.json: {reason(error)}")
         except UntrustedError as error:
-            log.warning(f"write {exit_dir}/{order.container_id}.json: {error}")
+            log.warning(f"write {exit_dir}/{request.spec.container_id}.json: {error}")
     return outcome
 
 
-def _is_requested_stop(outcome: Outcome, order: StartRequest) -> bool:
+def _is_requested_stop(outcome: Outcome, request: StartRequest) -> bool:
     """Return whether the stop that systemd asked for ended the container: the unit has not failed.
 
     systemd takes death by SIGTERM as clean, but not the status 143 (systemd.service(5)). systemd
@@ -182,7 +182,7 @@ def _is_requested_stop(outcome: Outcome, order: StartRequest) -> bool:
     if outcome.error is not None or outcome.termination is None:
         return False
     return outcome.was_asked_to_stop and shell_status(outcome.termination) in (
-        128 + order.stop_signal,
+        128 + request.stop.signal,
         128 + signal.SIGKILL,
     )
 

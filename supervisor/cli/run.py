@@ -15,7 +15,7 @@ from functools import partial
 
 from supervisor.cli import daemon, exit_record, foreground, leftovers
 from supervisor.container.host import supervise
-from supervisor.container.request import Outcome, StartRequest
+from supervisor.container.request import ContainerSpec, Origin, Outcome, StartRequest, StopPolicy
 from supervisor.handover import discover
 from supervisor.handover.own_command import own_command
 from supervisor.linux import paths, signals
@@ -102,28 +102,28 @@ def run(request: RunRequest) -> int:
             raise
     except OSError as error:
         raise ShimError(f"{error.filename or claimed.path}: {reason_of_access(error)}") from error
-    order = StartRequest(
-        container_id=request.container_id,
-        bundle=runtime_bundle,
-        runtime=request.runtime,
-        config=config,
-        activation_fds=activation_fds,
-        starts_container=True,
-        stop_signal=request.stop_signal,
-        stop_timeout_s=request.stop_timeout_s,
-        notify_proxy=notify_proxy,
-        front={
-            "path": claimed.path,
-            "exit_dir": request.exit_dir,
-            "is_daemon": request.detach,
-            "starts": [],
-            "began_ns": time.time_ns(),
-        },
-        lock_fd=claimed.lock_fd,
-        command=command,
-        is_adoptable=True,
-        is_kept=request.adopt,
-        environment=dict(os.environ),
+    start_request = StartRequest(
+        ContainerSpec(
+            container_id=request.container_id,
+            bundle=runtime_bundle,
+            runtime=request.runtime,
+            config=config,
+            activation_fds=activation_fds,
+            starts_container=True,
+            notify_proxy=notify_proxy,
+        ),
+        StopPolicy(request.stop_signal, request.stop_timeout_s),
+        Origin(
+            path=claimed.path,
+            exit_dir=request.exit_dir,
+            is_daemon=request.detach,
+            began_ns=time.time_ns(),
+            lock_fd=claimed.lock_fd,
+            command=command,
+            is_adoptable=True,
+            is_kept=request.adopt,
+            environment=dict(os.environ),
+        ),
     )
     signum = signals.held_stop()
     if signum is not None:
@@ -131,7 +131,7 @@ def run(request: RunRequest) -> int:
         raise StoppedError(f"stopped by {signal_name(signum)} before its creation")
     if request.detach:
         daemon.detach(
-            lambda report: _supervise_in_daemon(claimed, order, report),
+            lambda report: _supervise_in_daemon(claimed, start_request, report),
             working_directory=claimed.state_dir,
             preserve_fds=[claimed.lock_fd, *activation_fds.filenos()],
         )
@@ -144,9 +144,13 @@ def run(request: RunRequest) -> int:
     if foreground.has_controlling_terminal():
         # SIGHUP is then the terminal's hang-up, no reload. And the worker that restores a raw
         # terminal must see this process end, so that no other process may adopt.
-        order = replace(order, command=(), is_adoptable=False)
+        start_request = replace(
+            start_request, origin=replace(start_request.origin, command=(), is_adoptable=False)
+        )
     is_chosen = bool(bundle.cgroups_path) or request.adopt or _is_made_by_systemd(request)
-    return _supervise_in_foreground(claimed, order, user_terminal, is_place_chosen=is_chosen)
+    return _supervise_in_foreground(
+        claimed, start_request, user_terminal, is_place_chosen=is_chosen
+    )
 
 
 def _settle_detach(request: RunRequest) -> RunRequest:
@@ -311,21 +315,28 @@ def _choose_cgroup(request: RunRequest) -> str:
 
 def _supervise_in_foreground(
     claimed: claim.Claim,
-    order: StartRequest,
+    start_request: StartRequest,
     user_terminal: UserTerminal | None,
     *,
     is_place_chosen: bool,
 ) -> int:
     notifier = Notifier(foreground.environment_of_a_main_process())
-    order = replace(order, has_job_control=True, terminal=user_terminal, notifier=notifier)
+    start_request = replace(
+        start_request, origin=replace(start_request.origin, has_job_control=True, notifier=notifier)
+    )
+    start_request = replace(start_request, spec=replace(start_request.spec, terminal=user_terminal))
 
     def supervise_it(log: Log, state_dir: StateDirectory) -> Outcome:
         foreground.write_pid(claimed, log)
         look = partial(_warn_if_outside, log, state_dir, is_place_chosen=is_place_chosen)
-        return supervise(replace(order, on_started=look), log, state_dir)
+        return supervise(
+            replace(start_request, origin=replace(start_request.origin, on_started=look)),
+            log,
+            state_dir,
+        )
 
     try:
-        return foreground.supervise_in_foreground(claimed, order, supervise_it)
+        return foreground.supervise_in_foreground(claimed, start_request, supervise_it)
     finally:
         if user_terminal is not None:
             user_terminal.restore()
@@ -349,16 +360,18 @@ def _warn_if_outside(log: Log, state_dir: StateDirectory, *, is_place_chosen: bo
 
 
 def _supervise_in_daemon(
-    claimed: claim.Claim, order: StartRequest, report: daemon.StartReport
+    claimed: claim.Claim, start_request: StartRequest, report: daemon.StartReport
 ) -> None:
     """Supervise in the daemon, and report the start to the caller."""
     signals.hold()
-    order = replace(order, on_started=report.started)
+    start_request = replace(
+        start_request, origin=replace(start_request.origin, on_started=report.started)
+    )
 
     def supervise_it(log: Log, state_dir: StateDirectory) -> Outcome:
         foreground.write_pid(claimed, log)
-        return supervise(order, log, state_dir)
+        return supervise(start_request, log, state_dir)
 
-    error = foreground.supervise_in_daemon(claimed, order, supervise_it)
+    error = foreground.supervise_in_daemon(claimed, start_request, supervise_it)
     if error is not None:
         report.failed(error)

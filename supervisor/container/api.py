@@ -13,14 +13,13 @@ from typing import NamedTuple
 
 from supervisor.container.container import Container
 from supervisor.container.lifecycle import Notice, State
-from supervisor.container.request import NO_ACTIVATION_FDS
+from supervisor.container.request import ContainerSpec, Origin, StartRequest
 from supervisor.linux.errors import ShimError, reason
 from supervisor.linux.exit_status import shell_status
 from supervisor.oci.command_line import words
 from supervisor.oci.process_json import encode_process
 from supervisor.state.container_id import check_id
 from supervisor.state.directory import StateDirectory
-from supervisor.systemd.notify import SILENT
 from workers.common.records import replace
 
 TYPE_CHECKING = False
@@ -166,20 +165,9 @@ class ContainerApi:
         except OSError as error:
             raise ShimError(f"exec {name}: {error.filename or path}: {reason(error)}") from error
         log = state_dir.open_log()
-        request = replace(
-            launch.request,
-            config="",
-            activation_fds=NO_ACTIVATION_FDS,
-            starts_container=False,
-            terminal=None,
-            on_started=_no_op,
-            notifier=SILENT,
-            notify_proxy=None,
-            lock_fd=-1,
-            command=(),
-            is_adoptable=False,
-            is_kept=False,
-        )
+        of = launch.request
+        spec = ContainerSpec(of.spec.container_id, of.spec.bundle, of.spec.runtime)
+        request = StartRequest(spec, of.stop, Origin(environment=of.origin.environment))
         made = Container(container.host, request, log, state_dir, config, parent=container)
         made.launch.owned.extend((log, state_dir))
         made.begin()
@@ -247,7 +235,9 @@ class ContainerApi:
         if status == "running" and container.running.is_paused:
             status = "paused"
         request, is_exec = container.request, container.launch.config.is_exec
-        return Status(request.container_id, status, container.pid, request.bundle, is_exec)
+        return Status(
+            request.spec.container_id, status, container.pid, request.spec.bundle, is_exec
+        )
 
     def subscribe(self, on_notice: Callable[[Notice, str], None]) -> None:
         """Call back with each notice and its detail: an exit's status, a stream's name."""
@@ -275,7 +265,3 @@ class StreamNotices:
                 self._container.announce(Notice.WORKER_RESPAWNED, stream.name)
             if now[1] != trouble:
                 self._container.announce(Notice.STREAM_TROUBLE, f"{stream.name}: {now[1]}")
-
-
-def _no_op() -> None:
-    return

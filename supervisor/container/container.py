@@ -144,7 +144,7 @@ class Container:
         """Create the process, or restore it from `checkpoint`; the host's loop does the rest."""
         self.launch.creation.checkpoint = checkpoint
         self.enter_host()
-        if self.request.notifier.is_heard:
+        if self.request.origin.notifier.is_heard:
             self.assemble()
         self.sequence.open_stdio()
         if self.state is State.OPENING:  # a client lets the supervisor wait
@@ -156,7 +156,7 @@ class Container:
         self.host.containers.append(self)
         config = self.launch.config
         if is_journal_setting(config.stdout) or is_journal_setting(config.stderr):
-            self.launch.log.use_journal(self.request.container_id)
+            self.launch.log.use_journal(self.request.spec.container_id)
 
     # Steps: from the outside world to the table, and from the table to the parts.
 
@@ -216,7 +216,7 @@ class Container:
     def started(self) -> None:
         """The program runs: tell the front end, and send the signals that came too early."""
         self.is_started = True
-        self.request.on_started()
+        self.request.origin.on_started()
         self.running.service.ready()
         for signum in self.sequence.early_signals():
             self.signal_process(signum)

@@ -107,7 +107,7 @@ class HandoverManager:
         "_loop",
         "_calls",
         "_log",
-        "_order",
+        "_request",
         "_state_dir",
         "_incumbent",
         "_publish_soon",
@@ -125,7 +125,7 @@ class HandoverManager:
         reaper: Reaper,
         calls: RuntimeInvoker,
         log: Log,
-        order: StartRequest,
+        request: StartRequest,
         state_dir: StateDirectory,
         incumbent: Incumbent,
         past: Inherited | None,
@@ -133,11 +133,11 @@ class HandoverManager:
         title: str,
         null_fd: int,
     ) -> None:
-        """Make the deposit if the order wants one, or take that of `past`; nothing is in it yet."""
+        """Make the store if the request wants one, or take that of `past`. Publishes nothing."""
         self._loop = loop
         self._calls = calls
         self._log = log
-        self._order = order
+        self._request = request
         self._state_dir = state_dir
         self._incumbent = incumbent
         self._publish_soon = loop.timer(self.publish)
@@ -145,7 +145,7 @@ class HandoverManager:
         self._is_reloading = False
         self._asked_at_s, self._moment_s = 0.0, _NEXT_MOMENT_S
         self._is_published = past is not None and past.is_parent
-        self._deposit = _open_deposit(order, past)
+        self._deposit = _open_deposit(request, past)
         self.orphans: Sequence[fds.Fd] = past.orphans.workers if past and past.orphans else ()
         self._fd_holder = FdHolder(
             loop,
@@ -163,20 +163,20 @@ class HandoverManager:
 
         What runs in the foreground has a caller that waits for it and decides what follows.
         """
-        order, front = self._order, self._order.front
-        limit = successor.limit(order.environment)
+        request, origin = self._request, self._request.origin
+        limit = successor.limit(origin.environment)
         if self._deposit is None:
             return None
-        is_daemon = bool(order.command and front.get("is_daemon"))
+        is_daemon = bool(origin.command and origin.is_daemon)
         return SuccessorStarter(
-            order.command,
-            order.container_id,
-            front["path"],
+            origin.command,
+            request.spec.container_id,
+            origin.path,
             self._state_dir.path,
             self._store_fds,
             self._log,
             limit=limit if is_daemon else 0,
-            starts=front["starts"],
+            starts=origin.starts,
         )
 
     @property
@@ -223,8 +223,8 @@ class HandoverManager:
             document = self._pack_with_deposit(fd_writer)
             reexec.dry_run(
                 self._calls,
-                self._order.command,
-                self._order.environment,
+                self._request.origin.command,
+                self._request.origin.environment,
                 document,
                 fd_writer,
                 self._on_verdict,
@@ -268,11 +268,17 @@ class HandoverManager:
     def _become(self) -> str:
         """Become the other version; returns only if that failed, with the reason."""
         self._log.info("SIGHUP: reloading")
-        order, fd_writer = self._order, FdWriter()
+        request, fd_writer = self._request, FdWriter()
         try:
             document = self._pack_with_deposit(fd_writer)
             return str(
-                reexec.become(order.command, order.environment, document, fd_writer, order.lock_fd)
+                reexec.become(
+                    request.origin.command,
+                    request.origin.environment,
+                    document,
+                    fd_writer,
+                    request.origin.lock_fd,
+                )
             )
         except ShimError as error:
             return str(error)
@@ -316,9 +322,13 @@ class HandoverManager:
                     self._deposit.fds, self._deposit.nonce, self._incumbent.counters_fd
                 )
             self._deposit.put(self._incumbent.pack(fd_writer), fd_writer)
-            if not self._is_published and self._order.is_kept:
-                self._order.notifier.keep_no_more(KEPT_NAMES)  # of an earlier run of the unit
-                self._order.notifier.keep(dict(zip(KEPT_NAMES, self._deposit.fds, strict=True)))
+            if not self._is_published and self._request.origin.is_kept:
+                self._request.origin.notifier.keep_no_more(
+                    KEPT_NAMES
+                )  # of an earlier run of the unit
+                self._request.origin.notifier.keep(
+                    dict(zip(KEPT_NAMES, self._deposit.fds, strict=True))
+                )
         except (ShimError, OSError) as error:
             self._log.warning(f"cannot publish the fd store, adoption is disabled: {error}")
             return
@@ -340,15 +350,15 @@ class HandoverManager:
         self._publish_soon.cancel()
         self._next_look.cancel()
         if self._deposit is not None:
-            if self._order.is_kept:
-                self._order.notifier.keep_no_more(KEPT_NAMES)
+            if self._request.origin.is_kept:
+                self._request.origin.notifier.keep_no_more(KEPT_NAMES)
             self._state_dir.remove_handover()
             self._deposit.close()
         self._fd_holder.stop()
 
 
-def _open_deposit(order: StartRequest, past: Inherited | None) -> FdStore | None:
-    if not order.is_adoptable:
+def _open_deposit(request: StartRequest, past: Inherited | None) -> FdStore | None:
+    if not request.origin.is_adoptable:
         return None
     if past is None:
         return FdStore()

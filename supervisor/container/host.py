@@ -84,8 +84,8 @@ class Host:
                 container.tell_of_bug(error)
             what = f"{type(error).__name__}: {error}"
             for container in self.containers:
-                if container.is_alive and container.request.is_adoptable:
-                    what += f"; `forkshim adopt {container.request.container_id}` goes on"
+                if container.is_alive and container.request.origin.is_adoptable:
+                    what += f"; `forkshim adopt {container.request.spec.container_id}` goes on"
             raise AbandonedError(f"unforeseen, the supervisor ends: {what}") from error
 
     def _is_over(self) -> bool:
@@ -137,9 +137,9 @@ class SignalPolicy:
         request = container.request
         if signum in STOP_SIGNALS:
             container.stop_by(signum)
-        elif signum == signal.SIGWINCH and request.terminal is not None:
+        elif signum == signal.SIGWINCH and request.spec.terminal is not None:
             container.launch.loop.guarded("window size", container.launch.pipes.fit_to_window)()
-        elif signum == signal.SIGHUP and request.command:
+        elif signum == signal.SIGHUP and request.origin.command:
             container.reload()
         elif signum in FORWARDED_SIGNALS:
             container.sequence.forward(signum)
@@ -156,9 +156,9 @@ def supervise(request: StartRequest, log: Log, state_dir: StateDirectory) -> Out
     """
     host = Host(
         log,
-        request.environment,
-        has_job_control=request.has_job_control,
-        has_watchdog=request.notifier.watchdog_s > 0,
+        request.origin.environment,
+        has_job_control=request.origin.has_job_control,
+        has_watchdog=request.origin.notifier.watchdog_s > 0,
     )
     try:
         exit_fifo = state_dir.open_fifo("exit")

@@ -22,22 +22,10 @@ if TYPE_CHECKING:
 
 NO_ACTIVATION_FDS = ActivationFds()
 
-_PACKED_REQUEST = (
-    "container_id",
-    "bundle",
-    "runtime",
-    "starts_container",
-    "stop_signal",
-    "stop_timeout_s",
-    "is_adoptable",
-    "is_kept",
-)
-"""What a successor is told of an order; the rest belongs to the process that has it."""
-
 
 @dataclass(frozen=True, slots=True)
-class StartRequest:
-    """What a front end wants.
+class ContainerSpec:
+    """The container, or the exec'd process, and what the runtime makes it of.
 
     Attributes:
         container_id: Checked.
@@ -47,19 +35,8 @@ class StartRequest:
         activation_fds: What the container's process listens on; its creation closes it.
         starts_container: Run the runtime's `start` too; an engine does that itself.
         is_start_awaited: That `start` waits for the verb of `supervisor.container.api`.
-        stop_signal: What a stop sends first.
-        stop_timeout_s: The grace period after it.
-        has_job_control: A shell may stop and continue us.
-        terminal: The person's terminal that is joined to the container's, or None.
-        on_started: Called once when the container process runs.
-        notifier: The way to the service manager; the default has none.
-        notify_proxy: The container's own way to it, by us; lent.
-        front: What the front end itself wants to know again after a reload; JSON.
-        lock_fd: The front end's lock, which a reload keeps; -1 for none.
-        command: How to start this program again, for a reload; empty if it may not be.
-        is_adoptable: All is laid down so that another supervisor can go on if we are killed.
-        is_kept: The service manager keeps it, too.
-        environment: That of this process, read once at its entry.
+        terminal: The user's terminal that is joined to the container's, or None.
+        notify_proxy: The container's notify socket; lent. None if it has none.
     """
 
     container_id: str
@@ -69,19 +46,62 @@ class StartRequest:
     activation_fds: ActivationFds = NO_ACTIVATION_FDS
     starts_container: bool = False
     is_start_awaited: bool = False
-    stop_signal: int = signal.SIGTERM
-    stop_timeout_s: float = 10.0
-    has_job_control: bool = False
     terminal: UserTerminal | None = None
+    notify_proxy: NotifyProxy | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StopPolicy:
+    """How a stop ends the container: this signal, and SIGKILL after the grace period."""
+
+    signal: int = signal.SIGTERM
+    timeout_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The front end that wants the container, and the process that it runs in.
+
+    The first five fields are the front end's own. It reads them again after a reload.
+
+    Attributes:
+        path: ROOT/ID; "" for a state directory of an engine.
+        exit_dir: Where an exit record is written, or None.
+        is_daemon: Whether no caller waits for this process.
+        starts: When successors were started lately; monotonic seconds.
+        began_ns: When the container was wanted; for the exit record.
+        has_job_control: A shell may stop and continue this process.
+        on_started: Called once when the container process runs.
+        notifier: The way to the service manager; the default has none.
+        lock_fd: The front end's lock, which a reload keeps; -1 for none.
+        command: How to start this program again, for a reload; empty if it may not be.
+        is_adoptable: The fd store is published, so that a successor can restore the container.
+        is_kept: The service manager keeps the store, too.
+        environment: That of this process, read once at its entry.
+    """
+
+    path: str = ""
+    exit_dir: str | None = None
+    is_daemon: bool = False
+    starts: tuple[float, ...] = ()
+    began_ns: int = 0
+    has_job_control: bool = False
     on_started: Callable[[], None] = lambda: None
     notifier: Notifier = SILENT
-    notify_proxy: NotifyProxy | None = None
-    front: Mapping[str, Any] = field(default_factory=dict)
     lock_fd: int = -1
     command: tuple[str, ...] = ()
     is_adoptable: bool = False
     is_kept: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StartRequest:
+    """What a front end wants: which container, how it is stopped, and for whom."""
+
+    spec: ContainerSpec
+    stop: StopPolicy = StopPolicy()
+    origin: Origin = Origin()
 
 
 class StreamEnd(NamedTuple):
@@ -115,9 +135,27 @@ class Outcome:
     streams: tuple[StreamEnd, ...] = ()
 
 
-def pack(order: StartRequest) -> dict[str, Any]:
-    """Return what `order_of` needs."""
-    return {name: getattr(order, name) for name in _PACKED_REQUEST}
+_FRONT_FIELDS = ("path", "exit_dir", "is_daemon", "starts", "began_ns")
+
+
+def front_of(request: StartRequest) -> dict[str, Any]:
+    """Return what the front end itself reads again, for the handover document."""
+    return {name: getattr(request.origin, name) for name in _FRONT_FIELDS}
+
+
+def snapshot(request: StartRequest) -> dict[str, Any]:
+    """Return the rest that `request_of` needs. What else there is belongs to this process."""
+    spec, stop, origin = request.spec, request.stop, request.origin
+    return {
+        "container_id": spec.container_id,
+        "bundle": spec.bundle,
+        "runtime": spec.runtime,
+        "starts_container": spec.starts_container,
+        "stop_signal": stop.signal,
+        "stop_timeout_s": stop.timeout_s,
+        "is_adoptable": origin.is_adoptable,
+        "is_kept": origin.is_kept,
+    }
 
 
 def request_of(
@@ -127,11 +165,26 @@ def request_of(
     command: tuple[str, ...],
     environment: Mapping[str, str],
 ) -> StartRequest:
-    """Return the order of an earlier supervisor, whose `document` this is, for us to carry out."""
+    """Return the request of an earlier supervisor, from its handover document."""
+    packed, front = document["order"], document["front"]
     return StartRequest(
-        **{name: document["order"][name] for name in _PACKED_REQUEST},
-        front=document["front"],
-        notifier=notifier,
-        command=command,
-        environment=environment,
+        ContainerSpec(
+            packed["container_id"],
+            packed["bundle"],
+            packed["runtime"],
+            starts_container=packed["starts_container"],
+        ),
+        StopPolicy(packed["stop_signal"], packed["stop_timeout_s"]),
+        Origin(
+            front["path"],
+            front["exit_dir"],
+            front["is_daemon"],
+            tuple(front["starts"]),
+            front["began_ns"],
+            notifier=notifier,
+            command=command,
+            is_adoptable=packed["is_adoptable"],
+            is_kept=packed["is_kept"],
+            environment=environment,
+        ),
     )

@@ -99,12 +99,12 @@ class Running:
             signal_init=container.signal_process,
         )
         self.service = ServiceStatus(
-            request.notifier,
+            request.origin.notifier,
             loop,
             self.stream_set,
             log,
-            stop_timeout_s=request.stop_timeout_s,
-            has_notify_proxy=request.notify_proxy is not None,
+            stop_timeout_s=request.stop.timeout_s,
+            has_notify_proxy=request.spec.notify_proxy is not None,
             packed=packed["service"] if packed else None,
         )
         self.exit = ExitSequence(
@@ -113,11 +113,11 @@ class Running:
             self.service,
             log,
             is_stopping=lambda: container.is_stopping,
-            keeps_unread=request.starts_container,
+            keeps_unread=request.spec.starts_container,
             on_told=launch.exit_fifo.close,
         )
         self.is_paused = False
-        self.stop_timeout_s = request.stop_timeout_s
+        self.stop_timeout_s = request.stop.timeout_s
         self.notify_worker = self._make_notify_worker()
         self.init: ContainerInit | None = None
         self.api = ContainerApi(container)
@@ -141,7 +141,7 @@ class Running:
 
     def _make_notify_worker(self) -> NotifyWorker | None:
         launch = self._launch
-        if launch.request.notify_proxy is None:
+        if launch.request.spec.notify_proxy is None:
             return None
         from supervisor.children.notify_worker import NotifyWorker  # for containers that have one
 
@@ -149,7 +149,7 @@ class Running:
             launch.loop,
             launch.host.reaper,
             launch.log,
-            launch.request.notify_proxy,
+            launch.request.spec.notify_proxy,
             title=launch.title,
             null_fd=launch.host.null.fileno(),
             on_words=self.service.heard,
@@ -167,8 +167,10 @@ class Running:
         try:
             if launch.is_ours_to_start:
                 self._container.sequence.watch_exec(process.pid)
-            if request.notify_proxy is not None:  # a sender that cannot be identified is not heard
-                request.notify_proxy.belongs_to(process.pid)
+            if (
+                request.spec.notify_proxy is not None
+            ):  # a sender that cannot be identified is not heard
+                request.spec.notify_proxy.belongs_to(process.pid)
             if launch.creation.console is not None:
                 launch.pipes.join_console(launch.creation.console, launch.stdio, self.stream_set)
                 self.stream_set.start()
@@ -215,7 +217,7 @@ class Running:
 
     def _send_stop_signal(self) -> None:
         request, timeout_s = self._launch.request, self.stop_timeout_s
-        self.stopper.ask(request.stop_signal, timeout_s, self._on_grace_over)
+        self.stopper.ask(request.stop.signal, timeout_s, self._on_grace_over)
 
     def _on_grace_over(self) -> None:
         self._container.machine.post(Event.GRACE_OVER)

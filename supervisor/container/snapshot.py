@@ -13,7 +13,8 @@ from supervisor import __version__
 from supervisor.container.handover import Inherited
 from supervisor.container.init_process import Process
 from supervisor.container.lifecycle import State
-from supervisor.container.request import pack as pack_request
+from supervisor.container.request import front_of
+from supervisor.container.request import snapshot as snapshot_of_request
 from supervisor.handover import reexec
 from supervisor.io.open import go_on as restore_stdio
 from supervisor.linux import fds
@@ -81,12 +82,12 @@ class Snapshot:
         if process is None:
             raise AssertionError("nothing to hand over")
         request, scope = launch.request, running.stopper.kill_scope
-        proxy, notify_worker = request.notify_proxy, running.notify_worker
+        proxy, notify_worker = request.spec.notify_proxy, running.notify_worker
         return {
             "pid": os.getpid(),
             "version": __version__,
-            "front": dict(request.front),
-            "order": pack_request(request),
+            "front": front_of(request),
+            "order": snapshot_of_request(request),
             "supervisor": {
                 "record": asdict(launch.config),
                 "exit": fd_writer.add(launch.exit_fifo.fileno()),
@@ -150,7 +151,7 @@ def dry_run(request: StartRequest, state_dir: StateDirectory, contents: FdReader
         log = Log(fds.Fd(os.dup(2)))
         stack.callback(log.close)
         _restore(request, log, state_dir, Inherited(contents), stack)
-        reexec.try_a_worker(log, f"forkshim: {request.container_id}")
+        reexec.try_a_worker(log, f"forkshim: {request.spec.container_id}")
 
 
 def _restore(
@@ -167,9 +168,9 @@ def _restore(
     stack.callback(contents.close)
     host = Host(
         log,
-        request.environment,
-        has_job_control=request.has_job_control,
-        has_watchdog=request.notifier.watchdog_s > 0,
+        request.origin.environment,
+        has_job_control=request.origin.has_job_control,
+        has_watchdog=request.origin.notifier.watchdog_s > 0,
     )
     stack.callback(host.close)
     document = contents.document
@@ -186,7 +187,7 @@ def _restore(
 
             notify_proxy = NotifyProxy.restore(packed["notify_proxy"], contents)
             stack.callback(notify_proxy.close)
-            request = replace(request, notify_proxy=notify_proxy)
+            request = replace(request, spec=replace(request.spec, notify_proxy=notify_proxy))
         container = Container(
             host, request, log, state_dir, config, exit_fifo=exit_fifo, control_fifo=control_fifo
         )
@@ -215,7 +216,7 @@ def _unpack(container: Container, inherited: Inherited, packed: dict[str, Any]) 
         running.stopper.kill_scope = kill_scope.restore(packed["kill_scope"])
     request = launch.request
     launch.stdio = restore_stdio(
-        packed["stdio"], contents, launch.config, request.container_id, request.bundle
+        packed["stdio"], contents, launch.config, request.spec.container_id, request.spec.bundle
     )
     streams = running.stream_set
     launch.pipes.go_on(
@@ -247,7 +248,7 @@ def _begin(host: Host, container: Container, inherited: Inherited) -> None:
         kind,
     )
     running.stream_set.renew(running.handover.orphans)
-    container.request.on_started()
+    container.request.origin.on_started()
     running.service.go_on(container.state, container.description())
     running.handover.changed()
     running.expect_end(process)

@@ -81,28 +81,28 @@ class Launch:
         self.invoker = RuntimeInvoker(
             loop,
             host.reaper,
-            name=request.runtime,
+            name=request.spec.runtime,
             cwd=state_dir.path,
             null_fd=null_fd,
             environment=host.environment,
         )
         self.command = RuntimeCommand(
-            name=request.runtime,
+            name=request.spec.runtime,
             args=config.runtime_args,
             state_dir=state_dir.path,
-            bundle=request.bundle,
-            container_id=request.container_id,
-            config=request.config,
+            bundle=request.spec.bundle,
+            container_id=request.spec.container_id,
+            config=request.spec.config,
         )
         self.opener = StdioOpener(
             loop,
             host.reaper,
-            container_id=request.container_id,
-            bundle=request.bundle,
+            container_id=request.spec.container_id,
+            bundle=request.spec.bundle,
             title=self.title,
             null_fd=null_fd,
             dir_fd=state_dir.fileno(),
-            is_typed=request.starts_container,
+            is_typed=request.spec.starts_container,
         )
         self.stdio = Stdio()
         self.creation = CreateOperation(
@@ -112,16 +112,16 @@ class Launch:
             self.command,
             config,
             state_dir,
-            from_three=request.activation_fds.filenos(),
+            from_three=request.spec.activation_fds.filenos(),
         )
-        self.pipes = Pipes(config, request.terminal, null_fd)
+        self.pipes = Pipes(config, request.spec.terminal, null_fd)
         self.owned: list[Log | StateDirectory] = []
         """Closed last; those of a front end are the front end's."""
 
     @property
     def title(self) -> str:
         """The process title, and the beginning of each worker's."""
-        return f"forkshim: {self.request.container_id}"
+        return f"forkshim: {self.request.spec.container_id}"
 
     @property
     def is_of_one_step(self) -> bool:
@@ -131,7 +131,7 @@ class Launch:
     @property
     def is_ours_to_start(self) -> bool:
         """False where an engine starts it, and for exec and restore, which have."""
-        return self.request.starts_container and not self.is_of_one_step
+        return self.request.spec.starts_container and not self.is_of_one_step
 
     def assemble(self, container: Container, inherited: Inherited | None = None) -> Running:
         """Import and make what is needed from the start of the runtime on."""
@@ -191,10 +191,10 @@ class StartSequence:
         finally:
             for owner in container_side:
                 owner.close()
-            launch.request.activation_fds.close()
+            launch.request.spec.activation_fds.close()
         container.assemble()
         launch.pipes.join_pipes(launch.stdio, container.running.stream_set)
-        is_engines = not launch.request.starts_container and not launch.is_of_one_step
+        is_engines = not launch.request.spec.starts_container and not launch.is_of_one_step
         if is_engines and not launch.config.terminal and not has_failed:
             # The engine waits for the pid file, and needs some time from there to its `start`. A
             # terminal has a size to be set in that time.
@@ -211,7 +211,7 @@ class StartSequence:
         launch = self._launch
         launch.host.set_title(launch.title)
         if not launch.config.terminal:
-            if launch.request.starts_container and self._container.error is None:
+            if launch.request.spec.starts_container and self._container.error is None:
                 self._held_stderr = self._stream_of_the_runtime()
                 self._stderr_look.start(_STDERR_LOOK_S)
             self._container.running.stream_set.start(but=self._held_stderr)
@@ -262,7 +262,7 @@ class StartSequence:
     def start(self) -> None:
         """Run the runtime's `start`, where that is the supervisor's."""
         launch, container = self._launch, self._container
-        if launch.request.is_start_awaited and not self._may_start:
+        if launch.request.spec.is_start_awaited and not self._may_start:
             return
         if not launch.is_ours_to_start:
             container.machine.post(Event.STARTED)
@@ -282,7 +282,7 @@ class StartSequence:
 
     def start_by_verb(self) -> bool:
         """Run the runtime's `start` now; False if that is not left to the verb, or was done."""
-        if not self._launch.request.is_start_awaited or self._may_start:
+        if not self._launch.request.spec.is_start_awaited or self._may_start:
             return False
         self._may_start = True
         self.start()
@@ -290,7 +290,7 @@ class StartSequence:
 
     def set_deadline(self) -> None:
         """Give the runtime's `start` a few seconds more: a stop waits for it."""
-        if self._launch.request.is_start_awaited and not self._may_start:
+        if self._launch.request.spec.is_start_awaited and not self._may_start:
             error = StoppedError("stopped before it was started")
             self._container.fail(error, Event.START_FAILED)
             return
@@ -317,7 +317,7 @@ class StartSequence:
         self._exec_watch = ExecWatch(
             launch.loop,
             pid,
-            runtime=launch.request.runtime,
+            runtime=launch.request.spec.runtime,
             config_path=launch.command.config_path,
         )
         launch.host.reaper.look_before(pid, self._exec_watch.look)

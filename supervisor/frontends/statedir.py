@@ -13,7 +13,7 @@ import sys
 from contextlib import ExitStack
 
 from supervisor.container.host import supervise
-from supervisor.container.request import Outcome, StartRequest, request_of
+from supervisor.container.request import ContainerSpec, Origin, Outcome, StartRequest, request_of
 from supervisor.handover.own_command import is_handed_over, own_command
 from supervisor.linux import fds, paths
 from supervisor.linux.errors import (
@@ -73,7 +73,7 @@ def _main(arguments: list[str], command: tuple[str, ...], stack: ExitStack) -> i
         if arrival is not None:
             _raise_error_of(_go_on(arrival, command, log, state_dir))
         else:
-            _raise_error_of(supervise(_order(*arguments, command=command), log, state_dir))
+            _raise_error_of(supervise(_request(*arguments, command=command), log, state_dir))
     except RuntimeFailedError as error:
         log.info(str(error))  # not `error`: the engine then shows the runtime's own words
         return 0
@@ -102,7 +102,7 @@ def _dry_run(
     from supervisor.container import snapshot
     from supervisor.handover import reexec
 
-    snapshot.dry_run(_resumed_order(arrival, command), state_dir, arrival.contents)
+    snapshot.dry_run(_restored_request(arrival, command), state_dir, arrival.contents)
     reexec.end_rehearsal()
 
 
@@ -111,7 +111,7 @@ def _go_on(
 ) -> Outcome:
     from supervisor.container import snapshot
 
-    return snapshot.go_on(_resumed_order(arrival, command), log, state_dir, arrival.contents)
+    return snapshot.go_on(_restored_request(arrival, command), log, state_dir, arrival.contents)
 
 
 def _raise_error_of(outcome: Outcome) -> None:
@@ -119,7 +119,7 @@ def _raise_error_of(outcome: Outcome) -> None:
         raise outcome.error
 
 
-def _resumed_order(arrival: reexec.Arrival, command: tuple[str, ...]) -> StartRequest:
+def _restored_request(arrival: reexec.Arrival, command: tuple[str, ...]) -> StartRequest:
     return request_of(
         arrival.contents.document,
         notifier=SILENT,
@@ -128,16 +128,13 @@ def _resumed_order(arrival: reexec.Arrival, command: tuple[str, ...]) -> StartRe
     )
 
 
-def _order(
+def _request(
     container_id: str, bundle: str, runtime: str, *, command: tuple[str, ...]
 ) -> StartRequest:
     check_id(container_id)
     if not bundle or "\0" in bundle or not runtime:
         raise UsageError("bundle and runtime must not be empty")
     return StartRequest(
-        container_id=container_id,
-        bundle=paths.absolute(bundle),
-        runtime=absolute(runtime),
-        command=command,
-        environment=dict(os.environ),
+        ContainerSpec(container_id, paths.absolute(bundle), absolute(runtime)),
+        origin=Origin(command=command, environment=dict(os.environ)),
     )

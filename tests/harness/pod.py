@@ -14,7 +14,7 @@ from supervisor.container.api import ContainerApi
 from supervisor.container.container import Container
 from supervisor.container.host import Host
 from supervisor.container.lifecycle import Notice
-from supervisor.container.request import Outcome, StartRequest
+from supervisor.container.request import ContainerSpec, Outcome, StartRequest, StopPolicy
 from supervisor.linux.exit_status import Exited, Killed
 from supervisor.oci.process_json import ProcessConfig
 from supervisor.state.directory import StateDirectory
@@ -61,12 +61,10 @@ class Pod:
             self.logs.append(self.directories[-1].open_log())
             if self.host is None:
                 self.host = Host(self.logs[0], os.environ)
+            bundle = str(self.bundles[container_id])
             request = StartRequest(
-                container_id,
-                str(self.bundles[container_id]),
-                self.runtime,
-                starts_container=True,
-                stop_timeout_s=_GRACE_S if name == "deaf" else _LONG_S,
+                ContainerSpec(container_id, bundle, self.runtime, starts_container=True),
+                StopPolicy(timeout_s=_GRACE_S if name == "deaf" else _LONG_S),
             )
             sink = f"file:{self.directory / name}.log"
             container = Container(

@@ -10,7 +10,7 @@ import pytest
 from supervisor.container.container import Container
 from supervisor.container.host import Host
 from supervisor.container.init_process import Process
-from supervisor.container.request import StartRequest
+from supervisor.container.request import ContainerSpec, StartRequest
 from supervisor.linux.exit_status import Exited
 from supervisor.oci.process_json import ProcessConfig
 from supervisor.state.directory import StateDirectory
@@ -27,7 +27,7 @@ def test_every_attribute_is_handed_over_or_listed_as_transient(tmp_path: Path) -
         state_dir = StateDirectory.open(str(tmp_path))
         log = state_dir.open_log()
         host = Host(log, os.environ)
-        request = StartRequest("web", str(tmp_path), "/bin/true")
+        request = StartRequest(ContainerSpec("web", str(tmp_path), "/bin/true"))
         container = Container(host, request, log, state_dir, ProcessConfig())
         container.assemble()
         running = container.running

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from supervisor.container.request import Outcome, StartRequest
+from supervisor.container.request import ContainerSpec, Origin, Outcome, StartRequest
 from supervisor.frontends import statedir
 from supervisor.linux.errors import RuntimeFailedError, ShimError
 from supervisor.linux.exit_status import Exited
@@ -98,9 +98,9 @@ def test_the_three_words_are_the_order(state_dir: Path, monkeypatch: pytest.Monk
     orders = _supervising(monkeypatch, Outcome(Exited(7), None))
     assert statedir.run_command() == 0  # whatever the process's own status is
     (order,) = orders
-    assert order.command[1:] == (*sys.orig_argv[1:],)
-    wanted = StartRequest("web", f"{state_dir}/bundle", f"{state_dir}/runtime")
-    assert replace(order, command=(), environment={}) == wanted
+    assert order.origin.command[1:] == (*sys.orig_argv[1:],)
+    spec = ContainerSpec("web", f"{state_dir}/bundle", f"{state_dir}/runtime")
+    assert replace(order, origin=Origin()) == StartRequest(spec)
     assert _logged(state_dir) == []
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from supervisor.container import handover as handover
 from supervisor.container.handover import HandoverManager
-from supervisor.container.request import StartRequest
+from supervisor.container.request import ContainerSpec, Origin, StartRequest
 from supervisor.handover import reexec
 from supervisor.linux import fds
 from supervisor.linux.exit_status import Exited
@@ -151,7 +151,9 @@ def test_after_a_hand_over_that_fails_every_signal_is_heard(
 ) -> None:
     def work() -> None:
         incumbent = kind()
-        order = StartRequest("web", "/", "runc", command=("/bin/true",))
+        request = StartRequest(
+            ContainerSpec("web", "/", "runc"), origin=Origin(command=("/bin/true",))
+        )
         calls = RuntimeInvoker(
             rig.loop,
             rig.reaper,
@@ -165,7 +167,7 @@ def test_after_a_hand_over_that_fails_every_signal_is_heard(
             rig.reaper,
             calls,
             rig.log,
-            order,
+            request,
             StateDirectory.open("/"),
             incumbent,
             None,
@@ -206,7 +208,7 @@ def test_a_reload_does_not_wait_for_ever_for_a_moment(
 ) -> None:
     monkeypatch.setattr(handover, "_PATIENCE_S", 0.3)
     incumbent = RestlessIncumbent()
-    order = StartRequest("web", "/", "runc", command=("/bin/true",))
+    request = StartRequest(ContainerSpec("web", "/", "runc"), origin=Origin(command=("/bin/true",)))
     calls = RuntimeInvoker(
         rig.loop,
         rig.reaper,
@@ -221,7 +223,7 @@ def test_a_reload_does_not_wait_for_ever_for_a_moment(
         rig.reaper,
         calls,
         rig.log,
-        order,
+        request,
         state_dir,
         incumbent,
         None,
