@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import bundles, pod, runtime_calls
+from supervisor.container.api import ContainerApi, VerbError
+from supervisor.container.container import Container
+from supervisor.container.host import Host
+from supervisor.container.lifecycle import State
+from supervisor.container.request import ContainerSpec, StartRequest
+from supervisor.linux.exit_status import Exited
+from supervisor.oci.process_json import ProcessConfig
+from supervisor.state.directory import StateDirectory
+from tests.harness import bundles, pod, runtime_calls, waiting
+from tests.harness.forked import forked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 pytestmark = pytest.mark.runc
 
@@ -33,3 +43,79 @@ def test_three_containers_in_one_process_have_their_own_timers_and_ends(
     finally:
         for container_id in made:
             runtime_calls.delete(container_id)
+
+
+def test_the_verbs_start_pause_and_resume_and_when_they_are_errors(
+    tmp_path: Path, make_bundle: Callable[..., Path]
+) -> None:
+    container_id = bundles.fresh_id("verbs")
+    bundle = make_bundle("trap 'exit 6' TERM; echo ready; while :; do :; done")
+    sink, path = tmp_path / "log", tmp_path / "state"
+    path.mkdir()
+
+    def work() -> None:
+        state_dir = StateDirectory.open(str(path))
+        log = state_dir.open_log()
+        host = Host(log, os.environ)
+        spec = ContainerSpec(
+            container_id,
+            str(bundle),
+            runtime_calls.RUNTIME,
+            starts_container=True,
+            is_start_awaited=True,
+        )
+        config = ProcessConfig(stdout=f"file:{sink}", stderr=f"file:{sink}")
+        container = Container(host, StartRequest(spec), log, state_dir, config)
+        _use_the_verbs(host, container, sink)
+        host.run()
+        assert container.outcome.termination == Exited(6)
+        with pytest.raises(VerbError, match=r"^stop: stopped already$"):
+            ContainerApi(container).stop()
+
+    try:
+        with forked(work) as child:
+            assert child.wait() == Exited(0)
+    finally:
+        runtime_calls.delete(container_id)
+
+
+def _use_the_verbs(host: Host, container: Container, sink: Path) -> None:
+    limit = host.loop.timer(_give_up)
+    limit.start(waiting.LIMIT_S)
+    tick = host.loop.timer(lambda: tick.start(0.01))
+    tick.start(0.01)
+    run_until, api, ends = host.loop.run_until, ContainerApi(container), list[str]()
+    container.begin()
+    run_until(lambda: container.state is State.STARTING)
+    assert api.state().status == "created"
+    with pytest.raises(VerbError, match=r"^pause: not started yet$"):
+        api.pause(ends.append)
+    api.start()
+    with pytest.raises(VerbError, match=r"^start: it is not this supervisor's to start, or under"):
+        api.start()
+    run_until(lambda: container.is_started and b"ready" in sink.read_bytes())
+    with pytest.raises(VerbError, match=r"^start: started already$"):
+        api.start()
+    api.pause(ends.append)
+    run_until(lambda: bool(ends))
+    assert (ends, api.state().status) == ([""], "paused")
+    used = _cpu_time(container.pid)
+    api.pause(ends.append)  # the runtime takes its time, and refuses it
+    run_until(lambda: len(ends) == 2)
+    assert "exit" in ends[1]
+    assert (_cpu_time(container.pid), api.state().status) == (used, "paused")
+    api.resume(ends.append)
+    run_until(lambda: _cpu_time(container.pid) > used and len(ends) == 3)
+    assert (ends[2], api.state().status) == ("", "running")
+    limit.cancel()
+    tick.cancel()
+    api.stop()
+
+
+def _give_up() -> None:
+    raise TimeoutError
+
+
+def _cpu_time(pid: int) -> int:
+    """Return the CPU time of a process in nanoseconds. Source: proc(5), schedstat."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
