@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
+from enum import Enum, auto
 from typing import NamedTuple
 
 from supervisor.children.fd_holder import FdHolder
@@ -99,6 +100,18 @@ class Inherited(NamedTuple):
         return self.orphans is None
 
 
+class Reload(Enum):
+    """How far a reload is."""
+
+    IDLE = auto()
+    DEFERRED = auto()
+    """Until the container runs."""
+    REHEARSING = auto()
+    """A child does a dry run of the installed version, or is about to."""
+    HANDING_OVER = auto()
+    """The dry run went well. The next moment with nothing halfway is awaited."""
+
+
 class HandoverManager:
     """Serves one supervisor. Owns the deposit until `close`; borrows the rest."""
 
@@ -112,7 +125,7 @@ class HandoverManager:
         "_incumbent",
         "_publish_soon",
         "_next_look",
-        "_is_reloading",  # the successor is what came of it
+        "_reload",  # the successor is what came of it
         "_asked_at_s",
         "_moment_s",
         "_is_published",
@@ -142,7 +155,7 @@ class HandoverManager:
         self._incumbent = incumbent
         self._publish_soon = loop.timer(self.publish)
         self._next_look = loop.timer(self._dry_run)
-        self._is_reloading = False
+        self._reload = Reload.IDLE
         self._asked_at_s, self._moment_s = 0.0, _NEXT_MOMENT_S
         self._is_published = past is not None and past.is_parent
         self._deposit = _open_deposit(request, past)
@@ -195,14 +208,14 @@ class HandoverManager:
 
         `is_yet_to_come`: the container does not run yet; `running` will say when it does.
         """
-        if self._is_reloading:
+        if self._reload is not Reload.IDLE:
             self._log.info("SIGHUP: a reload is under way")
         elif is_yet_to_come:
-            self._is_reloading = True
+            self._reload = Reload.DEFERRED
         elif not self._incumbent.is_running:
             self._log.info("SIGHUP: not reloaded, the container is on its way out")
         else:
-            self._is_reloading = True
+            self._reload = Reload.REHEARSING
             self._asked_at_s, self._moment_s = time.monotonic(), _NEXT_MOMENT_S
             self._incumbent.reloading()
             self._dry_run()
@@ -210,8 +223,8 @@ class HandoverManager:
     def running(self) -> None:
         """The container runs now."""
         self.changed()
-        if self._is_reloading:
-            self._is_reloading = False
+        if self._reload is Reload.DEFERRED:
+            self._reload = Reload.IDLE
             self.reload(is_yet_to_come=False)
 
     def _dry_run(self) -> None:
@@ -238,6 +251,7 @@ class HandoverManager:
         if why_not:
             self._refuse(why_not)
         else:
+            self._reload = Reload.HANDING_OVER
             self._hand_over()
 
     def _hand_over(self) -> None:
@@ -286,7 +300,7 @@ class HandoverManager:
             return reason(error)
 
     def _refuse(self, why: str) -> None:
-        self._is_reloading = False
+        self._reload = Reload.IDLE
         self._log.warning(
             f"SIGHUP: not reloaded, the old version goes on: {why}", Kind.NOT_RELOADED
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+from enum import Enum
 
 from supervisor import __version__
 from supervisor.container.lifecycle import State
@@ -47,19 +48,26 @@ _LIMIT_S = {
 }
 
 
+class Source(Enum):
+    """Who tells the service manager: of readiness, and that the service is alive."""
+
+    SUPERVISOR = "supervisor"
+    CONTAINER = "container"
+
+
 class ServiceStatus:
     """Reports one container to the service manager. Borrows everything.
 
     16 attributes: what was told last belongs beside what it is compared with.
     """
 
-    SNAPSHOT = ("_words", "_is_ready", "_is_watched_inside")
+    SNAPSHOT = ("_words", "_is_ready", "_watchdog_source")
     TRANSIENT = (
         "_notifier",
         "_loop",
         "_stream_set",
         "_log",
-        "_has_notify_proxy",
+        "_readiness_source",  # the request tells
         "_limit_s",
         "_next_status",  # a successor reports at once
         "_next_sign_of_life",
@@ -95,13 +103,13 @@ class ServiceStatus:
         self._state = State.OPENING
         self._text = ""
         self._asked_at_s = 0.0
-        self._has_notify_proxy = has_notify_proxy
-        self._is_watched_inside = False
+        self._readiness_source = Source.CONTAINER if has_notify_proxy else Source.SUPERVISOR
+        self._watchdog_source = Source.SUPERVISOR
         self._words = ""
         self._is_ready = False
         if packed is not None:
             self._words, self._is_ready = packed["words"], packed["is_ready"]
-            self._is_watched_inside = packed["is_watched_inside"]
+            self._watchdog_source = Source(packed["watchdog_source"])
         self._shown: list[tuple[int, tuple[int, int]]] = []
         self._looked_at_s = -math.inf
         if notifier.watchdog_s:
@@ -112,7 +120,7 @@ class ServiceStatus:
         return {
             "words": self._words,
             "is_ready": self._is_ready,
-            "is_watched_inside": self._is_watched_inside,
+            "watchdog_source": self._watchdog_source.value,
         }
 
     @property
@@ -136,7 +144,8 @@ class ServiceStatus:
 
     def ready(self) -> None:
         """The container's process runs."""
-        if self._has_notify_proxy or self._state in self._limit_s:  # ready after STOPPING=1: never
+        is_others = self._readiness_source is Source.CONTAINER
+        if is_others or self._state in self._limit_s:  # ready after STOPPING=1: never
             self._notifier.status(self._line())
         else:
             self._is_ready = True
@@ -147,7 +156,8 @@ class ServiceStatus:
         """Pass on what the container says of itself; its STATUS= becomes a part of ours."""
         # From its first sign of life on it is the one that is watched: ours would hide its silence.
         self._is_ready |= words.state == "READY"
-        self._is_watched_inside |= words.watchdog == "1"
+        if words.watchdog == "1":
+            self._watchdog_source = Source.CONTAINER
         if words.status is not None:
             self._words = words.status
         self._notifier.pass_on(words.lines(), None if words.status is None else self._line())
@@ -205,7 +215,7 @@ class ServiceStatus:
             self._notifier.extend_timeout(limit_s + MARGIN_S)
 
     def _give_sign_of_life(self) -> None:
-        if not self._is_watched_inside:
+        if self._watchdog_source is Source.SUPERVISOR:
             self._notifier.alive()
         self._next_sign_of_life.start(self._notifier.watchdog_s)
         self._loop.guarded("look at the workers", self._replace_the_stuck)()
