@@ -94,7 +94,7 @@ def take_over(
     """Supervise the container of the store `past`, here or as a daemon; returns as `run`.
 
     Raises:
-        ShimError: As `snapshot.go_on`.
+        ShimError: As `snapshot.restore`.
     """
     os.chdir(claimed.state_dir)
     if detach and SOCKET_VARIABLE not in os.environ:
@@ -165,7 +165,9 @@ def _adopter(
         log.notice(f"adopting, after supervisor {contents.document['pid']}")
         left = discover.workers(claimed.state_dir)
         fd_holders = discover.fd_holders(claimed.state_dir)
-        return snapshot.go_on(request, log, state_dir, contents, Leftovers(past, left, fd_holders))
+        return snapshot.restore(
+            request, log, state_dir, contents, Leftovers(past, left, fd_holders)
+        )
 
     return request, supervise_it
 
@@ -208,7 +210,7 @@ def go_on() -> int:
     """Continue after a reload: this process was another program before. Returns as `run`.
 
     Raises:
-        ShimError: As `snapshot.go_on`; or the handover cannot be used.
+        ShimError: As `snapshot.restore`; or the handover cannot be used.
     """
     from supervisor.container import snapshot
 
@@ -233,7 +235,7 @@ def go_on() -> int:
     request = replace(request, origin=origin)
 
     def supervise_on(log: Log, state_dir: StateDirectory) -> Outcome:
-        return snapshot.go_on(request, log, state_dir, arrival.contents)
+        return snapshot.restore(request, log, state_dir, arrival.contents)
 
     if is_daemon:
         foreground.supervise_in_daemon(claimed, request, supervise_on, is_restored=True)

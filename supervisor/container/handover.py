@@ -78,12 +78,12 @@ class Leftovers(NamedTuple):
     """What a dead supervisor has left.
 
     Attributes:
-        deposit: Its fd store.
+        store: Its fd store.
         workers: pidfds of its workers.
         fd_holders: pidfds of the processes that hold the store for its successor.
     """
 
-    deposit: FdStore
+    store: FdStore
     workers: list[fds.Fd]
     fd_holders: list[fds.Fd]
 
@@ -113,9 +113,9 @@ class Reload(Enum):
 
 
 class HandoverManager:
-    """Serves one supervisor. Owns the deposit until `close`; borrows the rest."""
+    """Serves one supervisor. Owns the store until `close`; borrows the rest."""
 
-    SNAPSHOT = ("_deposit", "_fd_holder")
+    SNAPSHOT = ("_store", "_fd_holder")
     TRANSIENT = (
         "_loop",
         "_calls",
@@ -158,7 +158,7 @@ class HandoverManager:
         self._reload = Reload.IDLE
         self._asked_at_s, self._moment_s = 0.0, _NEXT_MOMENT_S
         self._is_published = past is not None and past.is_parent
-        self._deposit = _open_deposit(request, past)
+        self._store = _open_store(request, past)
         self.orphans: Sequence[fds.Fd] = past.orphans.workers if past and past.orphans else ()
         self._fd_holder = FdHolder(
             loop,
@@ -178,7 +178,7 @@ class HandoverManager:
         """
         request, origin = self._request, self._request.origin
         limit = successor.limit(origin.environment)
-        if self._deposit is None:
+        if self._store is None:
             return None
         is_daemon = bool(origin.command and origin.is_daemon)
         return SuccessorStarter(
@@ -195,11 +195,11 @@ class HandoverManager:
     @property
     def is_adoptable(self) -> bool:
         """Whether another supervisor can go on if this one is killed."""
-        return self._deposit is not None
+        return self._store is not None
 
     @property
     def _store_fds(self) -> tuple[int, ...]:
-        return self._deposit.fds if self._deposit else ()
+        return self._store.fds if self._store else ()
 
     # Reload.
 
@@ -233,7 +233,7 @@ class HandoverManager:
             return
         fd_writer = FdWriter()
         try:
-            document = self._pack_with_deposit(fd_writer)
+            document = self._document_with_store(fd_writer)
             reexec.dry_run(
                 self._calls,
                 self._request.origin.command,
@@ -261,7 +261,7 @@ class HandoverManager:
             return
         signals.hold_all()
         try:
-            why_not = self._become() if self._incumbent.is_settled else None
+            why_not = self._reexec() if self._incumbent.is_settled else None
         finally:
             signals.release_all()  # whatever became of it: this program is still here
         if why_not is not None:
@@ -279,14 +279,14 @@ class HandoverManager:
         self._next_look = self._loop.timer(look_again)
         self._next_look.start(moment_s)
 
-    def _become(self) -> str:
+    def _reexec(self) -> str:
         """Become the other version; returns only if that failed, with the reason."""
         self._log.info("SIGHUP: reloading")
         request, fd_writer = self._request, FdWriter()
         try:
-            document = self._pack_with_deposit(fd_writer)
+            document = self._document_with_store(fd_writer)
             return str(
-                reexec.become(
+                reexec.reexec(
                     request.origin.command,
                     request.origin.environment,
                     document,
@@ -306,13 +306,13 @@ class HandoverManager:
         )
         self._incumbent.reload_is_over()
 
-    def _pack_with_deposit(self, fd_writer: FdWriter) -> dict[str, Any]:
-        """Return what this very process needs; in the deposit itself it would be a cycle."""
+    def _document_with_store(self, fd_writer: FdWriter) -> dict[str, Any]:
+        """Return what this very process needs; in the store itself it would be a cycle."""
         document = self._incumbent.pack(fd_writer)
         self._incumbent.pack_own(document, fd_writer)
-        document["supervisor"]["deposit"] = {
+        document["supervisor"]["store"] = {
             "ends": [fd_writer.add(end) for end in self._store_fds],
-            "nonce": self._deposit.nonce if self._deposit else "",
+            "nonce": self._store.nonce if self._store else "",
             "fd_holder": self._fd_holder.pid,
         }
         return document
@@ -320,28 +320,28 @@ class HandoverManager:
     # Adoption.
 
     def changed(self) -> None:
-        """See that a successor finds what is true now; several changes make one deposit."""
-        if self._deposit is not None and self._incumbent.is_alive:
+        """See that a successor finds what is true now; several changes make one store."""
+        if self._store is not None and self._incumbent.is_alive:
             self._publish_soon.start(0.0)
 
     def publish(self) -> None:
         """Put it there now."""
-        if self._deposit is None or not self._incumbent.is_alive:
+        if self._store is None or not self._incumbent.is_alive:
             return
         fd_writer = FdWriter()
         try:
             if not self._is_published:
                 # Before there is anything in it: the workers are found by the file alone.
                 self._state_dir.write_handover(
-                    self._deposit.fds, self._deposit.nonce, self._incumbent.counters_fd
+                    self._store.fds, self._store.nonce, self._incumbent.counters_fd
                 )
-            self._deposit.put(self._incumbent.pack(fd_writer), fd_writer)
+            self._store.put(self._incumbent.pack(fd_writer), fd_writer)
             if not self._is_published and self._request.origin.is_kept:
                 self._request.origin.notifier.keep_no_more(
                     KEPT_NAMES
                 )  # of an earlier run of the unit
                 self._request.origin.notifier.keep(
-                    dict(zip(KEPT_NAMES, self._deposit.fds, strict=True))
+                    dict(zip(KEPT_NAMES, self._store.fds, strict=True))
                 )
         except (ShimError, OSError) as error:
             self._log.warning(f"cannot publish the fd store, adoption is disabled: {error}")
@@ -363,22 +363,22 @@ class HandoverManager:
         """Leave nothing for a successor. Wait until there is no fd holder any more."""
         self._publish_soon.cancel()
         self._next_look.cancel()
-        if self._deposit is not None:
+        if self._store is not None:
             if self._request.origin.is_kept:
                 self._request.origin.notifier.keep_no_more(KEPT_NAMES)
             self._state_dir.remove_handover()
-            self._deposit.close()
+            self._store.close()
         self._fd_holder.stop()
 
 
-def _open_deposit(request: StartRequest, past: Inherited | None) -> FdStore | None:
+def _open_store(request: StartRequest, past: Inherited | None) -> FdStore | None:
     if not request.origin.is_adoptable:
         return None
     if past is None:
         return FdStore()
     if past.orphans is not None:
-        return past.orphans.deposit
-    packed = past.contents.document["supervisor"]["deposit"]
+        return past.orphans.store
+    packed = past.contents.document["supervisor"]["store"]
     front, back = (past.contents.take(end).take() for end in packed["ends"])
     return FdStore(ends=(front, back), nonce=packed["nonce"])
 
@@ -389,7 +389,7 @@ def _fd_holders(past: Inherited | None) -> list[fds.Fd]:
         return []
     if past.orphans is not None:
         return past.orphans.fd_holders
-    pid = past.contents.document["supervisor"]["deposit"]["fd_holder"]
+    pid = past.contents.document["supervisor"]["store"]["fd_holder"]
     with suppress(ProcessLookupError):  # in a dry run it is another process's child
         return [fds.Fd(os.pidfd_open(pid))] if pid else []
     return []

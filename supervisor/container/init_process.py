@@ -85,13 +85,13 @@ class Payload:
             pidfd = fds.Fd(-1)
         return cls(loop, reaper, pid, pidfd)
 
-    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
-        """Return what `go_on` needs."""
+    def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
+        """Return what `restore` needs."""
         pidfd = fd_writer.add(self._pidfd.fileno())
         return {"pid": self.pid, "pidfd": pidfd, "is_child": self._is_child}
 
     @classmethod
-    def go_on(
+    def restore(
         cls,
         loop: Loop,
         reaper: Reaper,
@@ -218,7 +218,7 @@ class Process:
         oom: OomWatch,
         packed: Mapping[str, Any] | None = None,
     ) -> None:
-        """Take the payload, borrow the state directory; see `of_child` and `go_on`."""
+        """Take the payload, borrow the state directory; see `of_child` and `restore`."""
         self._payload = payload
         self._state_dir = state_dir
         self._exit_status = ExitStatusFile(state_dir, packed)
@@ -236,7 +236,7 @@ class Process:
         return cls(payload, state_dir, oom)
 
     @classmethod
-    def go_on(
+    def restore(
         cls,
         loop: Loop,
         reaper: Reaper,
@@ -247,14 +247,14 @@ class Process:
         is_parent: bool,
     ) -> Process:
         """Return the process of an earlier supervisor, which has `packed` it; see `Payload`."""
-        payload = Payload.go_on(loop, reaper, packed["payload"], contents, is_parent=is_parent)
+        payload = Payload.restore(loop, reaper, packed["payload"], contents, is_parent=is_parent)
         oom = OomWatch(payload.pid, packed["oom"])
         return cls(payload, state_dir, oom, packed["exit_status"])
 
-    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
-        """Return what `go_on` needs, among what others have packed."""
+    def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
+        """Return what `restore` needs, among what others have packed."""
         return {
-            "payload": self._payload.pack(fd_writer),
+            "payload": self._payload.snapshot(fd_writer),
             "exit_status": self._exit_status.pack(),
             "oom": self._oom.snapshot(),
         }

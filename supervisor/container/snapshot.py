@@ -95,7 +95,7 @@ class Snapshot:
                 "control_rest": running.control.rest,
                 "notify_proxy": proxy.snapshot(fd_writer) if proxy and proxy.is_open else None,
                 "notify_worker": notify_worker.snapshot(fd_writer) if notify_worker else None,
-                **process.pack(fd_writer),
+                **process.snapshot(fd_writer),
                 "began_at": launch.creation.began_at,
                 "is_paused": running.is_paused,
                 "is_stopping": self._container.is_stopping,
@@ -113,7 +113,7 @@ class Snapshot:
         document["supervisor"]["plumbing"]["peer"] = self._launch.pipes.pack_peer(fd_writer)
 
 
-def go_on(
+def restore(
     request: StartRequest,
     log: Log,
     state_dir: StateDirectory,
@@ -142,7 +142,7 @@ def go_on(
 
 
 def dry_run(request: StartRequest, state_dir: StateDirectory, contents: FdReader) -> None:
-    """Do what `go_on` does before it begins to serve, then supervise something small.
+    """Do what `restore` does before it begins to serve, then supervise something small.
 
     Raises:
         ShimError: What there is cannot be used, or what is installed does not work.
@@ -208,7 +208,7 @@ def _unpack(container: Container, inherited: Inherited, packed: dict[str, Any]) 
     running.is_paused = packed["is_paused"]
     container.is_stopping = packed["is_stopping"]
     running.stop_timeout_s = packed["stop_timeout_s"]
-    container.process = Process.go_on(
+    container.process = Process.restore(
         launch.loop, container.host.reaper, launch.state_dir, packed, contents, is_parent=is_parent
     )
     launch.creation.began_at = packed["began_at"]

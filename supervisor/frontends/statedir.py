@@ -111,7 +111,7 @@ def _go_on(
 ) -> Outcome:
     from supervisor.container import snapshot
 
-    return snapshot.go_on(_restored_request(arrival, command), log, state_dir, arrival.contents)
+    return snapshot.restore(_restored_request(arrival, command), log, state_dir, arrival.contents)
 
 
 def _raise_error_of(outcome: Outcome) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping, Sequence
 
 KEPT_NAMES = ("forkshim-front", "forkshim-back")
-"""Of a deposit's ends in systemd's FD store."""
+"""Of a store's ends in systemd's FD store."""
 
 _TITLE = b"forkshim: "
 _FD_HOLDER = b" [fds]"
@@ -53,7 +53,7 @@ class ForeignFdStoreError(FdStoreError):
 
 
 def take_kept(environment: MutableMapping[str, str]) -> FdStore | None:
-    """Return the deposit that systemd has given back to us; `environment` tells no more of it.
+    """Return the store that systemd has given back to us; `environment` tells no more of it.
 
     Source: sd_listen_fds(3), sd_notify(3).
     """
@@ -78,12 +78,12 @@ def take_kept(environment: MutableMapping[str, str]) -> FdStore | None:
         return None
 
 
-def is_of(deposit: FdStore, state_dir: str) -> bool:
-    """Say whether it is the deposit of the supervisor that was killed in `state_dir`."""
+def is_of(store: FdStore, state_dir: str) -> bool:
+    """Say whether it is the store of the supervisor that was killed in `state_dir`."""
     with suppress(FdStoreError):
         wanted = _read_handover(state_dir)
-        if wanted.inodes == tuple(str(os.fstat(end).st_ino) for end in deposit.fds):
-            deposit.expect(wanted.nonce)
+        if wanted.inodes == tuple(str(os.fstat(end).st_ino) for end in store.fds):
+            store.expect(wanted.nonce)
             return True
     return False
 
@@ -115,28 +115,28 @@ def find(state_dir: str) -> FdStore:
 
 
 def why_not(state_dir: str) -> str:
-    """Return why `forkshim adopt` cannot go on with the container; empty if it can.
+    """Return why `forkshim adopt` cannot adopt the container; empty if it can.
 
     Changes nothing. Of a supervisor that lives it says nothing.
     """
     try:
-        deposit = find(state_dir)
+        store = find(state_dir)
         try:
-            look(deposit, state_dir).close()
+            look(store, state_dir).close()
         finally:
-            deposit.close()
+            store.close()
     except FdStoreError as error:
         return str(error)
     return ""
 
 
-def look(deposit: FdStore, state_dir: str) -> FdReader:
+def look(store: FdStore, state_dir: str) -> FdReader:
     """Return a copy of what is in there, which the caller owns.
 
     Raises:
         FdStoreError: This version cannot read the store, or it is not of `state_dir`.
     """
-    contents = deposit.look()
+    contents = store.look()
     front = contents.document.get("front")
     if not isinstance(front, dict) or not contents.document.keys() >= {"order", "supervisor"}:
         contents.close()
@@ -354,7 +354,7 @@ def _sockets(pid: int) -> dict[int, str]:
 
 
 def _copy(pid: int, wanted: Handover) -> FdStore | None:
-    """Return the deposit that `pid` has open; None if it has only a part of it."""
+    """Return the store that `pid` has open; None if it has only a part of it."""
     copies: list[fds.Fd] = []
     pidfd = fds.Fd(os.pidfd_open(pid))
     try:

@@ -1,7 +1,7 @@
 """Taking up another version in place: rehearse it in a child, then become it by execve(2).
 
 execve keeps the pid, the children, the subreaper flag, blocked and pending signals; all else
-travels as a `deposit`. There is no way back from it, so a child does it first: the same
+travels as a `FdStore`. There is no way back from it, so a child does it first: the same
 program on copies of the same descriptors, up to where it would begin to serve, and then a piece of
 supervising of its own. Only a child that ends well is followed.
 """
@@ -40,7 +40,7 @@ class Arrival(NamedTuple):
 
     Attributes:
         contents: Owned by the caller of `arrive`.
-        lock: As `Home` has it; not open for a state directory without one.
+        lock: As `Claim` has it; not open for a state directory without one.
         is_rehearsal: Everything is a copy, and nothing may be done with it.
     """
 
@@ -50,10 +50,10 @@ class Arrival(NamedTuple):
 
 
 def arrive() -> Arrival | None:
-    """Return what came with an exec of this program by `become` or `rehearse`; None without one.
+    """Return what came with an exec of this program by `reexec` or `dry_run`; None without one.
 
     Raises:
-        DepositError: It cannot be used.
+        FdStoreError: It cannot be used.
     """
     text = os.environ.pop(HANDOVER_VARIABLE, None)
     if text is None:
@@ -68,11 +68,11 @@ def arrive() -> Arrival | None:
         raise FdStoreError(f"{HANDOVER_VARIABLE}: not ours: {text!r}") from None
     lock = fds.Fd(lock_fd)
     try:
-        deposit = FdStore(ends=(front, back))
+        store = FdStore(ends=(front, back))
         try:
-            contents = deposit.look()
+            contents = store.look()
         finally:
-            deposit.close()
+            store.close()
         try:
             _check(contents.document, os.getppid() if is_rehearsal else os.getpid())
         except FdStoreError:
@@ -99,15 +99,15 @@ def dry_run(
     fd_writer: FdWriter,
     on_end: Callable[[str], None],
 ) -> None:
-    """Have a child do it; `on_end` gets "" or, in one line, why it must not be done.
+    """Have a child do a dry run; `on_end` gets "" or, in one line, why it must not be done.
 
     Raises:
         ShimError: It cannot even be tried.
     """
-    deposit = FdStore()
+    store = FdStore()
 
     def judge(termination: Termination, output: bytes) -> None:
-        deposit.close()
+        store.close()
         # The last line is the error, or that of its traceback.
         lines = output.decode(errors="replace").strip().splitlines()
         if termination == Exited(0) and output.endswith(READY):
@@ -117,25 +117,25 @@ def dry_run(
             on_end(f"{termination}{detail}")
 
     try:
-        deposit.put(document, fd_writer)
+        store.put(document, fd_writer)
         calls.capture(
             command,
             judge,
             with_stderr=True,
             program=command[0],
-            keep=deposit.fds,
-            environment={**_for_us(environment), HANDOVER_VARIABLE: _text(_REHEARSE, deposit, -1)},
+            keep=store.fds,
+            environment={**_for_us(environment), HANDOVER_VARIABLE: _text(_REHEARSE, store, -1)},
         )
     except ShimError:
-        deposit.close()
+        store.close()
         raise
 
 
 def try_a_worker(log: Log, title: str) -> None:
-    """Fork a worker, see it copy and end, and reap it, with nothing of anybody else's.
+    """Fork a worker, see it copy and end, and reap it, with descriptors of its own.
 
     Raises:
-        DepositError: It does not work.
+        FdStoreError: It does not work.
     """
     loop, reaper, router = Loop(), Reaper(), signals.SignalRouter(has_job_control=False)
 
@@ -165,7 +165,7 @@ def end_rehearsal() -> NoReturn:
     os._exit(0)
 
 
-def become(
+def reexec(
     command: Sequence[str],
     environment: Mapping[str, str],
     document: dict[str, Any],
@@ -177,13 +177,13 @@ def become(
     Every signal has to be held, see `signals.hold_all`; the caller releases them.
     """
     try:
-        deposit = FdStore()
+        store = FdStore()
     except FdStoreError as error:
         return error
-    kept = [*deposit.fds, *((lock_fd,) if lock_fd >= 0 else ())]
+    kept = [*store.fds, *((lock_fd,) if lock_fd >= 0 else ())]
     try:
-        deposit.put(document, fd_writer)
-        variable = {HANDOVER_VARIABLE: _text(_BECOME, deposit, lock_fd)}
+        store.put(document, fd_writer)
+        variable = {HANDOVER_VARIABLE: _text(_BECOME, store, lock_fd)}
         for fd in kept:
             os.set_inheritable(fd, True)
         os.execve(command[0], [*command], {**environment, **variable})
@@ -193,7 +193,7 @@ def become(
         failed = ShimError(f"exec {command[0]}: {reason(error)}")
     for fd in kept:
         os.set_inheritable(fd, False)
-    deposit.close()
+    store.close()
     return failed
 
 
@@ -202,6 +202,6 @@ def _for_us(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: environment[name] for name in ("NOTIFY_SOCKET",) if name in environment}
 
 
-def _text(word: str, deposit: FdStore, lock_fd: int) -> str:
-    front, back = deposit.fds
+def _text(word: str, store: FdStore, lock_fd: int) -> str:
+    front, back = store.fds
     return f"{word} {front} {back} {lock_fd}"

@@ -57,7 +57,7 @@ def test_become_is_an_exec_with_the_deposit_and_the_lock() -> None:
 
     def work() -> None:
         os.dup2(wfd.fileno(), 1)
-        reexec.become(["/bin/sh", "-c", script], os.environ, {}, FdWriter(), lock.fileno())
+        reexec.reexec(["/bin/sh", "-c", script], os.environ, {}, FdWriter(), lock.fileno())
 
     with forked(work) as child:
         assert child.wait() == Exited(3)
@@ -71,18 +71,18 @@ def test_become_is_an_exec_with_the_deposit_and_the_lock() -> None:
 
 def _without_descriptors() -> ShimError:
     no_descriptor_more()
-    return reexec.become(["/bin/true"], os.environ, {}, FdWriter(), 0)
+    return reexec.reexec(["/bin/true"], os.environ, {}, FdWriter(), 0)
 
 
 def _without_a_program() -> ShimError:
-    return reexec.become(["/no/such/program"], os.environ, {}, FdWriter(), 0)
+    return reexec.reexec(["/no/such/program"], os.environ, {}, FdWriter(), 0)
 
 
 def _with_too_much() -> ShimError:
     fd_writer = FdWriter()
     for _ in range(253):
         fd_writer.add(0)
-    return reexec.become(["/bin/true"], os.environ, {}, fd_writer, 0)
+    return reexec.reexec(["/bin/true"], os.environ, {}, fd_writer, 0)
 
 
 @pytest.mark.parametrize(
