@@ -66,7 +66,7 @@ def run(request: RunRequest) -> int:
     if request.exit_dir is not None:
         request = replace(request, exit_dir=exit_record.make_directory(request.exit_dir))
     if request.detach:  # only a daemon has successors
-        from supervisor.handover import successor  # with orjson: 6 ms
+        from supervisor.handover import successor
 
         successor.limit(os.environ)
     kept = discover.take_kept(os.environ)

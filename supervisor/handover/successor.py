@@ -15,11 +15,9 @@ import signal
 import time
 from typing import NamedTuple
 
-import orjson
-
 from supervisor.children.fd_holder import STAND_DOWN
 from supervisor.handover.own_command import SUCCESSOR_VARIABLE
-from supervisor.linux import fds, reaper, spawn, syscalls
+from supervisor.linux import fds, plain_json, reaper, spawn, syscalls
 from supervisor.linux.errors import AlreadySupervisedError, UsageError, reason
 from supervisor.linux.exit_status import Exited
 from supervisor.state import directory
@@ -29,6 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import FrameType
+    from typing import Any
 
     from supervisor.linux.exit_status import Termination
     from supervisor.state.log import Log
@@ -81,10 +80,10 @@ def arrive() -> Succession:
     """
     text = os.environ.pop(SUCCESSOR_VARIABLE, "")
     try:
-        document = orjson.loads(text)
+        document: Any = plain_json.loads(text.encode(errors="replace"))
         front, back = map(int, document["ends"])
         path, starts = str(document["path"]), [float(each) for each in document["starts"]]
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         raise FdStoreError(f"{SUCCESSOR_VARIABLE}: not ours: {text!r}") from None
     try:
         for end in (front, back):
@@ -188,7 +187,7 @@ class SuccessorStarter:
 
     def _become(self) -> None:
         told = {"ends": self._store_fds, "path": self._path, "starts": self._starts}
-        environment = {**os.environ, SUCCESSOR_VARIABLE: orjson.dumps(told).decode()}
+        environment = {**os.environ, SUCCESSOR_VARIABLE: plain_json.dumps(told).decode()}
         for fd in self._store_fds:
             os.set_inheritable(fd, True)
         try:

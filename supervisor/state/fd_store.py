@@ -16,11 +16,12 @@ and of what is in the shared memory that it leads to.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import struct
 from contextlib import suppress
 
-from supervisor.linux import fds
+from supervisor.linux import fds, plain_json
 from supervisor.linux.errors import ShimError, reason
 
 TYPE_CHECKING = False
@@ -138,9 +139,7 @@ class FdStore:
             import array
             import socket
 
-            import orjson  # not before the runtime is executed, see linux/plain_json
-
-            memfd = _memfd(orjson.dumps({**document, "fds": len(fd_writer.fds)}))
+            memfd = _memfd(_encoded({**document, "fds": len(fd_writer.fds)}))
             try:
                 rights = array.array("i", [memfd.fileno(), *fd_writer.fds])
                 if len(rights) > _MOST_FDS:
@@ -316,6 +315,11 @@ def _receive(front: socket.socket, flags: int) -> tuple[bytes, list[fds.Fd]]:
     return message, [fds.Fd(fd) for fd in received]
 
 
+def _encoded(document: dict[str, Any]) -> bytes:
+    """Raise UnicodeEncodeError for a path that is not UTF-8: `loads` would return another path."""
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+
+
 def _document(received: list[fds.Fd]) -> dict[str, Any]:
     if not received:
         raise FdStoreError("handover: not a supervisor's")
@@ -326,11 +330,9 @@ def _document(received: list[fds.Fd]) -> dict[str, Any]:
         raise FdStoreError(f"handover: a document of user {attributes.st_uid}")
     if fcntl.fcntl(memfd, fcntl.F_GET_SEALS) & _SEALS != _SEALS or size > _MOST_DOCUMENT:
         raise FdStoreError("handover: not a sealed document")
-    import orjson  # as above
-
     try:
-        document = orjson.loads(os.pread(memfd, size, 0))
-    except orjson.JSONDecodeError as error:
+        document = plain_json.loads(os.pread(memfd, size, 0))
+    except ValueError as error:
         raise FdStoreError(f"handover: {error}") from error
     if not isinstance(document, dict) or document.get("fds") != len(received) - 1:
         raise FdStoreError("handover: descriptors are missing")

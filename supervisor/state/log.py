@@ -11,7 +11,7 @@ import os
 import select
 import time
 
-from supervisor.linux import fds
+from supervisor.linux import fds, plain_json
 from supervisor.linux.errors import reason
 from supervisor.linux.text import printable
 from supervisor.state.journal_log import ERR, JOURNAL_SOCKET, NOTICE, WARNING, JournalLog, Kind
@@ -80,12 +80,10 @@ class Log:
             return  # EIO, EPIPE: stderr has no reader; the file has the message
 
     def _write(self, level: str, message: str) -> None:
-        import orjson  # not before the runtime is executed, see linux/plain_json
-
         clean = printable(message[:_LONGEST_MESSAGE])
         record = {"level": level, "msg": clean, "time": rfc3339(time.time_ns())}
         try:
-            os.write(self._fd.fileno(), orjson.dumps(record) + b"\n")
+            os.write(self._fd.fileno(), plain_json.dumps(record) + b"\n")
         except OSError:
             # ENOSPC, EDQUOT
             self._mirror(f"{LOG_NAME}: cannot write; {clean}", WARNING)

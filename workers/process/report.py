@@ -7,9 +7,8 @@ End of file without a record means that the worker died.
 from __future__ import annotations
 
 import errno as errno_names
+import json
 import select
-
-import orjson
 
 from workers.common.records import asdict, dataclass
 
@@ -57,7 +56,7 @@ def encode(report: Report) -> bytes:
     Raises:
         ReportError: It would be longer.
     """
-    line = orjson.dumps(asdict(report)) + b"\n"
+    line = json.dumps(asdict(report)).encode() + b"\n"
     if len(line) > MOST_BYTES:
         raise ReportError(f"a report of {len(line)} bytes")
     return line
@@ -74,8 +73,8 @@ def decode(line: bytes) -> Report | None:
     if len(line) > MOST_BYTES or not line.endswith(b"\n"):
         raise ReportError(f"a torn report of {len(line)} bytes")
     try:
-        fields = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
         raise ReportError(str(error)) from error
     match fields:
         case {
