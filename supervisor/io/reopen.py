@@ -78,6 +78,8 @@ class LogReopener:
                     slot.begin()  # a log file is there from the start, before its first line
                 else:
                     slot.replace()
+                # After the worker with the old file: who reads it in the log may write at once.
+                self._stream_log.reopened(slot.stream)
         is_refused = any(
             slot.stream.is_live_output and self._stream_log.refusal(slot.stream)
             for slot in self._slots
@@ -100,9 +102,9 @@ class LogReopener:
         except ShimError as error:
             self._stream_log.reopen_refused(stream, error)
             return False
-        self._stream_log.reopened(stream)
         if fds.is_same_file(fresh.fileno(), stream.sink.fileno()):
             fresh.close()  # no file was renamed: the worker goes on
+            self._stream_log.reopened(stream)
             return False
         stream.sink.close()
         stream.sink = fresh

@@ -193,7 +193,6 @@ class StreamCopy(WorkerSlot):
                 return False
             except OSError:  # the next worker reports it
                 pass
-            self._context.stream_log.reopened(self.stream)
         return True
 
     def _on_gone(self, termination: Termination, record: bytes) -> None:
@@ -256,10 +255,12 @@ class StreamCopy(WorkerSlot):
                 self._context.on_change()
                 self.replace()
             case _:
+                is_renewed = self.stream.line_sink is not None and self.renew_sink()
                 if self.stream.line_sink is not None:
-                    self.renew_sink()
                     self._context.on_change()
                 self.replace(self._pause_task(decision.pause_s))
+                if is_renewed:
+                    self._context.stream_log.reopened(self.stream)
                 self._context.stream_log.in_trouble(self, os.strerror(ended.errno))
 
     def _follow_dead(self, termination: Termination, *, was_waiting: bool) -> None:

@@ -93,8 +93,8 @@ KINDS = {
     "journal, json, joined, dropping": Kind(
         "journal,json=yes,join=indented,policy=drop-new,tag=web,max-line=4k", line=JSON
     ),
-    "journal-stream": Kind("journal-stream", is_quiet=True),
-    "journal-stream that drops": Kind("journal-stream,policy=drop-old", is_quiet=True),
+    "journal-stream": Kind("journal-stream", workers=ONE, is_quiet=True),
+    "journal-stream that drops": Kind("journal-stream,policy=drop-old", workers=ONE, is_quiet=True),
     "console": Kind("cri:LOG", ("--terminal",), workers=CONSOLE),
     "console, journal, json": Kind("journal,json=yes", ("--terminal",), workers=CONSOLE, line=JSON),
     "stdin": Kind(
