@@ -1,4 +1,4 @@
-"""Restart policy for workers. Pure: `io.worker_slot` applies the decisions.
+"""Restart policy for workers. Pure: `io.stream_copy` applies the decisions.
 
 A worker ends in one of three ways: it dies without a report, it reports an error, or it cannot be
 forked at all. Each method takes what is known of earlier failures and returns a `Decision`.
@@ -24,7 +24,7 @@ FORK_AGAIN_S = 0.5
 """After a fork(2) that was refused."""
 
 DEGRADED_AFTER = 16
-"""Workers in a row that died, or could not be forked, without a byte copied: ten seconds."""
+"""Workers in a row that died, or could not be forked, without a byte copied: in 6 to 8 s."""
 
 
 class ErrorAction(Enum):

@@ -111,6 +111,7 @@ class ContainerApi:
     def __init__(self, container: Container) -> None:
         """Borrow the container."""
         self._container = container
+        self._is_freezing = False
 
     def _check(self, verb: Verb) -> None:
         why = refusal(verb, self._container.state)
@@ -201,19 +202,30 @@ class ContainerApi:
         self._container.running.stream_set.attach(stream, fifo)
 
     def pause(self, on_end: Callable[[str], None]) -> None:
-        """Freeze the container by its runtime. `on_end` gets "" or why that has failed."""
+        """Freeze the container by its runtime. `on_end` gets "" or why that has failed.
+
+        Raises:
+            VerbError: It does not run, or a pause or resume is under way; an exec'd process has no
+                pause of its own.
+            ShimError: The runtime cannot be executed.
+        """
         self._check(Verb.PAUSE)
         self._freeze(self._container.launch.command.pause(), on_end, is_paused=True)
 
     def resume(self, on_end: Callable[[str], None]) -> None:
-        """Thaw the container by its runtime. `on_end` gets "" or why that has failed."""
+        """Thaw the container by its runtime; as `pause`."""
         self._check(Verb.RESUME)
         self._freeze(self._container.launch.command.resume(), on_end, is_paused=False)
 
     def _freeze(self, argv: list[str], on_end: Callable[[str], None], *, is_paused: bool) -> None:
         launch, running = self._container.launch, self._container.running
+        if launch.config.is_exec:
+            raise VerbError("pause: an exec'd process has none of its own")
+        if self._is_freezing:
+            raise VerbError("pause: another pause or resume is under way")
 
         def on_exit(termination: Termination, output: bytes) -> None:
+            self._is_freezing = False
             if shell_status(termination) == 0:
                 running.is_paused = is_paused
                 running.handover.changed()
@@ -222,6 +234,7 @@ class ContainerApi:
                 on_end(f"{termination}: {words(output)}")
 
         launch.invoker.capture(argv, on_exit, cwd=launch.command.directory, with_stderr=True)
+        self._is_freezing = True
 
     def wait(self, on_outcome: Callable[[Outcome], None]) -> None:
         """Call back once all is over: drained, deleted, no child and no descriptor left."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from typing import assert_never
 
 from supervisor.container.api import VerbError
+from supervisor.linux.errors import ShimError
 from supervisor.state import control_protocol
 
 TYPE_CHECKING = False
@@ -58,6 +60,8 @@ class ControlChannel:
                 self._carry_out(message)
             except VerbError as error:  # too late: the container has ended
                 self._log.info(f"control: {error}")
+            except ShimError as error:  # EMFILE, say: the next word may succeed
+                self._log.warning(f"control: {error}")
 
     def _carry_out(self, message: control_protocol.Message) -> None:
         if isinstance(message, control_protocol.Resize):
@@ -66,8 +70,10 @@ class ControlChannel:
             self._api.reopen_logs()
         elif isinstance(message, control_protocol.Attach):
             self._api.attach(message.stream, message.fifo)
-        else:
+        elif isinstance(message, control_protocol.CloseStdin):
             self._api.close_stdin()
+        else:
+            assert_never(message)
 
     def close(self) -> None:
         """Stop serving; the owner of the fifo closes it."""

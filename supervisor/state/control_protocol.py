@@ -73,6 +73,8 @@ class ControlParser:
 
 
 def _parse(line: bytes) -> Message | None:
+    if len(line) > _LONGEST_LINE:
+        return None
     words = line.split()
     if words == [b"reopen"]:
         return Reopen()
@@ -80,7 +82,7 @@ def _parse(line: bytes) -> Message | None:
         stream, fifo = words[1].decode("latin-1"), words[2].decode("latin-1")
         is_good = stream in ("stdout", "stderr") and _is_client_fifo(fifo)
         return Attach(stream, fifo) if is_good else None
-    if len(words) != 3 or len(line) > _LONGEST_LINE:
+    if len(words) != 3:
         return None
     if not all(word.removeprefix(b"-").isdigit() for word in words):
         return None

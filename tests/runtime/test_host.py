@@ -97,6 +97,8 @@ def _use_the_verbs(host: Host, container: Container, sink: Path) -> None:
     with pytest.raises(VerbError, match=r"^start: started already$"):
         api.start()
     api.pause(ends.append)
+    with pytest.raises(VerbError, match=r"^pause: another pause or resume is under way$"):
+        api.resume(ends.append)
     run_until(lambda: bool(ends))
     assert (ends, api.state().status) == ([""], "paused")
     used = _cpu_time(container.pid)

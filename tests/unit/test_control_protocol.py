@@ -85,6 +85,11 @@ def test_a_line_of_256_bytes_is_read_and_a_longer_one_passed_over(length: int) -
     assert split.feed(b"\n0 0 0\n") == [*expected, CloseStdin()]
 
 
+def test_a_word_in_a_line_of_more_than_256_bytes_is_passed_over() -> None:
+    for word in (b"reopen", b"attach stdout attach.1"):
+        assert ControlParser().feed(word + b" " * 300 + b"\n") == []
+
+
 def test_the_rest_of_a_line_that_was_too_long_is_no_message() -> None:
     parser = ControlParser()
     assert parser.feed(b"x" * 300) == []
