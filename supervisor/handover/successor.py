@@ -43,6 +43,7 @@ _LONGEST_PAUSE_S = 16.0
 _LOCK_PAUSE_S = 15.0
 """Another adopter has the lock. It kills the fd holder as soon as it has its own."""
 _LONGEST_HANDOVER = 256
+_REPLACING_S = 1.0
 _LONGEST_EVENTS = 4096
 
 
@@ -154,8 +155,8 @@ class SuccessorStarter:
         _wait_until_dead(supervisor_pid)
         if self._limit and not self._is_standing_down:
             self._log.warning(f"supervisor {supervisor_pid} was killed; starting a successor")
-        while self._is_needed():
-            if self._is_standing_down or not self._may_start():
+        while self._is_kept():
+            if self._is_standing_down or not self._is_needed() or not self._may_start():
                 self._stay()
             else:
                 self._follow(self._start())
@@ -163,6 +164,15 @@ class SuccessorStarter:
     def _is_needed(self) -> bool:
         """Say whether the fd store is still what the state directory leads to."""
         return self._own is not None and self._read_handover() == self._own
+
+    def _is_kept(self) -> bool:
+        """Say whether the state directory has a file `handover`, be it spoilt.
+
+        A supervisor that ends in order removes it. A person may be replacing it just now.
+        """
+        if not os.path.lexists(self._handover):
+            time.sleep(_REPLACING_S)
+        return os.path.lexists(self._handover)
 
     def _may_start(self) -> bool:
         now_s = time.monotonic()
@@ -217,19 +227,19 @@ class SuccessorStarter:
             time.sleep(pause_s)
 
     def _stay(self) -> None:
-        """Hold the store until an adopter kills this process, or nothing leads to the store.
+        """Hold the store until an adopter kills this process, or the file `handover` is gone.
 
-        The file `handover` is removed or overwritten then: no adopter finds the store any more.
+        With a spoilt file nothing is given up: the right one may come back.
         """
-        while self._is_needed():
+        while self._is_kept():
             try:
-                watch_fd = syscalls.watch_file(self._handover)
+                watch = fds.Fd(syscalls.watch_removals(os.path.dirname(self._handover)))
             except OSError:  # just gone; or the limits of this user
-                self._pause(_LOCK_PAUSE_S)
+                time.sleep(_LOCK_PAUSE_S if self._is_kept() else 0)
                 continue
-            if self._is_needed():
-                os.read(watch_fd, _LONGEST_EVENTS)
-            os.close(watch_fd)
+            if self._is_kept():
+                os.read(watch.fileno(), _LONGEST_EVENTS)
+            watch.close()
 
     def _read_handover(self) -> bytes | None:
         try:

@@ -39,7 +39,9 @@ _SYS_PIDFD_GETFD = 438
 _CLOEXEC = 1  # FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC
 _FSCONFIG_CMD_CREATE = 6
 _F_EMPTY_PATH, _T_EMPTY_PATH, _SET_GROUP = 0x4, 0x40, 0x100  # MOVE_MOUNT_*
-_IN_CHANGES = 0x2 | 0x4 | 0x400 | 0x800  # IN_MODIFY, IN_ATTRIB, IN_DELETE_SELF, IN_MOVE_SELF
+_IN_REMOVALS = 0x40 | 0x200 | 0x400 | 0x800
+"""IN_MOVED_FROM, IN_DELETE, IN_DELETE_SELF, IN_MOVE_SELF."""
+
 _CLONE_NEWNS = 0x20000
 MS_BIND, MS_PRIVATE, MS_SLAVE = 1 << 12, 1 << 18, 1 << 19
 
@@ -162,10 +164,10 @@ def tee(source_fd: int, sink_fd: int, count: int) -> int:
     return int(copied)
 
 
-def watch_file(path: str) -> int:
-    """Return a descriptor that is readable once the file is written to, renamed or unlinked.
+def watch_removals(path: str) -> int:
+    """Return a descriptor that is readable once a file of the directory, or itself, has gone.
 
-    The caller closes it. Source: inotify(7); an unlink is IN_ATTRIB while the file is open.
+    The caller closes it. Source: inotify(7).
 
     Raises:
         OSError: ENOENT; EMFILE or ENOSPC: the user's limits of inotify.
@@ -173,7 +175,7 @@ def watch_file(path: str) -> int:
     fd = int(_libc.inotify_init1(os.O_CLOEXEC))
     if fd < 0:
         raise _last_error("inotify_init1")
-    if _libc.inotify_add_watch(fd, os.fsencode(path), _IN_CHANGES) < 0:
+    if _libc.inotify_add_watch(fd, os.fsencode(path), _IN_REMOVALS) < 0:
         error = _last_error("inotify_add_watch")
         os.close(fd)
         raise error

@@ -89,14 +89,16 @@ class Daemon:
             self._first.wait()
 
     def adopt(self, *options: str | Path) -> None:
-        """Bring another supervisor, and wait until its workers have taken their titles."""
+        """Start another supervisor; wait until its workers have their titles, or it has ended."""
         self.succeed_in("adopt", "--detach", *options)
-        waiting.wait_true(
-            lambda: all(
-                waiting.title_of(pid).startswith("forkshim: ")
-                for pid in waiting.children_of(self.pid)
+        with suppress(FileNotFoundError):  # it has ended, and removed supervisor.pid
+            pid = self.pid
+            waiting.wait_true(
+                lambda: all(
+                    waiting.title_of(child).startswith("forkshim: ")
+                    for child in waiting.children_of(pid)
+                )
             )
-        )
 
     def reload(self) -> None:
         """Reload the supervisor, and wait until it has been done."""

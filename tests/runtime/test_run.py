@@ -568,5 +568,7 @@ def test_nothing_of_a_killed_supervisor_outlives_what_could_be_adopted(
     process.wait()
     spoil(home)
     runtime_calls.call("delete", "--force", container_id)
+    again = run(make_bundle("exit 7"), id_=container_id)  # which clears the home away
+    assert again.wait() == 7
     for pid in left:
         waiting.wait_process(pid)
