@@ -180,6 +180,7 @@ def test_supervisor_and_fd_holder_killed_at_once_are_said(
 ) -> None:
     daemon = start(make_bundle("echo ready; sleep 1000"))
     pid, fd_holder = daemon.pid, fd_holder_of(daemon.pid)
+    waiting.wait_worker(pid, "stdout")
     os.kill(pid, signal.SIGSTOP)
     kill(fd_holder)
     kill(pid)
