@@ -61,8 +61,8 @@ def test_supervisor_and_container_are_parts_of_the_unit_and_gone_with_it(
     name = container_name(unit)
     group = control_group(services, unit)
     assert members(services, group) == set()
-    titles = {f"forkshim: {name}", f"forkshim: {name} [stdout]"}
-    assert members(services, f"{group}/supervisor") == titles
+    titles = {f"forkshim: {name}{worker}" for worker in ("", " [fds]", " [stdout]")}
+    waiting.wait_true(lambda: members(services, f"{group}/supervisor") == titles)
     assert place_of_container(services, name) == f"{group}/payload"
 
     status = services.bed.ctl("systemctl", "status", "--no-pager", "--full", unit).stdout
