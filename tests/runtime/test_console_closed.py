@@ -197,7 +197,7 @@ def test_an_adopter_has_what_comes_after_a_reopened_console(
             daemon.adopt()
         waiting.wait_true(lambda: log.read_bytes().endswith(b"5000\r\n"))
         assert log.read_bytes() == b"ready\r\n" + LINES
-        waiting.wait_process(daemon.pid)
+        daemon.wait_end()
         assert (daemon.state_dir / "exitStatus").read_text() in ("7", "unknown")
 
 

@@ -263,7 +263,7 @@ def test_a_worker_that_is_killed_is_in_the_status_at_once(services: Services) ->
     """Without a watchdog, whose signs of life would show it as well."""
     unit = services.start_ready("hurt", STAYS, "WatchdogSec=0")
     supervisor = services.bed.show(unit, "MainPID")["MainPID"]
-    found = services.bed.ctl("pgrep", "--parent", supervisor, "--full", r"\[stderr\]", check=True)
+    found = services.bed.ctl("pgrep", "--parent", supervisor, "--full", r"\[stdout\]", check=True)
     services.bed.ctl("kill", "-KILL", found.stdout.strip(), check=True)
     waiting.wait_true(
         lambda: ", respawned 1, " in services.bed.show(unit, "StatusText")["StatusText"]
