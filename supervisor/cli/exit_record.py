@@ -1,4 +1,4 @@
-"""DIR/ID.json: how a container ended, for whoever asks after its state directory is gone.
+"""DIR/ID.json: how a container ended, for a reader that comes after its state directory is gone.
 
 One a container id, removed when its next run begins, and written whole or not at all. It keeps
 apart what a shell's one number joins: an exit with 137, a SIGKILL, and one from the OOM killer.

@@ -51,7 +51,7 @@ class Launch:
         "loop",
         "log",  # a successor opens these two by their names
         "state_dir",
-        "invoker",  # calls that run are the successor's children, or nobody's
+        "invoker",  # calls that run are the successor's children, or have no parent of ours
         "command",
         "opener",
         "owned",

@@ -356,6 +356,7 @@ SAID = b"one\n\n<4>" + b"long " * 9 + b"\n\0\xff\r\nlast"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_kill_at_any_instruction_repeats_at_most_one_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -381,6 +382,7 @@ def test_a_kill_at_any_instruction_repeats_at_most_one_record(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_kill_at_any_instruction_repeats_at_most_one_joined_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -406,6 +408,7 @@ def test_a_kill_at_any_instruction_repeats_at_most_one_joined_record(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_500_kills_repeat_at_most_500_records(tmp_path: Path) -> None:
     chance = random.Random(9)
     with (

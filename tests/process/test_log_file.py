@@ -117,6 +117,7 @@ ORDERS = [("stdout", "stderr"), ("stderr", "stdout")]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("max_bytes", [0, 200])
 def test_a_kill_at_any_instruction_loses_and_repeats_nothing(
     tmp_path: Path, small: None, max_bytes: int
@@ -413,6 +414,7 @@ def _block(stream: str, number: int) -> bytes:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("formats", "max_bytes", "kills"),
     [

@@ -284,6 +284,7 @@ def test_a_line_reader_needs_a_staging_pipe(make_basin: Callable[[int], Basin]) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_kill_at_any_instruction_of_a_line_reader_leaves_each_byte_in_one_place(
     make_basin: Callable[[int], Basin],
 ) -> None:
