@@ -409,6 +409,7 @@ def test_a_running_supervisor_needs_none_of_its_files(
         pid = demo.pid()
     bed.path(LIBRARY).rename(bed.path(f"{LIBRARY}.away"))
 
+    _until(lambda: _worker(bed, pid) != "")  # it comes with the container's first byte
     worker = _worker(bed, pid)
     bed.ctl("kill", "-KILL", worker, check=True)
     _until(lambda: _worker(bed, pid) not in ("", worker))
