@@ -43,7 +43,7 @@ _LONGEST_PAUSE_S = 16.0
 _LOCK_PAUSE_S = 15.0
 """Another adopter has the lock. It kills the fd holder as soon as it has its own."""
 _LONGEST_HANDOVER = 256
-_REPLACING_S = 1.0
+_REPLACING_S = 2.0
 _LONGEST_EVENTS = 4096
 
 

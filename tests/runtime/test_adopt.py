@@ -628,13 +628,17 @@ def test_a_file_that_leads_nowhere_is_told(
     daemon = start(make_bundle("echo ready; sleep 1000"))
     daemon.kill()
     path = daemon.state_dir / "handover"
-    kept = path.rename(tmp_path / "kept")
+    kept = tmp_path / "kept"
+    kept.hardlink_to(path)
+    new = tmp_path / "new"
     if isinstance(content, bytes):
-        path.write_bytes(content)
+        new.write_bytes(content)
     elif content == "fifo":
-        os.mkfifo(path)
+        os.mkfifo(new)
     else:
-        path.mkdir()
+        path.unlink()
+        new.mkdir()
+    new.rename(path)
     done = daemon.command("adopt", "--detach")
     assert done.returncode == 1
     assert done.stderr.startswith(f"forkshim: {daemon.id}: {said}")
