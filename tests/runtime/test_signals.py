@@ -164,10 +164,14 @@ def test_signals_of_job_control_and_broken_pipes_are_ignored(make_engine: MakeEn
 
 
 def test_a_stopped_shim_goes_on_where_it_was(make_engine: MakeEngine) -> None:
-    engine = make_engine("echo ready; read line; exit 7", containerdStdin="stdin")
+    script = "echo ready; read line; echo heard; read line; exit 7"
+    engine = make_engine(script, containerdStdin="stdin")
     ready(engine)
+    stdin = engine.open("stdin", os.O_WRONLY)
+    os.write(stdin, b"\n")  # a stopped supervisor forks no first worker
+    waiting.read_until(engine.fd("stdout"), b"heard")
     os.kill(engine.shim_pid, signal.SIGSTOP)
-    os.write(engine.open("stdin", os.O_WRONLY), b"\n")
+    os.write(stdin, b"\n")
     waiting.wait_process(int((engine.dir / "pid").read_text()))
     assert not (engine.dir / "exitStatus").exists()
     os.kill(engine.shim_pid, signal.SIGCONT)
