@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 import subprocess
 
 KINDS = ("fifo", "file", "rotation", "cri", "dropping", "console", "adopted", "fed")
+_ENDS_S = 10.0
 WITH_A_DISK = ("file", "rotation", "cri")
 BLOCK_LINES = 2000
 _SCRIPT = """
@@ -77,6 +78,8 @@ class Trial:
             ended = subject.status()
             if ended != self.status:
                 raise LostError(f"status {ended}, wanted {self.status}")
+            with suppress(TimeoutError):  # the kernel is killing a rehearsal, say
+                waiting.wait_true(lambda: not subject.living(), limit_s=_ENDS_S)
             if subject.living():
                 raise LostError(f"left behind: {subject.living()}")
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 BIN = Path(os.environ.get("FORKSHIM_TEST_BIN", Path(sys.executable).parent))
 SHIM = BIN / "forkshim-shim"
 FORKSHIM = BIN / "forkshim"
+_ENDS_S = 10.0
 
 
 class Engine:
@@ -216,12 +218,16 @@ class Engine:
         found = [f"file {name}" for name in sorted(set(os.listdir(self.dir)) - own)]
         if self.shim is not None:
             self.wait_shim()
-            orphans = waiting.living_orphans()
-            group = waiting.living_in_group(self.shim.pid)
-            found += [f"process {pid}" for pid in sorted({*orphans, *group})]
+            with suppress(TimeoutError):  # what the kernel is killing needs a moment under load
+                waiting.wait_true(lambda: not self._living(), limit_s=_ENDS_S)
+            found += [f"process {pid}" for pid in sorted(self._living())]
         if not self.process.get("exec") and (state := self.runtime_state()) is not None:
             found.append(f"container {state['status']}")
         return found
+
+    def _living(self) -> set[int]:
+        assert self.shim is not None
+        return {*waiting.living_orphans(), *waiting.living_in_group(self.shim.pid)}
 
     def wait_end(self) -> int:
         """Wait for the hang-up of `exit`; returns the number in `exitStatus`."""

@@ -255,6 +255,7 @@ def test_an_error_has_its_priority_and_comes_once(services: Services) -> None:
     path.write_text(path.read_text().replace('"sh"', '"/no/such"'))
     services.bed.ctl("systemctl", "start", unit)
     assert services.bed.wait_until_inactive(unit) == "failed"
+    waiting.wait_true(lambda: bool(_own(services, "-p", "err", "-u", unit)))
     (entry,) = _own(services, "-p", "err", "-u", unit)
     assert entry["CONTAINER_NAME"] == name
 
