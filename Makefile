@@ -30,19 +30,14 @@ test: setup ## all tests, with coverage; make test ARGS='-k fifo -x' for some of
 	@tests/setup/packages base release vm $(if $(is_root),,>/dev/null || :)
 	@rm -rf .cache/coverage
 	@mkdir -p .cache
-	@# Most tests wait most of the time, so three runs share the cores: the slow tests, those of
-	@# tests/runtime, and the rest, whose words come first. Beside them, what the beds need is made on
-	@# a fresh machine: a test that needs it earlier makes it, or waits.
+	@# The slow half waits most of the time: beside the quick one, its words come at the end. Beside
+	@# both, what the beds need is made on a fresh machine: a test that needs it earlier makes it, or waits.
 	@$(if $(is_root),$(python) -m tests.systemd.debs,:) >.cache/debs.log 2>&1 & debs=$$!; \
 	$(python) -m pytest -m slow $(durations) >.cache/slow.log 2>&1 & slow=$$!; \
-	$(coverage) run -m pytest -m 'not slow' $(durations) tests/runtime \
-		>.cache/runtime.log 2>&1 & runtime=$$!; \
-	echo "$(coverage) run -m pytest -m 'not slow' --ignore=tests/runtime"; \
-	$(coverage) run -m pytest -m 'not slow' $(durations) --ignore=tests/runtime; rest=$$?; \
-	wait $$runtime; runtime=$$?; cat .cache/runtime.log; \
+	echo "$(coverage) run -m pytest -m 'not slow'"; \
+	$(coverage) run -m pytest -m 'not slow' $(durations); quick=$$?; \
 	wait $$slow; slow=$$?; cat .cache/slow.log; \
-	wait $$debs || cat .cache/debs.log; \
-	exit $$((rest ? rest : runtime ? runtime : slow))
+	wait $$debs || cat .cache/debs.log; exit $$((quick ? quick : slow))
 	@$(coverage) combine --quiet
 ifeq ($(is_root),)
 	@$(coverage) report --fail-under=0
