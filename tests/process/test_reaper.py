@@ -1,4 +1,4 @@
-"""The reaper: whoever asked is told once, unknown children are remembered, all are reaped."""
+"""The reaper tells each caller once, remembers unknown children, and reaps all."""
 
 from __future__ import annotations
 
