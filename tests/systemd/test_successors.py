@@ -158,3 +158,33 @@ def test_what_was_kept_of_an_earlier_run_is_not_adopted_by_the_next(services: Se
     ready = [line for line in _said(services, unit) if line == "ready"]
     assert len(ready) >= 2, "each restart is a run of its own"
     assert not any("adopting" in line for line in _said(services, unit))
+
+
+def test_a_killed_daemon_of_the_package_comes_back_by_itself(services: Services) -> None:
+    """README: the fd holder of `forkshim run --detach` starts a successor itself."""
+    bed = services.bed
+    name = services.add("daemon", COUNTS).removeprefix("forkshim@").removesuffix(".service")
+    log, home = f"/root/{name}.log", f"/run/forkshim/{name}"
+    command = ("run", "--detach", "--log", f"file:{log}", "--bundle", f"/var/lib/forkshim/{name}")
+    bed.ctl("forkshim", *command, name, check=True)
+
+    def supervisor() -> str:
+        path = bed.path(f"{home}/supervisor.pid")
+        return path.read_text().strip() if path.exists() else ""
+
+    def titles() -> str:
+        return bed.ctl("pgrep", "--list-full", "--full", f"^forkshim: {name}").stdout
+
+    first, container = supervisor(), bed.read(f"{home}/init/pid")
+    waiting.wait_true(lambda: f"forkshim: {name} [fds]" in titles())
+    bed.ctl("kill", "-KILL", first, check=True)
+    waiting.wait_true(lambda: supervisor() not in ("", first))
+    lines = len(bed.read(log).splitlines())
+    waiting.wait_true(lambda: len(bed.read(log).splitlines()) > lines)
+    assert bed.read(f"{home}/init/pid") == container
+    bed.ctl("kill", "-TERM", supervisor(), check=True)
+    waiting.wait_true(bed.path(f"{home}/init/exitStatus").exists)
+    assert bed.read(f"{home}/init/exitStatus") == "37"
+    said = bed.read(log).splitlines()
+    assert said == [*(f"line {n}" for n in range(1, len(said))), "bye"]
+    waiting.wait_true(lambda: titles() == "")
