@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +16,6 @@ from tests.harness.engine import FORKSHIM, Engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.runc
 
@@ -26,7 +26,9 @@ HANGS_UP = """
 import ctypes, os, signal
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 print("ready", flush=True)
+open("/tmp/go").read(1)
 assert ctypes.CDLL(None, use_errno=True).vhangup() == 0, ctypes.get_errno()
+open("/proc/self/comm", "w").write("hung up")
 open("/tmp/go").read(1)
 console = os.open("/dev/console", os.O_RDWR)
 for fd in range(3):
@@ -123,8 +125,10 @@ def test_a_console_that_was_hung_up_is_none_that_has_ended(tmp_path: Path, gate:
         containerdStderr="",
     ) as engine:
         (stdout,) = engine.attach("stdout")
-        engine.run()
-        waiting.read_until(stdout, b"ready\r\n")
+        pid = engine.run()
+        waiting.read_until(stdout, b"ready\r\n")  # first: vhangup(2) drops what is on its way
+        gate.let_through()
+        waiting.wait_true(lambda: Path(f"/proc/{pid}/comm").read_text() == "hung up\n")
         gate.let_through()
         assert waiting.read_to_end(stdout) == LINES
         assert engine.wait_end() == 7

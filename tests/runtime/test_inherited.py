@@ -102,8 +102,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory, rootfs: Path) -> dict[str, d
     log = directory / "log"
     output(*ours, "--detach", "--log", f"file:{log}")
     waiting.wait_true(lambda: log.read_text().endswith("end: of\n"))
-    (pid,) = (directory / "root").glob("*/supervisor.pid")
-    waiting.wait_process(int(pid.read_text()))
+    waiting.wait_true(lambda: not [*(directory / "root").glob("*/supervisor.pid")])
     return {
         "runc": output("runc", "run", "--bundle", bundle),
         "foreground": output(*ours),
