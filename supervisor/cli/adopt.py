@@ -10,7 +10,7 @@ import os
 from contextlib import ExitStack
 
 from supervisor.cli import daemon, foreground
-from supervisor.container.handover import Leftovers
+from supervisor.container.handover_manager import Leftovers
 from supervisor.container.request import Outcome, StartRequest, request_of
 from supervisor.handover import discover, reexec, successor
 from supervisor.handover.own_command import own_command

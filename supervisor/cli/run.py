@@ -76,7 +76,7 @@ def run(request: RunRequest) -> int:
     try:
         past, why_not = None, None
         if request.adopt or kept is not None:
-            from supervisor.cli import adopt  # which imports io.workers: 8 ms of a start
+            from supervisor.cli import adopt  # which imports io.stream_set: 8 ms of a start
 
             if request.adopt:
                 try:

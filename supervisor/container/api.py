@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from supervisor.container.request import Outcome
     from supervisor.io.stream import Stream
-    from supervisor.io.workers import StreamSet
+    from supervisor.io.stream_set import StreamSet
     from supervisor.linux.exit_status import Termination
     from supervisor.oci.process_json import ProcessConfig
 

@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from supervisor.container.handover import Inherited
+    from supervisor.container.handover_manager import Inherited
     from supervisor.container.host import Host
     from supervisor.container.init_process import Process
     from supervisor.container.request import StartRequest

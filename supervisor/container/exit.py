@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from supervisor.container.init_process import ContainerInit, Process
     from supervisor.container.service_status import ServiceStatus
     from supervisor.io.stream import Stream
-    from supervisor.io.workers import StreamSet
+    from supervisor.io.stream_set import StreamSet
     from supervisor.linux.event_loop import Loop
     from supervisor.state.log import Log
 

@@ -12,14 +12,14 @@ import setproctitle  # noqa: F401 -- `Host.set_title` needs it when an upgrade m
 from supervisor.container.api import ContainerApi, StreamNotices
 from supervisor.container.control_channel import ControlChannel
 from supervisor.container.exit import ExitSequence
-from supervisor.container.handover import HandoverManager
+from supervisor.container.handover_manager import HandoverManager
 from supervisor.container.init_process import ContainerInit, Process
 from supervisor.container.lifecycle import Action, Event, Notice
 from supervisor.container.request import StreamEnd
 from supervisor.container.service_status import ServiceStatus
 from supervisor.container.snapshot import Snapshot
 from supervisor.container.stop import Stopper
-from supervisor.io.workers import StreamSet
+from supervisor.io.stream_set import StreamSet
 from supervisor.oci import kill_scope
 
 TYPE_CHECKING = False
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from supervisor.children.notify_worker import NotifyWorker
     from supervisor.container.container import Container
-    from supervisor.container.handover import Inherited
+    from supervisor.container.handover_manager import Inherited
     from supervisor.container.start import Launch
 
 

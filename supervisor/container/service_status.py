@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from supervisor.io.stream import Stream
-    from supervisor.io.workers import StreamSet
+    from supervisor.io.stream_set import StreamSet
     from supervisor.linux.event_loop import Loop
     from supervisor.state.log import Log
     from supervisor.systemd.notify import Notifier

@@ -10,13 +10,13 @@ import os
 from contextlib import ExitStack
 
 from supervisor import __version__
-from supervisor.container.handover import Inherited
+from supervisor.container.handover_manager import Inherited
 from supervisor.container.init_process import Process
 from supervisor.container.lifecycle import State
 from supervisor.container.request import front_of
 from supervisor.container.request import snapshot as snapshot_of_request
 from supervisor.handover import reexec
-from supervisor.io.open import go_on as restore_stdio
+from supervisor.io.stdio import go_on as restore_stdio
 from supervisor.linux import fds
 from supervisor.oci import kill_scope, process_json
 from supervisor.state.fd_store import FdStoreError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from supervisor.container.container import Container
-    from supervisor.container.handover import Leftovers
+    from supervisor.container.handover_manager import Leftovers
     from supervisor.container.host import Host
     from supervisor.container.request import Outcome, StartRequest
     from supervisor.container.running import Running

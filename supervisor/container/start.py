@@ -11,8 +11,8 @@ written: a runtime keeps two cores busy by itself.
 from __future__ import annotations
 
 from supervisor.container.lifecycle import Event, State
-from supervisor.io.open import Stdio, StdioOpener
 from supervisor.io.pipes import Pipes
+from supervisor.io.stdio import Stdio, StdioOpener
 from supervisor.linux import fds, procfs
 from supervisor.linux.errors import RuntimeFailedError, ShimError, StoppedError
 from supervisor.linux.exit_status import shell_status
@@ -25,7 +25,7 @@ from supervisor.oci.invoke import HURRY_S, RuntimeInvoker
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from supervisor.container.container import Container
-    from supervisor.container.handover import Inherited
+    from supervisor.container.handover_manager import Inherited
     from supervisor.container.host import Host
     from supervisor.container.request import StartRequest
     from supervisor.container.running import Running

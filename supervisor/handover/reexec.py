@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from supervisor.handover.own_command import HANDOVER_VARIABLE
 from supervisor.io.stream import Stream
-from supervisor.io.workers import StreamSet
+from supervisor.io.stream_set import StreamSet
 from supervisor.linux import fds, signals
 from supervisor.linux.errors import ShimError, reason
 from supervisor.linux.event_loop import Loop

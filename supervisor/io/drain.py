@@ -30,7 +30,7 @@ from workers.common.records import dataclass
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from supervisor.io.stream import Stream
-    from supervisor.io.workers import StreamSet
+    from supervisor.io.stream_set import StreamSet
 
 IDLE_S = 0.3
 STRAY_CAP_S = 5.0

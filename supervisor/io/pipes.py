@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
 
-    from supervisor.io.open import Stdio
+    from supervisor.io.stdio import Stdio
     from supervisor.io.stream import Stream
+    from supervisor.io.stream_set import StreamSet
     from supervisor.io.user_terminal import UserTerminal
-    from supervisor.io.workers import StreamSet
     from supervisor.oci.process_json import ProcessConfig
     from supervisor.state.fd_store import FdReader, FdWriter
 

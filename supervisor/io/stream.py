@@ -40,7 +40,7 @@ class Stream:
     SNAPSHOT_FDS = ("source", "sink", "staging")
     SNAPSHOT = ("name", "setting", "phase", "capacity_bytes")
     TRANSIENT = ("sink_name", "is_passthrough", "line_sink", "reopen")
-    """These come again from the settings, see `supervisor.io.open`."""
+    """These come again from the settings, see `supervisor.io.stdio`."""
 
     def __init__(
         self,

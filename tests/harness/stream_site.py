@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from supervisor.children.restart_policy import RestartPolicy
 from supervisor.io.stream import Stream
-from supervisor.io.workers import StreamSet
+from supervisor.io.stream_set import StreamSet
 from supervisor.linux import fds
 from tests.harness import waiting
 from tests.harness.forked import has_no_children

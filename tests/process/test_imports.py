@@ -13,7 +13,7 @@ pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[2]
 LATER = {
     *("argparse", "asyncio", "logging", "orjson", "setproctitle", "shutil", "socket", "subprocess"),
-    "supervisor.io.workers",
+    "supervisor.io.stream_set",
 }
 """Each costs milliseconds, and is needed only once the runtime works, or for an error."""
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor.io.open import Stdio
 from supervisor.io.pipes import Pipes
+from supervisor.io.stdio import Stdio
+from supervisor.io.stream_set import StreamSet
 from supervisor.io.user_terminal import UserTerminal
-from supervisor.io.workers import StreamSet
 from supervisor.linux import fds
 from supervisor.oci import console_socket
 from supervisor.oci.process_json import ProcessConfig

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor.io import open as stdio
-from supervisor.io.open import Stdio, StdioOpener
+from supervisor.io import stdio
+from supervisor.io.stdio import Stdio, StdioOpener
 from supervisor.linux import fds
 from supervisor.linux.errors import ShimError
 from supervisor.linux.exit_status import Exited

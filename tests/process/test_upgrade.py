@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor.container import handover as handover
-from supervisor.container.handover import HandoverManager
+from supervisor.container import handover_manager
+from supervisor.container.handover_manager import HandoverManager
 from supervisor.container.request import ContainerSpec, Origin, StartRequest
 from supervisor.handover import reexec
 from supervisor.linux import fds
@@ -206,7 +206,7 @@ class RestlessIncumbent(Incumbent):
 def test_a_reload_does_not_wait_for_ever_for_a_moment(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handover, "_PATIENCE_S", 0.3)
+    monkeypatch.setattr(handover_manager, "_PATIENCE_S", 0.3)
     incumbent = RestlessIncumbent()
     request = StartRequest(ContainerSpec("web", "/", "runc"), origin=Origin(command=("/bin/true",)))
     calls = RuntimeInvoker(

@@ -269,7 +269,7 @@ def test_the_installed_version_takes_over(make_engine: MakeEngine, version: Vers
 
 _BREAK: dict[str, tuple[str, str, str, str]] = {
     "does not parse": (
-        "supervisor/io/workers.py",
+        "supervisor/io/stream_set.py",
         "class StreamSet:",
         "class StreamSet(:",
         "SyntaxError",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _PAUSE_S = 0.05
 
 
-class FifoWait:
+class ReaderWait:
     """A child that waits for the first reader of a fifo. Owns the child, its pipe, `with_path`."""
 
     def __init__(

@@ -11,7 +11,7 @@ from functools import partial
 
 from supervisor.children import restart_policy
 from supervisor.children.restart_policy import RestartPolicy
-from supervisor.io.attach import AttachHub
+from supervisor.io.attach_hub import AttachHub
 from supervisor.io.reopen import LogReopener
 from supervisor.io.slot_context import SlotContext
 from supervisor.io.stream_copy import StreamCopy

@@ -13,7 +13,7 @@ import os
 import stat
 from functools import partial
 
-from supervisor.children.fifo_wait import FifoWait
+from supervisor.children.reader_wait import ReaderWait
 from supervisor.linux import fds
 from supervisor.linux.errors import ShimError, UsageError, reason
 from supervisor.sinks.spec import SinkKind, SinkSpec, parse_sink
@@ -158,8 +158,8 @@ class StdioOpener:
         self._limit = loop.timer(self._give_up)
         self._stdio = Stdio()
         self._wanted: list[tuple[str, SinkSpec]] = []
-        self._waiting: FifoWait | None = None
-        self._waits: list[FifoWait] = []
+        self._waiting: ReaderWait | None = None
+        self._waits: list[ReaderWait] = []
         self._on_end: Callable[[Stdio | ShimError], None] = lambda _end: None
 
     def begin(self, record: ProcessConfig, on_end: Callable[[Stdio | ShimError], None]) -> None:
@@ -323,7 +323,7 @@ class StdioOpener:
         from workers.copy import fifo_wait  # with setproctitle, which takes 7 ms
 
         work = partial(fifo_wait.wait_for_reader, self._title, null_fd=self._null_fd)
-        wait = FifoWait(self._loop, self._reaper, path, with_path, work, on_reader, on_end)
+        wait = ReaderWait(self._loop, self._reaper, path, with_path, work, on_reader, on_end)
         self._waiting = wait
         self._waits.append(wait)
         wait.begin()
