@@ -47,17 +47,17 @@ def adopt(container_id: str, root: str, *, detach: bool) -> int:
     claimed = claim.claim(root, container_id)
     is_stale = claimed.is_stale
     try:
-        past = find_past(claimed, kept)
+        store = find_store(claimed, kept)
     except ShimError:
         claimed.release()
         raise
-    if past is None:
+    if store is None:
         (claimed.release if is_stale else claimed.remove)()
         raise ShimError("nothing to adopt: " + _WHY_NOTHING)
-    return take_over(claimed, past, detach=detach, command=command)
+    return take_over(claimed, store, detach=detach, command=command)
 
 
-def find_past(claimed: claim.Claim, kept: FdStore | None) -> FdStore | None:
+def find_store(claimed: claim.Claim, kept: FdStore | None) -> FdStore | None:
     """Return the fd store of a killed supervisor; None if the container has ended, or never ran.
 
     `kept`, the store that systemd has passed, is returned or closed.
@@ -69,16 +69,16 @@ def find_past(claimed: claim.Claim, kept: FdStore | None) -> FdStore | None:
         let_go(kept)
         return None
     if kept is not None and discover.is_of(kept, claimed.state_dir):
-        past = kept
+        store = kept
     else:
         let_go(kept)
-        past = discover.find(claimed.state_dir)
+        store = discover.find(claimed.state_dir)
     try:
-        discover.look(past, claimed.state_dir).close()
+        discover.look(store, claimed.state_dir).close()
     except FdStoreError:
-        past.close()
+        store.close()
         raise
-    return past
+    return store
 
 
 def let_go(kept: FdStore | None) -> None:
@@ -89,9 +89,9 @@ def let_go(kept: FdStore | None) -> None:
 
 
 def take_over(
-    claimed: claim.Claim, past: FdStore, *, detach: bool, command: tuple[str, ...]
+    claimed: claim.Claim, store: FdStore, *, detach: bool, command: tuple[str, ...]
 ) -> int:
-    """Supervise the container of the store `past`, here or as a daemon; returns as `run`.
+    """Supervise the container of the store `store`, here or as a daemon; returns as `run`.
 
     Raises:
         ShimError: As `snapshot.restore`.
@@ -99,9 +99,9 @@ def take_over(
     os.chdir(claimed.state_dir)
     if detach and SOCKET_VARIABLE not in os.environ:
         daemon.detach(
-            lambda report: _adopt_detached(claimed, past, report, command),
+            lambda report: _adopt_detached(claimed, store, report, command),
             working_directory=claimed.state_dir,
-            preserve_fds=[claimed.lock_fd, *past.fds],
+            preserve_fds=[claimed.lock_fd, *store.fds],
         )
         return 0
     notifier = Notifier(foreground.environment_of_a_main_process())
@@ -112,16 +112,16 @@ def take_over(
         foreground.say(str(error))
     if foreground.has_controlling_terminal():
         command = ()  # SIGHUP is then the terminal's hang-up, no reload
-    request, supervise_it = _adopter(claimed, past, notifier, command)
+    request, supervise_it = _adopter(claimed, store, notifier, command)
     return foreground.supervise_in_foreground(claimed, request, supervise_it, is_restored=True)
 
 
 def _adopt_detached(
-    claimed: claim.Claim, past: FdStore, report: daemon.StartReport, command: tuple[str, ...]
+    claimed: claim.Claim, store: FdStore, report: daemon.StartReport, command: tuple[str, ...]
 ) -> None:
     signals.hold()
     try:
-        request, supervise_it = _adopter(claimed, past, SILENT, command, report.started)
+        request, supervise_it = _adopter(claimed, store, SILENT, command, report.started)
     except ShimError as error:
         report.failed(error)
         return
@@ -132,7 +132,7 @@ def _adopt_detached(
 
 def _adopter(
     claimed: claim.Claim,
-    past: FdStore,
+    store: FdStore,
     notifier: Notifier,
     command: tuple[str, ...],
     on_started: Callable[[], None] | None = None,
@@ -146,7 +146,7 @@ def _adopter(
     from supervisor.container import snapshot  # not needed by a plain `run`
 
     is_daemon = on_started is not None
-    contents = discover.look(past, claimed.state_dir)
+    contents = discover.look(store, claimed.state_dir)
     request = request_of(
         contents.document, notifier=notifier, command=command, environment=dict(os.environ)
     )
@@ -166,7 +166,7 @@ def _adopter(
         left = discover.workers(claimed.state_dir)
         fd_holders = discover.fd_holders(claimed.state_dir)
         return snapshot.restore(
-            request, log, state_dir, contents, Leftovers(past, left, fd_holders)
+            request, log, state_dir, contents, Leftovers(store, left, fd_holders)
         )
 
     return request, supervise_it
@@ -206,7 +206,7 @@ def succeed() -> int:
     return 0 if failed is None else failed.exit_status
 
 
-def go_on() -> int:
+def restore() -> int:
     """Continue after a reload: this process was another program before. Returns as `run`.
 
     Raises:
@@ -218,8 +218,8 @@ def go_on() -> int:
     if arrival is None:
         raise AssertionError("nothing was handed over")
     document = arrival.contents.document
-    is_daemon = document["front"]["is_daemon"]
-    claimed = claim.Claim(document["front"]["path"], arrival.lock)
+    is_daemon = document["origin"]["is_daemon"]
+    claimed = claim.Claim(document["origin"]["path"], arrival.lock)
     environment = {} if is_daemon else foreground.environment_of_a_main_process()
     command = own_command()
     if arrival.is_rehearsal:

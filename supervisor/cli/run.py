@@ -74,20 +74,20 @@ def run(request: RunRequest) -> int:
     signals.hold()
     claimed = claim.claim(request.root, request.container_id)
     try:
-        past, why_not = None, None
+        store, why_not = None, None
         if request.adopt or kept is not None:
             from supervisor.cli import adopt  # which imports io.stream_set: 8 ms of a start
 
             if request.adopt:
                 try:
-                    past = adopt.find_past(claimed, kept)
+                    store = adopt.find_store(claimed, kept)
                 except FdStoreError as error:  # matters only if the container still lives
                     why_not = error
             else:
                 adopt.let_go(kept)
-            if past is not None:
+            if store is not None:
                 activation_fds.close()  # the running container has its own copies
-                return adopt.take_over(claimed, past, detach=request.detach, command=command)
+                return adopt.take_over(claimed, store, detach=request.detach, command=command)
         leftovers.clear(claimed, request, why_not)
         try:
             if request.exit_dir is not None:

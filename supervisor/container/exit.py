@@ -112,7 +112,7 @@ class ExitSequence:
             on_drained, self._on_drained = self._on_drained, None
             on_drained()
         elif is_bounded or not self._watch.is_last_word_out:
-            self._service.going_on()
+            self._service.ask_for_more_time()
             self._next_look.start(self._watch.next_look_s())
         else:  # from here on each change is an event
             self._tell_of_others()

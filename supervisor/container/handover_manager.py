@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from supervisor.state.directory import StateDirectory
     from supervisor.state.log import Log
 
-    class Incumbent(Protocol):
+    class HandoverSource(Protocol):
         """The supervisor that is to be followed."""
 
         @property
@@ -49,10 +49,10 @@ if TYPE_CHECKING:
         def is_settled(self) -> bool:
             """Whether nothing is halfway."""
 
-        def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
+        def document(self, fd_writer: FdWriter) -> dict[str, Any]:
             """Return all that it knows and holds."""
 
-        def pack_own(self, document: dict[str, Any], fd_writer: FdWriter) -> None:
+        def add_own(self, document: dict[str, Any], fd_writer: FdWriter) -> None:
             """Add what only this very process may go on with, and no adopter."""
 
         def reloading(self) -> None:
@@ -89,15 +89,21 @@ class Leftovers(NamedTuple):
 
 
 class Inherited(NamedTuple):
-    """What we go on from; without orphans it was this very process, and its children are ours."""
+    """What an earlier supervisor has left to this one.
+
+    Attributes:
+        contents: Its fd store, read.
+        leftovers: What else there is of a dead supervisor. None after a reload: that supervisor was
+            this process, and its children are children of this process.
+    """
 
     contents: FdReader
-    orphans: Leftovers | None = None
+    leftovers: Leftovers | None = None
 
     @property
     def is_parent(self) -> bool:
-        """Whether its children are ours."""
-        return self.orphans is None
+        """Whether the processes of that supervisor are children of this process."""
+        return self.leftovers is None
 
 
 class Reload(Enum):
@@ -122,14 +128,14 @@ class HandoverManager:
         "_log",
         "_request",
         "_state_dir",
-        "_incumbent",
+        "_source",
         "_publish_soon",
         "_next_look",
         "_reload",  # the successor is what came of it
         "_asked_at_s",
         "_moment_s",
         "_is_published",
-        "orphans",
+        "leftover_workers",
     )
 
     def __init__(
@@ -140,26 +146,28 @@ class HandoverManager:
         log: Log,
         request: StartRequest,
         state_dir: StateDirectory,
-        incumbent: Incumbent,
-        past: Inherited | None,
+        source: HandoverSource,
+        inherited: Inherited | None,
         *,
         title: str,
         null_fd: int,
     ) -> None:
-        """Make the store if the request wants one, or take that of `past`. Publishes nothing."""
+        """Make the store if the request wants one, or take the inherited one. Publish nothing."""
         self._loop = loop
         self._calls = calls
         self._log = log
         self._request = request
         self._state_dir = state_dir
-        self._incumbent = incumbent
+        self._source = source
         self._publish_soon = loop.timer(self.publish)
         self._next_look = loop.timer(self._dry_run)
         self._reload = Reload.IDLE
         self._asked_at_s, self._moment_s = 0.0, _NEXT_MOMENT_S
-        self._is_published = past is not None and past.is_parent
-        self._store = _open_store(request, past)
-        self.orphans: Sequence[fds.Fd] = past.orphans.workers if past and past.orphans else ()
+        self._is_published = inherited is not None and inherited.is_parent
+        self._store = _open_store(request, inherited)
+        self.leftover_workers: Sequence[fds.Fd] = (
+            inherited.leftovers.workers if inherited and inherited.leftovers else ()
+        )
         self._fd_holder = FdHolder(
             loop,
             reaper,
@@ -167,7 +175,7 @@ class HandoverManager:
             title=title,
             null_fd=null_fd,
             store_fds=self._store_fds,
-            predecessors=_fd_holders(past),
+            predecessors=_fd_holders(inherited),
             starter=self._starter(),
         )
 
@@ -212,12 +220,12 @@ class HandoverManager:
             self._log.info("SIGHUP: a reload is under way")
         elif is_yet_to_come:
             self._reload = Reload.DEFERRED
-        elif not self._incumbent.is_running:
+        elif not self._source.is_running:
             self._log.info("SIGHUP: not reloaded, the container is on its way out")
         else:
             self._reload = Reload.REHEARSING
             self._asked_at_s, self._moment_s = time.monotonic(), _NEXT_MOMENT_S
-            self._incumbent.reloading()
+            self._source.reloading()
             self._dry_run()
 
     def running(self) -> None:
@@ -228,7 +236,7 @@ class HandoverManager:
             self.reload(is_yet_to_come=False)
 
     def _dry_run(self) -> None:
-        if not self._incumbent.is_settled:
+        if not self._source.is_settled:
             self._wait_and(self._dry_run)
             return
         fd_writer = FdWriter()
@@ -256,12 +264,12 @@ class HandoverManager:
 
     def _hand_over(self) -> None:
         """Become the other version at the next moment when nothing is halfway."""
-        if not self._incumbent.is_running:
+        if not self._source.is_running:
             self._refuse("the container is on its way out")
             return
         signals.hold_all()
         try:
-            why_not = self._reexec() if self._incumbent.is_settled else None
+            why_not = self._reexec() if self._source.is_settled else None
         finally:
             signals.release_all()  # whatever became of it: this program is still here
         if why_not is not None:
@@ -304,13 +312,13 @@ class HandoverManager:
         self._log.warning(
             f"SIGHUP: not reloaded, the old version goes on: {why}", Kind.NOT_RELOADED
         )
-        self._incumbent.reload_is_over()
+        self._source.reload_is_over()
 
     def _document_with_store(self, fd_writer: FdWriter) -> dict[str, Any]:
         """Return what this very process needs; in the store itself it would be a cycle."""
-        document = self._incumbent.pack(fd_writer)
-        self._incumbent.pack_own(document, fd_writer)
-        document["supervisor"]["store"] = {
+        document = self._source.document(fd_writer)
+        self._source.add_own(document, fd_writer)
+        document["container"]["store"] = {
             "ends": [fd_writer.add(end) for end in self._store_fds],
             "nonce": self._store.nonce if self._store else "",
             "fd_holder": self._fd_holder.pid,
@@ -321,21 +329,21 @@ class HandoverManager:
 
     def changed(self) -> None:
         """See that a successor finds what is true now; several changes make one store."""
-        if self._store is not None and self._incumbent.is_alive:
+        if self._store is not None and self._source.is_alive:
             self._publish_soon.start(0.0)
 
     def publish(self) -> None:
         """Put it there now."""
-        if self._store is None or not self._incumbent.is_alive:
+        if self._store is None or not self._source.is_alive:
             return
         fd_writer = FdWriter()
         try:
             if not self._is_published:
                 # Before there is anything in it: the workers are found by the file alone.
                 self._state_dir.write_handover(
-                    self._store.fds, self._store.nonce, self._incumbent.counters_fd
+                    self._store.fds, self._store.nonce, self._source.counters_fd
                 )
-            self._store.put(self._incumbent.pack(fd_writer), fd_writer)
+            self._store.put(self._source.document(fd_writer), fd_writer)
             if not self._is_published and self._request.origin.is_kept:
                 self._request.origin.notifier.keep_no_more(
                     KEPT_NAMES
@@ -371,25 +379,25 @@ class HandoverManager:
         self._fd_holder.stop()
 
 
-def _open_store(request: StartRequest, past: Inherited | None) -> FdStore | None:
+def _open_store(request: StartRequest, inherited: Inherited | None) -> FdStore | None:
     if not request.origin.is_adoptable:
         return None
-    if past is None:
+    if inherited is None:
         return FdStore()
-    if past.orphans is not None:
-        return past.orphans.store
-    packed = past.contents.document["supervisor"]["store"]
-    front, back = (past.contents.take(end).take() for end in packed["ends"])
+    if inherited.leftovers is not None:
+        return inherited.leftovers.store
+    packed = inherited.contents.document["container"]["store"]
+    front, back = (inherited.contents.take(end).take() for end in packed["ends"])
     return FdStore(ends=(front, back), nonce=packed["nonce"])
 
 
-def _fd_holders(past: Inherited | None) -> list[fds.Fd]:
-    """Return pidfds of the fd holders that `past` has left; the caller owns them."""
-    if past is None:
+def _fd_holders(inherited: Inherited | None) -> list[fds.Fd]:
+    """Return pidfds of the fd holders that `inherited` has left; the caller owns them."""
+    if inherited is None:
         return []
-    if past.orphans is not None:
-        return past.orphans.fd_holders
-    pid = past.contents.document["supervisor"]["store"]["fd_holder"]
+    if inherited.leftovers is not None:
+        return inherited.leftovers.fd_holders
+    pid = inherited.contents.document["container"]["store"]["fd_holder"]
     with suppress(ProcessLookupError):  # in a dry run it is another process's child
         return [fds.Fd(os.pidfd_open(pid))] if pid else []
     return []

@@ -255,7 +255,7 @@ class Process:
         """Return what `restore` needs, among what others have packed."""
         return {
             "payload": self._payload.snapshot(fd_writer),
-            "exit_status": self._exit_status.pack(),
+            "exit_status": self._exit_status.snapshot(),
             "oom": self._oom.snapshot(),
         }
 

@@ -135,12 +135,12 @@ class Outcome:
     streams: tuple[StreamEnd, ...] = ()
 
 
-_FRONT_FIELDS = ("path", "exit_dir", "is_daemon", "starts", "began_ns")
+_ORIGIN_FIELDS = ("path", "exit_dir", "is_daemon", "starts", "began_ns")
 
 
-def front_of(request: StartRequest) -> dict[str, Any]:
+def origin_of(request: StartRequest) -> dict[str, Any]:
     """Return what the front end itself reads again, for the handover document."""
-    return {name: getattr(request.origin, name) for name in _FRONT_FIELDS}
+    return {name: getattr(request.origin, name) for name in _ORIGIN_FIELDS}
 
 
 def snapshot(request: StartRequest) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def request_of(
     environment: Mapping[str, str],
 ) -> StartRequest:
     """Return the request of an earlier supervisor, from its handover document."""
-    packed, front = document["order"], document["front"]
+    packed, origin = document["request"], document["origin"]
     return StartRequest(
         ContainerSpec(
             packed["container_id"],
@@ -176,11 +176,11 @@ def request_of(
         ),
         StopPolicy(packed["stop_signal"], packed["stop_timeout_s"]),
         Origin(
-            front["path"],
-            front["exit_dir"],
-            front["is_daemon"],
-            tuple(front["starts"]),
-            front["began_ns"],
+            origin["path"],
+            origin["exit_dir"],
+            origin["is_daemon"],
+            tuple(origin["starts"]),
+            origin["began_ns"],
             notifier=notifier,
             command=command,
             is_adoptable=packed["is_adoptable"],

@@ -59,7 +59,7 @@ class Running:
     def __init__(self, launch: Launch, container: Container, inherited: Inherited | None) -> None:
         """Make everything; with `inherited` as an earlier supervisor had it."""
         request, loop, log = launch.request, launch.loop, launch.log
-        packed = inherited.contents.document["supervisor"] if inherited else None
+        packed = inherited.contents.document["container"] if inherited else None
         self._launch = launch
         self._container = container
         self.snapshot = Snapshot(container, launch, self)
@@ -87,7 +87,9 @@ class Running:
             is_adoptable=self.handover.is_adoptable,
             dir_fd=launch.state_dir.fileno(),
             counters=(
-                inherited.contents.take(packed["crew"]["ledger"]) if inherited and packed else None
+                inherited.contents.take(packed["stream_set"]["counters"])
+                if inherited and packed
+                else None
             ),
         )
         self.stopper = Stopper(

@@ -91,7 +91,7 @@ class ServiceStatus:
     ) -> None:
         """Take the grace period, and whether the container itself says when it is ready.
 
-        `packed`: go on with what the container has said to an earlier supervisor, see `pack`.
+        `packed`: go on with what the container has said to an earlier supervisor, see `snapshot`.
         """
         self._notifier = notifier
         self._loop = loop
@@ -115,7 +115,7 @@ class ServiceStatus:
         if notifier.watchdog_s:
             self._give_sign_of_life()
 
-    def pack(self) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, Any]:
         """Return what a successor needs."""
         return {
             "words": self._words,
@@ -133,7 +133,7 @@ class ServiceStatus:
         if self._is_ready:
             self._notifier.reloading()
 
-    def go_on(self, state: State, text: str) -> None:
+    def running(self, state: State, text: str) -> None:
         """It runs, as before: after a reload, or under another supervisor."""
         self._state, self._text = state, text
         if self._is_ready:
@@ -203,7 +203,7 @@ class ServiceStatus:
             for each in self._stream_set.outputs
         ]
 
-    def going_on(self) -> None:
+    def ask_for_more_time(self) -> None:
         """Ask for more time: the phase is a long one, and it makes progress."""
         if time.monotonic() - self._asked_at_s >= _ASK_AGAIN_S:
             self._ask_for_time()

@@ -13,10 +13,10 @@ from supervisor import __version__
 from supervisor.container.handover_manager import Inherited
 from supervisor.container.init_process import Process
 from supervisor.container.lifecycle import State
-from supervisor.container.request import front_of
+from supervisor.container.request import origin_of
 from supervisor.container.request import snapshot as snapshot_of_request
 from supervisor.handover import reexec
-from supervisor.io.stdio import go_on as restore_stdio
+from supervisor.io.stdio import restore as restore_stdio
 from supervisor.linux import fds
 from supervisor.oci import kill_scope, process_json
 from supervisor.state.fd_store import FdStoreError
@@ -42,7 +42,7 @@ class Snapshot:
     """Packs one container, and tells it what becomes of the handover. Borrows everything."""
 
     def __init__(self, container: Container, launch: Launch, running: Running) -> None:
-        """Borrow; nothing is read before `pack`."""
+        """Borrow; nothing is read before `document`."""
         self._container = container
         self._launch = launch
         self._running = running
@@ -69,14 +69,14 @@ class Snapshot:
     def reload_is_over(self) -> None:
         """Tell that it was not taken."""
         if self._container.state is State.RUNNING:
-            self._running.service.go_on(self._container.state, self._container.description())
+            self._running.service.running(self._container.state, self._container.description())
 
     @property
     def counters_fd(self) -> int:
         """The memory that every worker of the container has mapped, and no other process."""
         return self._running.stream_set.counters_fd
 
-    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
+    def document(self, fd_writer: FdWriter) -> dict[str, Any]:
         """Return all that is known and held of the container, for `restore` of a successor."""
         launch, running, process = self._launch, self._running, self._container.process
         if process is None:
@@ -86,10 +86,10 @@ class Snapshot:
         return {
             "pid": os.getpid(),
             "version": __version__,
-            "front": front_of(request),
-            "order": snapshot_of_request(request),
-            "supervisor": {
-                "record": asdict(launch.config),
+            "origin": origin_of(request),
+            "request": snapshot_of_request(request),
+            "container": {
+                "config": asdict(launch.config),
                 "exit": fd_writer.add(launch.exit_fifo.fileno()),
                 "control": fd_writer.add(launch.control_fifo.fileno()),
                 "control_rest": running.control.rest,
@@ -101,16 +101,16 @@ class Snapshot:
                 "is_stopping": self._container.is_stopping,
                 "stop_timeout_s": running.stop_timeout_s,
                 "kill_scope": scope.snapshot() if scope else None,
-                "stdio": launch.stdio.pack(fd_writer),
-                "plumbing": launch.pipes.pack(fd_writer),
-                "crew": running.stream_set.pack(fd_writer),
-                "service": running.service.pack(),
+                "stdio": launch.stdio.snapshot(fd_writer),
+                "pipes": launch.pipes.snapshot(fd_writer),
+                "stream_set": running.stream_set.snapshot(fd_writer),
+                "service": running.service.snapshot(),
             },
         }
 
-    def pack_own(self, document: dict[str, Any], fd_writer: FdWriter) -> None:
-        """Add to what `pack` has returned what only this very process goes on with."""
-        document["supervisor"]["plumbing"]["peer"] = self._launch.pipes.pack_peer(fd_writer)
+    def add_own(self, document: dict[str, Any], fd_writer: FdWriter) -> None:
+        """Add to what `document` has returned what only this very process goes on with."""
+        document["container"]["pipes"]["peer"] = self._launch.pipes.snapshot_peer(fd_writer)
 
 
 def restore(
@@ -118,7 +118,7 @@ def restore(
     log: Log,
     state_dir: StateDirectory,
     contents: FdReader,
-    orphans: Leftovers | None = None,
+    leftovers: Leftovers | None = None,
 ) -> Outcome:
     """Continue with the process of an earlier supervisor, until it is gone; as `host.supervise`.
 
@@ -127,14 +127,14 @@ def restore(
         log: As for `host.supervise`.
         state_dir: Borrowed.
         contents: What that supervisor had; owned from now on.
-        orphans: What else is left, if that supervisor is dead; owned from now on. None: it was
+        leftovers: What else is left, if that supervisor is dead; owned from now on. None: it was
             this very process, and its children are ours.
 
     Raises:
         ShimError: What it had cannot be used.
     """
     with ExitStack() as stack:
-        inherited = Inherited(contents, orphans)
+        inherited = Inherited(contents, leftovers)
         host, container = _restore(request, log, state_dir, inherited, stack)
         _begin(host, container, inherited)
         host.run()
@@ -175,12 +175,12 @@ def _restore(
     stack.callback(host.close)
     document = contents.document
     try:
-        packed = document["supervisor"]
+        packed = document["container"]
         exit_fifo = contents.take(packed["exit"])
         stack.callback(exit_fifo.close)
         control_fifo = contents.take(packed["control"])
         config = process_json.ProcessConfig(
-            **{**packed["record"], "runtime_args": tuple(packed["record"]["runtime_args"])}
+            **{**packed["config"], "runtime_args": tuple(packed["config"]["runtime_args"])}
         )
         if packed["notify_proxy"] is not None:
             from supervisor.systemd.notify_proxy import NotifyProxy  # for containers that have one
@@ -198,7 +198,7 @@ def _restore(
 
 
 def _unpack(container: Container, inherited: Inherited, packed: dict[str, Any]) -> None:
-    """Have the container be what `Snapshot.pack` says."""
+    """Have the container be what `Snapshot.document` says."""
     launch, contents, is_parent = container.launch, inherited.contents, inherited.is_parent
     container.assemble(inherited)
     running = container.running
@@ -219,9 +219,9 @@ def _unpack(container: Container, inherited: Inherited, packed: dict[str, Any]) 
         packed["stdio"], contents, launch.config, request.spec.container_id, request.spec.bundle
     )
     streams = running.stream_set
-    launch.pipes.go_on(
-        packed["plumbing"],
-        packed["crew"]["streams"],
+    launch.pipes.restore(
+        packed["pipes"],
+        packed["stream_set"]["streams"],
         contents,
         launch.stdio,
         streams,
@@ -229,8 +229,10 @@ def _unpack(container: Container, inherited: Inherited, packed: dict[str, Any]) 
     )
     if running.notify_worker is not None:
         running.notify_worker.restore(packed["notify_worker"], contents, is_parent=is_parent)
-    streams.attach_clients.restore(packed["crew"]["listeners"], contents, streams.streams)
-    streams.go_on_with(packed["crew"])
+    streams.attach_clients.restore(
+        packed["stream_set"]["attach_clients"], contents, streams.streams
+    )
+    streams.restore(packed["stream_set"])
 
 
 def _begin(host: Host, container: Container, inherited: Inherited) -> None:
@@ -247,9 +249,9 @@ def _begin(host: Host, container: Container, inherited: Inherited) -> None:
         f"version {__version__} goes on, process {container.pid}",
         kind,
     )
-    running.stream_set.renew(running.handover.orphans)
+    running.stream_set.renew(running.handover.leftover_workers)
     container.request.origin.on_started()
-    running.service.go_on(container.state, container.description())
+    running.service.running(container.state, container.description())
     running.handover.changed()
     running.expect_end(process)
     host.reap()  # what has ended in between

@@ -71,7 +71,7 @@ def _main(arguments: list[str], command: tuple[str, ...], stack: ExitStack) -> i
         return 1
     try:
         if arrival is not None:
-            _raise_error_of(_go_on(arrival, command, log, state_dir))
+            _raise_error_of(_restore(arrival, command, log, state_dir))
         else:
             _raise_error_of(supervise(_request(*arguments, command=command), log, state_dir))
     except RuntimeFailedError as error:
@@ -106,7 +106,7 @@ def _dry_run(
     reexec.end_rehearsal()
 
 
-def _go_on(
+def _restore(
     arrival: reexec.Arrival, command: tuple[str, ...], log: Log, state_dir: StateDirectory
 ) -> Outcome:
     from supervisor.container import snapshot

@@ -137,11 +137,11 @@ def look(store: FdStore, state_dir: str) -> FdReader:
         FdStoreError: This version cannot read the store, or it is not of `state_dir`.
     """
     contents = store.look()
-    front = contents.document.get("front")
-    if not isinstance(front, dict) or not contents.document.keys() >= {"order", "supervisor"}:
+    origin = contents.document.get("origin")
+    if not isinstance(origin, dict) or not contents.document.keys() >= {"request", "container"}:
         contents.close()
         raise FdStoreError("handover: parts of the document are missing")
-    if front.get("path") != os.path.dirname(state_dir):
+    if origin.get("path") != os.path.dirname(state_dir):
         contents.close()
         raise ForeignFdStoreError("handover: of another container")
     return contents

@@ -85,7 +85,7 @@ def arrive() -> Arrival | None:
 
 
 def _check(document: dict[str, Any], pid: int) -> None:
-    if not document.keys() >= {"front", "order", "supervisor"}:
+    if not document.keys() >= {"origin", "request", "container"}:
         raise FdStoreError("handover: parts of the document are missing")
     if document.get("pid") != pid:
         raise FdStoreError(f"{HANDOVER_VARIABLE}: meant for another process")

@@ -155,11 +155,11 @@ class Pipes:
             setting=setting,
         )
 
-    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
-        """Return what `go_on` needs."""
+    def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
+        """Return what `restore` needs."""
         return {"console": -1 if self._ptmx is None else fd_writer.add(self._ptmx.fileno())}
 
-    def pack_peer(self, fd_writer: FdWriter) -> int:
+    def snapshot_peer(self, fd_writer: FdWriter) -> int:
         """Return the container's side of the console, for this very process alone.
 
         In the deposit it would outlive the container, whose console would never end; an adopter
@@ -167,7 +167,7 @@ class Pipes:
         """
         return fd_writer.add(self._peer.fileno()) if self._peer.is_open else -1
 
-    def go_on(
+    def restore(
         self,
         packed: Mapping[str, Any],
         streams: Iterable[Mapping[str, Any]],
@@ -177,7 +177,7 @@ class Pipes:
         *,
         is_parent: bool,
     ) -> None:
-        """Take the console and the streams of an earlier supervisor, see `StreamSet.go_on`."""
+        """Take the console and the streams of an earlier supervisor."""
         from supervisor.io.stream import Stream
         from supervisor.oci.console_socket import peer
 
@@ -203,7 +203,9 @@ class Pipes:
                 packed=each,
                 staging=(staging[0], staging[1]) if staging else None,
             )
-            stream_set.go_on(stream, each, contents.take(each["report"]), is_parent=is_parent)
+            stream_set.restore_stream(
+                stream, each, contents.take(each["report"]), is_parent=is_parent
+            )
 
     def resize(self, columns: int, rows: int) -> None:
         """Set the console's size; without a console nothing happens."""

@@ -68,8 +68,8 @@ class Stdio:
     passthrough: set[str] = field(default_factory=set)
     stderr_joins_stdout: bool = False
 
-    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
-        """Return what `go_on` needs; what the crew has taken is the crew's to pack."""
+    def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
+        """Return what `restore` needs. The streams have snapshots of their own."""
         closer = self.stdin_closer
         return {
             "stdin_closer": -1 if closer is None else fd_writer.add(closer.fileno()),
@@ -88,7 +88,7 @@ class Stdio:
                 owner.close()
 
 
-def go_on(
+def restore(
     packed: Mapping[str, Any],
     contents: FdReader,
     record: ProcessConfig,

@@ -238,22 +238,22 @@ class StreamSet:
 
     # Handing over.
 
-    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
+    def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
         """Return what the next supervisor needs."""
         return {
-            "ledger": fd_writer.add(self._counters.fd),
+            "counters": fd_writer.add(self._counters.fd),
             "streams": [slot.snapshot(fd_writer) for slot in self._slots],
             "stream_log": self._stream_log.snapshot(),
-            "listeners": self.attach_clients.snapshot(fd_writer),
+            "attach_clients": self.attach_clients.snapshot(fd_writer),
             "is_to_reopen": self._reopener.is_pending,
         }
 
     @property
     def is_settled(self) -> bool:
-        """Whether this is a moment for `pack`, if the workers are to live on."""
+        """Whether this is a moment for `snapshot`, if the workers are to live on."""
         return not self._context.leftover_workers and all(slot.is_settled for slot in self._slots)
 
-    def go_on(
+    def restore_stream(
         self, stream: Stream, packed: Mapping[str, Any], report_rfd: fds.Fd, *, is_parent: bool
     ) -> None:
         """Take a stream of an earlier supervisor, and its worker, if it has one.
@@ -264,8 +264,8 @@ class StreamSet:
         self._slots.append(slot)
         slot.restore(packed, report_rfd, is_parent=is_parent)
 
-    def go_on_with(self, packed: Mapping[str, Any]) -> None:
-        """Take the rest of what `pack` has returned, behind the streams."""
+    def restore(self, packed: Mapping[str, Any]) -> None:
+        """Take the rest of what `snapshot` has returned, behind the streams."""
         self._stream_log.restore(packed["stream_log"])
         self._reopener.is_pending = packed["is_to_reopen"]
 

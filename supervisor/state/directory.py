@@ -248,7 +248,7 @@ class ExitStatusFile:
     def __init__(self, directory: StateDirectory, packed: Mapping[str, Any] | None = None) -> None:
         """Take the room, under a temporary name; without room `write` has to find some.
 
-        `packed`: go on with the room of an earlier supervisor, see `pack`.
+        `packed`: go on with the room of an earlier supervisor, see `snapshot`.
         """
         self._directory = directory
         self._temporary = _temporary_name(EXIT_STATUS_NAME)
@@ -264,7 +264,7 @@ class ExitStatusFile:
         except OSError:
             self.close()
 
-    def pack(self) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, Any]:
         """Return what a successor needs."""
         return {"name": self._temporary}
 

@@ -192,8 +192,8 @@ def test_files_that_are_opened_anew_all_the_time_are_written_all_the_same(
     site.start()
     for _each in range(200):
         site.stream_set.reopen()
-    assert site.stream_set.pack(FdWriter())["is_to_reopen"]  # a successor does it
-    site.run_until(lambda: not site.stream_set.pack(FdWriter())["is_to_reopen"])
+    assert site.stream_set.snapshot(FdWriter())["is_to_reopen"]  # a successor does it
+    site.run_until(lambda: not site.stream_set.snapshot(FdWriter())["is_to_reopen"])
     os.write(writer, b"said")
     site.disown(writer)
     site.run_until(lambda: stream.is_closed)
@@ -245,9 +245,9 @@ def test_a_refused_file_is_tried_again_until_it_is_opened(
         "open log: not a regular file; the old file was deleted, and what is written to it is lost"
     )
     assert site.stream_set.trouble(stream) == refusal
-    assert site.stream_set.pack(FdWriter())["is_to_reopen"]  # a successor goes on trying
+    assert site.stream_set.snapshot(FdWriter())["is_to_reopen"]  # a successor goes on trying
     site.run_until(lambda: not site.stream_set.trouble(stream))
-    assert not site.stream_set.pack(FdWriter())["is_to_reopen"]
+    assert not site.stream_set.snapshot(FdWriter())["is_to_reopen"]
     os.write(writer, b"said")
     site.disown(writer)
     site.run_until(lambda: stream.is_closed)

@@ -107,7 +107,7 @@ def test_become_that_fails_leaves_everything_as_it_was(
         assert child.wait() == Exited(0)
 
 
-class Incumbent:
+class Source:
     """A supervisor that runs, with nothing to hand over."""
 
     is_alive = is_running = True
@@ -119,11 +119,11 @@ class Incumbent:
     def is_settled(self) -> bool:
         return True
 
-    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
+    def document(self, fd_writer: FdWriter) -> dict[str, Any]:
         fd_writer.add(0)
-        return {"supervisor": {}}
+        return {"container": {}}
 
-    def pack_own(self, document: dict[str, Any], fd_writer: FdWriter) -> None:
+    def add_own(self, document: dict[str, Any], fd_writer: FdWriter) -> None:
         """There is no console."""
 
     def reloading(self) -> None:
@@ -137,20 +137,18 @@ class Incumbent:
         return -1
 
 
-class PoorIncumbent(Incumbent):
+class PoorSource(Source):
     """One that needs a descriptor for it."""
 
-    def pack(self, fd_writer: FdWriter) -> dict[str, Any]:
+    def document(self, fd_writer: FdWriter) -> dict[str, Any]:
         os.close(os.dup(0))
-        return super().pack(fd_writer)
+        return super().document(fd_writer)
 
 
-@pytest.mark.parametrize("kind", [Incumbent, PoorIncumbent])
-def test_after_a_hand_over_that_fails_every_signal_is_heard(
-    rig: Rig, kind: type[Incumbent]
-) -> None:
+@pytest.mark.parametrize("kind", [Source, PoorSource])
+def test_after_a_hand_over_that_fails_every_signal_is_heard(rig: Rig, kind: type[Source]) -> None:
     def work() -> None:
-        incumbent = kind()
+        source = kind()
         request = StartRequest(
             ContainerSpec("web", "/", "runc"), origin=Origin(command=("/bin/true",))
         )
@@ -169,7 +167,7 @@ def test_after_a_hand_over_that_fails_every_signal_is_heard(
             rig.log,
             request,
             StateDirectory.open("/"),
-            incumbent,
+            source,
             None,
             title="forkshim: web",
             null_fd=rig.null.fileno(),
@@ -178,7 +176,7 @@ def test_after_a_hand_over_that_fails_every_signal_is_heard(
         no_descriptor_more()
         handover._hand_over()
         assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
-        assert incumbent.is_over
+        assert source.is_over
         heard: list[int] = []
         wanted = [signal.SIGTERM, signal.SIGCHLD]
         for signum in wanted:
@@ -192,7 +190,7 @@ def test_after_a_hand_over_that_fails_every_signal_is_heard(
     assert message.endswith("too many open files")
 
 
-class RestlessIncumbent(Incumbent):
+class RestlessSource(Source):
     """One that always has something halfway."""
 
     looks = 0
@@ -207,7 +205,7 @@ def test_a_reload_does_not_wait_for_ever_for_a_moment(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(handover_manager, "_PATIENCE_S", 0.3)
-    incumbent = RestlessIncumbent()
+    source = RestlessSource()
     request = StartRequest(ContainerSpec("web", "/", "runc"), origin=Origin(command=("/bin/true",)))
     calls = RuntimeInvoker(
         rig.loop,
@@ -225,14 +223,14 @@ def test_a_reload_does_not_wait_for_ever_for_a_moment(
         rig.log,
         request,
         state_dir,
-        incumbent,
+        source,
         None,
         title="forkshim: web",
         null_fd=rig.null.fileno(),
     )
     asked.reload(is_yet_to_come=False)
-    rig.run_until(lambda: incumbent.is_over)
-    assert 5 <= incumbent.looks <= 12
+    rig.run_until(lambda: source.is_over)
+    assert 5 <= source.looks <= 12
     (message,) = rig.messages("warn")
     assert message.endswith("goes on: its workers do not come to rest")
     asked.close()

@@ -135,7 +135,7 @@ def test_a_log_that_was_to_be_opened_anew_is_not_while_an_orphan_writes_it(
         return fork(context, stream, number, task, predecessors)
 
     monkeypatch.setattr(worker_process, "fork", count)
-    site.stream_set.go_on_with({**site.stream_set.pack(FdWriter()), "is_to_reopen": True})
+    site.stream_set.restore({**site.stream_set.snapshot(FdWriter()), "is_to_reopen": True})
     site.stream_set.renew([orphan])
     assert waited_for
     assert 0 not in waited_for

@@ -552,7 +552,7 @@ def test_a_run_that_would_adopt_begins_anew_when_the_container_is_dead(
         publish(daemon, version=99, monkeypatch=monkeypatch)
         said = f"handover: state version 99, this forkshim reads {fd_store.VERSION}"
     else:
-        publish(daemon, front={"path": str(tmp_path)}, order={}, supervisor={})
+        publish(daemon, origin={"path": str(tmp_path)}, request={}, container={})
         said = "handover: of another container"
     assert daemon.command("adopt").returncode == 1
     bundle = make_bundle("exit 3")

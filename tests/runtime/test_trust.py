@@ -133,7 +133,7 @@ def test_a_socket_with_the_right_number_is_not_believed(
     evil = tmp_path / "evil"
     evil.write_text(f"#!/bin/sh\ntouch {tmp_path}/executed\n")
     evil.chmod(0o755)
-    contents.document["order"]["runtime"] = str(evil)
+    contents.document["request"]["runtime"] = str(evil)
     rfd, wfd = os.pipe()
 
     def attack() -> None:
