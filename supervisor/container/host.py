@@ -19,6 +19,7 @@ from supervisor.linux.signals import FORWARDED_SIGNALS, STOP_SIGNALS, SignalRout
 from supervisor.oci import process_json
 from supervisor.sinks.spec import SinkKind, parse_sink, with_absolute_path
 from workers.common.records import replace
+from workers.process import title as title_of_process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,10 +66,8 @@ class Host:
     def set_title(self, title: str) -> None:
         """Set the process title, once. Called before the first worker is forked."""
         if not self._title:
-            from setproctitle import setproctitle  # imports logging: while the runtime works
-
             self._title = title
-            setproctitle(title)
+            title_of_process.set_title(title)
 
     def run(self) -> None:
         """Serve until each container has ended and left nothing behind.

@@ -5,10 +5,6 @@ Made in one piece by `Launch.assemble`, so that each attribute exists from the f
 
 from __future__ import annotations
 
-import traceback
-
-import setproctitle  # noqa: F401 -- `Host.set_title` needs it when an upgrade may have replaced it
-
 from supervisor.container.api import ContainerApi, StreamNotices
 from supervisor.container.control_channel import ControlChannel
 from supervisor.container.exit import ExitSequence
@@ -20,6 +16,7 @@ from supervisor.container.service_status import ServiceStatus
 from supervisor.container.snapshot import Snapshot
 from supervisor.container.stop import Stopper
 from supervisor.io.stream_set import StreamSet
+from supervisor.linux.errors import describe_calls
 from supervisor.oci import kill_scope
 
 TYPE_CHECKING = False
@@ -285,8 +282,8 @@ class Running:
         )
 
     def tell_of_bug(self, error: Exception) -> None:
-        """Log the traceback of an unforeseen error."""
-        self._launch.log.info("".join(traceback.format_exception(error)))
+        """Log the way to an unforeseen error."""
+        self._launch.log.info(describe_calls(error))
 
     def leave(self) -> None:
         """Kill each process that still works for this container; see `has_left`.

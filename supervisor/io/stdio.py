@@ -19,6 +19,7 @@ from supervisor.linux.errors import ShimError, UsageError, reason
 from supervisor.sinks.spec import SinkKind, SinkSpec, parse_sink
 from supervisor.state.trusted_file import open_log_file, open_typed
 from workers.common.records import dataclass, field
+from workers.copy import fifo_wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -319,8 +320,6 @@ class StdioOpener:
                 self._fail(error)
             else:
                 self._open_next()
-
-        from workers.copy import fifo_wait  # with setproctitle, which takes 7 ms
 
         work = partial(fifo_wait.wait_for_reader, self._title, null_fd=self._null_fd)
         wait = ReaderWait(self._loop, self._reaper, path, with_path, work, on_reader, on_end)

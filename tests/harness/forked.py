@@ -8,8 +8,6 @@ import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import setproctitle  # noqa: F401 -- as a supervisor has it before it forks its first worker
-
 from supervisor.linux import exit_status, spawn
 from tests.harness import waiting
 

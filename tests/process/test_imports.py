@@ -29,6 +29,24 @@ def test_what_only_a_running_container_needs_is_imported_later(module: str) -> N
     assert not LATER & set(done.stdout.split())
 
 
+NEVER = {"logging", "setproctitle", "threading", "tokenize", "traceback"}
+"""They stay in the memory of each idle container: 1.2 MB of 11."""
+
+
+def test_a_running_container_keeps_no_logging_in_memory() -> None:
+    code = (
+        f"import sys; sys.path[:] = {[str(ROOT), *sys.path]!r}\n"
+        "import supervisor.cli.main, supervisor.frontends.statedir\n"
+        "import supervisor.container.running, supervisor.sinks.file_sink\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-IS", "-c", code], check=True, capture_output=True, text=True
+    )
+    assert "workers.process.title" in done.stdout.split()
+    assert not NEVER & set(done.stdout.split())
+
+
 def test_a_log_file_needs_no_module_of_the_journal(tmp_path: Path) -> None:
     path = [str(ROOT), *sys.path]
     code = (

@@ -106,3 +106,15 @@ def test_a_container_runs(
     assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
     assert sorted((tmp_path / "log").read_text().split()) == ["err", "out"]
     assert (tmp_path / f"{name}.json").exists()
+
+
+def test_the_title_is_set_without_the_package_that_imports_logging(
+    python: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    code = (
+        "from workers.process.title import set_title\n"
+        "set_title('forkshim: web')\n"
+        "print('logging' in sys.modules, open('/proc/self/cmdline').read().rstrip(chr(0)))"
+    )
+    done = python(code)
+    assert (done.stdout, done.stderr) == ("False forkshim: web\n", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 
 import pytest
 
@@ -42,3 +43,32 @@ def test_each_error_has_the_exit_status_of_its_documentation(
 )
 def test_a_reason_is_strerror_with_a_small_first_letter(error: OSError, said: str) -> None:
     assert errors.reason(error) == said
+
+
+def _fail() -> None:
+    raise KeyError("gone")
+
+
+def test_calls_are_told_from_the_outermost_with_the_causes() -> None:
+    def outer() -> None:
+        try:
+            _fail()
+        except KeyError as error:
+            raise ValueError("bad") from error
+
+    with pytest.raises(ValueError, match="bad") as caught:
+        outer()
+    said = errors.describe_calls(caught.value)
+    lines = r":\d+"
+    here = r"test_errors\.test_calls_are_told_from_the_outermost_with_the_causes"
+    assert re.fullmatch(
+        rf"ValueError: bad \({here}{lines} > test_errors\.outer{lines}\); caused by "
+        rf"KeyError: 'gone' \(test_errors\.outer{lines} > test_errors\._fail{lines}\)",
+        said,
+    )
+
+
+def test_a_chain_of_causes_has_an_end() -> None:
+    first, second = ValueError("a"), ValueError("b")
+    first.__cause__, second.__cause__ = second, first
+    assert errors.describe_calls(first).count("caused by") == 3

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 
-from setproctitle import setproctitle
+from workers.process.title import set_title
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,4 +57,4 @@ def enter_worker(title: str, keep_fds: Iterable[int], null_fd: int) -> None:
         os.closerange(lowest, fd)
         lowest = fd + 1
     os.closerange(lowest, os.sysconf("SC_OPEN_MAX"))
-    setproctitle(title)
+    set_title(title)
