@@ -27,7 +27,7 @@ lint: setup ## ruff, mypy, import-linter
 
 ifeq ($(strip $(ARGS)),)
 test: setup ## all tests, with coverage; make test ARGS='-k fifo -x' for some of them, without
-	@tests/setup/packages base release vm $(if $(is_root),,>/dev/null || :)
+	@tests/setup/packages base release vm engines $(if $(is_root),,>/dev/null || :)
 	@rm -rf .cache/coverage
 	@mkdir -p .cache
 	@# The slow half waits most of the time: beside the quick one, its words come at the end. Beside

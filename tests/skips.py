@@ -20,6 +20,7 @@ ROOT_MARKERS = {
     "runc": "needs root to run containers",
     "booted": "needs root to boot systemd",
     "vm": "needs root to boot a virtual machine",
+    "engine": "needs root to run containerd",
     "criu": "needs root to checkpoint containers",
 }
 
