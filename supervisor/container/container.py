@@ -148,8 +148,8 @@ class Container:
             self.assemble()
         self.sequence.open_stdio()
         if self.state is State.OPENING:  # a client lets the supervisor wait
-            self.host.set_title(self.launch.title)
             self.assemble()
+            self.host.prepare_forks(self.launch.title)
 
     def enter_host(self) -> None:
         """Be served by the host. Log to the journal, too, if the container's lines go there."""

@@ -239,7 +239,7 @@ def _begin(host: Host, container: Container, inherited: Inherited) -> None:
     running, process = container.running, container.process
     if process is None:
         raise AssertionError("restored without a process")
-    host.set_title(container.launch.title)
+    host.prepare_forks(container.launch.title)
     container.enter_host()
     is_parent = inherited.is_parent
     verb, kind = ("reloaded", Kind.RELOADED) if is_parent else ("adopted", Kind.ADOPTED)

@@ -209,7 +209,7 @@ class StartSequence:
         self._has_workers = True
         self._latest_workers.cancel()
         launch = self._launch
-        launch.host.set_title(launch.title)
+        launch.host.prepare_forks(launch.title)
         if not launch.config.terminal:
             if launch.request.spec.starts_container and self._container.error is None:
                 self._held_stderr = self._stream_of_the_runtime()
