@@ -21,6 +21,17 @@ LIMIT_BYTES = 32 << 20
 GROWS = 's=0123456789abcdef; while :; do s="$s$s"; done'
 PLACE = "own=$(sed -n s/^0:://p /proc/self/cgroup); echo $own; cat /sys/fs/cgroup$own/memory.max"
 
+METRICS = """
+import json, sys
+sys.path.append("/usr/lib/forkshim")
+from supervisor.frontends.containerd import metrics
+from supervisor.systemd import delegation
+from supervisor.wire import cgroup_metrics, protobuf
+pressed = [b"x" * (1 << 20) for _ in range(8)]
+packed = metrics.read(delegation.membership("self"))
+print(json.dumps(protobuf.unpack_any(packed, cgroup_metrics.V2Metrics)))
+"""
+
 
 @pytest.fixture(scope="module")
 def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VM]:
@@ -127,3 +138,18 @@ def test_a_killed_supervisor_is_followed_by_another_although_there_are_controlle
         assert record["error"].startswith("its end is unknown")
     else:
         assert (record["status"], record["error"]) == (37, None)
+
+
+def test_metrics_of_cgroup_v2_are_the_limits_and_the_use_of_the_cgroup(vm: VM) -> None:
+    limits = ("MemoryMax=96M", "TasksMax=33", "CPUQuota=90%")
+    done = vm.run("/usr/bin/python3", "-ISB", "-c", METRICS, properties=limits, timeout_s=120)
+    assert done.returncode == 0, done
+    told = json.loads(done.stdout)
+    assert told["pids"] == {"current": 1, "limit": 33}
+    assert told["memory"]["usage_limit"] == 96 << 20
+    assert told["memory"]["swap_limit"] in (0, (1 << 64) - 1)
+    assert 8 << 20 <= told["memory"]["anon"] <= told["memory"]["usage"]
+    assert told["memory"]["pgfault"] > 0
+    assert told["cpu"]["usage_usec"] >= told["cpu"]["user_usec"] > 0
+    assert told["cpu"]["nr_periods"] > 0
+    assert None not in told.values()
