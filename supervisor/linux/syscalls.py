@@ -35,7 +35,8 @@ _IOPRIO_WHO_PROCESS = 1
 # The same on every architecture; glibc has functions for them from 2.36 on.
 _SYS_MOVE_MOUNT = 429
 _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
-_SYS_PIDFD_GETFD = 438
+_SYS_OPENAT2, _SYS_PIDFD_GETFD = 437, 438
+_RESOLVE_IN_ROOT = 0x10
 _CLOEXEC = 1  # FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC
 _FSCONFIG_CMD_CREATE = 6
 _F_EMPTY_PATH, _T_EMPTY_PATH, _SET_GROUP = 0x4, 0x40, 0x100  # MOVE_MOUNT_*
@@ -43,7 +44,9 @@ _IN_REMOVALS = 0x40 | 0x200 | 0x400 | 0x800
 """IN_MOVED_FROM, IN_DELETE, IN_DELETE_SELF, IN_MOVE_SELF."""
 
 _CLONE_NEWNS = 0x20000
-MS_BIND, MS_PRIVATE, MS_SLAVE = 1 << 12, 1 << 18, 1 << 19
+MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC = 1, 1 << 5, 1 << 12, 1 << 14
+MS_UNBINDABLE, MS_PRIVATE, MS_SLAVE, MS_SHARED = 1 << 17, 1 << 18, 1 << 19, 1 << 20
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 
 
 def _prctl(option: int, arg2: int) -> None:
@@ -216,17 +219,68 @@ def unshare_mounts() -> None:
         raise OSError(errno, os.strerror(errno), "unshare(CLONE_NEWNS)")
 
 
-def mount(source: str, target: str, flags: int) -> None:
-    """Mount one place of a file system at another, or change how a mount propagates.
+def mount(source: str, target: str, flags: int, kind: str = "", data: str = "") -> None:
+    """Mount a file system, or one place at another, or change how a mount propagates.
+
+    Args:
+        source: A device, a place, or a word that `kind` does not read.
+        target: Where.
+        flags: `MS_*`.
+        kind: The file system's type; not read for a bind.
+        data: The file system's own options, with commas between; less than a page of memory.
 
     Raises:
         OSError: With `target`.
 
     Source: mount(2).
     """
-    if _libc.mount(os.fsencode(source), os.fsencode(target), None, ctypes.c_ulong(flags), None):
+    failed = _libc.mount(
+        os.fsencode(source),
+        os.fsencode(target),
+        os.fsencode(kind) if kind else None,
+        ctypes.c_ulong(flags),
+        os.fsencode(data) if data else None,
+    )
+    if failed:
         errno = ctypes.get_errno()
         raise OSError(errno, os.strerror(errno), target)
+
+
+def unmount(target: str, flags: int) -> None:
+    """Remove the topmost mount at `target`. `flags` are `MNT_DETACH` and `UMOUNT_NOFOLLOW`.
+
+    Raises:
+        OSError: With `target`. EINVAL: it is no mount point; EBUSY: it is in use.
+
+    Source: umount2(2).
+    """
+    if _libc.umount2(os.fsencode(target), ctypes.c_int(flags)):
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno), target)
+
+
+def open_in_root(root_fd: int, path: str) -> int:
+    """Return an O_PATH descriptor of `path`, with `root_fd` as the root of every symbolic link.
+
+    The caller owns the descriptor, close-on-exec.
+
+    Raises:
+        OSError: With `path`.
+
+    Source: openat2(2), RESOLVE_IN_ROOT, Linux 5.6.
+    """
+    how = (ctypes.c_uint64 * 3)(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT)
+    fd = _libc.syscall(
+        ctypes.c_long(_SYS_OPENAT2),
+        ctypes.c_int(root_fd),
+        ctypes.c_char_p(os.fsencode(path)),
+        how,
+        ctypes.c_size_t(ctypes.sizeof(how)),
+    )
+    if fd < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno), path)
+    return int(fd)
 
 
 def join_peer_group(mount_fd: int, of_fd: int) -> None:
