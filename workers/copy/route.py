@@ -31,9 +31,30 @@ if TYPE_CHECKING:
         def add_skipped(self, client: int, skipped_bytes: int) -> None:
             """Count bytes that an attach client was too slow for."""
 
+        def unteed_bytes(self, branch: int) -> int:
+            """Return how many bytes at the end of the staging pipe a branch has still to get."""
+
+        def set_unteed_bytes(self, branch: int, count: int) -> None:
+            """Set that number."""
+
 
 SPLICE_BYTES = 1 << 20
 CHUNK_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class BranchPipes:
+    """The pipes of one branch, see `workers.copy.branch`.
+
+    Attributes:
+        number: Of the branch among those of its stream.
+        voice: Read and write end of a pipe that only the worker of the stream uses.
+        out_wfd: Write end of the pipe that the branch's own worker reads.
+    """
+
+    number: int
+    voice: tuple[int, int]
+    out_wfd: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +70,8 @@ class Route:
             (pty(7)).
         sink_is_log: The sink is a file that grows at its end, and may be opened more than once.
         attach_clients: Number and pipe of each client, which gets what its pipe has room for.
-        tee: tee(2) into those pipes.
+        branches: Each gets every byte, and the copy waits for it.
+        tee: tee(2) into all those pipes.
         capacity_bytes: Size of the source pipe; 0 if the source is none. Passed by the supervisor,
             because F_GETPIPE_SZ takes the pipe's lock, and a worker that waits in poll(2) instead
             can be killed.
@@ -61,6 +83,7 @@ class Route:
     source_is_console: bool = False
     sink_is_log: bool = False
     attach_clients: tuple[tuple[int, int], ...] = ()
+    branches: tuple[BranchPipes, ...] = ()
     tee: Callable[[int, int, int], int] | None = None
     capacity_bytes: int = 0
 
@@ -72,7 +95,9 @@ class Route:
     @property
     def source_fds(self) -> tuple[int, ...]:
         """Every descriptor that the copy needs, without the sink."""
-        return (self.source_fd, *(self.staging or ()), *(fd for _number, fd in self.attach_clients))
+        branches = (fd for each in self.branches for fd in (*each.voice, each.out_wfd))
+        clients = (fd for _number, fd in self.attach_clients)
+        return (self.source_fd, *(self.staging or ()), *clients, *branches)
 
     def batching(self, most_bytes: int = SPLICE_BYTES, small_bytes: int = SMALL_BYTES) -> Batching:
         """Return the batching of a copy that moves `most_bytes` at once.

@@ -20,7 +20,7 @@ import os
 import select
 
 from workers.common import fd_state, position
-from workers.copy import staging
+from workers.copy import branch, staging
 from workers.copy.route import SPLICE_BYTES, CopyError
 
 TYPE_CHECKING = False
@@ -72,6 +72,7 @@ def _copy_through_staging(route: Route, pipe: tuple[int, int], progress: Progres
     while True:
         # First the content of the pipe: on the first round a killed predecessor may have left it.
         staging.empty(route, pipe, progress, to_position)
+        branch.flush(route)
         batching.pause_when_due()
         readable.poll()
         try:

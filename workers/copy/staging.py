@@ -18,6 +18,7 @@ import stat
 
 from workers.common import fd_state
 from workers.common.fd_state import pending_bytes
+from workers.copy import branch
 from workers.copy.route import CHUNK_BYTES, SPLICE_BYTES, CopyError
 
 TYPE_CHECKING = False
@@ -47,6 +48,8 @@ def fill(
         BlockingIOError: The source had nothing after all.
         CopyError: The source failed.
     """
+    if route.branches:
+        branch.begin_fill(route, progress)
     # Before the bytes move: a supervisor that sees an empty source must see a busy worker.
     progress.set_in_flight(1)
     if route.attach_clients:
@@ -130,7 +133,7 @@ def empty(
         CopyError: The sink failed; the rest stays in the staging pipe.
     """
     most_bytes = _most_at_once(route.sink_fd)
-    while pending := pending_bytes(staging[0]):
+    while pending := branch.ready_bytes(route, staging, progress):
         progress.set_in_flight(pending)
         to_position()
         try:
@@ -156,7 +159,8 @@ def _most_at_once(sink_fd: int) -> int:
 def _write_all(sink_fd: int, staging: tuple[int, int], pending: int, progress: Progress) -> None:
     """Move the whole content with read(2) and write(2); on an error put the rest back.
 
-    The whole content, so that the pipe is empty and the rest is first in line again.
+    The whole content, so that the pipe is empty and the rest is first in line again. A stream with
+    a sink that needs this gets no branch.
     """
     rest = memoryview(os.read(staging[0], pending))
     while rest:

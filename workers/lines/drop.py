@@ -210,6 +210,7 @@ class _DropCopy:
         return is_all_written
 
     def _wait_and_fill(self) -> None:
+        self._reader.flush_branches()
         is_readable = self._wait()
         if self._source is _Source.ENDED:
             return

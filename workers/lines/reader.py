@@ -15,7 +15,7 @@ import select
 from enum import Enum
 
 from workers.common.fd_state import pending_bytes
-from workers.copy import staging
+from workers.copy import branch, staging
 from workers.lines.buffer import READ_BYTES
 
 TYPE_CHECKING = False
@@ -53,6 +53,7 @@ class LineReader:
         self._readable.register(route.source_fd, select.POLLIN)
         self._batching = route.batching(READ_BYTES, _SMALL_BYTES)
         staging.tee_to_clients(route, self._staging, progress)
+        branch.ready_bytes(route, self._staging, progress)  # before a flush: see `flush_branches`
         pending = buffer.read().pending
         if pending:
             self._accept(pending - pending_bytes(self._staging[0]))
@@ -73,6 +74,7 @@ class LineReader:
             CopyError: The source failed.
         """
         self._buffer.make_room(consumed)
+        self.flush_branches()
         staged_bytes = self.staged_bytes
         if staged_bytes == 0:
             if timeout_ms != 0:
@@ -89,6 +91,13 @@ class LineReader:
         self._pull(staged_bytes)
         return Filled.SOME
 
+    def flush_branches(self) -> None:
+        """Pass on what the branches have still to get, and wait for room there.
+
+        What a killed predecessor has teed is known only until its voice is flushed.
+        """
+        branch.flush(self._route)
+
     def pause_when_due(self) -> None:
         """Let small writes gather, where that pays. For a caller that waits itself."""
         self._batching.pause_when_due()
@@ -97,7 +106,10 @@ class LineReader:
         state = self._buffer.read()
         self._buffer.commit(state._replace(pending=staged_bytes))
         start = state.taken - state.base
-        end = min(start + staged_bytes, self._buffer.room_bytes)
+        ready_bytes = staged_bytes
+        if self._route.branches:
+            ready_bytes = branch.ready_bytes(self._route, self._staging, self._progress)
+        end = min(start + ready_bytes, self._buffer.room_bytes)
         self._accept(os.readv(self._staging[0], [self._buffer.memory.room(start, end)]))
 
     def _accept(self, arrived: int) -> None:

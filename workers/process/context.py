@@ -98,6 +98,14 @@ class WorkerContext:
         """Count bytes that an attach client was too slow for."""
         self.counters.add_skipped(client, skipped_bytes)
 
+    def unteed_bytes(self, branch: int) -> int:
+        """Return how many bytes at the end of the staging pipe a branch has still to get."""
+        return self.counters.unteed_bytes(self.slot, branch)
+
+    def set_unteed_bytes(self, branch: int, count: int) -> None:
+        """Set that number."""
+        self.counters.set_unteed_bytes(self.slot, branch, count)
+
     def make_report(self, errno: int = 0, side: str = "") -> report.Report:
         """Return the completion record of this worker; see `Report`."""
         return report.Report(self.stream, self.copied_bytes, errno, side)

@@ -17,7 +17,11 @@ _SKIPPED = 64
 _BEGUN = 96
 """From here on, one word for each stream: whether it has ever had a worker."""
 
+_UNTEED = 128
+"""From here on, `MAX_BRANCHES` words for each stream: what each branch has still to get."""
+
 MAX_ATTACH_CLIENTS = 16
+MAX_BRANCHES = 4
 
 MEMORY_NAME = "forkshim:counters"
 """In /proc/PID/maps of every worker: `supervisor.handover.discover` finds them by it."""
@@ -76,6 +80,18 @@ class StreamCounters:
     def set_begun(self, slot: int) -> None:
         """Note that the stream gets its first worker. Only the parent calls it, before the fork."""
         self._numbers[_BEGUN + slot] = 1
+
+    def unteed_bytes(self, slot: int, branch: int) -> int:
+        """Return how many bytes at the end of the staging pipe a branch has still to get."""
+        return self._numbers[_UNTEED + MAX_BRANCHES * slot + branch]
+
+    def set_unteed_bytes(self, slot: int, branch: int, count: int) -> None:
+        """Set that number. Only the one living worker of the slot calls it."""
+        self._numbers[_UNTEED + MAX_BRANCHES * slot + branch] = count
+
+    def clear_begun(self, slot: int) -> None:
+        """Note that the stream waits for a first byte again. Only the parent calls it."""
+        self._numbers[_BEGUN + slot] = 0
 
     def skipped_bytes(self, client: int) -> int:
         """Return how many bytes an attach client was too slow for."""
