@@ -112,7 +112,7 @@ def _site(ring_bytes: int = rings.RING_BYTES) -> Iterator[_Site]:
 
 def _packets(peer: socket.socket) -> list[bytes]:
     """Return what has come so far."""
-    packets = []
+    packets: list[bytes] = []
     peer.setblocking(False)
     while True:
         try:

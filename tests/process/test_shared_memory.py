@@ -163,6 +163,11 @@ class Untold:
 
     def add_skipped(self, client: int, skipped_bytes: int) -> None: ...
 
+    def unteed_bytes(self, branch: int) -> int:
+        raise AssertionError(branch)
+
+    def set_unteed_bytes(self, branch: int, count: int) -> None: ...
+
 
 NO_PROGRESS = Untold()
 
