@@ -1,0 +1,120 @@
+"""A listening ttrpc socket and its connections."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+
+from supervisor.wire.ttrpc import ServerConnection
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
+
+    from supervisor.wire.ttrpc import Loop, OnRequest
+
+_ACCEPT_AGAIN_S = 1.0
+_UCRED = struct.Struct("3i")
+_NO_MEANS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+
+
+class Server:
+    """Accepts connections of this process's own user and group. Owns the listener.
+
+    Attributes:
+        connections: Those that are open, oldest first.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        listener: socket.socket,
+        *,
+        on_request: OnRequest,
+        on_closed: Callable[[ServerConnection, str], None],
+        log: Callable[[str], None],
+    ) -> None:
+        """Take ownership of a listening unix socket and accept from now on.
+
+        `on_closed` is told of each connection that was lost, after it has left `connections`.
+        """
+        self.connections: list[ServerConnection] = []
+        self._loop = loop
+        self._listener = listener
+        self._listener.setblocking(False)
+        self._on_request = on_request
+        self._tell_closed = on_closed
+        self._log = log
+        self._again = loop.timer(self._watch)
+        self._is_watched = False
+        self._watch()
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """Return the snapshots of `connections`, in their order, without their sockets."""
+        return [connection.snapshot() for connection in self.connections]
+
+    def restore(
+        self, socks: Sequence[socket.socket], snapshots: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Take over the sockets that belong to the snapshots, in the same order."""
+        for sock, state in zip(socks, snapshots, strict=True):
+            self._add(sock, state)
+
+    def stop_listening(self) -> None:
+        """Close the listener; the connections stay. A second call does nothing."""
+        self._again.cancel()
+        if self._is_watched:
+            self._is_watched = False
+            self._loop.forget(self._listener.fileno())
+        self._listener.close()
+
+    def close(self) -> None:
+        """Close the listener and every connection. A second call does nothing."""
+        self.stop_listening()
+        for connection in self.connections:
+            connection.close()
+        self.connections.clear()
+
+    def _watch(self) -> None:
+        self._is_watched = True
+        self._loop.watch(self._listener.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        try:
+            sock, _address = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # the client has gone meanwhile
+        except OSError as error:
+            if error.errno not in _NO_MEANS:
+                raise
+            # The listener stays readable: to go on watching it would be a busy loop.
+            self._log(f"accept: {error.strerror}; trying again in {_ACCEPT_AGAIN_S:.0f} s")
+            self._is_watched = False
+            self._loop.forget(self._listener.fileno())
+            self._again.start(_ACCEPT_AGAIN_S)
+            return
+        pid, uid, gid = _UCRED.unpack(
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        )
+        if (uid, gid) == (os.geteuid(), os.getegid()):
+            self._add(sock, None)
+        else:
+            self._log(f"refused a connection of process {pid}: user {uid}, group {gid}")
+            sock.close()
+
+    def _add(self, sock: socket.socket, state: Mapping[str, Any] | None) -> None:
+        connection = ServerConnection(
+            self._loop,
+            sock,
+            on_request=self._on_request,
+            on_closed=self._on_closed,
+            restored=state,
+        )
+        self.connections.append(connection)
+
+    def _on_closed(self, connection: ServerConnection, why: str) -> None:
+        self.connections.remove(connection)
+        self._tell_closed(connection, why)
