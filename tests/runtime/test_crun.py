@@ -17,6 +17,15 @@ ROOT = Path(__file__).parents[2]
 DISTRIBUTIONS = ("orjson", "setproctitle", "python-daemon", "lockfile", "pytest", "pluggy",
                  "iniconfig", "packaging", "pygments", "pytest-timeout", "pyfakefs")  # fmt: skip
 
+# Of the ends, those that the runtime or the kernel tells; the rest is about the record's file.
+ROWS = (
+    "test_happy.py",
+    "test_ends.py::test_an_exit_with_137_is_an_exit",
+    "test_ends.py::test_a_sigkill_from_outside_is_a_signal",
+    "test_ends.py::test_out_of_memory_is_said",  # as cgroup v2 counts it
+    "test_ends.py::test_a_container_that_never_ran_has_a_record_with_the_reason",
+)
+
 _COMMAND = """\
 #!/usr/bin/python3
 import sys
@@ -30,7 +39,7 @@ def test_every_happy_path_works_with_crun(tmp_path: Path) -> None:
     settings = {
         "PATH": "/usr/bin:/usr/sbin:/bin:/sbin",
         "PYTHONPATH": "/job/src/site:/job/src",
-        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPYCACHEPREFIX": "/tmp/pycache",  # /job is read-only: else each start compiles all
         "FORKSHIM_TEST_RUNTIME": "crun",
         "FORKSHIM_TEST_BIN": "/job/src/bin",
     }
@@ -38,15 +47,14 @@ def test_every_happy_path_works_with_crun(tmp_path: Path) -> None:
     pytest_command = [
         *("/usr/bin/python3", "-m", "pytest", "-q", "-o", "cache_dir=/tmp/cache"),
         *("-c", "/job/src/pyproject.toml", "--rootdir", "/job/src"),
-        "/job/src/tests/runtime/test_happy.py",
-        "/job/src/tests/runtime/test_ends.py",  # out of memory, as cgroup v2 counts it
+        *(f"/job/src/tests/runtime/{name}" for name in ROWS),
     ]
     with VM(src=job) as vm:
         done = vm.run("env", *environment, *pytest_command, timeout_s=400)
     assert done.returncode == 0, done.stdout + done.stderr
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
-    assert int(passed[1]) >= 18
+    assert int(passed[1]) >= 14
 
 
 def make_job(directory: Path) -> Path:
