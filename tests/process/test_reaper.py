@@ -145,7 +145,7 @@ def test_a_flood_of_orphans_does_not_keep_the_loop(no_leaks: None) -> None:
     for _each in range(300):
         pid = os.fork()
         if pid == 0:
-            os.kill(os.getpid(), signal.SIGKILL)  # os._exit would write a file of coverage each time
+            os.kill(os.getpid(), signal.SIGKILL)  # os._exit would write coverage data
         pids.append(pid)
     for pid in pids:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
