@@ -182,9 +182,12 @@ class Containerd:
             and not process.title.endswith((" start", " delete"))
         ]
 
-    def leftovers(self) -> list[str]:
-        """Return what is there besides the daemon: tasks, processes, mounts, sockets, cgroups."""
-        own = {self.pid}
+    def leftovers(self, *others: int) -> list[str]:
+        """Return what is there besides the daemon: tasks, processes, mounts, sockets, cgroups.
+
+        `others` are the pids of other daemons in the sandbox.
+        """
+        own = {self.pid, *others}
         found = [f"task {name}" for name in self.tasks()]
         found += [f"container {name}" for name in self.ctr("container", "ls", "-q").stdout.split()]
         found += [
@@ -207,15 +210,15 @@ class Containerd:
         ]
         return found
 
-    def wait_clean(self) -> None:
-        """Wait until nothing is left over.
+    def wait_clean(self, *others: int) -> None:
+        """Wait until nothing is left over; as `leftovers`.
 
         Raises:
             AssertionError: Something is, after 20 s.
         """
         with suppress(TimeoutError):
-            waiting.wait_true(lambda: not self.leftovers(), limit_s=_ENDS_S)
-        if left := self.leftovers():
+            waiting.wait_true(lambda: not self.leftovers(*others), limit_s=_ENDS_S)
+        if left := self.leftovers(*others):
             raise AssertionError(f"left behind: {left}")
 
     def wipe(self) -> None:
