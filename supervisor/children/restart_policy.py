@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 from enum import Enum
-from typing import NamedTuple
 
 from workers.common.records import dataclass, replace
 
@@ -64,7 +63,8 @@ class FailureHistory:
     failed_forks: int = 0
 
 
-class Decision(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Decision:
     """What follows, after which pause, and the history from then on.
 
     Attributes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from enum import Enum
-from typing import NamedTuple
 
 from supervisor.container.container import Container
 from supervisor.container.lifecycle import Notice, State
@@ -20,7 +19,7 @@ from supervisor.oci.command_line import words
 from supervisor.oci.process_json import encode_process
 from supervisor.state.container_id import check_id
 from supervisor.state.directory import StateDirectory
-from workers.common.records import replace
+from workers.common.records import dataclass, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,7 +54,8 @@ class Verb(Enum):
     STATE = "state"
 
 
-class Status(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Status:
     """What `state` returns. `status` is the runtime-spec's word, or `paused`."""
 
     container_id: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import assert_never
 
 from supervisor.container.api import VerbError
 from supervisor.linux.errors import ShimError
@@ -11,6 +10,8 @@ from supervisor.state import control_protocol
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Never
+
     from supervisor.container.api import ContainerApi
     from supervisor.linux import fds
     from supervisor.linux.event_loop import Loop
@@ -73,7 +74,8 @@ class ControlChannel:
         elif isinstance(message, control_protocol.CloseStdin):
             self._api.close_stdin()
         else:
-            assert_never(message)
+            unknown: Never = message
+            raise TypeError(unknown)
 
     def close(self) -> None:
         """Stop serving; the owner of the fifo closes it."""

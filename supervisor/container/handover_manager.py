@@ -11,7 +11,6 @@ import os
 import time
 from contextlib import suppress
 from enum import Enum, auto
-from typing import NamedTuple
 
 from supervisor.children.fd_holder import FdHolder
 from supervisor.handover import reexec, successor
@@ -21,6 +20,7 @@ from supervisor.linux import fds, signals
 from supervisor.linux.errors import ShimError, reason
 from supervisor.state.fd_store import FdReader, FdStore, FdWriter
 from supervisor.state.journal_log import Kind
+from workers.common.records import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ _PATIENCE_S = 10.0
 """So long something may be halfway: a worker that can be neither forked nor let go, say."""
 
 
-class Leftovers(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Leftovers:
     """What a dead supervisor has left.
 
     Attributes:
@@ -88,7 +89,8 @@ class Leftovers(NamedTuple):
     fd_holders: list[fds.Fd]
 
 
-class Inherited(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Inherited:
     """What an earlier supervisor has left to this one.
 
     Attributes:

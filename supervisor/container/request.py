@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from typing import NamedTuple
 
 from supervisor.systemd.notify import SILENT
 from supervisor.systemd.socket_activation import ActivationFds
@@ -104,7 +103,8 @@ class StartRequest:
     origin: Origin = Origin()
 
 
-class StreamEnd(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class StreamEnd:
     """What a stream has come to."""
 
     name: str

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from supervisor.container.container import Container
     from supervisor.container.handover_manager import Inherited
     from supervisor.container.start import Launch
+    from supervisor.io.stream import Stream
 
 
 class Running:
@@ -273,13 +274,7 @@ class Running:
 
     def stream_ends(self) -> tuple[StreamEnd, ...]:
         """Return what each stream has come to."""
-        streams = self.stream_set
-        return tuple(
-            StreamEnd(
-                each.name, streams.copied_bytes(each), streams.deaths(each), *streams.drops(each)
-            )
-            for each in streams.streams
-        )
+        return tuple(_end_of(self.stream_set, stream) for stream in self.stream_set.streams)
 
     def tell_of_bug(self, error: Exception) -> None:
         """Log the way to an unforeseen error."""
@@ -310,3 +305,14 @@ class Running:
         self.stream_set.close()
         if self.init is not None:
             self.init.close()
+
+
+def _end_of(stream_set: StreamSet, stream: Stream) -> StreamEnd:
+    drops = stream_set.drops(stream)
+    return StreamEnd(
+        name=stream.name,
+        copied_bytes=stream_set.copied_bytes(stream),
+        deaths=stream_set.deaths(stream),
+        dropped_bytes=drops.bytes,
+        dropped_lines=drops.lines,
+    )

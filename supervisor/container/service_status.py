@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from supervisor.io.stream import Stream
     from supervisor.io.stream_set import StreamSet
     from supervisor.linux.event_loop import Loop
+    from supervisor.sinks.sink import Drops
     from supervisor.state.log import Log
     from supervisor.systemd.notify import Notifier
     from workers.notify.words import Words
@@ -110,7 +111,7 @@ class ServiceStatus:
         if packed is not None:
             self._words, self._is_ready = packed["words"], packed["is_ready"]
             self._watchdog_source = Source(packed["watchdog_source"])
-        self._shown: list[tuple[int, tuple[int, int]]] = []
+        self._shown: list[tuple[int, Drops]] = []
         self._looked_at_s = -math.inf
         if notifier.watchdog_s:
             self._give_sign_of_life()
@@ -197,7 +198,7 @@ class ServiceStatus:
         if self._moved() != self._shown:
             self._refresh_later()
 
-    def _moved(self) -> list[tuple[int, tuple[int, int]]]:
+    def _moved(self) -> list[tuple[int, Drops]]:
         return [
             (self._stream_set.copied_bytes(each), self._stream_set.drops(each))
             for each in self._stream_set.outputs
@@ -233,9 +234,9 @@ class ServiceStatus:
 
     def _movement(self, stream: Stream) -> str:
         text = f"{stream.name} {size(self._stream_set.copied_bytes(stream))}"
-        dropped, lines = self._stream_set.drops(stream)
-        if dropped:
-            text += f" + {size(dropped)} in {lines} lines dropped"
+        drops = self._stream_set.drops(stream)
+        if drops.bytes:
+            text += f" + {size(drops.bytes)} in {drops.lines} lines dropped"
         trouble = self._stream_set.trouble(stream)
         return f"{text} ({trouble})" if trouble else text
 

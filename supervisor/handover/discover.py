@@ -14,12 +14,12 @@ import os
 import select
 import signal
 from contextlib import suppress
-from typing import NamedTuple
 
 from supervisor.linux import fds, procfs, syscalls
 from supervisor.linux.errors import reason
 from supervisor.state import directory
 from supervisor.state.fd_store import FdReader, FdStore, FdStoreError
+from workers.common.records import dataclass
 from workers.process.counters import MEMORY_NAME
 
 TYPE_CHECKING = False
@@ -37,7 +37,8 @@ _LAST_WORDS_MS = 5000
 _LONGEST_HANDOVER = 256
 
 
-class Handover(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Handover:
     """What the file of that name says.
 
     `nonce` and `counters` are empty in a file of an older forkshim, which reads its store itself.

@@ -9,7 +9,6 @@ supervising of its own. Only a child that ends well is followed.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from supervisor.handover.own_command import HANDOVER_VARIABLE
 from supervisor.io.stream import Stream
@@ -20,6 +19,7 @@ from supervisor.linux.event_loop import Loop
 from supervisor.linux.exit_status import Exited
 from supervisor.linux.reaper import Reaper
 from supervisor.state.fd_store import FdReader, FdStore, FdStoreError, FdWriter
+from workers.common.records import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ _REHEARSE, _BECOME = "rehearse", "become"
 _LONGEST_REASON = 400
 
 
-class Arrival(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Arrival:
     """What this program was given by the one that it follows.
 
     Attributes:

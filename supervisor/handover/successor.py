@@ -13,7 +13,6 @@ import os
 import select
 import signal
 import time
-from typing import NamedTuple
 
 from supervisor.children.fd_holder import STAND_DOWN
 from supervisor.handover.own_command import SUCCESSOR_VARIABLE
@@ -22,6 +21,7 @@ from supervisor.linux.errors import AlreadySupervisedError, UsageError, reason
 from supervisor.linux.exit_status import Exited
 from supervisor.state import directory
 from supervisor.state.fd_store import FdStore, FdStoreError
+from workers.common.records import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def limit(environment: Mapping[str, str]) -> int:
     return int(text)
 
 
-class Succession(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Succession:
     """What a successor is told by the fd holder that has started it.
 
     Attributes:

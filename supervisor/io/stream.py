@@ -8,8 +8,8 @@ from contextlib import suppress
 from enum import Enum
 
 from supervisor.linux import fds
+from workers.common.policy import BLOCK
 from workers.copy.route import Route
-from workers.lines.buffer import BLOCK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -63,8 +63,8 @@ class StreamCopy(WorkerSlot):
     def drops(self) -> Drops:
         """What a policy, or giving the stream up, has cost so far."""
         sink = self.stream.line_sink
-        dropped, lines = (0, 0) if sink is None else sink.drops()
-        return Drops(dropped + self.left.bytes, lines + self.left.lines)
+        drops = Drops(0, 0) if sink is None else sink.drops()
+        return Drops(drops.bytes + self.left.bytes, drops.lines + self.left.lines)
 
     @property
     def current_trouble(self) -> str:
@@ -99,7 +99,7 @@ class StreamCopy(WorkerSlot):
             "task": [worker.task.kind.value, worker.task.until_s] if worker else None,
             "history": asdict(self.history),
             "trouble": self.trouble,
-            "left": [*self.left],
+            "left": [self.left.bytes, self.left.lines],
             "copied_bytes_at_fork": self._copied_bytes_at_fork,
         }
 

@@ -44,7 +44,7 @@ class StreamLog:
 
     def snapshot(self) -> dict[str, Any]:
         """Return what was logged already, for the next supervisor."""
-        drops = {name: [*drops] for name, drops in self._reported_drops.items()}
+        drops = {name: [drops.bytes, drops.lines] for name, drops in self._reported_drops.items()}
         return {"reported_drops": drops, "refusals": self._refusals}
 
     def restore(self, packed: Mapping[str, Any]) -> None:

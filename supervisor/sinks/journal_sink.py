@@ -10,13 +10,13 @@ from supervisor.linux.errors import ShimError, reason
 from supervisor.oci.bundle import read_annotations
 from supervisor.sinks.buffered_sink import make_buffered
 from supervisor.sinks.sink import Drops, buffer_bytes_of, drops_of
+from workers.common.policy import BLOCK
 from workers.common.records import asdict
 from workers.journal import native_output, stream_output
 from workers.journal.fields import PRIORITIES, Origin, field_name
 from workers.journal.native import Journal
 from workers.journal.socket import JOURNAL_SOCKET
 from workers.journal.stream import STREAM_SOCKET, JournalStream, header, unit_of
-from workers.lines.buffer import BLOCK
 from workers.sinks import buffered_fd
 
 TYPE_CHECKING = False

@@ -8,9 +8,9 @@ CPU time of a start with `cri:` before the runtime is executed, 16 starts on a b
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from supervisor.sinks.spec import SinkKind
+from workers.common.records import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from supervisor.state.fd_store import FdReader
 
 
-class InheritedSinks(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class InheritedSinks:
     """The snapshots of an earlier supervisor's sinks by stream, and their descriptors."""
 
     packed: Mapping[str, dict[str, Any]]

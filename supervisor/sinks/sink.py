@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from workers.lines.buffer import BLOCK
+from workers.common.policy import BLOCK
+from workers.common.records import dataclass
 from workers.process.counters import MOST_BYTES
 
 TYPE_CHECKING = False
@@ -60,7 +59,8 @@ if TYPE_CHECKING:
             """Close everything; a second call does nothing."""
 
 
-class Drops(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Drops:
     """What a policy has dropped: bytes, and line ends among them."""
 
     bytes: int

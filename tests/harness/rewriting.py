@@ -12,8 +12,8 @@ from supervisor.linux import fds
 from supervisor.linux.exit_status import Exited
 from tests.harness import waiting
 from tests.harness.forked import forked
+from workers.common.policy import BLOCK
 from workers.copy.route import Route
-from workers.lines.buffer import BLOCK
 from workers.process import report
 from workers.process.context import WorkerContext
 from workers.process.counters import StreamCounters

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from supervisor.io.drain import DrainWatch, Verdict
+from supervisor.sinks.sink import Drops
 from tests.harness import waiting
 from tests.harness.stream_site import Site, stop_worker
 from workers.copy import output
@@ -65,7 +66,7 @@ def test_a_stray_and_a_client_that_does_not_read_are_given_up_with_the_reason(
     site.stream_set.give_up(clogged)
     site.run_until(lambda: clogged.is_closed)
     assert watch.is_over
-    assert site.slot(clogged).drops == (1, 0)
+    assert site.slot(clogged).drops == Drops(1, 0)
 
 
 def test_a_stopped_worker_is_replaced_once_before_its_stream_is_given_up(
@@ -93,7 +94,7 @@ def test_a_stopped_worker_is_replaced_once_before_its_stream_is_given_up(
     monkeypatch.undo()
     site.stream_set.give_up(stream)
     site.run_until(lambda: stream.is_closed)
-    assert site.slot(stream).drops == (12, 2)
+    assert site.slot(stream).drops == Drops(12, 2)
     assert not waiting.is_readable(reader)
     assert site.rig.messages("warn")[-1] == "stdout the sink: dropped 12 bytes, 2 lines"
 

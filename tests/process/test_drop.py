@@ -16,10 +16,10 @@ from tests.harness import dying, waiting
 from tests.harness.fake_journal import FakeJournal
 from tests.harness.forked import file_limit, forked
 from tests.harness.rewriting import Feed, LogSite, cri_streams
+from workers.common.policy import DROP_NEW, DROP_OLD
 from workers.journal import native_output
 from workers.journal.fields import Origin
 from workers.journal.native import Journal
-from workers.lines.buffer import DROP_NEW, DROP_OLD, LineBuffer
 from workers.process import report
 from workers.process.counters import StreamCounters
 from workers.sinks import buffered_fd
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from workers.lines.buffer import LineBuffer
     from workers.sinks.log_file import Format
 
 pytestmark = pytest.mark.process

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parents[2]
 LATER = {
+    "typing",
     *("argparse", "asyncio", "logging", "orjson", "setproctitle", "shutil", "socket", "subprocess"),
     "supervisor.io.stream_set",
 }
@@ -45,6 +46,18 @@ def test_a_running_container_keeps_no_logging_in_memory() -> None:
     )
     assert "workers.process.title" in done.stdout.split()
     assert not NEVER & set(done.stdout.split())
+
+
+def test_a_container_without_line_sinks_never_imports_typing() -> None:
+    code = (
+        f"import sys; sys.path[:] = {[str(ROOT), *sys.path]!r}\n"
+        "import supervisor.frontends.statedir, supervisor.container.running\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-IS", "-c", code], check=True, capture_output=True, text=True
+    )
+    assert "typing" not in done.stdout.split()
 
 
 def test_a_log_file_needs_no_module_of_the_journal(tmp_path: Path) -> None:

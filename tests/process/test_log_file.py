@@ -20,8 +20,8 @@ from tests.harness import dying, waiting
 from tests.harness.forked import Child, file_limit, finishing, forked
 from tests.harness.pauses import Pauses
 from tests.harness.rewriting import CRI_RECORD, LogSite, Writer, cri_records, cri_streams
+from workers.common.policy import BLOCK, DROP_NEW
 from workers.copy.batching import LEAST_RUN
-from workers.lines.buffer import BLOCK, DROP_NEW
 from workers.process.report import Report
 from workers.sinks.cri_format import CriFormat, PlainFormat
 from workers.sinks.log_writer import LogWriter

@@ -8,10 +8,11 @@ from __future__ import annotations
 import socket
 from typing import NamedTuple
 
+from workers.common.policy import BLOCK
 from workers.common.shared_memory import Record
 from workers.journal.fields import RecordMaker
 from workers.journal.socket import JOURNAL_SOCKET, connect
-from workers.lines.buffer import BLOCK, LineBuffer
+from workers.lines.buffer import LineBuffer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

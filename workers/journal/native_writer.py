@@ -8,12 +8,12 @@ does a last line that has no newline.
 
 from __future__ import annotations
 
+from workers.common.policy import BLOCK
 from workers.journal import json_fields
 from workers.journal.fields import split_priority
 from workers.journal.native import Sent
 from workers.journal.socket import Sender
 from workers.lines import framing, multiline
-from workers.lines.buffer import BLOCK
 from workers.lines.sink import RecordSink
 
 TYPE_CHECKING = False

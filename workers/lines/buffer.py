@@ -10,15 +10,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from workers.common.policy import BLOCK
 from workers.common.shared_memory import PAGE_BYTES, Memory, Record
 
 READ_BYTES = 256 << 10
 """Bytes taken at once. A quarter of the source pipe, so that reading, formatting and writing stay
 in the processor's cache: 1 MiB at once is slower."""
-
-
-BLOCK, DROP_NEW, DROP_OLD = "block", "drop-new", "drop-old"
-"""The policy of a stream: the container waits, or lines are dropped, see `workers.lines.drop`."""
 
 _NEWLINE = ord("\n")
 

@@ -11,8 +11,8 @@ import select
 import time
 from enum import Enum
 
+from workers.common.policy import BLOCK
 from workers.lines import copy as lines
-from workers.lines.buffer import BLOCK
 from workers.lines.drop_reader import DropReader
 from workers.lines.reader import Filled
 

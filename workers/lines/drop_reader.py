@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from enum import IntEnum
 
-from workers.lines.buffer import DROP_OLD
+from workers.common.policy import DROP_OLD
 from workers.lines.reader import LineReader
 
 TYPE_CHECKING = False

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 
+from workers.common.policy import BLOCK
 from workers.copy.route import CopyError
 from workers.lines import copy, drop
-from workers.lines.buffer import BLOCK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from enum import Enum
-from typing import NamedTuple
+
+from workers.common.records import dataclass
 
 
 class TaskKind(Enum):
@@ -21,7 +22,8 @@ class TaskKind(Enum):
     COUNT_REST = "count the rest"
 
 
-class Task(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Task:
     """The task of one worker. `until_s` is monotonic time, which supervisor and worker share."""
 
     kind: TaskKind

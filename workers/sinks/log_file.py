@@ -23,8 +23,9 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from workers.common.fd_slot import FdSlot
+from workers.common.policy import BLOCK
 from workers.common.shared_memory import Memory, Record
-from workers.lines.buffer import BLOCK, LineBuffer
+from workers.lines.buffer import LineBuffer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
