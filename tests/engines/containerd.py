@@ -59,17 +59,26 @@ class Task:
 class Containerd:
     """One daemon, its client, and what its containers leave. Owns the daemon, not the sandbox.
 
-    Public attributes: `sandbox`, `directory` (its own, with a short name), `namespace` (no other
-    test run has it: it is also the name of a cgroup), `log` (its stderr and stdout), `pid`.
+    Public attributes: `sandbox`, `directory` (its own, with a short name), `cgroup` (the parent of
+    its containers' cgroups, which no other test run has), `namespace` (of containerd; the same name
+    unless a test wants another), `log` (its stderr and stdout), `pid`.
     """
 
     def __init__(
-        self, inside: Sandbox, directory: Path, path: str, *, has_cri: bool = False, more: str = ""
+        self,
+        inside: Sandbox,
+        directory: Path,
+        path: str,
+        *,
+        namespace: str = "",
+        has_cri: bool = False,
+        more: str = "",
     ) -> None:
         """Write the settings. `path` is the daemon's PATH, `more` lines of its settings."""
         self.sandbox = inside
         self.directory = directory
-        self.namespace = f"fst-{os.getpid()}-{os.urandom(3).hex()}"
+        self.cgroup = f"fst-{os.getpid()}-{os.urandom(3).hex()}"
+        self.namespace = namespace or self.cgroup
         self.log = directory / "containerd.log"
         self.pid = 0
         self._path = path
@@ -202,12 +211,7 @@ class Containerd:
         with suppress(FileNotFoundError):
             bundles = self.bundle("x").parent
             found += [f"bundle {path}" for path in bundles.iterdir()]
-        found += [
-            f"cgroup {path}"
-            for where in self._cgroups()
-            for path in where.iterdir()
-            if path.is_dir()
-        ]
+        found += [f"cgroup {path}" for path in self.cgroups()]
         return found
 
     def wait_clean(self, *others: int) -> None:
@@ -234,21 +238,18 @@ class Containerd:
         for path in self.sandbox.path(_SOCKETS).glob("*"):
             path.unlink()
 
-    def _cgroups(self) -> list[Path]:
-        """Return the cgroups of the namespace, in each hierarchy (v1) or in the one (v2)."""
-        return [
-            path
-            for parent in (_CGROUPS, *_CGROUPS.iterdir())
-            if (path := parent / self.namespace).is_dir()
-        ]
+    def cgroups(self) -> list[Path]:
+        """Return the containers' cgroups, in each hierarchy (v1) or in the one (v2)."""
+        return [path for top in self._tops() for path in sorted(top.rglob("*")) if path.is_dir()]
 
     def remove_cgroups(self) -> None:
-        """Remove the cgroups of the namespace, once the sandbox has ended."""
-        for top in self._cgroups():
-            for path in sorted(top.rglob("*"), reverse=True):
-                if path.is_dir():
-                    path.rmdir()
-            top.rmdir()
+        """Remove the daemon's cgroups, once the sandbox has ended."""
+        for path in [*self._tops(), *self.cgroups()][::-1]:
+            path.rmdir()
+
+    def _tops(self) -> list[Path]:
+        parents = (_CGROUPS, *_CGROUPS.iterdir())
+        return [path for parent in parents if (path := parent / self.cgroup).is_dir()]
 
 
 @dataclass(frozen=True)
@@ -301,20 +302,29 @@ class Events:
 
 @contextmanager
 def containerd(
-    directory: Path, rootfs: Path, *, has_cri: bool = False, more: str = "", first_on_path: str = ""
+    directory: Path,
+    rootfs: Path,
+    *,
+    namespace: str = "",
+    has_cri: bool = False,
+    more: str = "",
+    first_on_path: str = "",
 ) -> Iterator[Containerd]:
     """Run a containerd with the image `IMAGE` in a sandbox; everything inside ends with it.
 
     Args:
         directory: The daemon's own; a short name, for the sockets in it.
         rootfs: What the image consists of.
+        namespace: The one of containerd that `ctr` uses, instead of one with a fresh name.
         has_cri: Whether the CRI plugin runs, too.
         more: More lines for the daemon's settings.
         first_on_path: The directories where the daemon looks for shims first, colons between.
     """
     path = ":".join(filter(None, (first_on_path, os.environ["PATH"], "/usr/sbin:/sbin")))
     with sandbox() as inside:
-        daemon = Containerd(inside, directory, path, has_cri=has_cri, more=more)
+        daemon = Containerd(
+            inside, directory, path, namespace=namespace, has_cri=has_cri, more=more
+        )
         daemon.start()
         archive = directory / "image.tar"
         write_archive(archive, rootfs)

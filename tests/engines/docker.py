@@ -44,7 +44,7 @@ class Docker:
             "hosts": [f"unix://{self.socket}"],
             "containerd": str(cd.address),
             "containerd-namespace": cd.namespace,
-            "cgroup-parent": f"/{cd.namespace}",
+            "cgroup-parent": f"/{cd.cgroup}",
             "bridge": "none",
             "iptables": False,
             "ip6tables": False,
