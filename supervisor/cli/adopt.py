@@ -10,9 +10,9 @@ import os
 from contextlib import ExitStack
 
 from supervisor.cli import daemon, foreground
-from supervisor.container.handover_manager import Leftovers
 from supervisor.container.request import Outcome, StartRequest, request_of
 from supervisor.handover import discover, reexec, successor
+from supervisor.handover.manager import Leftovers
 from supervisor.handover.own_command import own_command
 from supervisor.linux import signals
 from supervisor.linux.errors import ShimError
@@ -94,7 +94,7 @@ def take_over(
     """Supervise the container of the store `store`, here or as a daemon; returns as `run`.
 
     Raises:
-        ShimError: As `snapshot.restore`.
+        ShimError: As `restore.restore`.
     """
     os.chdir(claimed.state_dir)
     if detach and SOCKET_VARIABLE not in os.environ:
@@ -143,7 +143,7 @@ def _adopter(
 
     With `on_started` this process is a daemon. `starts`: see `Succession`.
     """
-    from supervisor.container import snapshot  # not needed by a plain `run`
+    from supervisor.container import restore  # not needed by a plain `run`
 
     is_daemon = on_started is not None
     contents = discover.look(store, claimed.state_dir)
@@ -165,8 +165,8 @@ def _adopter(
         log.notice(f"adopting, after supervisor {contents.document['pid']}")
         left = discover.workers(claimed.state_dir)
         fd_holders = discover.fd_holders(claimed.state_dir)
-        return snapshot.restore(
-            request, log, state_dir, contents, Leftovers(store, left, fd_holders)
+        return restore.restore(
+            request, log, state_dir, [contents], Leftovers(store, left, fd_holders)
         )
 
     return request, supervise_it
@@ -206,18 +206,18 @@ def succeed() -> int:
     return 0 if failed is None else failed.exit_status
 
 
-def restore() -> int:
+def reloaded() -> int:
     """Continue after a reload: this process was another program before. Returns as `run`.
 
     Raises:
-        ShimError: As `snapshot.restore`; or the handover cannot be used.
+        ShimError: As `restore.restore`; or the handover cannot be used.
     """
-    from supervisor.container import snapshot
+    from supervisor.container import restore
 
     arrival = reexec.arrive()
     if arrival is None:
         raise AssertionError("nothing was handed over")
-    document = arrival.contents.document
+    document = arrival.containers[0].document
     is_daemon = document["origin"]["is_daemon"]
     claimed = claim.Claim(document["origin"]["path"], arrival.lock)
     environment = {} if is_daemon else foreground.environment_of_a_main_process()
@@ -226,7 +226,7 @@ def restore() -> int:
         request = request_of(
             document, notifier=SILENT, command=command, environment=dict(os.environ)
         )
-        snapshot.dry_run(request, claimed.open_state_dir(), arrival.contents)
+        restore.dry_run(request, claimed.open_state_dir(), arrival.containers)
         reexec.end_rehearsal()
     request = request_of(
         document, notifier=Notifier(environment), command=command, environment=dict(os.environ)
@@ -235,7 +235,7 @@ def restore() -> int:
     request = replace(request, origin=origin)
 
     def supervise_on(log: Log, state_dir: StateDirectory) -> Outcome:
-        return snapshot.restore(request, log, state_dir, arrival.contents)
+        return restore.restore(request, log, state_dir, arrival.containers)
 
     if is_daemon:
         foreground.supervise_in_daemon(claimed, request, supervise_on, is_restored=True)

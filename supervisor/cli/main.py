@@ -35,9 +35,9 @@ def run_command() -> int:
     request: Request = options.read(COMMANDS, sys.argv[1:]) or parse(sys.argv[1:])
     try:
         if is_handed_over():
-            from supervisor.cli.adopt import restore
+            from supervisor.cli.adopt import reloaded
 
-            return restore()
+            return reloaded()
         if is_successor():
             from supervisor.cli.adopt import succeed
 

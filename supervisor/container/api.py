@@ -168,7 +168,12 @@ class ContainerApi:
         log = state_dir.open_log()
         of = launch.request
         spec = ContainerSpec(of.spec.container_id, of.spec.bundle, of.spec.runtime)
-        request = StartRequest(spec, of.stop, Origin(environment=of.origin.environment))
+        origin = Origin(
+            of.origin.path,
+            is_adoptable=of.origin.is_adoptable,
+            environment=of.origin.environment,
+        )
+        request = StartRequest(spec, of.stop, origin)
         made = Container(container.host, request, log, state_dir, config, parent=container)
         made.launch.owned.extend((log, state_dir))
         made.begin()

@@ -20,11 +20,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from supervisor.container.handover_manager import Inherited
     from supervisor.container.host import Host
     from supervisor.container.init_process import Process
     from supervisor.container.request import StartRequest
     from supervisor.container.running import Running
+    from supervisor.handover.manager import Inherited
     from supervisor.linux.event_loop import Timer
     from supervisor.oci.process_json import CheckpointRecord, ProcessConfig
     from supervisor.state.directory import StateDirectory
@@ -49,7 +49,7 @@ class Container:
     SNAPSHOT = ("launch", "_running", "process", "is_stopping")
     TRANSIENT = (
         "host",
-        "parent",  # a host with an exec'd process hands nothing over
+        "parent",  # found by the container id
         "machine",  # only a container that runs is handed over
         "is_started",
         "sequence",
@@ -220,7 +220,9 @@ class Container:
         self.running.service.ready()
         for signum in self.sequence.early_signals():
             self.signal_process(signum)
-        self.running.handover.running()
+        self.running.handover.changed()
+        if self.host.reload is not None:
+            self.host.reload.look()
         self.announce(Notice.STARTED)
 
     def process_ended(self) -> None:
@@ -267,15 +269,6 @@ class Container:
         """Send a signal to the process, if it lives."""
         if self.process is not None:
             self.process.signal(signum)
-
-    def reload(self) -> None:
-        """Take up the installed version, if it shows that it can take over."""
-        count = len(self.host.containers)
-        if count > 1:
-            self.launch.log.warning(f"SIGHUP: not reloaded: this supervisor has {count} processes")
-            return
-        self.assemble()
-        self.running.handover.reload(is_yet_to_come=not self.is_started)
 
     # The end.
 

@@ -25,9 +25,13 @@ from workers.process import title as title_of_process
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Any
 
     from supervisor.container.request import Outcome, StartRequest
+    from supervisor.container.snapshot import Snapshot
+    from supervisor.handover.reload import Reload
     from supervisor.state.directory import StateDirectory
+    from supervisor.state.fd_store import FdWriter
     from supervisor.state.log import Log
 
 _NEEDED_FDS = 3
@@ -40,6 +44,8 @@ class Host:
     Attributes:
         containers: Those that have not ended, exec'd processes included.
         on_signal: What a signal other than SIGCHLD does; see `SignalPolicy`.
+        reload: Made with the first container that is assembled.
+        front_end_document: Returns what the front end needs after a reload, as JSON.
     """
 
     def __init__(
@@ -60,6 +66,8 @@ class Host:
         self.reaper = Reaper()
         self.containers: list[Container] = []
         self.on_signal: Callable[[int], None] = SignalPolicy(self).deliver
+        self.reload: Reload | None = None
+        self.front_end_document: Callable[[FdWriter], Any] = lambda _fd_writer: None
         self._reap_more = self.loop.timer(self.reap)
         self._title = ""
         syscalls.set_child_subreaper(True)
@@ -93,10 +101,23 @@ class Host:
                     what += f"; `forkshim adopt {container.request.spec.container_id}` goes on"
             raise AbandonedError(f"unforeseen, the supervisor ends: {what}") from error
 
+    def ask_for_reload(self) -> None:
+        """Execute the installed version, with all containers, if its dry run succeeds."""
+        for container in self.containers:
+            container.assemble()
+        if self.reload is not None:
+            self.reload.ask()
+
+    def reload_sources(self) -> list[Snapshot]:
+        """Return the containers for a reload, in the order of their coming."""
+        return [container.running.snapshot for container in self.containers]
+
     def _is_over(self) -> bool:
         for container in [*self.containers]:
             if container.has_left():
                 self.containers.remove(container)
+                if self.reload is not None:
+                    self.reload.look()
         return not self.containers
 
     def _dispatch(self) -> None:
@@ -134,9 +155,12 @@ class SignalPolicy:
 
     def deliver(self, signum: int) -> None:
         """Carry out what the signal means."""
-        for container in [*self._host.containers]:
-            if container.parent is None:
-                self._deliver(container, signum)
+        containers = [each for each in self._host.containers if each.parent is None]
+        if signum == signal.SIGHUP and any(each.request.origin.command for each in containers):
+            self._host.ask_for_reload()
+            return
+        for container in containers:
+            self._deliver(container, signum)
 
     def _deliver(self, container: Container, signum: int) -> None:
         request = container.request
@@ -144,8 +168,6 @@ class SignalPolicy:
             container.stop_by(signum)
         elif signum == signal.SIGWINCH and request.spec.terminal is not None:
             container.launch.loop.guarded("window size", container.launch.pipes.fit_to_window)()
-        elif signum == signal.SIGHUP and request.origin.command:
-            container.reload()
         elif signum in FORWARDED_SIGNALS:
             container.sequence.forward(signum)
 

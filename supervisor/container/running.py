@@ -8,13 +8,14 @@ from __future__ import annotations
 from supervisor.container.api import ContainerApi, StreamNotices
 from supervisor.container.control_channel import ControlChannel
 from supervisor.container.exit import ExitSequence
-from supervisor.container.handover_manager import HandoverManager
 from supervisor.container.init_process import ContainerInit, Process
 from supervisor.container.lifecycle import Action, Event, Notice
 from supervisor.container.request import StreamEnd
 from supervisor.container.service_status import ServiceStatus
 from supervisor.container.snapshot import Snapshot
 from supervisor.container.stop import Stopper
+from supervisor.handover.manager import HandoverManager
+from supervisor.handover.reload import Reload
 from supervisor.io.stream_set import StreamSet
 from supervisor.linux.errors import describe_calls
 from supervisor.oci import kill_scope
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
     from supervisor.children.notify_worker import NotifyWorker
     from supervisor.container.container import Container
-    from supervisor.container.handover_manager import Inherited
     from supervisor.container.start import Launch
+    from supervisor.handover.manager import Inherited
     from supervisor.io.stream import Stream
 
 
@@ -58,20 +59,23 @@ class Running:
         """Make everything; with `inherited` as an earlier supervisor had it."""
         request, loop, log = launch.request, launch.loop, launch.log
         packed = inherited.contents.document["container"] if inherited else None
+        parent = container.parent
         self._launch = launch
         self._container = container
         self.snapshot = Snapshot(container, launch, self)
-        self.handover = HandoverManager(
+        launch.host.reload = launch.host.reload or Reload(launch.host)
+        self.handover: HandoverManager = HandoverManager(
             loop,
             launch.host.reaper,
-            launch.invoker,
             log,
-            request,
+            request.origin,
             launch.state_dir,
             self.snapshot,
             inherited,
+            container_id=request.spec.container_id,
             title=launch.title,
             null_fd=launch.host.null.fileno(),
+            parent=parent.running.handover if parent else None,
         )
         self.stream_set = StreamSet(
             loop,

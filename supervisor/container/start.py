@@ -25,10 +25,10 @@ from supervisor.oci.invoke import HURRY_S, RuntimeInvoker
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from supervisor.container.container import Container
-    from supervisor.container.handover_manager import Inherited
     from supervisor.container.host import Host
     from supervisor.container.request import StartRequest
     from supervisor.container.running import Running
+    from supervisor.handover.manager import Inherited
     from supervisor.io.stream import Stream
     from supervisor.linux.event_loop import Loop
     from supervisor.linux.exit_status import Termination

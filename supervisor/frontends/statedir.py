@@ -99,19 +99,19 @@ def _arrive() -> reexec.Arrival | None:
 def _dry_run(
     arrival: reexec.Arrival, command: tuple[str, ...], state_dir: StateDirectory
 ) -> NoReturn:
-    from supervisor.container import snapshot
+    from supervisor.container import restore
     from supervisor.handover import reexec
 
-    snapshot.dry_run(_restored_request(arrival, command), state_dir, arrival.contents)
+    restore.dry_run(_restored_request(arrival, command), state_dir, arrival.containers)
     reexec.end_rehearsal()
 
 
 def _restore(
     arrival: reexec.Arrival, command: tuple[str, ...], log: Log, state_dir: StateDirectory
 ) -> Outcome:
-    from supervisor.container import snapshot
+    from supervisor.container import restore
 
-    return snapshot.restore(_restored_request(arrival, command), log, state_dir, arrival.contents)
+    return restore.restore(_restored_request(arrival, command), log, state_dir, arrival.containers)
 
 
 def _raise_error_of(outcome: Outcome) -> None:
@@ -121,7 +121,7 @@ def _raise_error_of(outcome: Outcome) -> None:
 
 def _restored_request(arrival: reexec.Arrival, command: tuple[str, ...]) -> StartRequest:
     return request_of(
-        arrival.contents.document,
+        arrival.containers[0].document,
         notifier=SILENT,
         command=command,
         environment=dict(os.environ),

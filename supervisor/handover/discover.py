@@ -157,7 +157,16 @@ def workers(state_dir: str) -> list[fds.Fd]:
         FdStoreError: As `find`; or the kernel hides what a process of that title is.
     """
     counters = _read_handover(state_dir).counters
-    title, found = _title(state_dir), []
+    return workers_with(counters, os.path.basename(os.path.dirname(state_dir)))
+
+
+def workers_with(counters: str, container_id: str) -> list[fds.Fd]:
+    """Return pidfds of the processes that have mapped the counters with this inode; as `workers`.
+
+    Raises:
+        FdStoreError: The kernel hides what a process of the container's title is.
+    """
+    title, found = _TITLE + os.fsencode(container_id), list[fds.Fd]()
     for pid in _processes():
         try:
             if not _is_worker(pid, title) or _is_fd_holder(pid):

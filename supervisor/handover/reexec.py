@@ -40,12 +40,14 @@ class Arrival:
     """What this program was given by the one that it follows.
 
     Attributes:
-        contents: Owned by the caller of `arrive`.
+        contents: The host's document. Owned by the caller of `arrive`.
+        containers: The document of each container, in the host's order. Owned by the caller.
         lock: As `Claim` has it; not open for a state directory without one.
         is_rehearsal: Everything is a copy, and nothing may be done with it.
     """
 
     contents: FdReader
+    containers: list[FdReader]
     lock: fds.Fd
     is_rehearsal: bool
 
@@ -76,20 +78,62 @@ def arrive() -> Arrival | None:
             store.close()
         try:
             _check(contents.document, os.getppid() if is_rehearsal else os.getpid())
+            containers = _containers(contents)
         except FdStoreError:
             contents.close()
             raise
     except FdStoreError:
         lock.close()
         raise
-    return Arrival(contents, lock, is_rehearsal)
+    return Arrival(contents, containers, lock, is_rehearsal)
+
+
+def document(stores: list[dict[str, Any]], front_end: Any) -> dict[str, Any]:  # noqa: ANN401 -- JSON
+    """Return the document of a host.
+
+    Args:
+        stores: `ends` and `nonce` of the fd store with the document of each container.
+        front_end: What the front end needs after the reload, as JSON.
+    """
+    return {"pid": os.getpid(), "containers": stores, "front_end": front_end}
 
 
 def _check(document: dict[str, Any], pid: int) -> None:
-    if not document.keys() >= {"origin", "request", "container"}:
+    if not document.keys() >= {"front_end"} or not document.get("containers"):
         raise FdStoreError("handover: parts of the document are missing")
     if document.get("pid") != pid:
         raise FdStoreError(f"{HANDOVER_VARIABLE}: meant for another process")
+
+
+def _containers(contents: FdReader) -> list[FdReader]:
+    """Read the document of each container.
+
+    Raises:
+        FdStoreError: One cannot be read. Nothing stays open.
+    """
+    found: list[FdReader] = []
+    try:
+        found.extend(_container(contents, each) for each in contents.document["containers"])
+    except (FdStoreError, KeyError, TypeError, ValueError) as error:
+        for reader in found:
+            reader.close()
+        if isinstance(error, FdStoreError):
+            raise
+        raise FdStoreError(f"handover: {type(error).__name__}: {error}") from error
+    return found
+
+
+def _container(contents: FdReader, packed: dict[str, Any]) -> FdReader:
+    front, back = (contents.take(end).take() for end in packed["ends"])
+    store = FdStore(ends=(front, back), nonce=packed["nonce"])
+    try:
+        found = store.look()
+    finally:
+        store.close()
+    if not found.document.keys() >= {"origin", "request", "container"}:
+        found.close()
+        raise FdStoreError("handover: parts of the document are missing")
+    return found
 
 
 def dry_run(

@@ -198,7 +198,7 @@ def test_an_odd_environment_is_one_line(text: str, monkeypatch: pytest.MonkeyPat
 def test_a_document_for_another_process_is_refused(
     place: FdStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(place, pid=1, origin={}, request={}, container={})
+    put(place, pid=1, containers=[{}], front_end=None)
     front, back = (os.dup(fd) for fd in place.fds)
     monkeypatch.setenv(HANDOVER_VARIABLE, f"become {front} {back} -1")
     with pytest.raises(FdStoreError, match="meant for another process"):

@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor.container import handover_manager
-from supervisor.container.handover_manager import HandoverManager
-from supervisor.container.request import ContainerSpec, Origin, StartRequest
-from supervisor.handover import reexec
+from supervisor.handover import reexec, reload
+from supervisor.handover.reload import Reload
 from supervisor.linux import fds
 from supervisor.linux.exit_status import Exited
 from supervisor.linux.signals import SignalRouter
 from supervisor.oci.invoke import RuntimeInvoker
-from supervisor.state.directory import StateDirectory
 from supervisor.state.fd_store import FdWriter
 from tests.harness import waiting
 from tests.harness.forked import forked
@@ -108,51 +105,17 @@ def test_become_that_fails_leaves_everything_as_it_was(
 
 
 class Source:
-    """A supervisor that runs, with nothing to hand over."""
+    """A container that runs, with nothing to hand over. The supervisor can open no more."""
 
-    is_alive = is_running = True
+    container_id = "web"
+    command = ("/bin/true",)
+    environment = os.environ
+    lock_fd = -1
+    is_started = is_running = True
 
-    def __init__(self) -> None:
+    def __init__(self, rig: Rig) -> None:
         self.is_over = False
-
-    @property
-    def is_settled(self) -> bool:
-        return True
-
-    def document(self, fd_writer: FdWriter) -> dict[str, Any]:
-        fd_writer.add(0)
-        return {"container": {}}
-
-    def add_own(self, document: dict[str, Any], fd_writer: FdWriter) -> None:
-        """There is no console."""
-
-    def reloading(self) -> None:
-        """Nobody is to be told."""
-
-    def reload_is_over(self) -> None:
-        self.is_over = True
-
-    @property
-    def counters_fd(self) -> int:
-        return -1
-
-
-class PoorSource(Source):
-    """One that needs a descriptor for it."""
-
-    def document(self, fd_writer: FdWriter) -> dict[str, Any]:
-        os.close(os.dup(0))
-        return super().document(fd_writer)
-
-
-@pytest.mark.parametrize("kind", [Source, PoorSource])
-def test_after_a_hand_over_that_fails_every_signal_is_heard(rig: Rig, kind: type[Source]) -> None:
-    def work() -> None:
-        source = kind()
-        request = StartRequest(
-            ContainerSpec("web", "/", "runc"), origin=Origin(command=("/bin/true",))
-        )
-        calls = RuntimeInvoker(
+        self.invoker = RuntimeInvoker(
             rig.loop,
             rig.reaper,
             name="runc",
@@ -160,21 +123,51 @@ def test_after_a_hand_over_that_fails_every_signal_is_heard(rig: Rig, kind: type
             null_fd=rig.null.fileno(),
             environment=os.environ,
         )
-        handover = HandoverManager(
-            rig.loop,
-            rig.reaper,
-            calls,
-            rig.log,
-            request,
-            StateDirectory.open("/"),
-            source,
-            None,
-            title="forkshim: web",
-            null_fd=rig.null.fileno(),
-        )
+
+    @property
+    def is_settled(self) -> bool:
+        return True
+
+    def document_for_reload(self, fd_writer: FdWriter) -> dict[str, Any]:
+        fd_writer.add(0)
+        return {"container": {}}
+
+    def reloading(self) -> None:
+        """There is no service manager."""
+
+    def reload_is_over(self) -> None:
+        self.is_over = True
+
+
+class PoorSource(Source):
+    """It needs a descriptor for its document."""
+
+    def document_for_reload(self, fd_writer: FdWriter) -> dict[str, Any]:
+        os.close(os.dup(0))
+        return super().document_for_reload(fd_writer)
+
+
+class ReloadHost:
+    """A host with one container."""
+
+    def __init__(self, rig: Rig, source: Source) -> None:
+        self.loop, self.log, self.source = rig.loop, rig.log, source
+
+    def reload_sources(self) -> list[Source]:
+        return [self.source]
+
+    def front_end_document(self, _fd_writer: FdWriter) -> None:
+        """The front end needs nothing."""
+
+
+@pytest.mark.parametrize("kind", [Source, PoorSource])
+def test_after_a_hand_over_that_fails_every_signal_is_heard(rig: Rig, kind: type[Source]) -> None:
+    def work() -> None:
+        source = kind(rig)
+        asked = Reload(ReloadHost(rig, source))
         router = SignalRouter(has_job_control=False)
         no_descriptor_more()
-        handover._hand_over()
+        asked._hand_over()
         assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
         assert source.is_over
         heard: list[int] = []
@@ -191,7 +184,7 @@ def test_after_a_hand_over_that_fails_every_signal_is_heard(rig: Rig, kind: type
 
 
 class RestlessSource(Source):
-    """One that always has something halfway."""
+    """Something of it is always halfway."""
 
     looks = 0
 
@@ -204,34 +197,41 @@ class RestlessSource(Source):
 def test_a_reload_does_not_wait_for_ever_for_a_moment(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handover_manager, "_PATIENCE_S", 0.3)
-    source = RestlessSource()
-    request = StartRequest(ContainerSpec("web", "/", "runc"), origin=Origin(command=("/bin/true",)))
-    calls = RuntimeInvoker(
-        rig.loop,
-        rig.reaper,
-        name="runc",
-        cwd="/",
-        null_fd=rig.null.fileno(),
-        environment=os.environ,
-    )
-    state_dir = StateDirectory.open("/")
-    asked = HandoverManager(
-        rig.loop,
-        rig.reaper,
-        calls,
-        rig.log,
-        request,
-        state_dir,
-        source,
-        None,
-        title="forkshim: web",
-        null_fd=rig.null.fileno(),
-    )
-    asked.reload(is_yet_to_come=False)
+    monkeypatch.setattr(reload, "_PATIENCE_S", 0.3)
+    source = RestlessSource(rig)
+    asked = Reload(ReloadHost(rig, source))
+    asked.ask()
     rig.run_until(lambda: source.is_over)
     assert 5 <= source.looks <= 12
     (message,) = rig.messages("warn")
     assert message.endswith("goes on: its workers do not come to rest")
-    asked.close()
-    state_dir.close()
+
+
+def test_a_reload_of_several_says_which_container_is_on_its_way_out(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "_PATIENCE_S", 0.3)
+    sources = [Source(rig), Source(rig)]
+    sources[1].container_id, sources[1].is_running = "db", False
+    host = ReloadHost(rig, sources[0])
+    monkeypatch.setattr(host, "reload_sources", lambda: sources)
+    Reload(host).ask()
+    rig.run_until(lambda: sources[0].is_over)
+    (message,) = rig.messages("warn")
+    assert message.endswith("goes on: db does not run, and has not ended")
+
+
+def test_a_reload_of_several_waits_for_a_container_that_is_being_started(rig: Rig) -> None:
+    sources = [Source(rig), Source(rig)]
+    sources[1].is_started = sources[1].is_running = False
+    host = ReloadHost(rig, sources[0])
+    host.reload_sources = lambda: sources  # type: ignore[method-assign]
+    asked = Reload(host)
+    asked.ask()
+    asked.look()
+    assert rig.messages() == []
+    sources.pop()  # it has failed to start
+    asked.look()
+    rig.run_until(lambda: sources[0].is_over)
+    (message,) = rig.messages("warn")
+    assert "goes on: exit status 0" in message  # /bin/true is no supervisor
