@@ -15,6 +15,9 @@ client's fault: it is replaced once, and its successor has the same time.
 An engine's client that has left does not come back, so nothing is kept for it: what is in its fifo
 does not count, and where the fifo is full it is looked at whether anybody but us has it open.
 
+An output that attach clients hear waits for them behind its own sink. So the clients are given up
+first, and the sink has its time after that.
+
 While the container of an exec'd process lives none of these bounds holds: others of the container
 may have the process's streams, and their output ends when they end.
 """
@@ -24,6 +27,7 @@ from __future__ import annotations
 import time
 from enum import Enum
 
+from supervisor.io.attach.branch import ATTACH_SUFFIX
 from supervisor.io.stream import StreamPhase
 from workers.common.records import dataclass
 
@@ -181,18 +185,26 @@ class DrainWatch:
             if stream.name in self._done or stream.name in self._given_up:
                 continue
             verdict = judge(self._view(stream, is_stopping), now_s)
+            if verdict is Verdict.STALLED and self._waits_for_branch(stream):
+                continue
             if verdict is Verdict.DONE:
                 self._done.add(stream.name)
             elif verdict is not Verdict.WAIT and is_bounded:
                 judged.append((stream, verdict))
                 if verdict is Verdict.STALLED:
                     self._given_up[stream.name] = now_s
+                    trunk = stream.name.removesuffix(ATTACH_SUFFIX)
+                    self._moved_at_s[trunk] = now_s
                 elif verdict is Verdict.STUCK:
                     self._replaced.add(stream.name)
                     self._moved_at_s[stream.name] = now_s
                 elif verdict is Verdict.CLOGGED:
                     self._looked_for.add(stream.name)
         return judged
+
+    def _waits_for_branch(self, stream: Stream) -> bool:
+        branch = self._stream_set.branch_of(stream)
+        return branch is not None and not (branch.is_closed or branch.name in self._given_up)
 
     def _note_movement(self, stream: Stream, now_s: float) -> None:
         seen = (

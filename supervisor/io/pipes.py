@@ -11,6 +11,7 @@ import os
 import stat
 import termios
 
+from supervisor.io.stdio import ATTACH, ATTACH_KEPT_OPEN
 from supervisor.linux import fds, syscalls
 from supervisor.linux.errors import MachineError, reason_of_access
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from supervisor.io.user_terminal import UserTerminal
     from supervisor.oci.process_json import ProcessConfig
     from supervisor.state.fd_store import FdReader, FdWriter
+    from workers.copy.packet_stdin import PacketInput
 
 
 _NULL_DEVICE = os.makedev(1, 3)
@@ -49,6 +51,15 @@ def open_own_null() -> fds.Fd:
             root.close()
     except OSError:  # EPERM; ENOSYS, of a seccomp filter
         return fds.Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+
+
+def packet_input(setting: str) -> PacketInput | None:
+    """Return the sources of a stdin that attach clients write to; None for another stdin."""
+    if setting not in (ATTACH, ATTACH_KEPT_OPEN):
+        return None
+    from workers.copy.packet_stdin import PacketInput  # few front ends have such clients
+
+    return PacketInput(ends_with_client=setting == ATTACH)
 
 
 class Pipes:
@@ -103,7 +114,9 @@ class Pipes:
             name = next(iter(self._our_side))
             end = self._our_side.pop(name)
             if name == "stdin" and stdio.stdin is not None:
-                stream_set.add(Stream("stdin", stdio.stdin, end))
+                stream_set.add(
+                    Stream("stdin", stdio.stdin, end, packet_input=packet_input(self._record.stdin))
+                )
             else:
                 stream_set.add(self._output(name, end, stdio, name))
 
@@ -135,7 +148,9 @@ class Pipes:
             self.fit_to_window()
             stream_set.raw_terminal = self._terminal.make_raw()
         if stdio.stdin is not None:
-            stream_set.add(Stream("stdin", stdio.stdin, fds.Fd(os.dup(ptmx.fileno()))))
+            sink = fds.Fd(os.dup(ptmx.fileno()))
+            sources = packet_input(self._record.stdin)
+            stream_set.add(Stream("stdin", stdio.stdin, sink, packet_input=sources))
         source = fds.Fd(os.dup(ptmx.fileno()))
         stream_set.add(self._output("console", source, stdio, "stdout"))
 
@@ -178,6 +193,7 @@ class Pipes:
         is_parent: bool,
     ) -> None:
         """Take the console and the streams of an earlier supervisor."""
+        from supervisor.io.attach.branch import Branch
         from supervisor.io.stream import Stream
         from supervisor.oci.console_socket import peer
 
@@ -202,6 +218,8 @@ class Pipes:
                 setting=setting,
                 packed=each,
                 staging=(staging[0], staging[1]) if staging else None,
+                branches=[Branch.restore(branch, contents) for branch in each.get("branches", ())],
+                packet_input=packet_input(self._record.stdin) if each["name"] == "stdin" else None,
             )
             stream_set.restore_stream(
                 stream, each, contents.take(each["report"]), is_parent=is_parent

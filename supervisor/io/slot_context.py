@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from workers.process.counters import StreamCounters
 
 
+def _do_nothing() -> None:
+    pass
+
+
 @dataclass(slots=True)
 class SlotContext:
     """Made and owned by a `StreamSet`; its slots borrow everything.
@@ -30,6 +34,7 @@ class SlotContext:
         is_adoptable: Another supervisor can continue when this one is killed.
         on_change: Called when a stream has other descriptors than before.
         on_closed: Called when a stream was closed.
+        before_first_byte: Called before a stream's first worker takes the first byte.
         policy: What follows a failure.
         leftover_workers: pidfds of workers of a dead supervisor, which are being killed.
         raw_terminal: The person's terminal, in raw mode.
@@ -47,6 +52,7 @@ class SlotContext:
     is_adoptable: bool
     on_change: Callable[[], None]
     on_closed: Callable[[Stream], None]
+    before_first_byte: Callable[[], None] = _do_nothing
     policy: RestartPolicy = RestartPolicy()
     leftover_workers: list[fds.Fd] = field(default_factory=list)
     raw_terminal: RawTerminal | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import stat
 from functools import partial
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from supervisor.state.fd_store import FdReader, FdWriter
 
 READER_WAIT_S = 15.0
+
+ATTACH, ATTACH_KEPT_OPEN = "attach", "attach,keep-open"
+"""Settings of a stdin that attach clients write to (`io.attach.packet_clients`). With the first the end of
+one client's input is the end of stdin for all."""
 
 
 @dataclass(slots=True)
@@ -115,7 +120,8 @@ def restore(
     if packed["line_sinks"]:
         from supervisor.sinks.open import InheritedSinks, open_sinks
 
-        wanted = {name: sinks[name] for name in packed["line_sinks"]}
+        of_branch = SinkSpec(SinkKind.ATTACH)
+        wanted = {name: sinks.get(name, of_branch) for name in packed["line_sinks"]}
         stdio.line_sinks = open_sinks(
             wanted,
             container_id,
@@ -196,6 +202,10 @@ class StdioOpener:
             return
         if path == "passthrough":
             self._stdio.stdin = _duplicate(0)
+            return
+        if path in (ATTACH, ATTACH_KEPT_OPEN):
+            # Idle: its end is the verb that closes stdin.
+            self._stdio.stdin, self._stdio.stdin_closer = fds.pipe(mmap.PAGESIZE)
             return
         with_path = _open_path(path, self._dir_fd)
         try:

@@ -7,17 +7,19 @@ import os
 from contextlib import suppress
 from enum import Enum
 
-from supervisor.linux import fds
+from supervisor.io.attach.branch import Branch
+from supervisor.linux import fds, syscalls
 from workers.common.policy import BLOCK
 from workers.copy.route import Route
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from supervisor.sinks.sink import Sink
     from supervisor.state.fd_store import FdWriter
+    from workers.copy.packet_stdin import PacketInput
 
 
 class StreamPhase(Enum):
@@ -37,9 +39,9 @@ class StreamPhase(Enum):
 class Stream:
     """Owns the descriptors of one copy. `WorkerSlot` has its workers."""
 
-    SNAPSHOT_FDS = ("source", "sink", "staging")
+    SNAPSHOT_FDS = ("source", "sink", "staging", "branches")
     SNAPSHOT = ("name", "setting", "phase", "capacity_bytes")
-    TRANSIENT = ("sink_name", "is_passthrough", "line_sink", "reopen")
+    TRANSIENT = ("sink_name", "is_passthrough", "line_sink", "reopen", "packet_input")
     """These come again from the settings, see `supervisor.io.stdio`."""
 
     def __init__(
@@ -55,6 +57,8 @@ class Stream:
         setting: str = "",
         packed: Mapping[str, Any] | None = None,
         staging: tuple[fds.Fd, fds.Fd] | None = None,
+        branches: Sequence[Branch] = (),
+        packet_input: PacketInput | None = None,
     ) -> None:
         """Own `source` and `sink`, and a staging pipe unless both are pipes without a line sink.
 
@@ -69,6 +73,8 @@ class Stream:
             setting: "stdout" or "stderr": which setting of the client the sink is.
             packed: What `snapshot` of an earlier supervisor returned.
             staging: The staging pipe of that supervisor.
+            branches: The branches of that supervisor; owned.
+            packet_input: For a stdin that attach clients write to.
         """
         self.name = name
         self.source = source
@@ -79,13 +85,15 @@ class Stream:
         self.reopen = reopen
         self.setting = setting
         self.staging = staging
+        self.branches = list(branches)
+        self.packet_input = packet_input
         if packed is not None:
             self.phase = StreamPhase(packed["phase"])
             self.capacity_bytes: int = packed["capacity_bytes"]
             return
         self.phase = StreamPhase.OPEN
         if line_sink is not None or not (
-            fds.is_fifo(source.fileno()) and fds.is_fifo(sink.fileno())
+            fds.is_fifo(source.fileno()) and fds.is_fifo(sink.fileno()) and packet_input is None
         ):
             self.staging = fds.pipe()
         # Read now, while the pipe is ours alone: see `has_pending`.
@@ -103,6 +111,7 @@ class Stream:
             "source": fd_writer.add(self.source.fileno()),
             "sink": fd_writer.add(self.sink.fileno()),
             "staging": [fd_writer.add(end.fileno()) for end in self.staging or ()],
+            "branches": [branch.snapshot(fd_writer) for branch in self.branches],
         }
 
     @property
@@ -151,6 +160,7 @@ class Stream:
         """The descriptors that the worker gets."""
         staging = self.staging
         held_bytes = 0 if self.line_sink is None else self.line_sink.held_bytes
+        branches = tuple(branch.pipes for branch in self.branches if branch.is_on)
         return Route(
             self.source.fileno(),
             self.sink.fileno(),
@@ -158,7 +168,31 @@ class Stream:
             source_is_console=self.name == "console",
             capacity_bytes=max(0, self.capacity_bytes - held_bytes),
             sink_is_log=self.reopen is not None,
+            branches=branches,
+            tee=syscalls.tee if branches else None,
         )
+
+    def add_branch(self) -> tuple[Branch, fds.Fd]:
+        """Make a branch, and return it with the read end that brings its bytes.
+
+        Raises:
+            OSError: EMFILE, ENFILE.
+            ValueError: The sink cannot be interrupted, or the pipes are too small for a policy.
+        """
+        if not self.is_interruptible:
+            raise ValueError(f"{self.sink_name} is open for appending")
+        if self.staging is None:
+            self.staging = fds.pipe()
+        voice, (out_rfd, out_wfd) = fds.pipe(), fds.pipe()
+        branch = Branch(len(self.branches), voice, out_wfd)
+        sizes = [fds.capacity_bytes(end.fileno()) for end in (voice[1], self.staging[1])]
+        if self.is_lossy and sizes[0] < sizes[1]:
+            # What does not fit into a lossy stream's buffer goes back into an empty staging pipe.
+            branch.close()
+            out_rfd.close()
+            raise ValueError("no pipe may be as large as the first ones")
+        self.branches.append(branch)
+        return branch, out_rfd
 
     def has_pending(self) -> bool:
         """Say whether the worker has something to do: data to take, or an end of file to report.
@@ -172,6 +206,8 @@ class Stream:
 
     def has_room(self) -> bool:
         """Say whether what the worker has could be moved without waiting."""
+        if not all(branch.has_room() for branch in self.branches):
+            return False
         if self.line_sink is not None:
             return self.line_sink.has_room(self.sink.fileno())
         return fds.is_writable(self.sink.fileno())
@@ -218,6 +254,8 @@ class Stream:
         """
         self.phase = StreamPhase.CLOSED
         (self.sink if self.is_input else self.source).close()
+        for branch in self.branches:
+            branch.close()
         if self.has_own_fifo:  # no worker writes any more
             with suppress(OSError):  # EMFILE: how much of it was read will not be known
                 self.write_only()
@@ -225,5 +263,5 @@ class Stream:
     def close(self) -> None:
         """Close every descriptor."""
         self.phase = StreamPhase.CLOSED
-        for owner in (self.source, self.sink, *(self.staging or ())):
+        for owner in (self.source, self.sink, *(self.staging or ()), *self.branches):
             owner.close()

@@ -6,17 +6,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from functools import partial
 
 from supervisor.children import restart_policy
 from supervisor.children.restart_policy import RestartPolicy
+from supervisor.io.attach.branch import ATTACH_SUFFIX
 from supervisor.io.attach_hub import AttachHub
 from supervisor.io.reopen import LogReopener
 from supervisor.io.slot_context import SlotContext
+from supervisor.io.stream import Stream
 from supervisor.io.stream_copy import StreamCopy
 from supervisor.io.stream_log import StreamLog
 from supervisor.io.stuck import StuckDetector
+from supervisor.linux import fds
 from workers.process.counters import StreamCounters
 
 TYPE_CHECKING = False
@@ -24,11 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
-    from supervisor.io.stream import Stream
-    from supervisor.linux import fds
+    from supervisor.io.attach.packet_clients import PacketClients
     from supervisor.linux.event_loop import Loop
     from supervisor.linux.reaper import Reaper
-    from supervisor.sinks.sink import Drops
+    from supervisor.sinks.sink import Drops, Sink
     from supervisor.state.fd_store import FdWriter
     from supervisor.state.log import Log
     from workers.copy.stdin import RawTerminal
@@ -41,7 +44,9 @@ class StreamSet:
     most of them are one line.
     """
 
-    SNAPSHOT = ("_slots", "_counters", "_stream_log", "attach_clients", "_reopener")
+    SNAPSHOT = (
+        "_slots", "_counters", "_stream_log", "attach_clients", "_reopener", "packet_clients"
+    )  # fmt: skip
     TRANSIENT = (
         "_context",
         "_on_stream_over",
@@ -96,6 +101,7 @@ class StreamSet:
             on_closed=self._on_stream_closed,
         )
         self._slots: list[StreamCopy] = []
+        self.packet_clients: PacketClients | None = None
         self._reopener = LogReopener(loop, self._slots, self._stream_log, on_change)
         self.stuck = StuckDetector(self._slots, log)
 
@@ -114,6 +120,37 @@ class StreamSet:
     def outputs(self) -> list[Stream]:
         """The streams that run from the container."""
         return [stream for stream in self.streams if not stream.is_input]
+
+    @property
+    def trunks(self) -> list[Stream]:
+        """The outputs that the container has itself, and that are not over."""
+        return [
+            stream
+            for stream in self.outputs
+            if not (stream.name.endswith(ATTACH_SUFFIX) or stream.is_closed)
+        ]
+
+    def branch_of(self, trunk: Stream) -> Stream | None:
+        """Return the stream that the attach clients of an output hear, if it is a branch."""
+        name = trunk.name + ATTACH_SUFFIX
+        return next((stream for stream in self.streams if stream.name == name), None)
+
+    @property
+    def has_output_begun(self) -> bool:
+        """Whether a byte of an output was taken."""
+        return any(
+            self._counters.has_begun(slot.number)
+            for slot in self._slots
+            if not slot.stream.is_input
+        )
+
+    def null_stream(self, name: str, source: fds.Fd, sink: Sink) -> Stream:
+        """Add the stream of a branch, whose descriptor of a sink is /dev/null; return it."""
+        stream = Stream(
+            name, source, fds.Fd(os.dup(self._context.null_fd)), line_sink=sink, setting=name
+        )
+        self.add(stream)
+        return stream
 
     def slot(self, stream: Stream) -> StreamCopy:
         """Return the slot of a stream."""
@@ -203,6 +240,22 @@ class StreamSet:
         """Reopen every log file whose name is another file's by now."""
         self._reopener.reopen()
 
+    def serve_packets(self, line_sinks: dict[str, Sink]) -> PacketClients:
+        """Return the owner of SEQPACKET clients; `line_sinks` has the sinks of all streams."""
+        if self.packet_clients is None:
+            from supervisor.io.attach.packet_clients import (
+                PacketClients,  # few front ends have them
+            )
+
+            clients = PacketClients(self._context.loop, self._context.log, self, line_sinks)
+            self._context.before_first_byte = clients.accept_pending
+            self.packet_clients = clients
+        return self.packet_clients
+
+    def changed(self) -> None:
+        """Tell that the next supervisor would miss something."""
+        self._context.on_change()
+
     def attach(self, setting: str, fifo: str) -> None:
         """Let the reader of `fifo` hear the stream of this setting from now on."""
         live = [slot for slot in self._slots if slot.stream.is_live_output]
@@ -230,6 +283,8 @@ class StreamSet:
     def close(self) -> None:
         """Close every descriptor: the clients see end of file."""
         self.attach_clients.close()
+        if self.packet_clients is not None:
+            self.packet_clients.close()
         for slot in self._slots:
             slot.stream.close()
         for each in self._context.leftover_workers:
@@ -246,6 +301,7 @@ class StreamSet:
             "stream_log": self._stream_log.snapshot(),
             "attach_clients": self.attach_clients.snapshot(fd_writer),
             "is_to_reopen": self._reopener.is_pending,
+            "packet_clients": self.packet_clients and self.packet_clients.snapshot(fd_writer),
         }
 
     @property

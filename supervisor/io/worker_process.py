@@ -179,6 +179,10 @@ def _work(
     context: SlotContext, stream: Stream, worker_context: WorkerContext
 ) -> Callable[[], None]:
     route = stream.route
+    if stream.packet_input is not None:
+        from workers.copy import packet_stdin  # loaded already, with the stream's `packet_input`
+
+        return partial(packet_stdin.work, worker_context, route, stream.packet_input)
     if stream.is_input:
         return partial(stdin.work, worker_context, route, context.raw_terminal)
     attach_clients = context.attach_hub.clients_of(stream)

@@ -142,6 +142,7 @@ class WorkerSlot:
             self._fork(self._first_task())
 
     def _on_source_ready(self) -> None:
+        self._context.before_first_byte()
         if fds.is_at_end(self.stream.source.fileno()):
             self._close()
         elif self.stream.has_pending():
@@ -176,6 +177,23 @@ class WorkerSlot:
             self._leaving.remove(old)
             self.worker = old
             self._retry_later(restart_policy.FORK_AGAIN_S, lambda: self.replace(self._first_task()))
+
+    def begin_or_replace(self) -> None:
+        """Have a worker now, another one if there is one."""
+        if self.worker is None and not self._has_begun:
+            self.begin()
+        else:
+            self.replace()
+
+    def park(self) -> None:
+        """Have no worker until there is something to read again."""
+        self._retry.cancel()
+        self._context.counters.clear_begun(self.number)
+        old, self.worker = self.worker, None
+        if old is not None and not old.is_reaped:
+            self._leaving.append(old)
+            old.dismiss(self._on_left)
+        self.start()
 
     def kill(self) -> None:
         """Kill the worker; another one follows."""

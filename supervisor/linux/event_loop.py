@@ -86,13 +86,16 @@ class Loop:
         self._on_failed = on_failed
         self.off: set[str] = set()
 
-    def watch(self, fd: int, callback: Callback, *, feature: str = "") -> None:
+    def watch(
+        self, fd: int, callback: Callback, *, feature: str = "", is_read: bool = True
+    ) -> None:
         """Call `callback` whenever `fd` can be read, or is at end of file. `fd` is borrowed.
 
-        The descriptor has to be non-blocking: an event may be stale when it is served.
+        The descriptor has to be non-blocking: an event may be stale when it is served. Without
+        `is_read` only the hang-up of both directions, or an error, is an event.
         """
         if feature not in self.off:
-            self.epoll.register(fd, select.EPOLLIN)
+            self.epoll.register(fd, select.EPOLLIN if is_read else 0)
             self.watches[fd] = (callback, feature, self)
 
     def forget(self, fd: int) -> None:

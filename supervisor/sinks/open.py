@@ -74,6 +74,10 @@ def open_sinks(
                 from supervisor.sinks import journal_sink
 
                 opened[name] = journal_sink.open_journal_stream(name, sink, container_id, kept)
+            elif sink.kind is SinkKind.ATTACH:
+                from supervisor.sinks import attach_sink
+
+                opened[name] = attach_sink.AttachSink(name, kept)
             elif sink.is_descriptor:
                 from supervisor.sinks import buffered_sink
 

@@ -8,6 +8,7 @@
 - `journal`: native records; `priority=5` for lines without their own, `tag=web`, `max-line=1M`,
   `annotation=com.example.*` (may be repeated), `json=yes`, `join=indented`
 - `journal-stream`: lines, as systemd's own StandardOutput=journal; `priority=5`, `tag=web`
+- `attach`: packets to the attach clients of conmon's front end, which alone asks for it
 - `null`: discards the stream; so do "" and /dev/null
 - `passthrough`: descriptor 1 or 2 of the supervisor
 - `path:PATH` or any other PATH: a fifo, a device or an existing file, neither created nor
@@ -50,6 +51,7 @@ class SinkKind(Enum):
     JOURNAL = "journal"
     JOURNAL_STREAM = "journal-stream"
     PASSTHROUGH = "passthrough"
+    ATTACH = "attach"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,16 +134,16 @@ def check_typed(text: str) -> SinkSpec:
         UsageError: As `parse_sink`; the kind is unknown; or options follow a bare path.
     """
     sink = parse_sink(text)
-    if not text or _KINDS.get(_word(text)) is not None:
+    if not text or _KINDS.get(_word(text), SinkKind.ATTACH) is not SinkKind.ATTACH:
         return sink
     word = _word(text)
     if "/" not in word:
         import difflib  # only for a mistyped kind
 
-        close = difflib.get_close_matches(word.lower(), _KINDS, n=1)
+        close = difflib.get_close_matches(word.lower(), _TYPED_KINDS, n=1)
         meant = f" (did you mean {close[0]}?)" if close else ""
         raise UsageError(
-            f"sink {text}: no kind is called {word}{meant}; there are {', '.join(_KINDS)}; "
+            f"sink {text}: no kind is called {word}{meant}; there are {', '.join(_TYPED_KINDS)}; "
             f"a path has a slash in it, as in ./{text}"
         )
     _refuse_options_at_the_end(text, "path", text)
@@ -300,4 +302,7 @@ _OPTIONS: dict[SinkKind, dict[str, _Option]] = {
 _OPTION_NAMES = frozenset(name for options in _OPTIONS.values() for name in options)
 _KINDS = {kind.value: kind for kind in SinkKind}
 _WITH_PATH = frozenset({SinkKind.FILE, SinkKind.CRI, SinkKind.PATH})
-_WITH_LINE_SINK = frozenset({SinkKind.CRI, SinkKind.JOURNAL, SinkKind.JOURNAL_STREAM})
+_TYPED_KINDS = [name for name, kind in _KINDS.items() if kind is not SinkKind.ATTACH]
+_WITH_LINE_SINK = frozenset(
+    {SinkKind.CRI, SinkKind.JOURNAL, SinkKind.JOURNAL_STREAM, SinkKind.ATTACH}
+)

@@ -37,7 +37,7 @@ def test_every_attribute_is_handed_over_or_listed_as_transient(site: Site) -> No
     streams = site.stream_set
     things = [
         stream, slot, streams, streams.attach_clients, streams._stream_log, streams._reopener,
-        Stdio(), Pipes(ProcessConfig(), None, -1),
+        Stdio(), Pipes(ProcessConfig(), None, -1), streams.serve_packets({}),
     ]  # fmt: skip
     for thing in things:
         kind: Any = type(thing)

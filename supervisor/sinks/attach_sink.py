@@ -1,0 +1,76 @@
+"""The attach clients of one output as its sink, `attach`: packets over SEQPACKET sockets."""
+
+from __future__ import annotations
+
+from supervisor.linux import fds
+from supervisor.linux.errors import ShimError, reason
+from supervisor.sinks.sink import Drops
+from workers.common.policy import BLOCK
+from workers.common.ring import RING_BYTES, Ring
+from workers.copy import packet_hub
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from supervisor.state.fd_store import FdWriter
+    from workers.copy.packet_hub import HubClient
+    from workers.copy.route import Route
+    from workers.process.context import WorkerContext
+
+_STDOUT, _STDERR = 2, 3
+"""First byte of a packet; a console is stdout. Source: conmon's attach protocol."""
+
+
+class AttachSink:
+    """A ring, and the clients at this moment. Owns the ring; `io.attach.packet_clients` the sockets.
+
+    Attributes:
+        clients: What the next worker gets; the owner of the sockets assigns it.
+    """
+
+    is_file = False
+    is_deleted = False
+    policy = BLOCK
+
+    def __init__(self, stream: str, kept: Sequence[int] = ()) -> None:
+        """Make the ring of an output, or of the branch of one; `kept`: of an earlier supervisor.
+
+        Raises:
+            ShimError: EMFILE, ENOMEM.
+        """
+        kind = _STDERR if stream.startswith("stderr") else _STDOUT
+        try:
+            self.ring = Ring(kind, fd=kept[0] if kept else -1)
+        except OSError as error:
+            raise ShimError(f"shared memory for attach clients: {reason(error)}") from error
+        self.clients: Sequence[HubClient] = ()
+
+    def drops(self) -> Drops:
+        """Return nothing: what one client has skipped, another one has."""
+        return Drops(0, 0)
+
+    @property
+    def held_bytes(self) -> int:
+        """The size of the ring."""
+        return RING_BYTES
+
+    def has_room(self, _sink_fd: int) -> bool:
+        """Say whether a client could take a packet; without clients it is discarded."""
+        return not self.clients or any(fds.is_writable(client.fd) for client in self.clients)
+
+    def work(self, context: WorkerContext, route: Route) -> None:
+        """Run a worker; called in the child."""
+        packet_hub.work(context, route, self.ring, self.clients)
+
+    def reopen(self) -> None:
+        """Do nothing: a client that has left does not come back to its socket."""
+
+    def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
+        """Return the state for `open_sinks` of another supervisor."""
+        return {"fds": [fd_writer.add(self.ring.fd)]}
+
+    def close(self) -> None:
+        """Close the ring."""
+        self.ring.close()
