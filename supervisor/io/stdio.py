@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 READER_WAIT_S = 15.0
 
 ATTACH, ATTACH_KEPT_OPEN = "attach", "attach,keep-open"
-"""Settings of a stdin that attach clients write to (`io.attach.packet_clients`). With the first the end of
-one client's input is the end of stdin for all."""
+"""Settings of a stdin that attach clients write to, see `io.attach.packet_clients`. With the first
+the end of one client's input is the end of stdin for all."""
 
 
 @dataclass(slots=True)

@@ -24,10 +24,10 @@ _STDOUT, _STDERR = 2, 3
 
 
 class AttachSink:
-    """A ring, and the clients at this moment. Owns the ring; `io.attach.packet_clients` the sockets.
+    """A ring, and the clients at this moment. Owns the ring and not the sockets.
 
     Attributes:
-        clients: What the next worker gets; the owner of the sockets assigns it.
+        clients: What the next worker gets; `io.attach.packet_clients` assigns it.
     """
 
     is_file = False
