@@ -1,6 +1,6 @@
 # Everything a developer does with forkshim. CI does the same: see .ci/run.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test check fmt bench soak deb lock clean
+.PHONY: help setup demo lint test check fmt bench soak fuzz deb lock clean
 
 python := .venv/bin/python
 coverage := $(python) -m coverage
@@ -62,6 +62,9 @@ bench: setup ## speed and memory, beside others; make bench ARGS='start idle --j
 
 soak: setup ## random faults for 9 minutes; make soak ARGS='--seconds 3600 --seed 7' for more
 	@$(python) -m tests.faults $(ARGS)
+
+fuzz: setup ## malformed engines' messages for 10 minutes; make fuzz ARGS='--seconds 60 --seed 7'
+	@$(python) -m tests.fuzz $(ARGS)
 
 deb: setup ## build dist/forkshim_VERSION_ARCH.deb, for the Debian release that this machine runs
 	@systemd/deb/build

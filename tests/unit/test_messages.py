@@ -8,37 +8,16 @@ from typing import TYPE_CHECKING
 import pytest
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from supervisor.wire import cgroup_metrics, messages
-from supervisor.wire.protobuf import (
-    BOOL,
-    BYTES,
-    STRING,
-    STRING_MAP,
-    Field,
-    MessageType,
-    decode,
-    encode,
-)
+from supervisor.wire import messages
+from supervisor.wire.protobuf import STRING_MAP, Field, MessageType, decode, encode
 from tests.harness.containerd_contract import accounts, google_classes
+from tests.harness.wire_mutants import TABLES, some_values
 
 if TYPE_CHECKING:
     from typing import Any
 
-TABLES = {
-    table.name: table
-    for module in (messages, cgroup_metrics)
-    for table in vars(module).values()
-    if isinstance(table, MessageType)
-}
 GOOGLE = google_classes()
 ROUNDS = 20
-_LIMITS = {
-    "int32": (-(2**31), 2**31),
-    "enum": (-(2**31), 2**31),
-    "int64": (-(2**63), 2**63),
-    "uint32": (0, 2**32),
-    "uint64": (0, 2**64),
-}
 
 
 def test_every_message_of_the_contract_has_a_table_of_those_fields() -> None:
@@ -69,7 +48,7 @@ def test_google_reads_and_writes_the_same(name: str) -> None:
     table = TABLES[name]
     random = Random(name)
     for _ in range(ROUNDS):
-        values = _some_values(table, random)
+        values = some_values(table, random)
         theirs = _google_message(GOOGLE[name](), table, values)
         read = GOOGLE[name].FromString(encode(table, values))
         assert read == theirs
@@ -84,35 +63,6 @@ def _kind_name(field: Field) -> str:
     if isinstance(field.kind, MessageType):
         return field.kind.name
     return "map" if field.kind == STRING_MAP else field.kind
-
-
-def _some_values(table: MessageType, random: Random) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for field in table.by_name.values():
-        if field.repeated:
-            values[field.name] = [_one(field, random) for _ in range(random.choice((0, 1, 2, 9)))]
-        elif isinstance(field.kind, MessageType) and random.random() < 0.3:
-            values[field.name] = None
-        else:
-            values[field.name] = _one(field, random)
-    return values
-
-
-def _one(field: Field, random: Random) -> Any:
-    kind = field.kind
-    if isinstance(kind, MessageType):
-        return _some_values(kind, random)
-    if kind == BOOL:
-        return random.random() < 0.5
-    if kind == BYTES:
-        return random.randbytes(random.choice((0, 1, 127, 128, 300)))
-    if kind == STRING:
-        return "".join(random.choices("aZ0/\0\u00e9\u20ac\U0001f600", k=random.choice((0, 1, 60))))
-    if kind == STRING_MAP:
-        text = Field(1, "text", STRING)
-        return {_one(text, random): _one(text, random) for _ in range(random.choice((0, 1, 3)))}
-    lowest, beyond = _LIMITS[kind]
-    return random.choice((0, 1, 127, 128, lowest, beyond - 1, random.randrange(lowest, beyond)))
 
 
 def _google_message(message: Any, table: MessageType, values: dict[str, Any]) -> Any:
