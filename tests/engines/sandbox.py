@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,8 +109,9 @@ class Sandbox:
     def pid_outside(self, pid_inside: int) -> int:
         """Return the pid outside of a process that has `pid_inside` inside."""
         for process in self.processes():
-            if self.pid_inside(process.pid) == pid_inside:
-                return process.pid
+            with suppress(FileNotFoundError, ProcessLookupError):  # another one that has ended
+                if self.pid_inside(process.pid) == pid_inside:
+                    return process.pid
         raise ProcessLookupError(f"no process has pid {pid_inside} in the sandbox")
 
     def pid_inside(self, pid: int) -> int:
