@@ -61,6 +61,9 @@ would return to the same fault, for ever."""
 JOB_CONTROL_SIGNALS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 """Left alone at a shell, which stops and continues us; ignored where there is no shell."""
 
+EVERY_SIGNAL = signal.valid_signals()
+_CATCHABLE_SIGNALS = EVERY_SIGNAL - {signal.SIGKILL, signal.SIGSTOP}
+
 
 def hold() -> None:
     """Let what will be routed wait until it is: a stop must not end us halfway in our preparations.
@@ -93,9 +96,8 @@ def release() -> None:
 def drop_handlers() -> None:
     """Reset each signal that has a handler or is ignored to its default; called in a child."""
     signal.set_wakeup_fd(-1)
-    for signum in signal.valid_signals():
-        if signal.getsignal(signum) not in (signal.SIG_DFL, None):
-            signal.signal(signum, signal.SIG_DFL)
+    for signum in _CATCHABLE_SIGNALS:
+        signal.signal(signum, signal.SIG_DFL)
 
 
 class SignalRouter:

@@ -106,8 +106,7 @@ def exec_program(
 
 
 def _fork() -> int:
-    everything = signal.valid_signals()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, everything)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.EVERY_SIGNAL)
     pid = -1
     try:
         pid = os.fork()

@@ -31,6 +31,12 @@ _SYS_RT_SIGACTION = {
     "s390x": 174,
 }
 
+_machine = os.uname().machine
+_RT_SIGACTION = (
+    ctypes.c_long(_SYS_RT_SIGACTION[_machine]) if _machine in _SYS_RT_SIGACTION else None
+)
+_KernelSigaction = ctypes.c_ulong * 8
+
 _IOPRIO_WHO_PROCESS = 1
 # The same on every architecture; glibc has functions for them from 2.36 on.
 _SYS_MOVE_MOUNT = 429
@@ -103,13 +109,10 @@ def set_ignored(signum: int, *, is_ignored: bool) -> None:
 
     Source: rt_sigaction(2); the handler is the first word of the kernel's structure.
     """
-    number = _SYS_RT_SIGACTION.get(os.uname().machine)
-    if number is None:
+    if _RT_SIGACTION is None:
         return
-    action = (ctypes.c_ulong * 8)(int(is_ignored))  # SIG_DFL is 0, SIG_IGN is 1
-    result = _libc.syscall(
-        ctypes.c_long(number), ctypes.c_int(signum), action, None, ctypes.c_size_t(8)
-    )
+    action = _KernelSigaction(int(is_ignored))  # SIG_DFL is 0, SIG_IGN is 1
+    result = _libc.syscall(_RT_SIGACTION, ctypes.c_int(signum), action, None, ctypes.c_size_t(8))
     if result < 0:
         errno = ctypes.get_errno()
         raise OSError(errno, os.strerror(errno), f"rt_sigaction({signum})")
