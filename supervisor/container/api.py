@@ -132,7 +132,7 @@ class ContainerApi:
         self._check(Verb.STOP)
         if timeout_s is not None:
             self._container.assemble()
-            self._container.running.stop_timeout_s = timeout_s
+            self._container.running.stopper.timeout_s = timeout_s
         self._container.stop("a client")
 
     def signal(self, signum: int) -> None:

@@ -1,7 +1,7 @@
-"""What follows the end of the supervised process: it is told, its output drained, all reaped.
+"""What follows the end of the process: its status is written, then its output is drained.
 
-How long a drain waits, and for what, is the rule of `supervisor.io.drain`; its verdicts are carried
-out here, and said in the log.
+`supervisor.io.drain` decides how long the drain waits, and for what. `ExitSequence` carries its
+verdicts out and logs them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ExitSequence:
-    """Follows one end. Borrows everything."""
+    """Follows the end of one process. Borrows everything."""
 
     def __init__(
         self,
@@ -34,13 +34,19 @@ class ExitSequence:
         *,
         is_stopping: Callable[[], bool],
         keeps_unread: bool = True,
-        on_told: Callable[[], None] = lambda: None,
+        on_delivered: Callable[[], None] = lambda: None,
     ) -> None:
-        """`is_stopping` says whether a stop has been asked for, which may be as late as a drain.
+        """Do nothing before `record`.
 
-        `keeps_unread`: clients may come back, and are waited for. `on_told` follows when an exec'd
-        process has ended and all that it has said is with its client, although others of its
-        container go on.
+        Args:
+            loop: Has the timer of the next look.
+            stream_set: The streams of the process.
+            service: Gets time for a drain that makes progress.
+            log: The container's.
+            is_stopping: Returns whether a stop was asked for, which may be as late as the drain.
+            keeps_unread: Clients may come back, so the drain waits for them.
+            on_delivered: Called when an exec'd process has ended and its client has all its output,
+                although other processes of the container still have its streams.
         """
         self._loop = loop
         self._next_look = loop.timer(self.look)
@@ -49,40 +55,43 @@ class ExitSequence:
         self._log = log
         self._is_stopping = is_stopping
         self._keeps_unread = keeps_unread
-        self._on_told = on_told
-        self._is_told = self._is_hurried = False
+        self._on_delivered = on_delivered
+        self._is_delivered = self._is_hurried = False
         self._container: ContainerInit | None = None
         self._watch: DrainWatch | None = None
         self._on_drained: Callable[[], None] | None = None
 
     def record(self, process: Process) -> None:
-        """Write `exitStatus` and say how it ended; its last words are what is in its pipes now."""
-        # First of all: the front end waits for it.
+        """Write `exitStatus`, and log how the process ended.
+
+        The drain waits for what is in the pipes now: the process cannot have written more.
+        """
+        # First: the front end waits for the file.
         try:
             process.record_end()
         except OSError as error:
-            # The engine will find no status, which is the truth; our caller gets it all the same.
-            self._log.error(f"write exitStatus: {error.strerror}")
+            self._log.error(f"write exitStatus: {error.strerror}; the engine gets no status")
         self._watch = DrainWatch(self._stream_set, is_read=self._keeps_unread)
-        self._tell(process)
+        self._log_end(process)
 
-    def _tell(self, process: Process) -> None:
+    def _log_end(self, process: Process) -> None:
         message = f"process {process.pid} ended: {process.end_in_words()}"
         end = process.termination
         is_failure = end is not None and shell_status(end) != 0
         if process.oom_kills or isinstance(end, Unknown):
             self._log.warning(message, Kind.ENDED)
         elif is_failure and not self._is_stopping() and self._service.is_heard:
-            # systemd only sees our own status, in which a signal and a 137 are the same.
+            # systemd sees only the supervisor's status: 137 for SIGKILL and for exit(137).
             self._log.notice(message, Kind.ENDED)
         else:
             self._log.info(message)
 
     def drain(self, on_drained: Callable[[], None], container: ContainerInit | None = None) -> None:
-        """Wait for the output streams; `on_drained` follows once.
+        """Wait for the output streams, then call `on_drained` once.
 
-        Boundedly, from the end of `container` on: others in it may have the streams. After a failed
-        creation there was no process: the clients are not waited for, then.
+        While `container` runs, other processes in it may have the streams of an exec'd process: the
+        drain is bounded only from the container's end on. After a failed creation there was no
+        process, and the drain does not wait for clients.
         """
         self._container = container
         if container is not None:
@@ -94,7 +103,7 @@ class ExitSequence:
         self.look()
 
     def look(self) -> None:
-        """Apply the rule, if we are draining: a stream has come to its end, or it is time to."""
+        """Apply the rule, if a drain is under way. Called by the timer and when a stream ends."""
         if self._watch is None or self._on_drained is None:
             return
         is_stopping = self._is_stopping()
@@ -105,36 +114,38 @@ class ExitSequence:
         for stream, verdict in self._watch.judge(is_stopping=is_stopping, is_bounded=is_bounded):
             self._carry_out(stream, verdict)
         if self._on_drained is None:
-            return  # a stream that ended just now was the last
+            return  # a verdict has closed the last stream, which has called this again
         self._next_look.cancel()
         if self._watch.is_over:
-            self._tell_of_unread()
+            self._log_unread()
             on_drained, self._on_drained = self._on_drained, None
             on_drained()
         elif is_bounded or not self._watch.is_last_word_out:
             self._service.ask_for_more_time()
             self._next_look.start(self._watch.next_look_s())
-        else:  # from here on each change is an event
-            self._tell_of_others()
+        else:  # from here on each change is an event of the loop
+            self._note_others()
 
-    def _tell_of_unread(self) -> None:
-        """Say what is lost with us, since no client was waited for."""
+    def _log_unread(self) -> None:
+        """Log what is lost with the fifos, where the drain has not waited for clients."""
         for stream in self._stream_set.outputs:
             lost = 0 if self._keeps_unread else self._stream_set.unread_bytes(stream)
             if lost:
-                self._log.warning(f"{stream.name}: {lost} bytes were never read: it has no client")
+                self._log.warning(
+                    f"{stream.name}: {lost} bytes were never read: its fifo has no reader"
+                )
 
-    def _tell_of_others(self) -> None:
-        if not self._is_told:
-            self._is_told = True
+    def _note_others(self) -> None:
+        if not self._is_delivered:
+            self._is_delivered = True
             names = " and ".join(
                 each.name for each in self._stream_set.outputs if not each.is_closed
             )
-            self._log.info(f"{names}: others of the container go on with it")
-            self._on_told()
+            self._log.info(f"{names}: other processes of the container still have it open")
+            self._on_delivered()
 
     def _on_container_end(self) -> None:
-        """Begin with the bounds."""
+        """Drain boundedly from now on."""
         if self._watch is not None:
             self._watch.begin()
         self.look()

@@ -257,7 +257,7 @@ def _unpack(container: Container, inherited: Inherited, packed: dict[str, Any]) 
     running.control.restore(packed["control_rest"])
     running.is_paused = packed["is_paused"]
     container.is_stopping = packed["is_stopping"]
-    running.stop_timeout_s = packed["stop_timeout_s"]
+    running.stopper.timeout_s = packed["stop_timeout_s"]
     container.process = Process.restore(
         launch.loop, container.host.reaper, launch.state_dir, packed, contents, is_parent=is_parent
     )

@@ -42,7 +42,7 @@ class Running:
 
     SNAPSHOT = (
         "handover", "stream_set", "stopper", "service", "control", "notify_worker",
-        "is_paused", "stop_timeout_s",
+        "is_paused",
     )  # fmt: skip
     TRANSIENT = (
         "_launch",
@@ -99,6 +99,7 @@ class Running:
             launch.invoker,
             launch.command,
             log,
+            timeout_s=request.stop.timeout_s,
             is_exec=launch.config.is_exec,
             signal_init=container.signal_process,
         )
@@ -107,7 +108,7 @@ class Running:
             loop,
             self.stream_set,
             log,
-            stop_timeout_s=request.stop.timeout_s,
+            self.stopper,
             has_notify_proxy=request.spec.notify_proxy is not None,
             packed=packed["service"] if packed else None,
         )
@@ -118,10 +119,9 @@ class Running:
             log,
             is_stopping=lambda: container.is_stopping,
             keeps_unread=request.spec.starts_container,
-            on_told=launch.exit_fifo.close,
+            on_delivered=launch.exit_fifo.close,
         )
         self.is_paused = False
-        self.stop_timeout_s = request.stop.timeout_s
         self.notify_worker = self._make_notify_worker()
         self.init: ContainerInit | None = None
         self.api = ContainerApi(container)
@@ -220,8 +220,7 @@ class Running:
     # Actions.
 
     def _send_stop_signal(self) -> None:
-        request, timeout_s = self._launch.request, self.stop_timeout_s
-        self.stopper.ask(request.stop.signal, timeout_s, self._on_grace_over)
+        self.stopper.ask(self._launch.request.stop.signal, self._on_grace_over)
 
     def _on_grace_over(self) -> None:
         self._container.machine.post(Event.GRACE_OVER)

@@ -1,10 +1,10 @@
-"""What systemd is told when: the phases of a container as a service, and the signs of life.
+"""One container as a service of systemd: readiness, status line, time-outs, watchdog.
 
-Each phase of the end asks for the time it may take, so the unit's TimeoutStopSec= need not know
-our grace period; a drain that makes progress asks again. The sign of life comes from the loop, so
-a supervisor that hangs gives none; and with each one the workers are looked at: one that has
-something to move, room to move it to, and has not moved a byte between two looks (stopped by
-SIGSTOP, say) is killed, which is harmless to the bytes, and replaced.
+Each phase of the end asks systemd for the time that it may take. So the unit's TimeoutStopSec= need
+not match the grace period. A drain that makes progress asks again.
+
+The event loop feeds the watchdog, so a supervisor that hangs does not. Each time it looks for stuck
+workers: a worker stopped by SIGSTOP, for example, is killed and replaced. No byte is lost.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from supervisor.container.stop import Stopper
     from supervisor.io.stream import Stream
     from supervisor.io.stream_set import StreamSet
     from supervisor.linux.event_loop import Loop
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from workers.notify.words import Words
 
 MARGIN_S = 10.0
-"""Added to each phase, for a busy machine."""
+"""Added to each phase: a busy machine is slower."""
 
 _REFRESH_S = 5.0
 _AT_MOST_EVERY_S = 0.5
@@ -50,7 +51,7 @@ _LIMIT_S = {
 
 
 class Source(Enum):
-    """Who tells the service manager: of readiness, and that the service is alive."""
+    """Who reports readiness, or feeds the watchdog."""
 
     SUPERVISOR = "supervisor"
     CONTAINER = "container"
@@ -59,7 +60,7 @@ class Source(Enum):
 class ServiceStatus:
     """Reports one container to the service manager. Borrows everything.
 
-    16 attributes: what was told last belongs beside what it is compared with.
+    17 attributes: what was reported last is beside what it is compared with.
     """
 
     SNAPSHOT = ("_words", "_is_ready", "_watchdog_source")
@@ -68,9 +69,9 @@ class ServiceStatus:
         "_loop",
         "_stream_set",
         "_log",
-        "_readiness_source",  # the request tells
-        "_limit_s",
-        "_next_status",  # a successor reports at once
+        "_stopper",
+        "_readiness_source",  # comes from the request
+        "_next_status",  # the next supervisor reports at once
         "_next_sign_of_life",
         "_state",
         "_text",
@@ -85,14 +86,21 @@ class ServiceStatus:
         loop: Loop,
         stream_set: StreamSet,
         log: Log,
+        stopper: Stopper,
         *,
-        stop_timeout_s: float,
         has_notify_proxy: bool,
         packed: Mapping[str, Any] | None = None,
     ) -> None:
-        """Take the grace period, and whether the container itself says when it is ready.
+        """Feed the watchdog, if the unit has one. Report nothing else before `ready` or `entered`.
 
-        `packed`: go on with what the container has said to an earlier supervisor, see `snapshot`.
+        Args:
+            notifier: Sends the messages.
+            loop: Has the timers.
+            stream_set: The streams, for the status line.
+            log: The container's.
+            stopper: Has the grace period, which a client's stop may change.
+            has_notify_proxy: The container reports its own readiness.
+            packed: What `snapshot` of an earlier supervisor returned.
         """
         self._notifier = notifier
         self._loop = loop
@@ -100,7 +108,7 @@ class ServiceStatus:
         self._next_sign_of_life = loop.timer(self._give_sign_of_life)
         self._stream_set = stream_set
         self._log = log
-        self._limit_s = {**_LIMIT_S, State.STOPPING: stop_timeout_s + CALL_LIMIT_S}
+        self._stopper = stopper
         self._state = State.OPENING
         self._text = ""
         self._asked_at_s = 0.0
@@ -117,7 +125,7 @@ class ServiceStatus:
             self._give_sign_of_life()
 
     def snapshot(self) -> dict[str, Any]:
-        """Return what a successor needs."""
+        """Return what the next supervisor needs."""
         return {
             "words": self._words,
             "is_ready": self._is_ready,
@@ -130,12 +138,12 @@ class ServiceStatus:
         return self._notifier.is_heard
 
     def reloading(self) -> None:
-        """Another version is about to take over."""
+        """Report that a reload begins."""
         if self._is_ready:
             self._notifier.reloading()
 
     def running(self, state: State, text: str) -> None:
-        """It runs, as before: after a reload, or under another supervisor."""
+        """Report that the container runs: after a reload, or after an adoption."""
         self._state, self._text = state, text
         if self._is_ready:
             self._notifier.ready(self._line())
@@ -144,9 +152,9 @@ class ServiceStatus:
         self._refresh_later()
 
     def ready(self) -> None:
-        """The container's process runs."""
-        is_others = self._readiness_source is Source.CONTAINER
-        if is_others or self._state in self._limit_s:  # ready after STOPPING=1: never
+        """Report that the container's process runs, unless the container reports that itself."""
+        is_containers = self._readiness_source is Source.CONTAINER
+        if is_containers or self._is_ending(self._state):  # no READY=1 after STOPPING=1
             self._notifier.status(self._line())
         else:
             self._is_ready = True
@@ -154,8 +162,9 @@ class ServiceStatus:
         self._refresh_later()
 
     def heard(self, words: Words) -> None:
-        """Pass on what the container says of itself; its STATUS= becomes a part of ours."""
-        # From its first sign of life on it is the one that is watched: ours would hide its silence.
+        """Pass on the container's own messages. Its STATUS= becomes a part of the status line."""
+        # From its first WATCHDOG=1 on only the container feeds the watchdog: the supervisor's
+        # messages would hide that the container hangs.
         self._is_ready |= words.state == "READY"
         if words.watchdog == "1":
             self._watchdog_source = Source.CONTAINER
@@ -164,19 +173,19 @@ class ServiceStatus:
         self._notifier.pass_on(words.lines(), None if words.status is None else self._line())
 
     def entered(self, state: State, text: str) -> None:
-        """Tell the new state in words, and ask for the time that it may take."""
+        """Report the new state in words, and ask for the time that it may take."""
         if not self._notifier.is_heard:
             return
-        if state in self._limit_s and self._state not in self._limit_s:
+        if self._is_ending(state) and not self._is_ending(self._state):
             self._notifier.stopping()
         self._state, self._text = state, text
         self._ask_for_time()
         self._notifier.status(self._line())
 
     def look(self) -> None:
-        """Tell what a stream is up to now; soon, if that was told just now.
+        """Report the status line now, or after 0.5 s if it was reported just now.
 
-        A container whose workers are killed all the time is no reason to flood systemd.
+        A container whose workers die again and again must not flood systemd.
         """
         if not self._text or not self._notifier.is_heard:
             return
@@ -192,7 +201,7 @@ class ServiceStatus:
             self._next_status.start(_REFRESH_S)
 
     def _refresh(self) -> None:
-        """Tell it now, and again as long as bytes move: a silent container causes no wake-up."""
+        """Report now, and again as long as bytes move: a silent container causes no wake-up."""
         self._looked_at_s = time.monotonic()
         self._notifier.status(self._line())
         if self._moved() != self._shown:
@@ -205,15 +214,22 @@ class ServiceStatus:
         ]
 
     def ask_for_more_time(self) -> None:
-        """Ask for more time: the phase is a long one, and it makes progress."""
+        """Ask for more time: the phase makes progress."""
         if time.monotonic() - self._asked_at_s >= _ASK_AGAIN_S:
             self._ask_for_time()
 
     def _ask_for_time(self) -> None:
-        limit_s = self._limit_s.get(self._state)
-        if limit_s is not None:
+        if self._is_ending(self._state):
+            if self._state is State.STOPPING:
+                limit_s = self._stopper.timeout_s + CALL_LIMIT_S
+            else:
+                limit_s = _LIMIT_S[self._state]
             self._asked_at_s = time.monotonic()
             self._notifier.extend_timeout(limit_s + MARGIN_S)
+
+    @staticmethod
+    def _is_ending(state: State) -> bool:
+        return state is State.STOPPING or state in _LIMIT_S
 
     def _give_sign_of_life(self) -> None:
         if self._watchdog_source is Source.SUPERVISOR:
@@ -242,7 +258,7 @@ class ServiceStatus:
 
 
 def size(count: int) -> str:
-    """Return a number of bytes as a person reads it: 0 B, 1023 B, 1.0 KiB, 12.3 GiB."""
+    """Return a number of bytes in words: 0 B, 1023 B, 1.0 KiB, 12.3 GiB. Pure."""
     if count < 1024:
         return f"{count} B"
     number = float(count)

@@ -122,7 +122,7 @@ class Snapshot:
                 "began_at": launch.creation.began_at,
                 "is_paused": running.is_paused,
                 "is_stopping": self._container.is_stopping,
-                "stop_timeout_s": running.stop_timeout_s,
+                "stop_timeout_s": running.stopper.timeout_s,
                 "kill_scope": scope.snapshot() if scope else None,
                 "stdio": launch.stdio.snapshot(fd_writer),
                 "pipes": launch.pipes.snapshot(fd_writer),

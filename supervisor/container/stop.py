@@ -1,11 +1,10 @@
-"""Ending the supervised process: the stop signal, then SIGKILL, by the runtime and past it; and
-then its container.
+"""Stopping a process: the stop signal, the grace period, SIGKILL. Then deleting its container.
 
-The runtime does it first, because it knows what the container is made of; where it cannot (its
-program is gone, it hangs, it says no), the process is signalled directly: it is our child.
-An exec'd process is never the runtime's business: `runtime kill` would mean the container's init.
+The runtime signals the container, because it knows what the container is made of. Where the runtime
+fails or cannot be executed, the supervisor signals the process itself. It signals an exec'd process
+always itself: `runtime kill` signals the container's init.
 
-`kill --all` goes by cgroup, so it is only for a container that needs it: see
+`kill --all` kills a cgroup. Only a container that shares a pid namespace needs it, see
 `supervisor.oci.kill_scope`.
 """
 
@@ -33,9 +32,15 @@ KILL_OVERDUE_S = 5.0
 
 
 class Stopper:
-    """Ends one process and its container, and keeps the two deadlines. Borrows everything."""
+    """Stops one process, and deletes its container. Borrows everything.
 
-    SNAPSHOT = ("kill_scope",)
+    Attributes:
+        timeout_s: The grace period: seconds between the stop signal and SIGKILL.
+        kill_scope: What `kill --all` would reach; set when the process is known. Without it nothing
+            is killed by cgroup.
+    """
+
+    SNAPSHOT = ("kill_scope", "timeout_s")
     TRANSIENT = (
         "_loop",
         "_calls",
@@ -43,9 +48,9 @@ class Stopper:
         "_log",
         "_is_exec",
         "_signal_init",
-        "_grace_period",  # a stop that was asked for begins again, see `snapshot`
+        "_grace_period",  # the next supervisor begins a stop again, see `restore`
         "_overdue",
-        "_asked",
+        "_stop_signal",
     )
 
     def __init__(
@@ -55,13 +60,11 @@ class Stopper:
         caller: RuntimeCommand,
         log: Log,
         *,
+        timeout_s: float,
         is_exec: bool,
         signal_init: Callable[[int], None],
     ) -> None:
-        """`signal_init` sends a signal to the process itself, if it has not been reaped.
-
-        `kill_scope` is set once the process is there. Without it nothing is killed by cgroup.
-        """
+        """Do nothing before `ask`. `signal_init` signals the process, unless it was reaped."""
         self._loop = loop
         self._calls = calls
         self._caller = caller
@@ -70,33 +73,37 @@ class Stopper:
         self._signal_init = signal_init
         self._grace_period: Timer | None = None
         self._overdue: Timer | None = None
-        self._asked: tuple[int, float] | None = None
+        self._stop_signal = 0
+        self.timeout_s = timeout_s
         self.kill_scope: kill_scope.KillScope | None = None
 
-    def ask(self, signum: int, timeout_s: float, on_grace_over: Callable[[], None]) -> None:
-        """Send the stop signal; `on_grace_over` follows after `timeout_s`, unless `over` comes."""
-        self._asked = (signum, timeout_s)
+    def ask(self, signum: int, on_grace_over: Callable[[], None]) -> None:
+        """Send the stop signal. Call `on_grace_over` when the grace period is over."""
+        self._stop_signal = signum
         self._grace_period = self._loop.timer(on_grace_over)
-        self._grace_period.start(timeout_s)
+        self._grace_period.start(self.timeout_s)
         if self._is_exec:
             self._signal_init(signum)
             return
 
         def on_end(termination: Termination) -> None:
             if shell_status(termination) != 0:
-                self._log.info(f"{self._caller.name} kill: {termination}; signalling it ourselves")
+                self._log.info(
+                    f"{self._caller.name} kill: {termination}; the supervisor signals the process"
+                )
                 self._signal_init(signum)
 
         self._run_or_signal(self._caller.kill(signum), on_end, signum)
 
     def kill(self, on_overdue: Callable[[], None]) -> None:
-        """Kill it and what it has forked; `on_overdue` follows if it is not dead after 5 s."""
-        if self._asked is None:
-            self._log.info("killing it")
+        """Kill the process and what it has forked. Call `on_overdue` if it lives 5 s later."""
+        if not self._stop_signal:
+            self._log.info("killing the process")
         else:
-            signum, timeout_s = self._asked
             self._log.warning(
-                f"did not stop within {timeout_s:g} s of {signal_name(signum)}, killed", Kind.KILLED
+                f"did not stop within {self.timeout_s:g} s of {signal_name(self._stop_signal)}, "
+                "killed",
+                Kind.KILLED,
             )
         self._start_overdue(on_overdue)
         if self._is_exec:
@@ -104,13 +111,13 @@ class Stopper:
             return
 
         def on_end(_termination: Termination) -> None:
-            self._signal_init(signal.SIGKILL)  # whatever the runtime did; harmless if it is dead
+            self._signal_init(signal.SIGKILL)  # a runtime that has failed may have killed nothing
 
         argv = self._caller.kill_all() if self._may_kill_all else self._caller.kill(signal.SIGKILL)
         self._run_or_signal(argv, on_end, signal.SIGKILL)
 
     def kill_again(self, on_overdue: Callable[[], None]) -> None:
-        """Kill it once more, past the runtime."""
+        """Send SIGKILL again, without the runtime."""
         self._log.warning(
             f"still not dead {KILL_OVERDUE_S:.0f} s after SIGKILL; sending it again", Kind.KILLED
         )
@@ -118,7 +125,7 @@ class Stopper:
         self._start_overdue(on_overdue)
 
     def over(self) -> None:
-        """Forget the deadlines: it is dead."""
+        """Cancel both timers: the process has ended."""
         for timer in (self._grace_period, self._overdue):
             if timer is not None:
                 timer.cancel()
@@ -129,9 +136,9 @@ class Stopper:
         self._overdue.start(KILL_OVERDUE_S)
 
     def empty(self, on_end: Callable[[], None]) -> None:
-        """Kill every other process of its container; `on_end` follows, whatever came of it.
+        """Kill every other process of the container, then call `on_end`, also after a failure.
 
-        Those of its own pid namespace have died with its init.
+        The kernel has killed those of the container's own pid namespace with its init.
         """
         if self._is_exec or not self._may_kill_all:
             on_end()
@@ -139,7 +146,7 @@ class Stopper:
             self._run_or_go_on("kill --all", self._caller.kill_all(), on_end)
 
     def delete(self, on_end: Callable[[], None]) -> None:
-        """Delete its container; `on_end` follows, whatever came of it."""
+        """Delete the container, then call `on_end`, also after a failure."""
         danger = self.kill_scope.unsafe_cgroup() if self.kill_scope else ""
         if danger:
             self._log.warning(kill_scope.not_deleted(self._caller.name, danger))
@@ -173,5 +180,5 @@ class Stopper:
         try:
             self._calls.run(argv, on_end)
         except ShimError as error:
-            self._log.warning(f"{error}; signalling the container ourselves")
+            self._log.warning(f"{error}; the supervisor signals the process")
             self._signal_init(signum)

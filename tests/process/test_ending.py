@@ -10,7 +10,10 @@ import pytest
 
 from supervisor.container.exit import ExitSequence
 from supervisor.container.service_status import ServiceStatus
+from supervisor.container.stop import Stopper
 from supervisor.linux import spawn
+from supervisor.oci.command_line import RuntimeCommand
+from supervisor.oci.invoke import RuntimeInvoker
 from supervisor.systemd.notify import SILENT
 
 if TYPE_CHECKING:
@@ -31,8 +34,28 @@ def test_a_drain_is_over_once_though_the_last_stream_ends_while_it_is_looked_at(
 
     monkeypatch.setattr(spawn, "fork_worker", fails)
     rig = site.rig
+    calls = RuntimeInvoker(
+        rig.loop,
+        rig.reaper,
+        name="runc",
+        cwd="/",
+        null_fd=rig.null.fileno(),
+        environment=os.environ,
+    )
+    command = RuntimeCommand(
+        name="runc", args=(), state_dir="/", bundle="/", container_id="web", config=""
+    )
+    stopper = Stopper(
+        rig.loop,
+        calls,
+        command,
+        rig.log,
+        timeout_s=1,
+        is_exec=False,
+        signal_init=lambda _signum: None,
+    )
     service = ServiceStatus(
-        SILENT, rig.loop, site.stream_set, rig.log, stop_timeout_s=1, has_notify_proxy=False
+        SILENT, rig.loop, site.stream_set, rig.log, stopper, has_notify_proxy=False
     )
     ending = ExitSequence(rig.loop, site.stream_set, service, rig.log, is_stopping=lambda: False)
     site.on_over = ending.look

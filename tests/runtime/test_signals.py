@@ -76,7 +76,7 @@ def test_a_stop_works_without_a_runtime(make_engine: MakeEngine, tmp_path: Path)
     ready(engine)
     os.kill(engine.shim_pid, signal.SIGTERM)
     assert engine.wait_end() == 5
-    assert engine.log("warn")[0].endswith("; signalling the container ourselves")
+    assert engine.log("warn")[0].endswith("; the supervisor signals the process")
 
 
 def test_a_stop_whose_runtime_fails_is_sent_by_the_shim_itself(
