@@ -23,11 +23,13 @@ PACKAGES = ("debian-archive-keyring", "mmdebstrap", "util-linux")
 
 _CHROOT = Path(__file__).with_name("chroot.sh")
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-# systemd and a user's session; what forkshim's package needs; what a developer builds it with.
+# systemd and a user's session; what forkshim's package needs; what a developer builds it with; the
+# engines that its shims serve.
 _IN_TREE = (
     *("systemd", "systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "util-linux"),
     *("python3", "runc", "crun", "procps", "iproute2", "logrotate"),
     *("busybox-static", "git", "make", "python3-venv"),
+    *("containerd", "docker.io", "docker-cli"),
 )
 _FETCH = ("/usr/lib/apt/apt-helper", "-oAPT::Sandbox::User=root", "download-file")
 _FETCH_S = 60.0

@@ -169,6 +169,12 @@ class Bed:
         done = self._enter(argv, "", timeout_s)
         return _checked(argv, done) if check else done
 
+    def unmask(self, *units: str) -> None:
+        """Let units start that no bed starts by itself."""
+        for unit in units:
+            self.path(f"/etc/systemd/system/{unit}").unlink()
+        self.ctl("systemctl", "daemon-reload", check=True)
+
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
         """Write a file in the bed, with the folders it lies in."""
         file = self.path(path)

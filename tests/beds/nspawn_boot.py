@@ -37,8 +37,9 @@ _FILES = {
     "/etc/hostname": "forkshim-bed\n",
     "/etc/systemd/journald.conf.d/zz-bed.conf": _JOURNALD,
 }
-# systemd starts a login on the console of a container. There is nobody to log in.
-_MASKED = ("console-getty.service",)
+# systemd starts a login on the console of a container, where nobody is to log in; and daemons that
+# few beds need, where they are installed: `Bed.unmask`.
+_MASKED = ("console-getty.service", "containerd.service", "docker.service", "docker.socket")
 _NSPAWN = (
     *("systemd-nspawn", "--quiet", "--machine=forkshim-bed", "--boot"),
     *("--register=no", "--keep-unit"),  # in our control group; PID 1 need not be systemd

@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.engines.containerd import STOCK, Containerd, containerd
+from tests.engines.containerd import RUNTIMES, Containerd, containerd
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
-
-RUNTIMES = {"stock": STOCK}
-"""The runtimes that every test runs with, by the names that pytest shows."""
 
 
 _MOST_CHARACTERS = 8000

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 STOCK = "io.containerd.runc.v2"
 OURS = "io.containerd.runc.forkshim.v2"
+RUNTIMES = {"stock": STOCK}
+"""The runtimes that every test runs with, by the names that pytest shows."""
 
 _SETTINGS = """\
 version = 2

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.engines.conftest import RUNTIMES
-from tests.engines.containerd import OURS, STOCK, Containerd, containerd
+from tests.engines.containerd import OURS, RUNTIMES, STOCK, Containerd, containerd
 from tests.engines.cri import NAMESPACE, RUNNING, SETTINGS, Cri, CriError, Pod
 from tests.engines.image import IMAGE, write_archive
 from tests.harness import waiting

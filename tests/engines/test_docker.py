@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.engines.conftest import RUNTIMES
-from tests.engines.containerd import OURS, containerd
+from tests.engines.containerd import OURS, RUNTIMES, containerd
 from tests.engines.docker import Docker, docker
 from tests.engines.image import IMAGE
 from tests.harness import waiting
