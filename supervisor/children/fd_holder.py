@@ -38,12 +38,18 @@ if TYPE_CHECKING:
         def starts_successors(self) -> bool:
             """Whether it starts any, and has to be told when no more are wanted."""
 
+        def stand_down(self) -> None:
+            """Start none from now on; a process that is forked later knows it, too."""
+
         def serve(self, supervisor_pid: int) -> None:
-            """Wait for the supervisor's death and start successors. Returns if none is needed."""
+            """Wait for the supervisor's death and start successors. Returns if none is needed.
+
+            Called with `STAND_DOWN` blocked, which it unblocks once it has a handler.
+            """
 
 
 STAND_DOWN = signal.SIGUSR1
-"""Tells the fd holder to start no successor from now on."""
+"""Tells the fd holder to start no successor from now on. Blocked from the fork to the handler."""
 
 _LONG_LIFE_S = 10.0
 """An fd holder that has lived for so long before its death was not killed by the same cause."""
@@ -61,8 +67,8 @@ class FdHolder:
         title: str,
         null_fd: int,
         store_fds: tuple[int, ...],
+        starter: Starter,
         predecessors: Sequence[fds.Fd] = (),
-        starter: Starter | None = None,
     ) -> None:
         """Borrow everything but `predecessors`.
 
@@ -73,9 +79,9 @@ class FdHolder:
             title: The supervisor's process title.
             null_fd: /dev/null.
             store_fds: What the process keeps open.
+            starter: What the process does when the supervisor dies.
             predecessors: pidfds of earlier fd holders of this store, owned. They are killed as soon
                 as there is another one.
-            starter: What the process does when the supervisor dies; None for nothing.
         """
         self._next_fork = loop.timer(self.ensure)
         self._reaper = reaper
@@ -95,7 +101,7 @@ class FdHolder:
         if self.pid or self._is_stopping or self._next_fork.is_running:
             return
         try:
-            self.pid = spawn.fork_worker(partial(self._hold, os.getpid()))
+            self.pid = spawn.fork_worker(partial(self._hold, os.getpid()), held=[STAND_DOWN])
         except OSError as error:  # EAGAIN, ENOMEM: the limits of our cgroup
             self._failed_forks += 1
             if restart_policy.is_logged(self._failed_forks):
@@ -112,10 +118,8 @@ class FdHolder:
 
     def stand_down(self) -> None:
         """Have no successor started from now on: the container was told to stop."""
-        if self._starter is None or not self._starter.starts_successors:
-            return
-        self._starter = None
-        if self.pid:
+        self._starter.stand_down()
+        if self.pid and self._starter.starts_successors:
             os.kill(self.pid, STAND_DOWN)  # unreaped, so the pid is its own
 
     def stop(self) -> None:
@@ -127,14 +131,9 @@ class FdHolder:
             os.kill(self.pid, signal.SIGKILL)  # unreaped, so the pid is its own
 
     def _hold(self, supervisor_pid: int) -> None:
-        starter = self._starter
-        kept = (*self._store_fds, *(starter.fds if starter else ()))
+        kept = (*self._store_fds, *self._starter.fds)
         isolate.enter_worker(f"{self._title} [fds]", kept, self._null_fd)
-        if starter is None:
-            signal.signal(STAND_DOWN, signal.SIG_IGN)
-            while True:
-                signal.pause()
-        starter.serve(supervisor_pid)
+        self._starter.serve(supervisor_pid)
 
     def _on_exit(self, termination: Termination) -> None:
         self.pid = 0

@@ -175,7 +175,7 @@ class HandoverManager:
             starter=self._starter(),
         )
 
-    def _starter(self) -> SuccessorStarter | None:
+    def _starter(self) -> SuccessorStarter:
         """Return what the fd holder does after the supervisor's death.
 
         Only a daemon's fd holder starts successors. In the foreground, the caller of the supervisor
@@ -183,8 +183,6 @@ class HandoverManager:
         """
         origin = self._origin
         limit = successor.limit(origin.environment)
-        if self._store is None or self._parent is not None:
-            return None
         is_daemon = bool(origin.command and origin.is_daemon)
         return SuccessorStarter(
             origin.command,

@@ -113,7 +113,7 @@ class SuccessorStarter:
         """Take what the fd holder needs after its supervisor's death.
 
         Args:
-            command: How the supervisor was started; never empty.
+            command: How the supervisor was started; not used with the limit 0.
             container_id: For the advice in the log.
             path: ROOT/ID.
             state_dir: Where the file `handover` is.
@@ -145,13 +145,18 @@ class SuccessorStarter:
         """Whether any successor may be started."""
         return self._limit > 0
 
+    def stand_down(self) -> None:
+        """Start no successor from now on. The process then only holds the store."""
+        self._is_standing_down = True
+
     def serve(self, supervisor_pid: int) -> None:
         """Wait for the supervisor's death, then start successors as long as one is needed.
 
         Returns when nothing is left to hold: the container has ended in order. A successor that
         holds the store itself kills this process.
         """
-        signal.signal(STAND_DOWN, self._stand_down)
+        signal.signal(STAND_DOWN, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [STAND_DOWN])
         self._own = self._read_handover()
         _wait_until_dead(supervisor_pid)
         if self._limit and not self._is_standing_down:
@@ -235,7 +240,9 @@ class SuccessorStarter:
         while self._is_kept():
             try:
                 watch = fds.Fd(syscalls.watch_removals(os.path.dirname(self._handover)))
-            except OSError:  # just gone; or the limits of this user
+            except OSError:
+                # Just gone. Or this user has no inotify instance left: then a look each 15 s, which
+                # delays only the end of a process that holds nothing of use any more.
                 time.sleep(_LOCK_PAUSE_S if self._is_kept() else 0)
                 continue
             if self._is_kept():
@@ -249,8 +256,8 @@ class SuccessorStarter:
         except OSError:
             return None
 
-    def _stand_down(self, _signum: int, _frame: FrameType | None) -> None:
-        self._is_standing_down = True
+    def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
+        self.stand_down()
 
 
 def _wait_until_dead(supervisor_pid: int) -> None:

@@ -20,7 +20,7 @@ from supervisor.linux import fds, signals, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import NoReturn
 
 _EXEC_FAILED_STATUS = 127
@@ -37,15 +37,18 @@ own: it relays for the container, then waits for a READY=1 that never comes. cru
 LISTEN_FDS for its own without a look at LISTEN_PID."""
 
 
-def fork_worker(work: Callable[[], None], *, dies_with_us: bool = False) -> int:
+def fork_worker(
+    work: Callable[[], None], *, dies_with_us: bool = False, held: Iterable[int] = ()
+) -> int:
     """Fork a child that calls `work` and ends with status 0, or 70 after a bug's traceback.
 
     The caller owns the child: the returned pid goes to the reaper. `work` runs with default
     signal dispositions and every descriptor of this process; it closes what is not its own.
     With `dies_with_us` the kernel kills it when we die; a copy worker goes on to end of file.
+    The signals of `held` stay blocked in the child, until `work` unblocks them.
     """
     supervisor_pid = os.getpid()
-    pid = _fork()
+    pid = _fork(held)
     if pid == 0:
         _run_worker(work, supervisor_pid if dies_with_us else None)
     return pid
@@ -105,7 +108,7 @@ def exec_program(
     return pid
 
 
-def _fork() -> int:
+def _fork(held: Iterable[int] = ()) -> int:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.EVERY_SIGNAL)
     pid = -1
     try:
@@ -118,7 +121,7 @@ def _fork() -> int:
     signals.drop_handlers()
     for signum in syscalls.C_LIBRARY_SIGNALS:
         syscalls.set_ignored(signum, is_ignored=False)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.pthread_sigmask(signal.SIG_SETMASK, held)
     return 0
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import signal
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from supervisor.children.fd_holder import FdHolder
+from supervisor.handover.successor import SuccessorStarter
 from supervisor.linux import fds, spawn
 from supervisor.state.fd_store import FdStore, FdWriter
 from tests.harness import waiting
@@ -31,7 +35,11 @@ def store() -> Iterator[FdStore]:
         yield made
 
 
-def make(rig: Rig, store: FdStore, predecessors: Sequence[fds.Fd] = ()) -> FdHolder:
+def make(
+    rig: Rig, store: FdStore, predecessors: Sequence[fds.Fd] = (), *, limit: int = 0
+) -> FdHolder:
+    state_dir = os.getcwd()
+    command = [sys.executable, "-c", "raise SystemExit(1)"]
     return FdHolder(
         rig.loop,
         rig.reaper,
@@ -39,6 +47,9 @@ def make(rig: Rig, store: FdStore, predecessors: Sequence[fds.Fd] = ()) -> FdHol
         title="forkshim: site",
         null_fd=rig.null.fileno(),
         store_fds=store.fds,
+        starter=SuccessorStarter(
+            command, "site", state_dir, state_dir, store.fds, rig.log, limit=limit, starts=[]
+        ),
         predecessors=predecessors,
     )
 
@@ -60,7 +71,17 @@ def wait_title(pid: int) -> None:
     waiting.wait_true(lambda: waiting.title_of(pid) == "forkshim: site [fds]")
 
 
-def refused(_work: Callable[[], None]) -> int:
+def fds_of(pid: int) -> dict[int, str]:
+    """Return what each descriptor of a process is; its one pidfd is the supervisor's."""
+    directory, found = f"/proc/{pid}/fd", {}
+    for name in os.listdir(directory):
+        with contextlib.suppress(FileNotFoundError):  # closed just now
+            found[int(name)] = os.readlink(f"{directory}/{name}")
+    return found
+
+
+def refused(_work: Callable[[], None], *, held: Sequence[int]) -> int:
+    assert held
     raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
@@ -69,8 +90,9 @@ def test_it_has_no_descriptor_but_those_of_the_store(holder: FdHolder, store: Fd
     first = holder.pid
     holder.ensure()
     assert holder.pid == first
-    wait_title(first)
-    assert {int(name) for name in os.listdir(f"/proc/{first}/fd")} == {0, 1, 2, *store.fds}
+    waiting.wait_true(lambda: "anon_inode:[pidfd]" in fds_of(first).values())
+    others = {fd for fd, target in fds_of(first).items() if target != "anon_inode:[pidfd]"}
+    assert others == {0, 1, 2, *store.fds}
 
 
 def test_what_stops_a_service_does_not_end_it(holder: FdHolder) -> None:
@@ -124,3 +146,20 @@ def test_an_earlier_one_ends_when_the_new_one_is_there(
     waiting.wait_process(old)
     stop(rig, new)
     waiting.wait_reaped(old)
+
+
+def test_a_stop_in_its_first_moment_neither_kills_it_nor_is_lost(rig: Rig, store: FdStore) -> None:
+    for _each in range(20):
+        holder = make(rig, store, limit=5)
+        holder.ensure()
+        holder.stand_down()
+        wait_title(holder.pid)
+        waiting.wait_true(lambda: not is_blocked(holder.pid))  # noqa: B023 -- called now
+        assert waiting.is_alive(holder.pid)
+        stop(rig, holder)
+
+
+def is_blocked(pid: int) -> bool:
+    """Say whether the process has not come to its handler yet."""
+    mask = re.search(r"^SigBlk:\s(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return mask is None or bool(int(mask[1], 16) & 1 << (signal.SIGUSR1 - 1))

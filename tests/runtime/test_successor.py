@@ -158,6 +158,24 @@ def test_no_successor_follows(
     assert daemon.workers() == []
 
 
+def test_an_fd_holder_that_is_forked_after_a_stop_ends_with_the_state_directory(
+    make_bundle: Callable[..., Path], start: Callable[..., Daemon]
+) -> None:
+    daemon = start(make_bundle("trap '' TERM; " + LOOP.replace("trap", "trap -- 2>&- ; :")))
+    pid, first = daemon.pid, fd_holder_of(daemon.pid)
+    os.kill(pid, signal.SIGTERM)
+    waiting.wait_true(lambda: any("stopping" in each for each in daemon.log()))
+    kill(first)
+    fd_holder = fd_holder_of(pid)
+    kill(pid)
+    assert not any("successor" in message for message in daemon.log())
+    assert waiting.is_alive(fd_holder)
+    os.kill(daemon.payload_pid, signal.SIGKILL)
+    waiting.wait_process(daemon.payload_pid)
+    (daemon.state_dir / "handover").unlink()
+    waiting.wait_process(fd_holder)
+
+
 def test_one_who_adopts_by_hand_is_the_only_one(
     make_bundle: Callable[..., Path], start: Callable[..., Daemon], tmp_path: Path
 ) -> None:
