@@ -151,3 +151,9 @@ class Daemon:
             for pid in waiting.children_of(os.getpid())
             if waiting.title_of(pid).startswith(prefix) and waiting.is_alive(pid)
         ]
+
+
+def reap(pid: int) -> None:
+    """Be the parent that a container has when its supervisor is gone, as PID 1 would."""
+    waiting.wait_process(pid)
+    os.waitid(os.P_PID, pid, os.WEXITED)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 from tests.harness import bundles
+from tests.harness.daemon import Daemon
 from tests.harness.engine import Engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 
@@ -98,5 +99,19 @@ def make_exec(tmp_path: Path) -> Iterator[MakeExec]:
                     container.dir.parent / f"exec-{count}", container.id, container.bundle, **fields
                 )
             )
+
+        yield make
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """Return a function that starts a daemon that can be adopted; its log goes to tmp_path/log."""
+    with ExitStack() as stack:
+
+        def make(bundle: Path, *options: str | Path, stdin: int | None = None) -> Daemon:
+            options = options or ("--log", f"file:{tmp_path}/log")
+            daemon = Daemon(tmp_path, bundle, *options, stdin=stdin)
+            stack.callback(daemon.close)
+            return daemon
 
         yield make
