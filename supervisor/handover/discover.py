@@ -4,8 +4,8 @@ The fd holder keeps the store open; so does systemd, if it was asked to. The fil
 state directory names the inodes of the store's sockets, a nonce, and the inode of the counters'
 memory, which every worker has mapped from its fork to its end.
 
-Another process may have a socket with such a number by now. Only a process of our own user and our
-own user namespace is looked at. The store must have been made by our user and say the nonce.
+The inode may be another process's socket by now. So only processes of the same user and the same
+user namespace are examined. The store must have been made by that user, and have the nonce.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping, Sequence
 
 KEPT_NAMES = ("forkshim-front", "forkshim-back")
-"""Of a store's ends in systemd's FD store."""
+"""Names of the store's two sockets in systemd's FD store."""
 
 _TITLE = b"forkshim: "
 _FD_HOLDER = b" [fds]"
@@ -39,9 +39,12 @@ _LONGEST_HANDOVER = 256
 
 @dataclass(frozen=True, slots=True)
 class Handover:
-    """What the file of that name says.
+    """The content of the file `handover`.
 
-    `nonce` and `counters` are empty in a file of an older forkshim, which reads its store itself.
+    Attributes:
+        inodes: Of the store's two sockets.
+        nonce: Of the store; "" in the file of an older forkshim.
+        counters: The inode of the counters' memory; "" in the file of an older forkshim.
     """
 
     inodes: tuple[str, ...]
@@ -50,11 +53,13 @@ class Handover:
 
 
 class ForeignFdStoreError(FdStoreError):
-    """It is that of another container: its directory was copied, or moved."""
+    """The store belongs to another container: its state directory was copied or moved."""
 
 
 def take_kept(environment: MutableMapping[str, str]) -> FdStore | None:
-    """Return the store that systemd has given back to us; `environment` tells no more of it.
+    """Return the store that systemd has passed to this process; None without one.
+
+    Removes LISTEN_* from `environment`, unless there are descriptors for the container.
 
     Source: sd_listen_fds(3), sd_notify(3).
     """
@@ -72,15 +77,15 @@ def take_kept(environment: MutableMapping[str, str]) -> FdStore | None:
         if fd in ends:
             os.set_inheritable(fd, False)
         elif name in KEPT_NAMES:
-            os.close(fd)  # an older one
+            os.close(fd)  # of an older store
     try:
         return FdStore(ends=ends)
-    except FdStoreError:  # another program has put them there
+    except FdStoreError:  # another program has put other descriptors there
         return None
 
 
 def is_of(store: FdStore, state_dir: str) -> bool:
-    """Say whether it is the store of the supervisor that was killed in `state_dir`."""
+    """Return whether `store` belongs to the supervisor that was killed in `state_dir`."""
     with suppress(FdStoreError):
         wanted = _read_handover(state_dir)
         if wanted.inodes == tuple(str(os.fstat(end).st_ino) for end in store.fds):
@@ -93,7 +98,7 @@ def find(state_dir: str) -> FdStore:
     """Return the fd store of the supervisor that was killed in `state_dir`, from its fd holder.
 
     Raises:
-        FdStoreError: It is gone, or never was; or the kernel refuses its descriptors.
+        FdStoreError: No process has the store open, or the kernel refuses its descriptors.
     """
     wanted = _read_handover(state_dir)
     refusals: list[str] = []
@@ -103,7 +108,7 @@ def find(state_dir: str) -> FdStore:
         except PermissionError as error:
             refusals.append(_refusal(pid, error))
             continue
-        except OSError:  # it has ended meanwhile
+        except OSError:  # the process has ended
             continue
         if store is not None:
             return store
@@ -111,14 +116,14 @@ def find(state_dir: str) -> FdStore:
         raise FdStoreError(refusals[0])
     raise FdStoreError(
         "its fd holder was killed, too, and systemd has kept nothing: the descriptors of its "
-        "streams and the way to its exit status are lost"
+        "streams and of its exit status are lost"
     )
 
 
 def why_not(state_dir: str) -> str:
-    """Return why `forkshim adopt` cannot adopt the container; empty if it can.
+    """Return why `forkshim adopt` cannot adopt the container; "" if it can.
 
-    Changes nothing. Of a supervisor that lives it says nothing.
+    Changes nothing. Does not look for a living supervisor.
     """
     try:
         store = find(state_dir)
@@ -132,10 +137,11 @@ def why_not(state_dir: str) -> str:
 
 
 def look(store: FdStore, state_dir: str) -> FdReader:
-    """Return a copy of what is in there, which the caller owns.
+    """Return a copy of the store's content, owned by the caller.
 
     Raises:
-        FdStoreError: This version cannot read the store, or it is not of `state_dir`.
+        FdStoreError: This version cannot read the store.
+        ForeignFdStoreError: The store belongs to another state directory.
     """
     contents = store.look()
     origin = contents.document.get("origin")
@@ -149,22 +155,22 @@ def look(store: FdStore, state_dir: str) -> FdReader:
 
 
 def workers(state_dir: str) -> list[fds.Fd]:
-    """Return pidfds of the workers that a killed supervisor has left; the caller owns them.
+    """Return pidfds of the workers that a killed supervisor has left, owned by the caller.
 
-    Two workers on one stream would mix its bytes: a new worker waits for the end of the old one.
+    Two workers on one stream would mix its bytes. So a new worker waits for the old worker's end.
 
     Raises:
-        FdStoreError: As `find`; or the kernel hides what a process of that title is.
+        FdStoreError: As `find`, or the kernel refuses to show a process with that title.
     """
     counters = _read_handover(state_dir).counters
     return workers_with(counters, os.path.basename(os.path.dirname(state_dir)))
 
 
 def workers_with(counters: str, container_id: str) -> list[fds.Fd]:
-    """Return pidfds of the processes that have mapped the counters with this inode; as `workers`.
+    """Return pidfds of the workers that have mapped the counters with this inode; as `workers`.
 
     Raises:
-        FdStoreError: The kernel hides what a process of the container's title is.
+        FdStoreError: The kernel refuses to show a process with the container's title.
     """
     title, found = _TITLE + os.fsencode(container_id), list[fds.Fd]()
     for pid in _processes():
@@ -172,22 +178,20 @@ def workers_with(counters: str, container_id: str) -> list[fds.Fd]:
             if not _is_worker(pid, title) or _is_fd_holder(pid):
                 continue
             pidfd = fds.Fd(os.pidfd_open(pid))
-            # Looked at through the pidfd's time: what the pidfd is, it stays.
+            # Checked after pidfd_open(2): the pidfd never becomes another process.
             if _maps(pid, counters) and _is_ours(pid) and not _is_gone(pidfd):
                 found.append(pidfd)
             else:
                 pidfd.close()
         except PermissionError as error:
             raise FdStoreError(_refusal(pid, error)) from error
-        except OSError:  # it has ended meanwhile
+        except OSError:  # the process has ended
             continue
     return found
 
 
 def fd_holders(state_dir: str) -> list[fds.Fd]:
-    """Return pidfds of the processes that hold the store for a successor; the caller owns them.
-
-    systemd is none of them.
+    """Return pidfds of the container's fd holders, owned by the caller. systemd is not included.
 
     Raises:
         FdStoreError: As `find`.
@@ -197,7 +201,7 @@ def fd_holders(state_dir: str) -> list[fds.Fd]:
     for pid in _holders(inodes):
         with suppress(OSError):
             pidfd = fds.Fd(os.pidfd_open(pid))
-            # Looked at once more: what the pidfd is, it stays.
+            # Checked again after pidfd_open(2): the pidfd never becomes another process.
             has_one = any(inode in inodes for inode in _sockets(pid).values())
             if has_one and _is_worker(pid) and _is_ours(pid):
                 found.append(pidfd)
@@ -207,9 +211,9 @@ def fd_holders(state_dir: str) -> list[fds.Fd]:
 
 
 def end_leftovers(state_dir: str) -> None:
-    """Kill the workers and the fd holder of a dead container. Waits for their ends, for a while.
+    """Kill the workers and the fd holder of a dead container. Wait at most 5 s for each.
 
-    Where nothing leads to them nothing is done. Those of another container are left alone.
+    Does nothing where the file `handover` is missing, spoilt or another container's.
     """
     try:
         _check_not_foreign(state_dir)
@@ -227,11 +231,7 @@ def end_leftovers(state_dir: str) -> None:
 
 
 def _check_not_foreign(state_dir: str) -> None:
-    """Refuse a store that is there and says that it belongs to another container.
-
-    Raises:
-        ForeignFdStoreError: It does.
-    """
+    """Raise `ForeignFdStoreError` if the store exists and belongs to another container."""
     try:
         store = find(state_dir)
     except FdStoreError:
@@ -252,13 +252,13 @@ def _read_handover(state_dir: str) -> Handover:
         with open(path, "rb", opener=fds.open_without_waiting) as file:
             words = (file.read(_LONGEST_HANDOVER) or b"").decode("ascii", "replace").split()
     except FileNotFoundError as error:
-        raise FdStoreError("its supervisor has left nothing to go on with") from error
+        raise FdStoreError("its supervisor has left no file `handover`") from error
     except OSError as error:
         raise FdStoreError(f"{directory.HANDOVER_NAME}: {reason(error)}") from error
     count = len(KEPT_NAMES)
     inodes, boots = words[:count], words[count : count + 1]
     nonces, counters = words[count + 1 : count + 2], words[count + 2 :]
-    # Without the last words it is an older forkshim's, which goes on until it is reloaded.
+    # A running supervisor of an older forkshim has written fewer words.
     numbers = [*inodes, *counters]
     if len(inodes) != count or len(counters) > 1 or not all(map(str.isdecimal, numbers)):
         raise FdStoreError(f"{directory.HANDOVER_NAME}: not a supervisor's")
@@ -268,16 +268,16 @@ def _read_handover(state_dir: str) -> Handover:
 
 
 def _title(state_dir: str) -> bytes:
-    """Return what the titles of the container's processes begin with."""
+    """Return the beginning of the process titles of the container's supervisor and workers."""
     return _TITLE + os.fsencode(os.path.basename(os.path.dirname(state_dir)))
 
 
 def _holders(
     inodes: Sequence[str], refusals: list[str] | None = None, title: bytes = _TITLE
 ) -> Iterator[int]:
-    """Return the pids of our other processes that have a socket of these open.
+    """Return the pids of this user's other processes that have a socket with these inodes open.
 
-    `refusals` gets a line for each that is called `title` and may not be looked into.
+    `refusals` gets a line for each process with this title whose descriptors the kernel hides.
     """
     for pid in _processes():
         try:
@@ -286,7 +286,7 @@ def _holders(
         except PermissionError as error:
             if refusals is not None and _is_worker(pid, title):
                 refusals.append(_refusal(pid, error))
-        except OSError:  # gone
+        except OSError:  # the process has ended
             continue
 
 
@@ -298,16 +298,16 @@ def _processes() -> Iterator[int]:
 
 
 def _is_fd_holder(pid: int) -> bool:
-    """Say whether a process of ours has become an fd holder.
+    """Return whether the process has the title of an fd holder.
 
-    Not by its sockets: a worker that was forked an instant before has them, too.
+    The sockets do not tell: a worker has them, too, for an instant after its fork.
     """
     with open(f"/proc/{pid}/cmdline", "rb") as file:
         return file.read().rstrip(b"\0").endswith(_FD_HOLDER)
 
 
 def _maps(pid: int, inode: str) -> bool:
-    """Say whether a process has mapped the counters with this inode. Source: proc(5), maps."""
+    """Return whether a process has mapped the counters with this inode. Source: proc(5), maps."""
     with open(f"/proc/{pid}/maps", "rb") as file:
         lines = file.read().split(b"\n")
     mapped = (line.split(maxsplit=5) for line in lines if _COUNTERS in line)
@@ -319,9 +319,9 @@ def _is_gone(pidfd: fds.Fd) -> bool:
 
 
 def _is_ours(pid: int) -> bool:
-    """Say whether it is a process of our user, in our user namespace.
+    """Return whether the process has this process's user and user namespace.
 
-    Not by the owner of /proc/PID: root owns that of a process that is not dumpable.
+    The owner of /proc/PID does not tell: root owns that of a process that is not dumpable.
     Source: proc(5), prctl(2) PR_SET_DUMPABLE, user_namespaces(7).
     """
     there, here = os.stat(f"/proc/{pid}/ns/user"), os.stat("/proc/self/ns/user")
@@ -331,7 +331,7 @@ def _is_ours(pid: int) -> bool:
 
 
 def _refusal(pid: int, error: OSError) -> str:
-    """Say that the kernel refuses a look into a process, and why that may be.
+    """Return a line: the kernel refuses the descriptors of a process, and the likely causes.
 
     Source: ptrace(2), "Ptrace access mode checking", which pidfd_getfd(2) refers to.
     """
@@ -345,7 +345,7 @@ def _refusal(pid: int, error: OSError) -> str:
             reasons.append(f"kernel.yama.ptrace_scope is {scope}")
     with suppress(OSError):
         if not _is_ours(pid):
-            reasons.append("it is another user's, or in another user namespace")
+            reasons.append("the process has another user, or another user namespace")
     return (
         f"process {pid} lives, but the kernel refuses its descriptors ({reason(error)}): "
         f"{', '.join(reasons) or 'a security module may forbid it'}"
@@ -353,7 +353,7 @@ def _refusal(pid: int, error: OSError) -> str:
 
 
 def _sockets(pid: int) -> dict[int, str]:
-    """Return the inodes of a process's sockets by their numbers. Source: proc(5), /proc/PID/fd."""
+    """Return {descriptor: inode} of a process's sockets. Source: proc(5), /proc/PID/fd."""
     found = {}
     for fd in os.listdir(f"/proc/{pid}/fd"):
         with suppress(FileNotFoundError):
@@ -364,7 +364,7 @@ def _sockets(pid: int) -> dict[int, str]:
 
 
 def _copy(pid: int, wanted: Handover) -> FdStore | None:
-    """Return the store that `pid` has open; None if it has only a part of it."""
+    """Return a copy of the store that `pid` has open; None if `pid` has only one of its sockets."""
     copies: list[fds.Fd] = []
     pidfd = fds.Fd(os.pidfd_open(pid))
     try:
@@ -374,10 +374,10 @@ def _copy(pid: int, wanted: Handover) -> FdStore | None:
             for inode in wanted.inodes
             if inode in numbers
         )
-        # What was copied is looked at, not what was there before: the number may be another's.
+        # The copies are checked: the number may have become another file before pidfd_getfd(2).
         if [str(os.fstat(copy.fileno()).st_ino) for copy in copies] != [*wanted.inodes]:
             return None
-        if not _is_ours(pid):  # what the pidfd is, it stays
+        if not _is_ours(pid):  # checked after pidfd_open(2), as in `workers_with`
             return None
         return FdStore(ends=(copies[0].take(), copies[1].take()), nonce=wanted.nonce)
     finally:
@@ -386,11 +386,9 @@ def _copy(pid: int, wanted: Handover) -> FdStore | None:
 
 
 def _is_worker(pid: int, title: bytes = _TITLE) -> bool:
-    """Say whether it has a title of ours; systemd, which has the store too, has none.
+    """Return whether the process lives and has such a title. systemd, which has the store, has not.
 
-    Source: proc(5), cmdline.
-
-    One that was forked an instant before still has its parent's title.
+    A process has its parent's title for an instant after its fork. Source: proc(5), cmdline.
     """
     try:
         if procfs.is_dead(pid):

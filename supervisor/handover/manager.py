@@ -1,4 +1,4 @@
-"""The adoption's other side: what a supervisor publishes, so that another one can follow it.
+"""What a supervisor publishes of a container, so that another supervisor can adopt it.
 
 The supervisor puts all that it holds of a container into the container's fd store, and again with
 each change. The fd holder and, if the request says so, systemd keep the store open.
@@ -99,8 +99,8 @@ class Inherited:
     """What an earlier supervisor has left to this one.
 
     Attributes:
-        contents: Its fd store, read.
-        leftovers: What else there is of a dead supervisor. None after a reload: that supervisor was
+        contents: The content of its fd store.
+        leftovers: What else a dead supervisor has left. None after a reload: that supervisor was
             this process, and its children are children of this process.
     """
 
@@ -205,7 +205,7 @@ class HandoverManager:
         return self._store.fds if self._store else ()
 
     def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
-        """Return the store and the fd holder, for a reload. In the store itself it was a cycle."""
+        """Return the store and the fd holder, for a reload. In the store itself: a cycle."""
         return {
             "ends": [fd_writer.add(end) for end in self._store_fds],
             "nonce": self._store.nonce if self._store else "",
@@ -263,11 +263,11 @@ class HandoverManager:
 
     @property
     def has_fd_holder(self) -> bool:
-        """Whether the fd holder has still to be reaped."""
+        """Whether the fd holder has not been reaped yet."""
         return bool(self._fd_holder.pid)
 
     def close(self) -> None:
-        """Leave nothing for a successor. Wait until there is no fd holder any more."""
+        """Remove what a successor would need, and kill the fd holder; see `has_fd_holder`."""
         self._publish_soon.cancel()
         if self._store is not None:
             if self._origin.is_kept:
@@ -293,12 +293,12 @@ def _open_store(origin: HandoverOrigin, inherited: Inherited | None) -> FdStore 
 
 
 def _fd_holders(inherited: Inherited | None) -> list[fds.Fd]:
-    """Return pidfds of the fd holders that `inherited` has left; the caller owns them."""
+    """Return pidfds of the fd holders of the earlier supervisor, owned by the caller."""
     if inherited is None:
         return []
     if inherited.leftovers is not None:
         return inherited.leftovers.fd_holders
     pid = inherited.contents.document["container"]["store"]["fd_holder"]
-    with suppress(ProcessLookupError):  # in a dry run it is another process's child
+    with suppress(ProcessLookupError):  # the child of a dry run is not its parent
         return [fds.Fd(os.pidfd_open(pid))] if pid else []
     return []

@@ -6,11 +6,11 @@ import os
 import sys
 
 HANDOVER_VARIABLE = "FORKSHIM_HANDOVER"
-"""In the environment of a program that goes on as another one, see `supervisor.handover.reexec`."""
+"""In the environment of a program that a reload executes, see `supervisor.handover.reexec`."""
 
 
 SUCCESSOR_VARIABLE = "FORKSHIM_SUCCESSOR"
-"""In the environment of a program that an fd holder has started, see `handover.successor`."""
+"""In the environment of a program that an fd holder starts, see `handover.successor`."""
 
 
 def own_command() -> tuple[str, ...]:
@@ -21,10 +21,10 @@ def own_command() -> tuple[str, ...]:
 
 
 def is_handed_over() -> bool:
-    """Say whether this program goes on for another one; then `upgrade.arrive` knows more."""
+    """Return whether a reload has executed this program; see `reexec.arrive`."""
     return HANDOVER_VARIABLE in os.environ
 
 
 def is_successor() -> bool:
-    """Return whether an fd holder has started this program to follow a killed supervisor."""
+    """Return whether an fd holder has started this program; see `successor.arrive`."""
     return SUCCESSOR_VARIABLE in os.environ

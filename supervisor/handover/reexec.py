@@ -1,9 +1,9 @@
-"""Taking up another version in place: rehearse it in a child, then become it by execve(2).
+"""Executing the installed version in this process: a dry run in a child, then execve(2).
 
-execve keeps the pid, the children, the subreaper flag, blocked and pending signals; all else
-travels as a `FdStore`. There is no way back from it, so a child does it first: the same
-program on copies of the same descriptors, up to where it would begin to serve, and then a piece of
-supervising of its own. Only a child that ends well is followed.
+execve(2) keeps the pid, the children, the subreaper flag, and blocked and pending signals. All else
+travels in an `FdStore`. A program that has been executed cannot give the process back. So a child
+executes it first, on copies of the same descriptors, up to where it would begin to serve. Then the
+child copies a byte with a worker. Only after a child that has succeeded this process follows.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _LONGEST_REASON = 400
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """What this program was given by the one that it follows.
+    """What this program was given by the program before it in this process.
 
     Attributes:
         contents: The host's document. Owned by the caller of `arrive`.
         containers: The document of each container, in the host's order. Owned by the caller.
-        lock: As `Claim` has it; not open for a state directory without one.
-        is_rehearsal: Everything is a copy, and nothing may be done with it.
+        lock: The lock of `Claim`; closed if the front end has none.
+        is_rehearsal: This process is the child of a dry run. All descriptors are copies.
     """
 
     contents: FdReader
@@ -53,10 +53,10 @@ class Arrival:
 
 
 def arrive() -> Arrival | None:
-    """Return what came with an exec of this program by `reexec` or `dry_run`; None without one.
+    """Return what `reexec` or `dry_run` has passed; None if this program was not executed by them.
 
     Raises:
-        FdStoreError: It cannot be used.
+        FdStoreError: The store or the variable cannot be used.
     """
     text = os.environ.pop(HANDOVER_VARIABLE, None)
     if text is None:
@@ -68,7 +68,7 @@ def arrive() -> Arrival | None:
         if lock_fd >= 0:
             os.set_inheritable(lock_fd, False)
     except (KeyError, ValueError, OSError):
-        raise FdStoreError(f"{HANDOVER_VARIABLE}: not ours: {text!r}") from None
+        raise FdStoreError(f"{HANDOVER_VARIABLE}: not a supervisor's: {text!r}") from None
     lock = fds.Fd(lock_fd)
     try:
         store = FdStore(ends=(front, back))
@@ -144,16 +144,16 @@ def dry_run(
     fd_writer: FdWriter,
     on_end: Callable[[str], None],
 ) -> None:
-    """Have a child do a dry run; `on_end` gets "" or, in one line, why it must not be done.
+    """Execute the program in a child. `on_end` gets "", or one line: why the dry run has failed.
 
     Raises:
-        ShimError: It cannot even be tried.
+        ShimError: The child cannot be started.
     """
     store = FdStore()
 
     def judge(termination: Termination, output: bytes) -> None:
         store.close()
-        # The last line is the error, or that of its traceback.
+        # The last line of the output is the error, or the last line of a traceback.
         lines = output.decode(errors="replace").strip().splitlines()
         if termination == Exited(0) and output.endswith(READY):
             on_end("")
@@ -177,10 +177,10 @@ def dry_run(
 
 
 def try_a_worker(log: Log, title: str) -> None:
-    """Fork a worker, see it copy and end, and reap it, with descriptors of its own.
+    """Fork a worker, which copies a byte between two new pipes, and reap the worker.
 
     Raises:
-        FdStoreError: It does not work.
+        FdStoreError: The worker has died, or has not copied the byte.
     """
     loop, reaper, router = Loop(), Reaper(), signals.SignalRouter(has_job_control=False)
 
@@ -205,7 +205,7 @@ def try_a_worker(log: Log, title: str) -> None:
 
 
 def end_rehearsal() -> NoReturn:
-    """Tell the parent that the dry run went well."""
+    """Tell the parent that the dry run has succeeded, and end this process."""
     os.write(1, READY)
     os._exit(0)
 
@@ -217,9 +217,10 @@ def reexec(
     fd_writer: FdWriter,
     lock_fd: int,
 ) -> ShimError:
-    """Become the program; returns only if that failed, with the reason, and all is as before.
+    """Execute the program in this process. Returns only after a failure: the reason.
 
-    Every signal has to be held, see `signals.hold_all`; the caller releases them.
+    After a failure every descriptor is as before. The caller holds every signal, see
+    `signals.hold_all`, and releases them after a failure.
     """
     try:
         store = FdStore()
@@ -243,7 +244,7 @@ def reexec(
 
 
 def _for_us(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that the program reads and a runtime does not get."""
+    """Return the variables that the program reads, and that `RuntimeInvoker` removes."""
     return {name: environment[name] for name in ("NOTIFY_SOCKET",) if name in environment}
 
 

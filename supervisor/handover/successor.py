@@ -1,10 +1,10 @@
 """Starting a successor of a killed supervisor, where no service manager does it.
 
-The fd holder of a daemon waits for the supervisor's death and executes the installed program, as a
-reload does, with the fd store. That program adopts the container. It is no child of the container's
-killed supervisor, so it claims the container's lock like every adopter: there is only one.
+The fd holder of a daemon waits for the supervisor's death. Then it executes the installed program
+with the fd store, as a reload does. That program adopts the container. It claims the container's
+lock like every adopter, so there is never a second supervisor.
 
-The fd holder is as old as its supervisor. The successor forks another one, which kills this one.
+The fd holder runs the code of its supervisor. The successor forks a new fd holder, which kills it.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ _EXEC_FAILED_STATUS = 127
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 16.0
 _LOCK_PAUSE_S = 15.0
-"""Another adopter has the lock. It kills the fd holder as soon as it has its own."""
+"""Another adopter has the lock. It kills this fd holder as soon as it has forked its own."""
 _LONGEST_HANDOVER = 256
 _REPLACING_S = 2.0
 _LONGEST_EVENTS = 4096
 
 
 def limit(environment: Mapping[str, str]) -> int:
-    """Return how many successors may be started within `WINDOW_S`; 0 for none at all.
+    """Return how many successors may be started within `WINDOW_S`; 0 for none.
 
     Raises:
-        UsageError: The variable is no number.
+        UsageError: The variable is not a number.
     """
     text = environment.get(LIMIT_VARIABLE, str(DEFAULT_LIMIT))
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
@@ -61,7 +61,7 @@ def limit(environment: Mapping[str, str]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Succession:
-    """What a successor is told by the fd holder that has started it.
+    """What the fd holder passes to the successor that it starts.
 
     Attributes:
         store: The fd store; owned by the receiver.
@@ -75,10 +75,10 @@ class Succession:
 
 
 def arrive() -> Succession:
-    """Return what this program was started with by `SuccessorStarter`.
+    """Return what `SuccessorStarter` has passed to this program.
 
     Raises:
-        FdStoreError: It cannot be used.
+        FdStoreError: The variable or a descriptor cannot be used.
     """
     text = os.environ.pop(SUCCESSOR_VARIABLE, "")
     try:
@@ -86,7 +86,7 @@ def arrive() -> Succession:
         front, back = map(int, document["ends"])
         path, starts = str(document["path"]), [float(each) for each in document["starts"]]
     except (KeyError, TypeError, ValueError):
-        raise FdStoreError(f"{SUCCESSOR_VARIABLE}: not ours: {text!r}") from None
+        raise FdStoreError(f"{SUCCESSOR_VARIABLE}: not an fd holder's: {text!r}") from None
     try:
         for end in (front, back):
             os.set_inheritable(end, False)
@@ -110,7 +110,7 @@ class SuccessorStarter:
         limit: int,
         starts: Sequence[float],
     ) -> None:
-        """Take what the fd holder needs after its supervisor's death.
+        """Start nothing before `serve`.
 
         Args:
             command: How the supervisor was started; not used with the limit 0.
@@ -118,9 +118,9 @@ class SuccessorStarter:
             path: ROOT/ID.
             state_dir: Where the file `handover` is.
             store_fds: The ends of the store.
-            log: The supervisor's.
-            limit: How many starts there may be within `WINDOW_S`. With 0 the fd holder only holds
-                the store, as long as the state directory leads to it.
+            log: The supervisor's log.
+            limit: How many successors may be started within `WINDOW_S`. With 0 the fd holder only
+                holds the store, as long as the file `handover` leads to it.
             starts: When successors were started lately; monotonic seconds.
         """
         self._command = [*command]
@@ -137,7 +137,7 @@ class SuccessorStarter:
 
     @property
     def fds(self) -> tuple[int, ...]:
-        """The log's descriptors; none where no successor is started, and nothing is logged."""
+        """The log's descriptors; empty if no successor is started, and so nothing is logged."""
         return self._log.fds if self._limit else ()
 
     @property
@@ -150,10 +150,10 @@ class SuccessorStarter:
         self._is_standing_down = True
 
     def serve(self, supervisor_pid: int) -> None:
-        """Wait for the supervisor's death, then start successors as long as one is needed.
+        """Wait for the supervisor's death, then start successors while one is needed.
 
-        Returns when nothing is left to hold: the container has ended in order. A successor that
-        holds the store itself kills this process.
+        Returns when the container has ended in order. A successor that has its own fd holder kills
+        this process.
         """
         signal.signal(STAND_DOWN, self._on_signal)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [STAND_DOWN])
@@ -168,13 +168,13 @@ class SuccessorStarter:
                 self._follow(self._start())
 
     def _is_needed(self) -> bool:
-        """Say whether the fd store is still what the state directory leads to."""
+        """Return whether the file `handover` still leads to this fd store."""
         return self._own is not None and self._read_handover() == self._own
 
     def _is_kept(self) -> bool:
-        """Say whether the state directory has a file `handover`, be it spoilt.
+        """Return whether the state directory has a file `handover`, also a spoilt file.
 
-        A supervisor that ends in order removes it. A person may be replacing it just now.
+        A supervisor that ends in order removes the file. A person may be replacing the file.
         """
         if not os.path.lexists(self._handover):
             time.sleep(_REPLACING_S)
@@ -187,17 +187,17 @@ class SuccessorStarter:
             return True
         if self._limit:
             self._log.warning(
-                f"{self._limit} successors in {WINDOW_S:g} s have not lasted; no other is started. "
+                f"{self._limit} successors in {WINDOW_S:g} s have not lasted; no more are started. "
                 f"The container goes on; `forkshim adopt {self._id}` adopts it"
             )
         return False
 
     def _start(self) -> Termination | None:
-        """Start one successor and wait for its end; None if no process could be forked."""
+        """Start a successor and wait for its end. Returns None if fork(2) has failed."""
         self._starts.append(time.monotonic())
         try:
             return reaper.wait_for(spawn.fork_worker(self._become))
-        except OSError as error:  # EAGAIN, ENOMEM: the limits of our cgroup
+        except OSError as error:  # EAGAIN, ENOMEM: the limits of the cgroup
             self._say_failure(f"fork: {error.strerror}")
             return None
 
@@ -228,14 +228,14 @@ class SuccessorStarter:
             self._log.warning(f"successor: {what}; trying again, {self._limit} times in all")
 
     def _pause(self, pause_s: float) -> None:
-        """Wait, unless the container has no use for a successor any more."""
+        """Wait, unless the container needs no successor any more."""
         if self._is_needed():
             time.sleep(pause_s)
 
     def _stay(self) -> None:
-        """Hold the store until an adopter kills this process, or the file `handover` is gone.
+        """Hold the store until an adopter kills this process, or the file `handover` is removed.
 
-        With a spoilt file nothing is given up: the right one may come back.
+        A spoilt file does not count as removed: a person may put the right file back.
         """
         while self._is_kept():
             try:
@@ -261,12 +261,12 @@ class SuccessorStarter:
 
 
 def _wait_until_dead(supervisor_pid: int) -> None:
-    """Wait for the death of this process's parent. A reload is none: it keeps the pid."""
+    """Wait for the death of this process's parent. A reload keeps the pid, and ends no wait."""
     try:
         pidfd = fds.Fd(os.pidfd_open(supervisor_pid))
     except ProcessLookupError:
         return
-    # If the parent is another process already, the pid may be another process's, too.
+    # The supervisor may have died before pidfd_open(2): then the pid may be another process's.
     if os.getppid() == supervisor_pid:
         poller = select.poll()
         poller.register(pidfd.fileno(), select.POLLIN)

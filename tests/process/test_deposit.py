@@ -190,7 +190,7 @@ def test_a_document_that_could_still_be_changed_is_refused(
 @pytest.mark.parametrize("text", ["", "become", "become a b c", "become 1 2", "1 2 3 4 5"])
 def test_an_odd_environment_is_one_line(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(HANDOVER_VARIABLE, text)
-    with pytest.raises(FdStoreError, match="not ours"):
+    with pytest.raises(FdStoreError, match="not a supervisor's"):
         reexec.arrive()
     assert HANDOVER_VARIABLE not in os.environ
 

@@ -244,7 +244,7 @@ def test_a_program_that_cannot_start_is_said_and_the_container_goes_on(
     killed, failed, limit = daemon.log("warn")
     assert killed == f"supervisor {pid} was killed; starting a successor"
     assert failed == "successor: exit status 2; trying again, 2 times in all"
-    assert limit.startswith("2 successors in 60 s have not lasted; no other is started. ")
+    assert limit.startswith("2 successors in 60 s have not lasted; no more are started. ")
     assert waiting.is_alive(fd_holder)
     daemon.adopt()
     waiting.wait_process(fd_holder)
@@ -262,7 +262,7 @@ def test_the_limit_counts_successors_that_were_killed_as_well(
         kill(pid)
         wait_successor(daemon, pid)
     kill(daemon.pid)
-    waiting.wait_true(lambda: any("no other is started" in each for each in daemon.log("warn")))
+    waiting.wait_true(lambda: any("no more are started" in each for each in daemon.log("warn")))
     daemon.adopt()
     os.kill(daemon.pid, signal.SIGTERM)
     assert daemon.wait_end() == "8"
