@@ -67,6 +67,9 @@ class AttachSink:
     def reopen(self) -> None:
         """Do nothing: a client that has left does not come back to its socket."""
 
+    def renew_file(self) -> None:
+        """Do nothing: there is no file."""
+
     def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
         """Return the state for `open_sinks` of another supervisor."""
         return {"fds": [fd_writer.add(self.ring.fd)]}

@@ -65,6 +65,9 @@ class _BufferedSink:
     def reopen(self) -> None:
         pass  # the stream owns the descriptor, which cannot be reopened
 
+    def renew_file(self) -> None:
+        pass
+
     def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
         return {"fds": [fd_writer.add(fd) for fd in self._buffered.fds]}
 

@@ -11,7 +11,7 @@ from supervisor.sinks.sink import Drops, buffer_bytes_of, drops_of
 from supervisor.sinks.spec import SinkKind
 from supervisor.state import trust
 from workers.common.records import replace
-from workers.sinks import log_output
+from workers.sinks import log_output, rotation
 from workers.sinks.cri_format import CriFormat, PlainFormat
 from workers.sinks.log_file import LogFile
 
@@ -25,9 +25,13 @@ if TYPE_CHECKING:
     from workers.copy.route import Route
     from workers.lines.buffer import LineBuffer
     from workers.process.context import WorkerContext
+    from workers.sinks.log_file import Format
 
 _PIECE_BYTES = 32 << 10
 """Of a longer line, pieces may come into different files of a rotation."""
+
+_SMALL_FILE_BYTES, _SMALL_PIECE_BYTES = 64 << 10, 8 << 10
+"""Below this size a k8s-file has smaller pieces, as large as conmon's: 10 kB hold one."""
 
 
 def is_same_file(sink: SinkSpec, other: SinkSpec) -> bool:
@@ -54,31 +58,51 @@ def open_log(names: list[str], sink: SinkSpec, kept: tuple[int, ...]) -> dict[st
     Raises:
         ShimError: The directory cannot be opened or is not trusted; EMFILE, ENOMEM.
     """
-    # Only the directory is opened: a symbolic link in place of the file is never followed.
-    directory_path, file_name = os.path.split(sink.path)
+    # Only the directory is opened: a symbolic link in place of the file is never followed. What an
+    # engine has chosen with conmon's command line may be a link, and may be anywhere.
+    is_chosen = sink.kind is SinkKind.K8S_FILE
+    path = os.path.realpath(sink.path) if is_chosen else sink.path
+    directory_path, file_name = os.path.split(path)
+    open_directory = _open_directory if is_chosen else trust.open_directory
     try:
-        directory = fds.Fd(kept[0]) if kept else trust.open_directory(directory_path)
+        directory = fds.Fd(kept[0]) if kept else open_directory(directory_path)
     except UntrustedError as error:
         raise ShimError(f"open {directory_path}: {error}") from error
     except OSError as error:
         raise ShimError(f"open {directory_path}: {reason(error)}") from error
-    is_cri = sink.kind is SinkKind.CRI
     try:
         log = LogFile(
             directory.fileno(),
             file_name,
-            {name: CriFormat(name) if is_cri else PlainFormat(_PIECE_BYTES) for name in names},
+            {name: _format(name, sink) for name in names},
             max_bytes=sink.max_bytes,
             keep=sink.keep,
             policy=sink.policy,
             buffer_bytes=buffer_bytes_of(sink),
+            total_max_bytes=sink.total_bytes,
+            is_synced=sink.is_synced,
+            is_any_file=is_chosen,
             inherited=kept[1:],
         )
     except OSError as error:  # EMFILE, ENOMEM
         directory.close()
         raise ShimError(f"shared memory for {sink.path}: {reason(error)}") from error
-    log_directory = _LogDirectory(log, directory, directory_path)
+    log_directory = _LogDirectory(log, directory, directory_path, is_chosen=is_chosen)
     return {name: _LogSink(log_directory, name) for name in names}
+
+
+def _format(name: str, sink: SinkSpec) -> Format:
+    if sink.kind is SinkKind.FILE:
+        return PlainFormat(_PIECE_BYTES)
+    if sink.kind is SinkKind.CRI:
+        return CriFormat(name)
+    is_small = 0 < sink.max_bytes < _SMALL_FILE_BYTES
+    limit_bytes = _SMALL_PIECE_BYTES if is_small else CriFormat(name).limit_bytes
+    return CriFormat(name, limit_bytes, is_local=True)
+
+
+def _open_directory(path: str) -> fds.Fd:
+    return fds.Fd(os.open(path or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
 
 
 def _check_file(name: str, dir_fd: int, path: str) -> None:
@@ -95,8 +119,9 @@ def _check_file(name: str, dir_fd: int, path: str) -> None:
 class _LogDirectory:
     """A log file and its directory, owned by all streams that name it."""
 
-    def __init__(self, log: LogFile, directory: fds.Fd, path: str) -> None:
+    def __init__(self, log: LogFile, directory: fds.Fd, path: str, *, is_chosen: bool) -> None:
         self.log = log
+        self._is_chosen = is_chosen
         self._directory = directory
         self._path = path
 
@@ -107,12 +132,40 @@ class _LogDirectory:
             OSError: The directory does not exist.
             UntrustedError: The directory or the file in it is not trusted, see `trust`.
         """
+        if self._is_chosen:
+            self._take(_open_directory(self._path))
+            return
         fresh = trust.open_directory(self._path)
         try:
             _check_file(self.log.name, fresh.fileno(), self._path)
         except UntrustedError:
             fresh.close()
             raise
+        self._take(fresh)
+
+    def renew_file(self) -> None:
+        """Rotate the file now, or replace it by an empty one of its name: conmon's `ctl`, type 2.
+
+        An engine that has renamed the file waits until there is a new one. An empty file stays, so
+        that the streams of one file may each ask for it.
+
+        Raises:
+            OSError: The directory does not exist.
+        """
+        if not self._is_chosen:
+            return
+        dir_fd, name = self._directory.fileno(), self.log.name
+        try:
+            attributes = os.stat(name, dir_fd=dir_fd)
+            if not stat.S_ISREG(attributes.st_mode) or attributes.st_size == 0:
+                return
+            if self.log.keep:
+                rotation.rotate(dir_fd, name, self.log.keep)
+        except FileNotFoundError:
+            pass  # it was renamed already
+        rotation.replace(dir_fd, name)
+
+    def _take(self, fresh: fds.Fd) -> None:
         self._directory.close()
         self._directory = fresh
         self.log.dir_fd = fresh.fileno()
@@ -167,6 +220,10 @@ class _LogSink:
 
     def reopen(self) -> None:
         self._log_directory.reopen()  # each worker opens the file itself
+
+    def renew_file(self) -> None:
+        """See `_LogDirectory.renew_file`."""
+        self._log_directory.renew_file()
 
     def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
         return self._log_directory.snapshot(fd_writer)

@@ -51,6 +51,8 @@ def open_journal(
             is_console=is_console,
             is_json=sink.is_json,
             is_joined=sink.is_joined,
+            marks_partial=sink.marks_partial,
+            reads_priority=sink.reads_priority,
             limit_bytes=sink.max_line_bytes,
             policy=sink.policy,
             buffer_bytes=buffer_bytes_of(sink),
@@ -91,7 +93,8 @@ def origin_of(container_id: str, epoch: str, sink: SinkSpec, bundle: str) -> Ori
         BundleError: The setting has annotations, and config.json cannot be read.
     """
     extra = _annotation_fields(bundle, sink.annotations) if sink.annotations else ()
-    return Origin(container_id, name=container_id, epoch=epoch, tag=sink.tag, extra=extra)
+    name = sink.name or container_id
+    return Origin(container_id, name=name, epoch=epoch, tag=sink.tag, extra=(*extra, *sink.labels))
 
 
 def unpacked(origin: dict[str, Any]) -> Origin:
@@ -143,6 +146,9 @@ class _JournalSink:
     def reopen(self) -> None:
         self._journal.reconnect()
 
+    def renew_file(self) -> None:
+        pass
+
     def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
         return {
             "fds": [fd_writer.add(fd) for fd in self._journal.fds],
@@ -186,6 +192,9 @@ class _JournalStreamSink:
 
     def reopen(self) -> None:
         self._stream.reconnect()
+
+    def renew_file(self) -> None:
+        pass
 
     def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
         more = () if self._buffered is None else self._buffered.fds

@@ -52,6 +52,13 @@ if TYPE_CHECKING:
                 UntrustedError: The directory or the file is not trusted.
             """
 
+        def renew_file(self) -> None:
+            """Rotate or replace a k8s-file now; do nothing for another sink.
+
+            Raises:
+                OSError: The directory does not exist.
+            """
+
         def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
             """Return the state for `open_sinks` of another supervisor."""
 

@@ -8,7 +8,12 @@
 - `journal`: native records; `priority=5` for lines without their own, `tag=web`, `max-line=1M`,
   `annotation=com.example.*` (may be repeated), `json=yes`, `join=indented`
 - `journal-stream`: lines, as systemd's own StandardOutput=journal; `priority=5`, `tag=web`
+- `k8s-file:PATH`: `cri:` as conmon writes it, for its front end alone: local times, any size of
+  `max-size`, and without `keep` a full file is replaced by an empty one. `total=16777216` is the
+  limit of all that is written, `sync=yes` an fsync(2) at the end
 - `attach`: packets to the attach clients of conmon's front end, which alone asks for it
+- of `journal`, for the same front end: `name=`, `log-tag=` and `label=NAME=` with values that
+  `quoted` has made; `partial=no` and `prefix=no` leave `CONTAINER_PARTIAL_MESSAGE` and `<N>` alone
 - `null`: discards the stream; so do "" and /dev/null
 - `passthrough`: descriptor 1 or 2 of the supervisor
 - `path:PATH` or any other PATH: a fifo, a device or an existing file, neither created nor
@@ -30,11 +35,14 @@ import os
 from enum import Enum
 
 from supervisor.linux.errors import UsageError
-from workers.common.records import dataclass
+from workers.common.records import dataclass, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
+
+    _Value = int | str | tuple[Any, ...]
 
 DEFAULT_KEEP = 5
 DEFAULT_MAX_LINE_BYTES = 1 << 20
@@ -48,6 +56,7 @@ class SinkKind(Enum):
     PATH = "path"
     FILE = "file"
     CRI = "cri"
+    K8S_FILE = "k8s-file"
     JOURNAL = "journal"
     JOURNAL_STREAM = "journal-stream"
     PASSTHROUGH = "passthrough"
@@ -60,15 +69,21 @@ class SinkSpec:
 
     Attributes:
         kind: Determines which of the other attributes are used.
-        path: For PATH, FILE and CRI; else empty.
-        max_bytes: Size at which a FILE or CRI is rotated; 0 for no rotation.
+        path: For PATH, FILE, CRI and K8S_FILE; else empty.
+        max_bytes: Size at which a FILE, CRI or K8S_FILE is rotated; 0 for no rotation.
         keep: How many old files stay after a rotation.
+        total_bytes: Size at which a K8S_FILE ends for good; 0 for no limit.
+        is_synced: A K8S_FILE is synced at the end of a stream.
         priority: For JOURNAL and JOURNAL_STREAM, 0 to 7; None for the stream's default.
         tag: For JOURNAL and JOURNAL_STREAM; "" for none.
         max_line_bytes: The longest line that is a single record of a JOURNAL.
         annotations: Patterns of the bundle's annotations that become fields of a JOURNAL.
         is_json: Lines of a JOURNAL that are JSON objects become fields.
         is_joined: A line of a JOURNAL that begins with a blank continues the line before.
+        name: CONTAINER_NAME of a JOURNAL; "" for the container id.
+        labels: More fields of a JOURNAL, pairs of name and value.
+        marks_partial: Records of a JOURNAL that end within a line say so.
+        reads_priority: A line's prefix, `<0>` to `<7>`, is its priority in a JOURNAL.
         policy: "block", "drop-new" or "drop-old", see `workers.lines.drop`.
         buffer_bytes: Size of the buffer with the last two.
     """
@@ -77,12 +92,18 @@ class SinkSpec:
     path: str = ""
     max_bytes: int = 0
     keep: int = DEFAULT_KEEP
+    total_bytes: int = 0
+    is_synced: bool = False
     priority: int | None = None
     tag: str = ""
     max_line_bytes: int = DEFAULT_MAX_LINE_BYTES
     annotations: tuple[str, ...] = ()
     is_json: bool = False
     is_joined: bool = False
+    name: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+    marks_partial: bool = True
+    reads_priority: bool = True
     policy: str = "block"
     buffer_bytes: int = DEFAULT_BUFFER_BYTES
 
@@ -114,12 +135,22 @@ def parse_sink(text: str) -> SinkSpec:
     kind = _KINDS.get(word)
     if kind is None:
         return SinkSpec(SinkKind.PATH, text)
+    if kind is SinkKind.K8S_FILE and path:  # an engine's path, which may look like options
+        return _with_options(text, SinkSpec(kind, path, keep=0), settings)
     _refuse_options_at_the_end(text, head, path)
     if kind in _WITH_PATH and not path:
         raise UsageError(f"sink {text}: {word} needs a path, as in {word}:/var/log/web")
     if kind not in _WITH_PATH and colon:
         raise UsageError(f"sink {text}: {word} takes no path")
     return _with_options(text, SinkSpec(kind, path), settings)
+
+
+def quoted(value: str) -> str:
+    """Return `value` for the options `name`, `label` and `log-tag`, which take any text."""
+    return "".join(
+        chr(byte) if chr(byte) in _PLAIN else f"%{byte:02X}"
+        for byte in value.encode(errors="surrogateescape")
+    )
 
 
 def is_journal_setting(text: str) -> bool:
@@ -134,7 +165,7 @@ def check_typed(text: str) -> SinkSpec:
         UsageError: As `parse_sink`; the kind is unknown; or options follow a bare path.
     """
     sink = parse_sink(text)
-    if not text or _KINDS.get(_word(text), SinkKind.ATTACH) is not SinkKind.ATTACH:
+    if not text or _word(text) in _TYPED_KINDS:
         return sink
     word = _word(text)
     if "/" not in word:
@@ -185,11 +216,12 @@ def with_absolute_path(text: str, directory: str) -> str:
 
 def _with_options(text: str, sink: SinkSpec, settings: list[str]) -> SinkSpec:
     allowed = _OPTIONS.get(sink.kind, {})
-    values: dict[str, int | str | tuple[str, ...]] = {}
+    values: dict[str, _Value] = {}
     for setting in settings:
         name, _equals, value = setting.partition("=")
         if name not in allowed:
-            known = ", ".join(allowed) or "no options"
+            typed = [each for each in allowed if each not in _OF_FRONT_ENDS]
+            known = ", ".join(typed) or "no options"
             raise UsageError(f"sink {text}: option {name}: {sink.kind.value} takes {known}")
         option = allowed[name]
         before = values.get(option.attribute, ())
@@ -199,11 +231,11 @@ def _with_options(text: str, sink: SinkSpec, settings: list[str]) -> SinkSpec:
         if parsed is None:
             raise UsageError(f"sink {text}: option {name}: {value!r} is not {option.values}")
         values[option.attribute] = before + parsed if isinstance(parsed, tuple) else parsed
-    if "keep" in values and "max_bytes" not in values:
+    if "keep" in values and sink.kind is not SinkKind.K8S_FILE and "max_bytes" not in values:
         raise UsageError(f"sink {text}: option keep: says nothing without max-size")
     if "buffer_bytes" in values and values.get("policy", "block") == "block":
         raise UsageError(f"sink {text}: option buffer: says nothing without drop-new or drop-old")
-    return SinkSpec(sink.kind, sink.path, **values)  # type: ignore[arg-type] # as `_OPTIONS` pairs them
+    return replace(sink, **values)  # type: ignore[arg-type] # as `_OPTIONS` pairs them
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,13 +243,14 @@ class _Option:
     """The attribute of an option, its parser (None if invalid), and its valid values."""
 
     attribute: str
-    read: Callable[[str], int | str | tuple[str, ...] | None]
+    read: Callable[[str], _Value | None]
     values: str
 
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _LETTERS = "bBgGiIkKmMtT"
 _LONGEST_WORD = 128
+_LONGEST_QUOTED = 64 << 10
 
 
 def _size(least: int, most: int) -> Callable[[str], int | None]:
@@ -255,7 +288,35 @@ def _is_word(text: str) -> bool:
 
 def _decimal(text: str) -> int | None:
     """Return the number, or None: int() also accepts signs, blanks and other alphabets."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 15 else None
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 19 else None
+
+
+_PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-./")
+_LABEL_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
+
+
+def _quoted(text: str) -> str | None:
+    """Return the text of `quoted`; None if it is none."""
+    head, *parts = text.split("%")
+    content = head.encode(errors="surrogateescape")
+    for part in parts:
+        try:
+            content += bytes.fromhex(part[:2]) + part[2:].encode(errors="surrogateescape")
+        except ValueError:
+            return None
+    return content.decode(errors="surrogateescape") if len(text) <= _LONGEST_QUOTED else None
+
+
+def _label(text: str) -> tuple[tuple[str, str], ...] | None:
+    name, equals, value = text.partition("=")
+    unquoted = _quoted(value)
+    if not name or not equals or unquoted is None or set(name) - _LABEL_NAME:
+        return None
+    return ((name, unquoted),)
+
+
+def _no(text: str) -> bool | None:
+    return False if text == "no" else None
 
 
 def _only(word: str) -> Callable[[str], bool | None]:
@@ -284,6 +345,13 @@ _TAG = _Option("tag", _tag, "1 to 128 characters of ASCII without blanks")
 _OPTIONS: dict[SinkKind, dict[str, _Option]] = {
     SinkKind.FILE: {**_ROTATION, **_POLICY},
     SinkKind.CRI: {**_ROTATION, **_POLICY},
+    SinkKind.K8S_FILE: {
+        "max-size": _Option("max_bytes", _number(1, 1 << 62), "a number of bytes"),
+        "keep": _Option("keep", _number(0, 1 << 31), "a number"),
+        "total": _Option("total_bytes", _number(1, 1 << 62), "a number of bytes"),
+        "sync": _Option("is_synced", _only("yes"), "yes"),
+        **_POLICY,
+    },
     SinkKind.JOURNAL: {
         "priority": _PRIORITY,
         "tag": _TAG,
@@ -293,16 +361,32 @@ _OPTIONS: dict[SinkKind, dict[str, _Option]] = {
         "annotation": _Option("annotations", _pattern, "a pattern of names"),
         "json": _Option("is_json", _only("yes"), "yes"),
         "join": _Option("is_joined", _only("indented"), "indented"),
+        "name": _Option("name", _quoted, "a quoted name"),
+        "log-tag": _Option("tag", _quoted, "a quoted tag"),
+        "label": _Option("labels", _label, "NAME=VALUE with a quoted value"),
+        "partial": _Option("marks_partial", _no, "no"),
+        "prefix": _Option("reads_priority", _no, "no"),
         **_POLICY,
     },
     SinkKind.JOURNAL_STREAM: {"priority": _PRIORITY, "tag": _TAG, **_POLICY},
     SinkKind.PASSTHROUGH: _POLICY,
     SinkKind.PATH: _POLICY,
 }
+_OF_FRONT_ENDS = frozenset({"name", "log-tag", "label", "partial", "prefix"})
+"""Options with values that no person would type; an operator's message does not offer them."""
+
 _OPTION_NAMES = frozenset(name for options in _OPTIONS.values() for name in options)
 _KINDS = {kind.value: kind for kind in SinkKind}
-_WITH_PATH = frozenset({SinkKind.FILE, SinkKind.CRI, SinkKind.PATH})
-_TYPED_KINDS = [name for name, kind in _KINDS.items() if kind is not SinkKind.ATTACH]
+_WITH_PATH = frozenset({SinkKind.FILE, SinkKind.CRI, SinkKind.K8S_FILE, SinkKind.PATH})
+_TYPED_KINDS = [
+    name for name, kind in _KINDS.items() if kind not in (SinkKind.ATTACH, SinkKind.K8S_FILE)
+]
 _WITH_LINE_SINK = frozenset(
-    {SinkKind.CRI, SinkKind.JOURNAL, SinkKind.JOURNAL_STREAM, SinkKind.ATTACH}
+    {
+        SinkKind.CRI,
+        SinkKind.K8S_FILE,
+        SinkKind.JOURNAL,
+        SinkKind.JOURNAL_STREAM,
+        SinkKind.ATTACH,
+    }
 )

@@ -151,6 +151,9 @@ class LogSite:
         keep: int = 1,
         policy: str = BLOCK,
         buffer_bytes: int = 0,
+        total_max_bytes: int = 0,
+        is_any_file: bool = False,
+        is_synced: bool = False,
     ) -> None:
         directory.mkdir(exist_ok=True)
         self.path = directory / "log"
@@ -163,6 +166,9 @@ class LogSite:
             keep=keep,
             policy=policy,
             buffer_bytes=buffer_bytes,
+            total_max_bytes=total_max_bytes,
+            is_any_file=is_any_file,
+            is_synced=is_synced,
         )
         self.counters = StreamCounters()
         self.feeds = {

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from supervisor.linux.exit_status import Exited, Killed
+from supervisor.sinks import journal_sink
+from supervisor.sinks.spec import parse_sink
 from tests.harness import dying, fake_journal, networks, waiting
 from tests.harness.fake_journal import FakeJournal
 from tests.harness.forked import forked
@@ -39,14 +41,24 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.process
 
 
+_WEB = Origin("0123456789abcdef", name="web")
+
+
 class JournalSite:
     """A stream whose records go to the socket `path`."""
 
-    def __init__(self, path: Path, *, limit_bytes: int = 1 << 20, **options: Any) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        limit_bytes: int = 1 << 20,
+        origin: Origin = _WEB,
+        **options: Any,
+    ) -> None:
         self.counters = StreamCounters()
         self.feed = Feed("stdout", self.counters, 0)
         self.journal = Journal(
-            Origin("0123456789abcdef", name="web"),
+            origin,
             "stdout",
             6,
             limit_bytes=limit_bytes,
@@ -124,6 +136,36 @@ def test_a_long_line_is_several_records_of_its_priority(taker: FakeJournal) -> N
     assert [datagram.fields.get("CONTAINER_PARTIAL_MESSAGE") for datagram in datagrams] == [
         b"true", b"true", None, b"true", None, b"true",
     ]  # fmt: skip
+
+
+def test_pieces_need_no_mark_and_a_prefix_may_stay_text(taker: FakeJournal) -> None:
+    """What conmon calls --no-container-partial-message; and a Podman that knows two priorities."""
+    with JournalSite(taker.path, limit_bytes=10, marks_partial=False, reads_priority=False) as site:
+        site.feed.end_with(b"<4>long long line\n<3>x\n<1>")
+        site.run()
+    datagrams = list(taker.datagrams())
+    assert _messages(datagrams) == [b"<4>long lo", b"ng line", b"<3>x", b"<1>"]
+    assert {datagram.fields["PRIORITY"] for datagram in datagrams} == {b"6"}
+    assert not any("CONTAINER_PARTIAL_MESSAGE" in datagram.fields for datagram in datagrams)
+
+
+def test_name_tag_and_labels_of_a_setting_are_fields(
+    taker: FakeJournal,
+) -> None:
+    setting = "journal,name=web,log-tag=my%20tag,label=TEAM=a%2Cb"
+    origin = journal_sink.origin_of("0123456789abcdef", "epoch", parse_sink(setting), "")
+    with JournalSite(taker.path, origin=origin) as site:
+        site.feed.end_with(b"line\n")
+        site.run()
+    (datagram,) = taker.datagrams()
+    expected = {
+        "CONTAINER_NAME": b"web",
+        "CONTAINER_TAG": b"my tag",
+        "SYSLOG_IDENTIFIER": b"my tag",
+        "CONTAINER_ID": b"0123456789ab",
+        "TEAM": b"a,b",
+    }
+    assert {name: datagram.fields[name] for name in expected} == expected
 
 
 def test_a_json_line_becomes_fields_and_a_prefix_wins(taker: FakeJournal) -> None:

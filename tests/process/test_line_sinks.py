@@ -70,6 +70,9 @@ class Recorder:
         self.is_broken = self.renewed < 3
         raise ConnectionRefusedError
 
+    def renew_file(self) -> None:
+        pass
+
     def snapshot(self, _fd_writer: FdWriter) -> dict[str, Any]:
         return {}
 

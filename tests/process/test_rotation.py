@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,8 +13,7 @@ from tests.harness.forked import finishing
 from tests.harness.rewriting import LogSite
 from workers.process.report import Report
 from workers.sinks import rotation
-from workers.sinks.cri_format import CriFormat, PlainFormat
-from workers.sinks.log_file import LogFile
+from workers.sinks.cri_format import PlainFormat
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,7 +124,36 @@ def test_a_log_that_was_renamed_is_left_and_not_rotated(tmp_path: Path) -> None:
         assert _names(tmp_path) == {"log.7": "12345678901234567\n", "log": "abc\n"}
 
 
-def test_a_limit_that_cannot_hold_the_longest_record_is_refused() -> None:
-    for form, max_bytes in ((PlainFormat(20), 20), (CriFormat("stdout", 20), 60)):
-        with pytest.raises(ValueError, match="do not hold the longest record"):
-            LogFile(-1, "log", {"stdout": form}, max_bytes=max_bytes)
+def test_a_record_that_is_longer_than_the_limit_is_alone_in_its_file(tmp_path: Path) -> None:
+    with LogSite(tmp_path, {"stdout": PlainFormat(40)}, max_bytes=20, keep=99) as site:
+        lines = [b"a\n", b"b" * 30 + b"\n", b"c" * 10 + b"\n", b"d\n"]
+        site.feeds["stdout"].end_with(b"".join(lines))
+        site.run("stdout")
+        contents = [path.read_bytes() for path in site.files()]
+        assert contents == [lines[0], lines[1], lines[2] + lines[3]]
+
+
+def test_a_full_file_of_which_nothing_is_kept_is_replaced(tmp_path: Path) -> None:
+    with LogSite(tmp_path, {"stdout": PlainFormat(19)}, max_bytes=20, keep=0) as site:
+        site.path.write_bytes(b"of an earlier run\n")
+        site.feeds["stdout"].end_with(b"".join(b"line %d\n" % number for number in range(9)))
+        site.run("stdout")
+        assert _names(tmp_path) == {"log": "line 8\n"}
+        assert stat.S_IMODE(site.path.stat().st_mode) == 0o640
+
+
+def test_a_replacement_that_was_cut_short_anywhere_is_done_again(tmp_path: Path) -> None:
+    def replaced(directory: Path) -> None:
+        fd = os.open(directory, os.O_RDONLY)
+        rotation.replace(fd, "log")
+        os.close(fd)
+
+    _make(tmp_path / "counted", "0")
+    last = dying.instructions(lambda: replaced(tmp_path / "counted"))
+    for step in range(1, last + 1):
+        directory = tmp_path / str(step)
+        _make(directory, "0")
+        dying.die_at(step, lambda directory=directory: replaced(directory))  # type: ignore[misc] # bound now
+        assert (directory / "log").exists()
+        replaced(directory)
+        assert _names(directory) == {"log": ""}

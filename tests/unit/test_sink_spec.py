@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from supervisor.linux.errors import UsageError
-from supervisor.sinks.spec import SinkKind, SinkSpec, check_typed, parse_sink, with_absolute_path
+from supervisor.sinks.spec import (
+    SinkKind,
+    SinkSpec,
+    check_typed,
+    parse_sink,
+    quoted,
+    with_absolute_path,
+)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +69,27 @@ from supervisor.sinks.spec import SinkKind, SinkSpec, check_typed, parse_sink, w
             "passthrough",
         ),
         ("cri,policy=block:/p", SinkSpec(SinkKind.CRI, "/p"), "/p"),
+        ("attach", SinkSpec(SinkKind.ATTACH), "attach"),
+        ("k8s-file:/p,keep=1", SinkSpec(SinkKind.K8S_FILE, "/p,keep=1", keep=0), "/p,keep=1"),
+        (
+            "k8s-file,max-size=1,keep=3,total=16777216,sync=yes:p",
+            SinkSpec(
+                SinkKind.K8S_FILE, "p", max_bytes=1, keep=3, total_bytes=16 << 20, is_synced=True
+            ),
+            "p",
+        ),
+        (
+            "journal,log-tag=a%20b%2C%3A,name=we%C3%BC,label=A_1=%3D,label=B=,partial=no,prefix=no",
+            SinkSpec(
+                SinkKind.JOURNAL,
+                tag="a b,:",
+                name="weü",
+                labels=(("A_1", "="), ("B", "")),
+                marks_partial=False,
+                reads_priority=False,
+            ),
+            "journal",
+        ),
         ("files:x", SinkSpec(SinkKind.PATH, "files:x"), "files:x"),
         ("a,max-size=x", SinkSpec(SinkKind.PATH, "a,max-size=x"), "a,max-size=x"),
     ],
@@ -242,3 +270,27 @@ def test_options_behind_the_path_get_a_hint(text: str, hint: str) -> None:
     with pytest.raises(UsageError, match="stands behind the path; ") as caught:
         parse_sink(text)
     assert str(caught.value).endswith(f"options come before the colon: {hint}")
+
+
+@pytest.mark.parametrize("text", ["", "web", "a b,c:d=e%", "ü\n\udcff", "%41", "-./_"])
+def test_any_text_can_be_quoted(text: str) -> None:
+    for option, name in (("name", "name"), ("log-tag", "tag")):
+        assert getattr(parse_sink(f"journal,{option}={quoted(text)}"), name) == text
+    assert parse_sink(f"journal,label=X={quoted(text)}").labels == (("X", text),)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["journal,name=%4", "journal,name=%zz", "journal,label=a=1", "journal,label=A",
+     "journal,label==1", "journal,partial=yes", "k8s-file,max-size=0:/p",
+     "k8s-file,total=1k:/p", "k8s-file:"],
+)  # fmt: skip
+def test_what_an_engine_would_not_write_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_sink(text)
+
+
+@pytest.mark.parametrize("text", ["attach", "k8s-file:x"])
+def test_the_kinds_of_a_front_end_are_not_for_people(text: str) -> None:
+    with pytest.raises(UsageError, match="no kind is called"):
+        check_typed(text)

@@ -49,6 +49,8 @@ class Journal:
         is_console: bool = False,
         is_json: bool = False,
         is_joined: bool = False,
+        marks_partial: bool = True,
+        reads_priority: bool = True,
         limit_bytes: int = LIMIT_BYTES,
         policy: str = BLOCK,
         buffer_bytes: int = 0,
@@ -65,6 +67,8 @@ class Journal:
             is_json: Turn a line that is a JSON object into fields, see
                 `workers.journal.json_fields`.
             is_joined: Join lines, see `workers.lines.multiline`.
+            marks_partial: A record that ends within a line has CONTAINER_PARTIAL_MESSAGE=true.
+            reads_priority: Take a priority from the prefix of a line, `<0>` to `<7>`.
             limit_bytes: The longest line that is one record.
             policy: What happens while journald does not read, see `LineBuffer`.
             buffer_bytes: Size of the line buffer then; at least two lines fit.
@@ -78,6 +82,8 @@ class Journal:
         self.is_console = is_console
         self.is_json = is_json
         self.is_joined = is_joined
+        self.marks_partial = marks_partial
+        self.reads_priority = reads_priority
         self.limit_bytes = limit_bytes
         self.maker = RecordMaker(origin, stream, priority)
         self._path = path

@@ -107,7 +107,7 @@ class JournalWriter(RecordSink):
         """Send whole lines; the first may be the rest of a long line."""
         make, send, commit = self._journal.maker.make, self._sender.send, self._journal.commit
         default, parse_json = self._journal.maker.priority, self._parse_json
-        is_console = self._journal.is_console
+        is_console, reads_priority = self._journal.is_console, self._journal.reads_priority
         consumed, ordinal, line_priority = self._read_sent()
         for line in lines:
             consumed += len(line) + 1
@@ -116,7 +116,7 @@ class JournalWriter(RecordSink):
             if line_priority:
                 priority = line_priority - 1
                 line_priority = 0
-            elif line.startswith(b"<") and (named := split_priority(line)):
+            elif reads_priority and line.startswith(b"<") and (named := split_priority(line)):
                 priority, text = named
             if is_console:
                 text = text.replace(b"\r\n", b"\n").removesuffix(b"\r")
@@ -132,7 +132,9 @@ class JournalWriter(RecordSink):
         consumed, sent, line_priority = self._read_sent()
         priority, text = line_priority - 1, piece
         if not line_priority:
-            priority, text = split_priority(piece) or (self._journal.maker.priority, piece)
-        self._sender.send(self._journal.maker.make(text, priority, sent + 1, _IS_PARTIAL))
+            named = split_priority(piece) if self._journal.reads_priority else None
+            priority, text = named or (self._journal.maker.priority, piece)
+        mark = _IS_PARTIAL if self._journal.marks_partial else b""
+        self._sender.send(self._journal.maker.make(text, priority, sent + 1, mark))
         self._journal.commit(consumed + len(piece), sent + 1, priority + 1)
         self.consumed = consumed + len(piece)

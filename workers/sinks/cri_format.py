@@ -17,10 +17,25 @@ from workers.common.records import dataclass
 from workers.lines import framing
 
 
-def timestamp(stamp_ns: int) -> bytes:
-    """Return nanoseconds since 1970 as RFC 3339 with nine digits, in UTC."""
+def timestamp(stamp_ns: int, *, is_local: bool = False) -> bytes:
+    """Return nanoseconds since 1970 as RFC 3339 with nine digits.
+
+    In UTC and with a Z, or in local time and with its offset, as conmon writes it. The offset
+    belongs to the stamp, not to the moment of the call.
+    """
     stamp_s, rest_ns = divmod(stamp_ns, 1_000_000_000)
-    return b"%04d-%02d-%02dT%02d:%02d:%02d.%09dZ" % (*time.gmtime(stamp_s)[:6], rest_ns)
+    if not is_local:
+        return b"%04d-%02d-%02dT%02d:%02d:%02d.%09dZ" % (*time.gmtime(stamp_s)[:6], rest_ns)
+    local = time.localtime(stamp_s)
+    minutes = local.tm_gmtoff // 60
+    sign, (hours, minutes) = b"-" if minutes < 0 else b"+", divmod(abs(minutes), 60)
+    return b"%04d-%02d-%02dT%02d:%02d:%02d.%09d%b%02d:%02d" % (
+        *local[:6],
+        rest_ns,
+        sign,
+        hours,
+        minutes,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +44,11 @@ class CriFormat:
 
     stream: str
     limit_bytes: int = 16 << 10
+    is_local: bool = False
 
     def rewrite(self, content: bytes, stamp_ns: int) -> bytes:
         """Return the records of `content`; the same arguments give the same bytes."""
-        head = timestamp(stamp_ns) + b" " + self.stream.encode()
+        head = timestamp(stamp_ns, is_local=self.is_local) + b" " + self.stream.encode()
         line_head = head + b" F "
         parts: list[bytes | memoryview] = []
         for start, end, is_piece in framing.runs(content, self.limit_bytes):

@@ -61,6 +61,7 @@ class FileState(NamedTuple):
         stamp_ns: Time of the records.
         until: `consumed` of the stream after the write.
         consumed: By stream, the position up to which a file has its bytes.
+        total_bytes: Written to all files so far; only with a limit of it.
     """
 
     generation: int
@@ -70,6 +71,7 @@ class FileState(NamedTuple):
     stamp_ns: int
     until: int
     consumed: tuple[int, ...]
+    total_bytes: int = 0
 
     def with_consumed(self, index: int, position: int) -> FileState:
         """Return the state with another `consumed` of one stream."""
@@ -90,6 +92,9 @@ class LogFile:
         keep: int = 1,
         policy: str = BLOCK,
         buffer_bytes: int = 0,
+        total_max_bytes: int = 0,
+        is_synced: bool = False,
+        is_any_file: bool = False,
         inherited: Sequence[int] = (),
     ) -> None:
         """Describe the file; the workers open it.
@@ -99,22 +104,26 @@ class LogFile:
             name: The name of the file in it; created with mode 0640 if missing.
             formats: By stream name, for each stream that goes into this file.
             max_bytes: Size at which the file is rotated; 0 disables rotation.
-            keep: How many old files to keep, at least 1.
+            keep: How many old files to keep; 0 replaces a full file by an empty one.
             policy: What happens while the file cannot be written, see `LineBuffer`.
             buffer_bytes: Size of the line buffer then; at least one line fits.
+            total_max_bytes: Size of all files together, and of what the first one held. What comes
+                after that is dropped and counted. 0 for no limit.
+            is_synced: fsync(2) at the end of each stream.
+            is_any_file: `name` may be a fifo or a device. There a kill may repeat a batch.
             inherited: The `fds` of an earlier object of the same description, taken over.
 
-        Raises:
-            ValueError: `max_bytes` is smaller than the longest record.
+        A record that is longer than `max_bytes` is alone in its file.
         """
-        if max_bytes and max_bytes < max(map(_longest_record, formats.values())):
-            raise ValueError(f"{max_bytes} bytes do not hold the longest record")
         self.dir_fd = dir_fd
         self.name = name
         self.formats = tuple(formats.values())
         self.streams = tuple(formats)
         self.max_bytes = max_bytes
         self.keep = keep
+        self.total_max_bytes = total_max_bytes
+        self.is_synced = is_synced
+        self.is_any_file = is_any_file
         memory_fd, front_fd, back_fd, *buffer_fds = inherited or (-1,) * (3 + len(formats))
         self.buffers = tuple(
             LineBuffer(
@@ -124,7 +133,8 @@ class LogFile:
         )
         self.fd_slot = FdSlot(fds=(front_fd, back_fd) if inherited else None)
         self._memory = Memory("forkshim:log", fd=memory_fd)
-        self._record = Record(self._memory.words, len(FileState._fields) - 1 + len(self.streams))
+        words = len(FileState._fields) - 2 + len(self.streams) + (total_max_bytes > 0)
+        self._record = Record(self._memory.words, words)
 
     @property
     def fds(self) -> tuple[int, ...]:
@@ -134,12 +144,14 @@ class LogFile:
 
     def read(self) -> FileState:
         """Return the state of the last commit."""
-        generation, writer, before, length, stamp_ns, until, *consumed = self._record.read()
-        return FileState(generation, writer, before, length, stamp_ns, until, tuple(consumed))
+        generation, writer, before, length, stamp_ns, until, *rest = self._record.read()
+        total = rest.pop() if self.total_max_bytes else 0
+        return FileState(generation, writer, before, length, stamp_ns, until, tuple(rest), total)
 
     def commit(self, state: FileState) -> None:
         """Make `state` the current one; only under the lock."""
-        self._record.commit((*state[:6], *state.consumed))
+        total = (state.total_bytes,) if self.total_max_bytes else ()
+        self._record.commit((*state[:6], *state.consumed, *total))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -157,7 +169,3 @@ class LogFile:
         self.fd_slot.close()
         for buffer in self.buffers:
             buffer.close()
-
-
-def _longest_record(form: Format) -> int:
-    return len(form.rewrite(bytes(form.limit_bytes) + b"\n", 0))

@@ -8,6 +8,7 @@ import stat
 import time
 
 from workers.common.fd_state import has_name
+from workers.common.policy import BLOCK
 from workers.lines import framing
 from workers.lines.sink import RecordSink
 from workers.sinks import rotation
@@ -31,6 +32,7 @@ class LogWriter(RecordSink):
         self._format = log.formats[self._index]
         self._buffer = log.buffers[self._index]
         self._fd = -1
+        self._is_regular = True
         self._generation = 0
         with log.locked():
             self.consumed = self._read_consumed()
@@ -70,6 +72,11 @@ class LogWriter(RecordSink):
             self._follow_current_file(self._finish_killed_write())
             stamp_ns = time.time_ns()
             content, payload = self._fit(self._buffer.copy(self.consumed, end), stamp_ns)
+            if self._log.total_max_bytes:
+                content, payload = self._fit_total(content, payload, stamp_ns)
+                if not content or self._has_dropped:
+                    self._drop(end)
+                    return
             until = self.consumed + len(content)
             # `consumed` of the state is behind where lines were dropped.
             state = self._log.read().with_consumed(self._index, self.consumed)
@@ -87,7 +94,7 @@ class LogWriter(RecordSink):
     def _fit(self, content: bytes, stamp_ns: int) -> tuple[bytes, bytes]:
         """Return the content that fits into the file, and its records; rotate if none fits."""
         payload = self._format.rewrite(content, stamp_ns)
-        if not self._log.max_bytes:
+        if not self._log.max_bytes or not self._is_regular:
             return content, payload
         while len(payload) > (room := self._log.max_bytes - os.fstat(self._fd).st_size):
             # Estimated from the average; always less than what did not fit.
@@ -102,14 +109,51 @@ class LogWriter(RecordSink):
                 break
         return content, payload
 
+    def _fit_total(self, content: bytes, payload: bytes, stamp_ns: int) -> tuple[bytes, bytes]:
+        """Return the whole records that fit into the limit of all files, which may be none."""
+        room = self._log.total_max_bytes - self._log.read().total_bytes
+        while len(payload) > room:
+            guess = len(content) * max(room, 0) // len(payload)
+            content = content[: content.rfind(b"\n", 0, guess) + 1]
+            payload = self._format.rewrite(content, stamp_ns)
+        return content, payload
+
+    @property
+    def _has_dropped(self) -> bool:
+        """Whether the limit of all files was met: nothing is written after a gap."""
+        return self._buffer.policy == BLOCK and self._buffer.read().dropped_bytes > 0
+
+    def _drop(self, end: int) -> None:
+        """Drop what comes after the limit of all files, and count it."""
+        state = self._buffer.read()
+        dropped = self._buffer.copy(self.consumed, end)
+        self._buffer.commit(
+            state._replace(
+                dropped_to=end,
+                passed_bytes=state.passed_bytes + len(dropped),
+                dropped_bytes=state.dropped_bytes + len(dropped),
+                dropped_lines=state.dropped_lines + dropped.count(b"\n"),
+            )
+        )
+        self.consumed = end
+
     def _rotate(self) -> None:
         if has_name(self._fd, self._log.name, self._log.dir_fd):
-            rotation.rotate(self._log.dir_fd, self._log.name, self._log.keep)
+            if self._log.keep:
+                rotation.rotate(self._log.dir_fd, self._log.name, self._log.keep)
+            else:
+                rotation.replace(self._log.dir_fd, self._log.name)
         self._open(self._log.read())
+
+    def close(self) -> None:
+        """Sync the file, if that is asked for."""
+        if self._log.is_synced and self._fd >= 0 and self._is_regular:
+            os.fsync(self._fd)
 
     def _open(self, state: FileState) -> None:
         """Open the file of that name, and put it into the slot. No write is unfinished now."""
         # The generation first: from here on no worker trusts the descriptor that it has.
+        is_first = state.total_bytes == 0
         state = state._replace(generation=state.generation + 1)
         self._log.commit(state)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
@@ -117,11 +161,18 @@ class LogWriter(RecordSink):
         flags |= os.O_NOFOLLOW
         fd = os.open(self._log.name, flags, 0o640, dir_fd=self._log.dir_fd)
         attributes = os.fstat(fd)
-        if not stat.S_ISREG(attributes.st_mode) or attributes.st_nlink > 1:
+        is_regular = stat.S_ISREG(attributes.st_mode)
+        if self._log.is_any_file and not is_regular:
+            os.set_blocking(fd, True)
+        elif not is_regular or attributes.st_nlink > 1:
             # A hard link names another file: what root writes there may be /etc/passwd.
             os.close(fd)
-            number = errno.EMLINK if stat.S_ISREG(attributes.st_mode) else errno.EINVAL
+            number = errno.EMLINK if is_regular else errno.EINVAL
             raise OSError(number, os.strerror(number), self._log.name)
+        if is_first and is_regular and self._log.total_max_bytes:
+            # What the file held at the start counts, too.
+            state = state._replace(total_bytes=attributes.st_size)
+            self._log.commit(state)
         self._log.fd_slot.put(fd)
         self._use(fd, state.generation)
 
@@ -139,6 +190,7 @@ class LogWriter(RecordSink):
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = fd
+        self._is_regular = stat.S_ISREG(os.fstat(fd).st_mode)
         self._generation = generation
 
     def _finish_killed_write(self) -> FileState:
@@ -171,27 +223,37 @@ class LogWriter(RecordSink):
         except OSError:
             self._cut(fd, state, payload[: len(payload) - len(rest)])
             raise
-        return self._finish(state, state.until)
+        return self._finish(state, state.until, len(payload))
 
-    def _finish(self, state: FileState, until: int) -> FileState:
-        state = state.with_consumed(state.writer - 1, until)._replace(writer=NO_WRITER)
+    def _finish(self, state: FileState, until: int, written: int) -> FileState:
+        state = state.with_consumed(state.writer - 1, until)._replace(
+            writer=NO_WRITER, total_bytes=state.total_bytes + written
+        )
         self._log.commit(state)
         return state
 
     def _cut(self, fd: int, state: FileState, written: bytes) -> None:
         """Truncate the file to whole records, and count them: it may stay like this for long."""
-        if os.fstat(fd).st_size != state.before + len(written):
+        attributes = os.fstat(fd)
+        if not stat.S_ISREG(attributes.st_mode):
+            return  # what has left cannot be told: all of it is written again
+        if attributes.st_size != state.before + len(written):
             return  # another process has written: the next writer looks what is there
         whole = written[: written.rfind(b"\n") + 1]
         os.ftruncate(fd, state.before + len(whole))
         index = state.writer - 1
         content = self._log.buffers[index].copy(state.consumed[index], state.until)
         done = self._log.formats[index].source_bytes(content, whole)
-        self._finish(state, state.consumed[index] + done)
+        self._finish(state, state.consumed[index] + done, len(whole))
 
 
 def _written(fd: int, before: int, payload: bytes) -> int | None:
-    """Return how much of `payload` is in the file; None if other bytes are there."""
+    """Return how much of `payload` is in the file; None if other bytes are there.
+
+    A fifo or a device does not tell: there it is taken for nothing.
+    """
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        return 0
     if os.fstat(fd).st_size < before:
         return None
     there = os.pread(fd, len(payload), before)

@@ -29,6 +29,24 @@ def rotate(dir_fd: int, name: str, keep: int) -> None:
     _rename(dir_fd, name, f"{name}.1")
 
 
+def replace(dir_fd: int, name: str) -> None:
+    """Put an empty file in the place of `name`, whose content is gone for those who open it later.
+
+    May be killed anywhere and called again.
+
+    Args:
+        dir_fd: The directory, borrowed.
+        name: The name of the log in it.
+
+    Raises:
+        OSError: From open(2) or rename(2).
+    """
+    fresh = f"{name}.tmp"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    os.close(os.open(fresh, flags, 0o640, dir_fd=dir_fd))
+    _rename(dir_fd, fresh, name)
+
+
 def _exists(dir_fd: int, name: str) -> bool:
     try:
         os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
