@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,6 +186,43 @@ def test_a_mount_in_use_is_detached(rootfs: Path, monkeypatch: pytest.MonkeyPatc
         assert len(pauses) == mounts._BUSY_TRIES
 
     in_private(check)
+
+
+@pytest.mark.parametrize("access", ["rw", "ro"])
+def test_an_image_in_a_file_is_mounted_by_a_device_that_goes_with_it(
+    tmp_path: Path, rootfs: Path, access: str
+) -> None:
+    image = tmp_path / "image"
+    subprocess.run(["mkfs.ext4", "-q", image, "4M"], check=True, capture_output=True)
+    options = ("loop", access, "data=ordered")
+
+    def check() -> None:
+        mount_all([mount("ext4", image, *options)], str(rootfs))
+        assert os.listdir(rootfs) == ["lost+found"]
+        if access == "ro":
+            with pytest.raises(OSError, match="Read-only"):
+                (rootfs / "a").write_text("")
+        else:
+            (rootfs / "a").write_text("written")
+        assert str(image) in loop_files()
+        unmount_all(str(rootfs))
+
+    in_private(check)
+    waiting.wait_true(lambda: str(image) not in loop_files())
+
+
+def loop_files() -> set[str]:
+    """Return the files behind the loop devices (sysfs, /sys/block)."""
+    found = set()
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with suppress(OSError):  # detached in the meantime
+            found.add(path.read_text().rstrip("\n"))
+    return found
+
+
+def test_a_loop_without_a_file_is_an_error(tmp_path: Path, rootfs: Path) -> None:
+    with pytest.raises(MountError, match=r"mount ext4 at .*: no such file or directory"):
+        mount_all([mount("ext4", tmp_path / "nothing", "loop")], str(rootfs))
 
 
 def test_an_unknown_type_is_an_error_that_names_it(rootfs: Path) -> None:

@@ -4,18 +4,19 @@
 in a child, by `MountJob`; only the command `delete`, which has no loop, calls `unmount_all` itself.
 
 Source: mount(8), mount(2), umount2(2), proc(5) for mountinfo; for the order and the options, mount/
-in github.com/containerd/containerd. Options `loop`, `uidmap=` and `gidmap=`, and types that need a
-helper of mount(8), are errors: no snapshotter of containerd 1.6 to 2.3 needs them for runc, but for
-blockfile, erofs and fuse-overlayfs.
+in github.com/containerd/containerd; loop(4). Options `uidmap=` and `gidmap=`, and types that need a
+helper of mount(8), fuse-overlayfs for example, are errors.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 import re
 import signal
+import struct
 import time
 from functools import partial
 
@@ -78,7 +79,14 @@ _CLEARED = {
 _ANY_PROPAGATION = sum(_PROPAGATION.values())
 _DONE = "done"
 _MOST_TOLD = 4096
-_NEED_MORE = ("loop", "uidmap=", "gidmap=")
+_NEED_MORE = ("uidmap=", "gidmap=")
+
+_LOOP = "loop"
+_LOOP_CTL_GET_FREE, _LOOP_CONFIGURE = 0x4C82, 0x4C0A
+_LO_FLAGS_READ_ONLY, _LO_FLAGS_AUTOCLEAR = 1, 4
+# struct loop_config: the file, the size of a block, `lo_flags` within struct loop_info64.
+_LOOP_CONFIG = struct.Struct("=II 52x I 176x 64x")
+_MOST_LOOP_TRIES = 100
 
 
 class MountError(Exception):
@@ -171,9 +179,16 @@ def _mount(mount: Mapping[str, Any], target: str) -> None:
         directory, options = with_short_layers(options)
         if directory:
             os.chdir(directory)
-    flags, data = parse_options(options)
+    flags, data = parse_options(option for option in options if option != _LOOP)
     if len(os.fsencode(data)) >= _PAGE_BYTES:
         raise OSError(errno.E2BIG, os.strerror(errno.E2BIG), target)
+    if _LOOP in options:
+        path, device = _loop_device(source, is_read_only=bool(flags & syscalls.MS_RDONLY))
+        try:
+            syscalls.mount(path, target, flags, kind, data)
+        finally:
+            device.close()  # the device goes with its mount
+        return
     if kind == "bind":
         flags |= syscalls.MS_BIND
     propagation = flags & _ANY_PROPAGATION
@@ -184,6 +199,36 @@ def _mount(mount: Mapping[str, Any], target: str) -> None:
         syscalls.mount(source, target, own | syscalls.MS_REMOUNT)
     if propagation:
         syscalls.mount("", target, propagation | flags & syscalls.MS_REC)
+
+
+def _loop_device(path: str, *, is_read_only: bool) -> tuple[str, fds.Fd]:
+    """Attach a file to a block device that goes with its last user; the caller closes it.
+
+    Source: loop(4), LOOP_CONFIGURE, Linux 5.8.
+    """
+    access = os.O_RDONLY if is_read_only else os.O_RDWR
+    flags = _LO_FLAGS_AUTOCLEAR | (_LO_FLAGS_READ_ONLY if is_read_only else 0)
+    file = fds.Fd(os.open(path, access | os.O_CLOEXEC))
+    control = fds.Fd(-1)
+    try:
+        control = fds.Fd(os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC))
+        for _each in range(_MOST_LOOP_TRIES):
+            number = fcntl.ioctl(control.fileno(), _LOOP_CTL_GET_FREE)
+            name = f"/dev/loop{number}"
+            device = fds.Fd(os.open(name, access | os.O_CLOEXEC))
+            try:
+                config = _LOOP_CONFIG.pack(file.fileno(), 0, flags)
+                fcntl.ioctl(device.fileno(), _LOOP_CONFIGURE, config)
+            except OSError as error:
+                device.close()
+                if error.errno != errno.EBUSY:  # another process was given the same number
+                    raise
+            else:
+                return name, device
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+    finally:
+        control.close()
+        file.close()
 
 
 def unmount_all(rootfs: str) -> None:
