@@ -130,6 +130,7 @@ def test_a_kill_at_any_instruction_loses_and_repeats_nothing(
     _kill_everywhere(tmp_path, steps, max_bytes, lambda step: ORDERS[step // 3 % 2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_bytes", [0, 200])
 def test_two_kills_in_a_row_lose_and_repeat_nothing(
     tmp_path: Path, small: None, max_bytes: int
@@ -145,6 +146,7 @@ def test_two_kills_in_a_row_lose_and_repeat_nothing(
             _finish(site, *chance.choice(ORDERS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("then", ORDERS)
 def test_a_kill_within_a_write_is_finished_where_it_stopped(
     tmp_path: Path, small: None, then: tuple[str, str]
@@ -183,6 +185,7 @@ def test_a_line_waits_for_its_end_and_is_not_in_flight(tmp_path: Path) -> None:
         assert [text for *_head, text in cri_records(site.content())] == [b"one", b"two", b"th"]
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow_keeps_whole_records_and_is_continued(
     tmp_path: Path, small: None
 ) -> None:
