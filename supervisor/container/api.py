@@ -1,4 +1,4 @@
-"""The one list of verbs and events of a container. Every front end is a translator to it.
+"""The verbs and events of a container. Every front end translates to them.
 
 The control fifo, `forkshim run` and the 2016 shim use it today; conmon's command line and
 containerd's task service come next. `refusal` says in which state a verb is an error: a pure table.
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 
 class VerbError(ShimError):
-    """The verb cannot be carried out in this state; the message says why."""
+    """The verb is an error in this state; the message says why."""
 
 
 class Verb(Enum):
-    """What a client may ask of a container."""
+    """What a client may ask a container for."""
 
     START = "start"
     STOP = "stop"
@@ -100,7 +100,7 @@ _STATUS = {
 
 
 def refusal(verb: Verb, state: State) -> str:
-    """Return why `verb` is an error in `state`; empty if it is none. Pure."""
+    """Return why `verb` is an error in `state`; "" if it is not. Pure."""
     why = _REFUSALS[verb].get(state, "")
     return f"{verb.value}: {why}" if why else ""
 
@@ -119,10 +119,10 @@ class ContainerApi:
             raise VerbError(why)
 
     def start(self) -> None:
-        """Run the runtime's `start`, of a container whose request leaves that to this verb."""
+        """Run the runtime's `start`, if the request has left it to this verb."""
         self._check(Verb.START)
         if not self._container.sequence.start_by_verb():
-            raise VerbError("start: it is not this supervisor's to start, or under way")
+            raise VerbError("start: under way, or not left to this verb")
 
     def stop(self, timeout_s: float | None = None) -> None:
         """Send the stop signal, and SIGKILL after the grace period. A second stop is only logged.
@@ -136,7 +136,7 @@ class ContainerApi:
         self._container.stop("a client")
 
     def signal(self, signum: int) -> None:
-        """Send one signal to the process."""
+        """Send a signal to the process."""
         self._check(Verb.SIGNAL)
         self._container.signal_process(signum)
 
@@ -144,9 +144,9 @@ class ContainerApi:
         """Execute a second process in the container, with its own stdio, directory and exit.
 
         Args:
-            name: Of its state directory, beside the container's.
+            name: Of the state directory, which is made beside the container's.
             process: The OCI `process` object.
-            config: Its terminal and its streams.
+            config: The terminal and the streams.
 
         Raises:
             VerbError: The container does not run.
@@ -187,7 +187,7 @@ class ContainerApi:
     def close_stdin(self) -> None:
         """Close the supervisor's write end of the stdin fifo.
 
-        What lies in the fifo, or still comes from its clients, is delivered first.
+        The worker still delivers what is in the fifo, and what other writers write.
         """
         self._check(Verb.CLOSE_STDIN)
         stdio = self._container.launch.stdio
@@ -207,25 +207,25 @@ class ContainerApi:
         self._container.running.stream_set.attach(stream, fifo)
 
     def pause(self, on_end: Callable[[str], None]) -> None:
-        """Freeze the container by its runtime. `on_end` gets "" or why that has failed.
+        """Have the runtime freeze the container. `on_end` gets "", or why that has failed.
 
         Raises:
-            VerbError: It does not run, or a pause or resume is under way; an exec'd process has no
-                pause of its own.
+            VerbError: The container does not run, or a pause or resume is under way. An exec'd
+                process cannot be paused alone.
             ShimError: The runtime cannot be executed.
         """
         self._check(Verb.PAUSE)
         self._freeze(self._container.launch.command.pause(), on_end, is_paused=True)
 
     def resume(self, on_end: Callable[[str], None]) -> None:
-        """Thaw the container by its runtime; as `pause`."""
+        """Have the runtime thaw the container; as `pause`."""
         self._check(Verb.RESUME)
         self._freeze(self._container.launch.command.resume(), on_end, is_paused=False)
 
     def _freeze(self, argv: list[str], on_end: Callable[[str], None], *, is_paused: bool) -> None:
         launch, running = self._container.launch, self._container.running
         if launch.config.is_exec:
-            raise VerbError("pause: an exec'd process has none of its own")
+            raise VerbError("pause: an exec'd process cannot be paused alone")
         if self._is_freezing:
             raise VerbError("pause: another pause or resume is under way")
 
@@ -242,7 +242,7 @@ class ContainerApi:
         self._is_freezing = True
 
     def wait(self, on_outcome: Callable[[Outcome], None]) -> None:
-        """Call back once all is over: drained, deleted, no child and no descriptor left."""
+        """Call back when all is over: drained, deleted, every child reaped, descriptors closed."""
         self._check(Verb.WAIT)
         self._container.waiting.append(on_outcome)
 
@@ -258,21 +258,21 @@ class ContainerApi:
         )
 
     def subscribe(self, on_notice: Callable[[Notice, str], None]) -> None:
-        """Call back with each notice and its detail: an exit's status, a stream's name."""
+        """Call back with each notice and its detail: the exit status, the name of the stream."""
         self._container.subscribers.append(on_notice)
 
 
 class StreamNotices:
-    """Makes notices of what the streams' log has: a trouble, a worker's death. Borrows both."""
+    """Announces new troubles of streams and deaths of workers. Borrows everything."""
 
     def __init__(self, container: Container, stream_set: StreamSet) -> None:
-        """Nothing was seen so far."""
+        """Announce nothing before `look`."""
         self._container = container
         self._stream_set = stream_set
         self._seen: dict[Stream, tuple[int, str]] = {}
 
     def look(self) -> None:
-        """Announce what is new."""
+        """Announce what has changed since the last look."""
         if not self._container.subscribers:
             return
         for stream in self._stream_set.streams:

@@ -1,8 +1,8 @@
 """One supervised process: a container's init, or a process that was exec'd in a container.
 
-What happens when is decided by the table in `supervisor.container.lifecycle`; the table's actions
-are carried out by the parts: `StartSequence` up to the running program, `Running` from there on.
-Clients use the verbs of `supervisor.container.api`.
+The table in `supervisor.container.lifecycle` decides what happens when. The parts carry its actions
+out: `StartSequence` up to the running program, `Running` from there on. Clients use the verbs of
+`supervisor.container.api`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from supervisor.state.log import Log
 
 REAP_LIMIT_S = 5.0
-"""A worker that sleeps uninterruptibly dies when it can; the supervisor does not wait longer."""
+"""The supervisor does not wait longer for a worker in uninterruptible sleep."""
 
 
 class Container:
@@ -40,10 +40,10 @@ class Container:
     28 methods: the parts report to it, the signal policy and the verbs ask it; each is a few lines.
 
     Attributes:
-        parent: The container that an exec'd process of this host is in; None for the others.
+        parent: The container in which this process was exec'd, if this host has it; else None.
         process: None before the runtime has created it.
         subscribers: Called with each notice and its detail.
-        waiting: Called with the outcome once nothing is left.
+        waiting: Called with the outcome when every child is reaped and every descriptor closed.
     """
 
     SNAPSHOT = ("launch", "_running", "process", "is_stopping")
@@ -108,19 +108,19 @@ class Container:
 
     @property
     def state(self) -> State:
-        """Its place in the table."""
+        """The state in the table."""
         return self.machine.state
 
     @property
     def running(self) -> Running:
-        """What there is from the start of the runtime on."""
+        """The parts that exist from the start of the runtime on."""
         if self._running is None:
             raise AssertionError("not assembled yet")
         return self._running
 
     @property
     def pid(self) -> int:
-        """The supervised process's; 0 before there is one."""
+        """The pid of the supervised process; 0 before the runtime has created it."""
         return self.process.pid if self.process else self.launch.creation.pid
 
     @property
@@ -130,18 +130,18 @@ class Container:
 
     @property
     def outcome(self) -> Outcome:
-        """How it went, once it has left."""
+        """How it went. Only after `has_left`."""
         if self._outcome is None:
             raise AssertionError("not over yet")
         return self._outcome
 
     def assemble(self, inherited: Inherited | None = None) -> None:
-        """Make what is needed from the start of the runtime on; once."""
+        """Make `running`. A second call does nothing."""
         if self._running is None:
             self._running = self.launch.assemble(self, inherited)
 
     def begin(self, checkpoint: CheckpointRecord | None = None) -> None:
-        """Create the process, or restore it from `checkpoint`; the host's loop does the rest."""
+        """Create the process, or restore it from `checkpoint`. The host's loop does the rest."""
         self.launch.creation.checkpoint = checkpoint
         self.enter_host()
         if self.request.origin.notifier.is_heard:
@@ -171,7 +171,7 @@ class Container:
             self.running.actions[action]()
 
     def fail(self, error: ShimError, event: Event) -> None:
-        """Note why the start has failed, and post `event`."""
+        """Set the reason of a failed start, and post `event`."""
         self.error = error
         self.machine.post(event)
 
@@ -182,13 +182,13 @@ class Container:
         return f"{self.state.value}{pid}{f' ({end})' if end else ''}"
 
     def announce(self, notice: Notice, detail: str = "") -> None:
-        """Tell the subscribers."""
+        """Call the subscribers."""
         for subscriber in self.subscribers:
             subscriber(notice, detail)
 
     def _feature_failed(self, feature: str, error: Exception) -> None:
         what = f"{feature}: {type(error).__name__}: {error}"
-        self.launch.log.warning(f"{what}; it is off from now on")
+        self.launch.log.warning(f"{what}; {feature} is off from now on")
         notify_worker = self._running.notify_worker if self._running else None
         if notify_worker is not None and feature == notify_worker.feature:
             notify_worker.give_up()
@@ -214,7 +214,7 @@ class Container:
         self.running.expect_end(process)
 
     def started(self) -> None:
-        """The program runs: tell the front end, and send the signals that came too early."""
+        """The program runs: call the front end, and send the signals that have waited."""
         self.is_started = True
         self.request.origin.on_started()
         self.running.service.ready()
@@ -235,7 +235,7 @@ class Container:
             self.fail(error, Event.NEVER_RAN)
             return
         if self.state is State.STARTING:
-            self.machine.post(Event.STARTED)  # it was quicker than the runtime's `start`
+            self.machine.post(Event.STARTED)  # the process ended before the runtime's `start`
         self.machine.post(Event.INIT_EXITED)
 
     def recorded(self) -> None:
@@ -249,7 +249,7 @@ class Container:
     # What others want of it; see `SignalPolicy` and `api`.
 
     def stop(self, why: str) -> None:
-        """Stop it: the stop signal, the grace period, SIGKILL."""
+        """Stop the process: the stop signal, the grace period, SIGKILL."""
         if self.state is State.OPENING:
             self.launch.opener.cancel()
             self.error = StoppedError(f"stopped by {why} before its creation")
@@ -259,10 +259,10 @@ class Container:
         self.launch.log.info(f"{why}: stopping")
         self.machine.post(Event.STOP)
         if self.state is State.DRAINING:
-            self.running.exit.look()  # it may be waiting for others
+            self.running.exit.look()  # the drain may be waiting for other processes
 
     def stop_by(self, signum: int) -> None:
-        """Stop it, by a signal to the supervisor."""
+        """Stop the process because the supervisor has got this signal."""
         self.stop(signal_name(signum))
 
     def signal_process(self, signum: int) -> None:
@@ -273,12 +273,12 @@ class Container:
     # The end.
 
     def tell_of_bug(self, error: Exception) -> None:
-        """Log an unforeseen error; before the runtime runs, the caller's line is enough."""
+        """Log an unforeseen error. Before the runtime runs, the caller's line is enough."""
         if self._running is not None:
             self._running.tell_of_bug(error)
 
     def has_left(self) -> bool:
-        """Say whether it is over and nothing is left; take the next step to that."""
+        """Return whether nothing is left of the container. Takes the next step towards that."""
         if self.state is not State.ENDED:
             return False
         if self._leave_limit is None:
@@ -292,7 +292,7 @@ class Container:
         return True
 
     def _leave(self) -> None:
-        """Kill each process that still works for this container."""
+        """Kill each worker and each runtime process of this container."""
         streams: tuple[StreamEnd, ...] = ()
         if self._running is not None:
             streams = self._running.stream_ends()

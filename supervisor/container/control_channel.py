@@ -22,13 +22,13 @@ _MOST_BYTES = 4096
 
 
 class ControlChannel:
-    """Translates what is written to `control`. Borrows the fifo, which may be a closed one."""
+    """Translates what clients write to `control`. Borrows the fifo, which may be closed."""
 
     SNAPSHOT = ("_parser",)
     TRANSIENT = ("_loop", "_log", "_fifo", "_api", "_is_open")
 
     def __init__(self, loop: Loop, log: Log, fifo: fds.Fd, api: ContainerApi) -> None:
-        """Nothing is read before `open`: what a client writes earlier waits in the fifo."""
+        """Read nothing before `open`: what a client writes earlier waits in the fifo."""
         self._loop = loop
         self._log = log
         self._fifo = fifo
@@ -61,7 +61,7 @@ class ControlChannel:
                 self._carry_out(message)
             except VerbError as error:  # too late: the container has ended
                 self._log.info(f"control: {error}")
-            except ShimError as error:  # EMFILE, say: the next word may succeed
+            except ShimError as error:  # EMFILE, for example: the next word may succeed
                 self._log.warning(f"control: {error}")
 
     def _carry_out(self, message: control_protocol.Message) -> None:
@@ -78,7 +78,7 @@ class ControlChannel:
             raise TypeError(unknown)
 
     def close(self) -> None:
-        """Stop serving; the owner of the fifo closes it."""
+        """Stop serving. The owner of the fifo closes it."""
         if self._is_open:
             self._is_open = False
             self._loop.forget(self._fifo.fileno())

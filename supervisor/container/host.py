@@ -1,8 +1,7 @@
 """The supervisor process: one event loop, one reaper, one signal router, and N containers.
 
-`Host` owns what a process has once. A `Container` borrows it. `supervise` is the whole story of a
-front end with one container: signals, subreaper, fifos, process.json, the container's life, its
-end. What happens when is decided by the table in `supervisor.container.lifecycle`.
+`Host` owns what a process has once. A `Container` borrows it. `supervise` is all that a front end
+with one container needs: signals, subreaper, fifos, process.json, the container's life and end.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ if TYPE_CHECKING:
     from supervisor.state.log import Log
 
 _NEEDED_FDS = 3
-"""Those that a later step needs are looked for before the runtime is started."""
+"""A start fails before the runtime runs if the supervisor cannot open so many descriptors."""
 
 
 class Host:
     """One per process. Owns the loop, the reaper, the signal router, /dev/null; borrows the log.
 
     Attributes:
-        containers: Those that have not ended, exec'd processes included.
+        containers: All that have not ended; each before the processes that were exec'd in it.
         on_signal: What a signal other than SIGCHLD does; see `SignalPolicy`.
         reload: Made with the first container that is assembled.
         front_end_document: Returns what the front end needs after a reload, as JSON.
@@ -109,7 +108,7 @@ class Host:
             self.reload.ask()
 
     def reload_sources(self) -> list[Snapshot]:
-        """Return the containers for a reload, in the order of their coming."""
+        """Return the containers for a reload, in the order of `containers`."""
         return [container.running.snapshot for container in self.containers]
 
     def _is_over(self) -> bool:
@@ -130,7 +129,7 @@ class Host:
             self.on_signal(signum)
 
     def reap(self) -> None:
-        """Reap what has ended; the rest of a flood in the next round."""
+        """Reap children that have ended. The rest of a flood waits for the next round."""
         if self.reaper.reap():
             self._reap_more.start(0.0)
 
@@ -144,9 +143,9 @@ class Host:
 class SignalPolicy:
     """What a signal to the supervisor does to its containers. Borrows the host.
 
-    TERM and INT stop each container. WINCH fits a console to the user's terminal. HUP reloads,
-    where that is possible. The other signals are forwarded. An exec'd process is left to its
-    container, if that is in this host.
+    TERM and INT stop each container. WINCH fits a console to the user's terminal. HUP reloads if
+    the front end has said how to start the program again. Other signals are forwarded. A process
+    that was exec'd in a container of this host gets no signal.
     """
 
     def __init__(self, host: Host) -> None:
@@ -179,7 +178,7 @@ def supervise(request: StartRequest, log: Log, state_dir: StateDirectory) -> Out
     Order of the end: `exitStatus`, kill --all, drain, delete; `exit` is closed last.
 
     Raises:
-        ShimError: It could not even begin: a file of the state directory is missing or wrong.
+        ShimError: A file of the state directory is missing or wrong. Nothing was started.
     """
     host = Host(
         log,
@@ -218,7 +217,7 @@ def supervise(request: StartRequest, log: Log, state_dir: StateDirectory) -> Out
 def with_absolute_logs(
     config: process_json.ProcessConfig, directory: str
 ) -> process_json.ProcessConfig:
-    """Return it with absolute paths of log files, which the workers open again by name."""
+    """Return `config` with absolute paths of log files: the workers open them again by name."""
     return replace(
         config,
         stdout=_with_absolute_log(config.stdout, directory),

@@ -1,16 +1,16 @@
-"""The supervised process itself: signals to it, and how it ended, as a child or not.
+"""The supervised process: signals to it, and its exit status, as a child or not.
 
-Its first supervisor is its parent (as subreaper) and reaps it. A supervisor that has adopted it is
-not: another process reaps it, and the kernel tells the status to those who hold a pidfd from before
-(PIDFD_GET_INFO, Linux 6.15). Where it does not, the end is `Unknown`.
+Its first supervisor is its parent, as subreaper, and reaps it. An adopter is not its parent, so
+another process reaps it. Then the kernel returns the status through a pidfd that was opened before
+(PIDFD_GET_INFO, Linux 6.15). An older kernel does not, and the end is `Unknown`.
 
-The end is known from several sources: the kernel has the status and the count of its OOM killer, a
-supervisor before this one may have written `exitStatus`. `Process` joins them.
+`Process` joins three sources: the kernel's status, its count of OOM kills, and `exitStatus`, which
+an earlier supervisor may have written.
 
-`ContainerInit` is the init of the container that an exec'd process is in: while it lives, the
-container does. A 2016 engine has its pid in `../init/pid`, beside the state directory of the exec.
-That is a number only: what is meant is a process that is older than this supervisor, which was
-started when the container ran already, and that is in the exec'd process's own pid namespace.
+`ContainerInit` is the init of the container in which a process was exec'd. The container lives
+while its init does. A 2016 engine writes the init's pid to `../init/pid`, beside the exec's state
+directory. The pid may be another process's by now. The init is older than this supervisor, and in
+the pid namespace of the exec'd process.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _PATH = os.path.join("..", "init", "pid")
 _LONGEST_PID = 10
 
 
-class Payload:
+class InitProcess:
     """One process. Owns its pidfd until `close`."""
 
     SNAPSHOT = ("pid", "_pidfd", "_is_child")
@@ -65,9 +65,9 @@ class Payload:
     def __init__(
         self, loop: Loop, reaper: Reaper, pid: int, pidfd: fds.Fd, *, is_child: bool = True
     ) -> None:
-        """Take the pidfd, which may be a closed one; of a child the pid is enough."""
+        """Own the pidfd. It may be closed if the process is a child: then the pid is enough."""
         self._loop = loop
-        self._next_look = loop.timer(self._on_end_of_a_stranger)
+        self._next_look = loop.timer(self._on_readable)
         self._reaper = reaper
         self.pid = pid
         self._pidfd = pidfd
@@ -77,11 +77,11 @@ class Payload:
         self._on_exit: Callable[[Termination], None] = lambda _termination: None
 
     @classmethod
-    def of_child(cls, loop: Loop, reaper: Reaper, pid: int) -> Payload:
-        """Return a child of ours: while we have not reaped it, the pid is its own."""
+    def of_child(cls, loop: Loop, reaper: Reaper, pid: int) -> InitProcess:
+        """Return a child of this process. An unreaped child keeps its pid."""
         try:
             pidfd = fds.Fd(os.pidfd_open(pid))
-        except OSError:  # reaped already, and remembered; or no descriptor is left
+        except OSError:  # the reaper has its status already; or EMFILE
             pidfd = fds.Fd(-1)
         return cls(loop, reaper, pid, pidfd)
 
@@ -99,8 +99,11 @@ class Payload:
         contents: FdReader,
         *,
         is_parent: bool,
-    ) -> Payload:
-        """Return the process of an earlier supervisor: of our own past, or of one that has died."""
+    ) -> InitProcess:
+        """Return the process of an earlier supervisor, from what its `snapshot` has returned.
+
+        Without `is_parent` that supervisor is dead, and the process is no child of this process.
+        """
         is_child = is_parent and packed["is_child"]
         return cls(loop, reaper, packed["pid"], contents.take(packed["pidfd"]), is_child=is_child)
 
@@ -113,10 +116,10 @@ class Payload:
             on_exit(Unknown("no pidfd of it was left"))
         else:
             self._is_watched = True
-            self._loop.watch(self._pidfd.fileno(), self._on_end_of_a_stranger)
+            self._loop.watch(self._pidfd.fileno(), self._on_readable)
 
     def signal(self, signum: int) -> None:
-        """Send a signal; one that comes too late does nothing."""
+        """Send a signal. A process that has ended gets none."""
         if self._pidfd.is_open:
             try:
                 signal.pidfd_send_signal(self._pidfd.fileno(), signum)
@@ -126,15 +129,15 @@ class Payload:
             os.kill(self.pid, signum)  # unreaped, so the pid is its own
 
     def close(self) -> None:
-        """Forget it."""
+        """Close the pidfd."""
         self._next_look.cancel()
         if self._is_watched:
             self._is_watched = False
             self._loop.forget(self._pidfd.fileno())
         self._pidfd.close()
 
-    def _on_end_of_a_stranger(self) -> None:
-        """It is a zombie at least, whose parent may take its time."""
+    def _on_readable(self) -> None:
+        """The process is a zombie or was reaped. Its parent may take its time to reap it."""
         if self._is_watched:
             self._is_watched = False
             self._loop.forget(self._pidfd.fileno())
@@ -144,16 +147,16 @@ class Payload:
         elif _is_reaped(self._pidfd.fileno()):
             self._on_exit(end_of(self._pidfd.fileno()))
         else:
-            # No event tells of the reaping: a pidfd is readable before and after it.
+            # The reaping has no event: a pidfd is readable before and after it.
             look_s, self._look_s = self._look_s, min(2 * self._look_s, _LONGEST_LOOK_S)
             self._next_look.start(look_s)
 
 
 def _look_at_zombie(pid: int, pidfd: int) -> Termination | None:
-    """Return how an unreaped process has ended; None if that cannot be seen."""
+    """Return how an unreaped process has ended; None if the kernel does not show it."""
     status = procfs.zombie_wait_status(pid)
-    # The pidfd is checked after the file: only then did the file tell of this process, and not of
-    # another that has its pid now. A 0 is also what a reader without the right to trace sees.
+    # The pidfd is checked after /proc/PID/stat was read: if the process is still unreaped, the file
+    # was its own. A process without the right to trace reads 0 there.
     if not status or _is_reaped(pidfd):
         return None
     return from_wait_status(status)
@@ -175,7 +178,7 @@ def _is_reaped(pidfd: int) -> bool:
 
 
 def end_of(pidfd: int) -> Termination:
-    """Return how a process ended that its parent has reaped; `Unknown` if the kernel won't tell.
+    """Return how a reaped process has ended; `Unknown` if the kernel does not return it.
 
     Source: include/uapi/linux/pidfd.h, PIDFD_GET_INFO with PIDFD_INFO_EXIT.
     """
@@ -193,47 +196,47 @@ def end_of(pidfd: int) -> Termination:
 
 
 class Process:
-    """One process and its end. Owns what it is made of until `close`.
+    """One process and its end. Owns its parts until `close`.
 
     Attributes:
-        pid: In our pid namespace; another process's once it has been reaped.
-        termination: None while it lives.
-        oom_kills: How many of its container the kernel had killed for want of memory when its end
-            was recorded.
+        pid: In this process's pid namespace. After the reaping it may be another process's.
+        termination: None while the process lives.
+        oom_kills: How many processes of its container the kernel had killed for want of memory when
+            the end was recorded.
     """
 
-    SNAPSHOT = ("_payload", "_exit_status", "_oom")
+    SNAPSHOT = ("_init_process", "_exit_status", "_oom")
     TRANSIENT = (
         "_state_dir",
         "_on_end",
-        "pid",  # the payload's
+        "pid",  # the init process's
         "termination",  # nothing is handed over after the end
         "oom_kills",
     )
 
     def __init__(
         self,
-        payload: Payload,
+        init_process: InitProcess,
         state_dir: StateDirectory,
         oom: OomWatch,
         packed: Mapping[str, Any] | None = None,
     ) -> None:
-        """Take the payload, borrow the state directory; see `of_child` and `restore`."""
-        self._payload = payload
+        """Own the process, borrow the state directory; see `of_child` and `restore`."""
+        self._init_process = init_process
         self._state_dir = state_dir
         self._exit_status = ExitStatusFile(state_dir, packed)
         self._oom = oom
         self._on_end: Callable[[], None] = lambda: None
-        self.pid = payload.pid
+        self.pid = init_process.pid
         self.termination: Termination | None = None
         self.oom_kills = 0
 
     @classmethod
     def of_child(cls, loop: Loop, reaper: Reaper, pid: int, state_dir: StateDirectory) -> Process:
-        """Return a child of ours that has just been created, or is dead already."""
-        payload = Payload.of_child(loop, reaper, pid)
+        """Return a child that the runtime has just created. It may be dead already."""
+        init_process = InitProcess.of_child(loop, reaper, pid)
         oom = OomWatch(pid)
-        return cls(payload, state_dir, oom)
+        return cls(init_process, state_dir, oom)
 
     @classmethod
     def restore(
@@ -246,47 +249,49 @@ class Process:
         *,
         is_parent: bool,
     ) -> Process:
-        """Return the process of an earlier supervisor, which has `packed` it; see `Payload`."""
-        payload = Payload.restore(loop, reaper, packed["payload"], contents, is_parent=is_parent)
-        oom = OomWatch(payload.pid, packed["oom"])
-        return cls(payload, state_dir, oom, packed["exit_status"])
+        """Return the process of an earlier supervisor; as `InitProcess.restore`."""
+        init_process = InitProcess.restore(
+            loop, reaper, packed["init_process"], contents, is_parent=is_parent
+        )
+        oom = OomWatch(init_process.pid, packed["oom"])
+        return cls(init_process, state_dir, oom, packed["exit_status"])
 
     def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
-        """Return what `restore` needs, among what others have packed."""
+        """Return what `restore` needs."""
         return {
-            "payload": self._payload.snapshot(fd_writer),
+            "init_process": self._init_process.snapshot(fd_writer),
             "exit_status": self._exit_status.snapshot(),
             "oom": self._oom.snapshot(),
         }
 
     @property
     def is_alive(self) -> bool:
-        """Whether its end is not known so far."""
+        """Whether its end is not known yet."""
         return self.termination is None
 
     def expect(self, on_end: Callable[[], None]) -> None:
-        """Call `on_end` once, when its end is known; maybe at once."""
+        """Call `on_end` once, when the end is known, which may be now."""
         self._on_end = on_end
-        self._payload.expect(self._on_exit)
+        self._init_process.expect(self._on_exit)
 
     def _on_exit(self, termination: Termination) -> None:
         if isinstance(termination, Unknown):
-            # A supervisor that was killed after it had seen the end may have written it down.
+            # An earlier supervisor may have reaped it, written `exitStatus`, and been killed then.
             recorded = from_protocol_status(self._state_dir.read_exit_status())
             termination = recorded or termination
         self.termination = termination
         self._on_end()
 
     def signal(self, signum: int) -> None:
-        """Send it a signal, if it lives."""
+        """Send a signal, if the process lives."""
         if self.is_alive:
-            self._payload.signal(signum)
+            self._init_process.signal(signum)
 
     def record_end(self) -> None:
-        """Write `exitStatus`, and only then look for what else there is to know.
+        """Write `exitStatus`, then read the count of OOM kills.
 
         Raises:
-            OSError: There is none.
+            OSError: `exitStatus` could not be written.
         """
         if self.termination is None:
             raise AssertionError("an exit to record, and none seen")
@@ -296,7 +301,7 @@ class Process:
             self.oom_kills = self._oom.kills()
 
     def end_in_words(self) -> str:
-        """Say how it ended; empty while it lives."""
+        """Return how the process has ended, in words; "" while it lives."""
         if self.termination is None:
             return ""
         if not self.oom_kills:
@@ -308,7 +313,7 @@ class Process:
 
     def close(self) -> None:
         """Forget it."""
-        self._payload.close()
+        self._init_process.close()
         self._exit_status.close()
 
 
@@ -316,19 +321,19 @@ class ContainerInit:
     """One init. Owns a pidfd of it until `close`."""
 
     def __init__(self, loop: Loop, pidfd: fds.Fd) -> None:
-        """Take the pidfd; a closed one is that of an init that is not known, and not alive."""
+        """Own the pidfd. A closed pidfd stands for an unknown init, which counts as dead."""
         self._loop = loop
         self._pidfd = pidfd
         self._is_watched = False
 
     @classmethod
     def of_exec(cls, loop: Loop, pid: int, dir_fd: int) -> ContainerInit:
-        """Find that of the exec'd process `pid`. `dir_fd`: the state directory of the exec."""
+        """Find the init of the exec'd process `pid` from `dir_fd`, the exec's state directory."""
         return cls(loop, _find(pid, dir_fd))
 
     @classmethod
     def of_parent(cls, loop: Loop, process: Process | None) -> ContainerInit:
-        """Return that of an exec'd process whose container is in this supervisor, too."""
+        """Return the init of an exec'd process whose container is in this supervisor, too."""
         if process is None or not process.is_alive:
             return cls(loop, fds.Fd(-1))
         try:
@@ -338,11 +343,11 @@ class ContainerInit:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it is known and has not ended."""
+        """Whether the init is known and has not ended."""
         return self._pidfd.is_open and not fds.is_readable(self._pidfd.fileno())
 
     def expect(self, on_end: Callable[[], None]) -> None:
-        """Call `on_end` once, when it has ended; never if it is not known."""
+        """Call `on_end` once, when the init has ended. An unknown init calls nothing."""
         if self._pidfd.is_open and not self._is_watched:
             self._is_watched = True
 
@@ -369,7 +374,7 @@ def _find(pid: int, dir_fd: int) -> fds.Fd:
             text = file.read(_LONGEST_PID)
         init_pid = int(text) if text.isdigit() and len(text) < _LONGEST_PID else 0
         pidfd = fds.Fd(os.pidfd_open(init_pid))
-    except (OSError, ValueError):  # another engine's directories; or it has ended
+    except (OSError, ValueError):  # another engine's layout; or the init has ended
         return fds.Fd(-1)
     if _is_it(init_pid, pid):
         return pidfd
@@ -378,13 +383,13 @@ def _find(pid: int, dir_fd: int) -> fds.Fd:
 
 
 def _is_it(init_pid: int, pid: int) -> bool:
-    """Say whether it is the init, and not another process that has got its pid since."""
+    """Return whether this pid is still the init's."""
     try:
         init_began, we_began = procfs.began(init_pid), procfs.began(os.getpid())
         if init_began is None or we_began is None or init_began > we_began:
             return False
         return os.stat(f"/proc/{init_pid}/ns/pid").st_ino == os.stat(f"/proc/{pid}/ns/pid").st_ino
-    except FileNotFoundError:  # one of them is a zombie: then its age has to do
+    except FileNotFoundError:  # one of the two is a zombie: its age must suffice
         return True
     except OSError:
         return False

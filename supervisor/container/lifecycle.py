@@ -1,8 +1,8 @@
-"""The life of one supervised process as a table: in this state, on this event, do that. Pure.
+"""The life of one supervised process as a table: state and event give the next state. Pure.
 
-`supervisor.container.container` carries the actions out and reports back by events; an action that
-does not apply (a `kill --all` for an exec'd process) is done at once. So every order that matters
-is here: the exit status before the drain, the drain before the delete, the delete before the end.
+`supervisor.container.container` carries the actions out, and reports back by events. An action that
+does not apply (a `kill --all` for an exec'd process) ends at once. So this table has every order
+that matters: exit status before drain, drain before delete, delete before the end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class State(Enum):
-    """Where the supervised process is."""
+    """The state of the supervised process."""
 
     OPENING = "opening its stdio"
     CREATING = "being created"
@@ -33,22 +33,22 @@ class State(Enum):
 
 
 class Event(Enum):
-    """What can happen. Each is posted by a part of the container, or by a verb."""
+    """What can happen. A part of the container posts it, or a verb."""
 
     OPENED = "every stdio path is open"
     OPEN_FAILED = "a stdio path cannot be opened"
-    CREATED = "the runtime has succeeded; pid and console are here"
-    CREATE_FAILED = "the runtime has failed or brought no pid or console"
-    STARTED = "the runtime has started the process, or that is not our job"
+    CREATED = "the runtime has succeeded; pid and console are known"
+    CREATE_FAILED = "the runtime has failed, or has sent no pid or console"
+    STARTED = "the runtime has started the process, or an engine does that"
     START_FAILED = "the runtime could not start the process"
-    STOP = "a client or an operator wants it to end"
+    STOP = "a client or an operator asks for a stop"
     GRACE_OVER = "the grace period has passed"
-    KILL_OVERDUE = "it has been killed and is still not dead"
+    KILL_OVERDUE = "the process was killed and is not dead 5 s later"
     INIT_EXITED = "the process has been reaped"
-    NEVER_RAN = "the process has been reaped, and its program was never executed"
+    NEVER_RAN = "the process has been reaped, and has never executed its program"
     EMPTIED = "kill --all has ended"
     CLEANED = "the remains of a failed create are deleted"
-    DRAINED = "the workers are done, or were given up"
+    DRAINED = "each output stream is closed, or was given up"
     DELETED = "the runtime has deleted the container"
 
 
@@ -58,16 +58,16 @@ class Action(Enum):
     CREATE = "run the runtime's create, exec or restore"
     KILL_RUNTIME = "kill the runtime"
     START = "run the runtime's start"
-    HURRY_START = "give the runtime's start a few seconds"
-    TELL_STARTED = "tell the front end that it runs"
+    HURRY_START = "limit the runtime's start to a few seconds"
+    TELL_STARTED = "tell the front end that the program runs"
     SEND_STOP_SIGNAL = "send the stop signal and start the grace period"
-    KILL = "kill it and what it has forked"
-    KILL_INIT = "kill it, past the runtime"
-    NOTE_STOP_AGAIN = "say that a stop is under way"
+    KILL = "kill the process and what it has forked"
+    KILL_INIT = "kill the process without the runtime"
+    NOTE_STOP_AGAIN = "log that a stop is under way"
     RECORD_EXIT = "write exitStatus"
     EMPTY = "kill every other process of the container"
-    CLEAN_UP = "delete what a failed create left, if it is ours"
-    DRAIN = "wait for the workers, boundedly"
+    CLEAN_UP = "delete what a failed create has left of this container"
+    DRAIN = "wait for the output streams, with a limit"
     DELETE = "delete the container"
 
 
@@ -76,7 +76,7 @@ Step = tuple[State, tuple[Action, ...]]
 _S, _E, _A = State, Event, Action
 
 _DIES: Step = (_S.KILLING_REST, (_A.RECORD_EXIT, _A.EMPTY))
-# Its program has run. A `start` may return long after that, or be killed at our end.
+# The program has run. The runtime's `start` may return later, or be killed at the end.
 _DIES_YOUNG: Step = (_S.KILLING_REST, (_A.RECORD_EXIT, _A.TELL_STARTED, _A.EMPTY))
 
 TABLE: dict[tuple[State, Event], Step] = {
@@ -88,7 +88,7 @@ TABLE: dict[tuple[State, Event], Step] = {
     (_S.CREATING, _E.STOP): (_S.ABORTING, (_A.KILL_RUNTIME,)),
     (_S.ABORTING, _E.STOP): (_S.ABORTING, (_A.NOTE_STOP_AGAIN,)),
     (_S.ABORTING, _E.CREATED): (_S.KILLING, (_A.KILL,)),
-    # It is not ours to start, so it may run by now, with a handler for the stop signal.
+    # An engine starts it. So it may run by now, with a handler for the stop signal.
     (_S.ABORTING, _E.STARTED): (_S.STOPPING, (_A.TELL_STARTED, _A.SEND_STOP_SIGNAL)),
     (_S.ABORTING, _E.CREATE_FAILED): (_S.CLEANING, (_A.CLEAN_UP,)),
     (_S.STARTING, _E.STARTED): (_S.RUNNING, (_A.TELL_STARTED,)),
@@ -96,7 +96,7 @@ TABLE: dict[tuple[State, Event], Step] = {
     (_S.STARTING, _E.STOP): (_S.STOP_DEFERRED, (_A.HURRY_START,)),
     (_S.STARTING, _E.INIT_EXITED): _DIES_YOUNG,
     (_S.STARTING, _E.NEVER_RAN): _DIES,
-    # Not before `start` has ended: until its exec the process is the runtime's, and dies its way.
+    # Not before `start` has ended: until its exec the process runs the runtime's code.
     (_S.STOP_DEFERRED, _E.STARTED): (_S.STOPPING, (_A.TELL_STARTED, _A.SEND_STOP_SIGNAL)),
     (_S.STOP_DEFERRED, _E.START_FAILED): (_S.KILLING, (_A.KILL,)),
     (_S.STOP_DEFERRED, _E.STOP): (_S.STOP_DEFERRED, (_A.NOTE_STOP_AGAIN,)),
@@ -112,7 +112,7 @@ TABLE: dict[tuple[State, Event], Step] = {
     (_S.KILLING, _E.INIT_EXITED): _DIES,
     (_S.KILLING_REST, _E.EMPTIED): (_S.DRAINING, (_A.DRAIN,)),
     (_S.DRAINING, _E.DRAINED): (_S.DELETING, (_A.DELETE,)),
-    # The runtime's own error text may be in the pipes: it is drained as well.
+    # The runtime's error text may be in the pipes.
     (_S.CLEANING, _E.CLEANED): (_S.DRAINING, (_A.DRAIN,)),
     (_S.DELETING, _E.DELETED): (_S.ENDED, ()),
 }
@@ -122,14 +122,14 @@ _STOP_IS_UNDER_WAY = frozenset({_S.KILLING_REST, _S.CLEANING, _S.DRAINING, _S.DE
 LATE: frozenset[Event] = frozenset(
     {_E.GRACE_OVER, _E.KILL_OVERDUE, _E.EMPTIED, _E.START_FAILED, _E.STARTED, _E.STOP}
 )
-"""Events that may come after the state they belong to: a timer, a child, a client was slower."""
+"""Events that may come after the state that they belong to: from a timer, a child, a client."""
 
 
 def step(state: State, event: Event) -> Step:
-    """Return the next state and what to do on the way, in order.
+    """Return the next state, and the actions in their order.
 
     Raises:
-        AssertionError: The event cannot happen in this state: a bug in `container`.
+        AssertionError: The event cannot happen in this state. That is a bug.
     """
     known = TABLE.get((state, event))
     if known is not None:
@@ -142,7 +142,7 @@ def step(state: State, event: Event) -> Step:
 
 
 class Notice(Enum):
-    """What a container tells its subscribers; the events of `supervisor.container.api`."""
+    """The events that a container reports to subscribers, see `ContainerApi.subscribe`."""
 
     CREATED = "the runtime has created the process"
     STARTED = "the program runs"
@@ -151,16 +151,16 @@ class Notice(Enum):
     DRAINED = "the output is at its sinks"
     DELETED = "the runtime has deleted the container"
     STREAM_TROUBLE = "a stream moves nothing, or moves again"
-    WORKER_RESPAWNED = "a worker has died, and another one follows"
+    WORKER_RESPAWNED = "a worker has died, and another worker continues"
 
 
 class Machine:
-    """One container's place in the table, and the events that are still to be served."""
+    """The state of one container, and the events that wait for their step."""
 
     def __init__(
         self, on_entered: Callable[[State], None], carry_out: Callable[[Action], None]
     ) -> None:
-        """Begin with OPENING. `on_entered` gets each next state before its actions."""
+        """Begin with OPENING. `on_entered` is called with each next state before its actions."""
         self.state = State.OPENING
         self._on_entered = on_entered
         self._carry_out = carry_out
@@ -168,7 +168,7 @@ class Machine:
         self._is_taking_steps = False
 
     def post(self, event: Event) -> None:
-        """Take the step for `event`; those posted by its actions follow in their order."""
+        """Take the step for `event`, then for each event that the actions have posted."""
         self._events.append(event)
         if self._is_taking_steps:
             return

@@ -1,4 +1,4 @@
-"""What a front end wants of the core, and how it went."""
+"""What a front end asks the core for, and the outcome."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ NO_ACTIVATION_FDS = ActivationFds()
 
 @dataclass(frozen=True, slots=True)
 class ContainerSpec:
-    """The container, or the exec'd process, and what the runtime makes it of.
+    """The container, or the exec'd process, and what the runtime needs to create it.
 
     Attributes:
         container_id: Checked.
         bundle: Absolute path; the runtime's working directory.
         runtime: Name or path of the OCI runtime.
-        config: A config.json in the place of the bundle's; "" for that. Only its creation reads it.
-        activation_fds: What the container's process listens on; its creation closes it.
-        starts_container: Run the runtime's `start` too; an engine does that itself.
+        config: A config.json that replaces the bundle's; "" for none. Only the creation reads it.
+        activation_fds: What the container's process listens on. The creation closes them.
+        starts_container: The supervisor runs the runtime's `start`, and not an engine.
         is_start_awaited: That `start` waits for the verb of `supervisor.container.api`.
         terminal: The user's terminal that is joined to the container's, or None.
         notify_proxy: The container's notify socket; lent. None if it has none.
@@ -59,16 +59,16 @@ class StopPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The front end that wants the container, and the process that it runs in.
+    """The front end, and the process in which it runs.
 
-    The first five fields are the front end's own. It reads them again after a reload.
+    The first five fields belong to the front end, which reads them again after a reload.
 
     Attributes:
         path: ROOT/ID; "" for a state directory of an engine.
         exit_dir: Where an exit record is written, or None.
         is_daemon: Whether no caller waits for this process.
-        starts: When successors were started lately; monotonic seconds.
-        began_ns: When the container was wanted; for the exit record.
+        starts: When the last successors were started; monotonic seconds.
+        began_ns: When the front end began; nanoseconds since the epoch, for the exit record.
         has_job_control: A shell may stop and continue this process.
         on_started: Called once when the container process runs.
         notifier: The way to the service manager; the default has none.
@@ -96,7 +96,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class StartRequest:
-    """What a front end wants: which container, how it is stopped, and for whom."""
+    """Which container, how it is stopped, and for which front end."""
 
     spec: ContainerSpec
     stop: StopPolicy = StopPolicy()
@@ -105,7 +105,7 @@ class StartRequest:
 
 @dataclass(frozen=True, slots=True)
 class StreamEnd:
-    """What a stream has come to."""
+    """What one stream has copied and lost."""
 
     name: str
     copied_bytes: int
@@ -116,15 +116,15 @@ class StreamEnd:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How it went: the container process's end, or why there was none; start errors have both.
+    """How the container has ended, or why it has not begun. A failed start may have both.
 
     Attributes:
-        termination: None if it never ran.
-        error: Why it could not begin.
-        was_asked_to_stop: By TERM or INT, at any time.
-        pid: The container process's; 0 if there was none.
+        termination: The end of the process; None if it never ran.
+        error: Why the container could not begin.
+        was_asked_to_stop: A stop was asked for at some time.
+        pid: Of the container's process; 0 if there was none.
         oom_kills: How many processes of the container the kernel has killed for want of memory.
-        streams: What each has come to.
+        streams: What each stream has copied and lost.
     """
 
     termination: Termination | None
@@ -139,12 +139,12 @@ _ORIGIN_FIELDS = ("path", "exit_dir", "is_daemon", "starts", "began_ns")
 
 
 def origin_of(request: StartRequest) -> dict[str, Any]:
-    """Return what the front end itself reads again, for the handover document."""
+    """Return the front end's own fields, for the handover document."""
     return {name: getattr(request.origin, name) for name in _ORIGIN_FIELDS}
 
 
 def snapshot(request: StartRequest) -> dict[str, Any]:
-    """Return the rest that `request_of` needs. What else there is belongs to this process."""
+    """Return the other fields that `request_of` needs. The rest belongs to this process."""
     spec, stop, origin = request.spec, request.stop, request.origin
     return {
         "container_id": spec.container_id,

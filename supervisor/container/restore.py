@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one container of an earlier supervisor goes on.
+    """What is needed to continue with one container of an earlier supervisor.
 
     Attributes:
         request: From `request_of`.
@@ -248,7 +248,7 @@ def _parent_of(
 
 
 def _unpack(container: Container, inherited: Inherited, packed: dict[str, Any]) -> None:
-    """Have the container be what `Snapshot.document` says."""
+    """Give the container the state that is in the document."""
     launch, contents, is_parent = container.launch, inherited.contents, inherited.is_parent
     container.assemble(inherited)
     running = container.running
@@ -291,7 +291,7 @@ def begin(host: Host, containers: Sequence[Container], places: Sequence[Place]) 
     for container, place in zip(containers, places, strict=True):
         container.enter_host()
         _continue(container, place.inherited)
-    host.reap()  # a process may have ended in between
+    host.reap()  # a process may have ended since the last supervisor's reap
     for container in containers:
         if container.is_stopping and container.state is State.RUNNING:
             # The earlier supervisor may have been killed before it sent the signal.

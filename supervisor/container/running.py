@@ -1,6 +1,6 @@
-"""What a container has from the start of its runtime on: workers, stop, exit, service, successor.
+"""What a container has from the start of its runtime on: streams, stop, exit, service, handover.
 
-Made in one piece by `Launch.assemble`, so that each attribute exists from the first line on.
+`Launch.assemble` makes it in one piece, so each attribute exists for its whole life.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 
 class Running:
-    """Owns the workers and what goes with them, until `close`. Borrows the launch.
+    """The parts of a running container. Owns them until `close`; borrows the launch.
 
     26 methods, 16 attributes: it has each part of a running container and each action of the table.
 
     Attributes:
-        actions: What carries out each action of the lifecycle from here on.
+        actions: The function that carries out each action of the lifecycle.
     """
 
     SNAPSHOT = (
@@ -49,14 +49,14 @@ class Running:
         "_container",
         "snapshot",
         "exit",  # nothing is handed over after the end
-        "init",  # a successor finds it again
+        "init",  # the next supervisor finds it again
         "api",
-        "_seen",  # what subscribers were told; they end with the process
+        "_seen",  # belongs to the subscribers, which end with the process
         "actions",
     )
 
     def __init__(self, launch: Launch, container: Container, inherited: Inherited | None) -> None:
-        """Make everything; with `inherited` as an earlier supervisor had it."""
+        """Make every part; from `inherited`, if an earlier supervisor had the container."""
         request, loop, log = launch.request, launch.loop, launch.log
         packed = inherited.contents.document["container"] if inherited else None
         parent = container.parent
@@ -161,10 +161,10 @@ class Running:
         )
 
     def take_process(self, pid: int) -> Process:
-        """Return the process that the runtime has created, with its console joined.
+        """Return the process that the runtime has created, and join its console.
 
         Raises:
-            OSError: EMFILE, say.
+            OSError: EMFILE, for example.
         """
         launch, request = self._launch, self._launch.request
         process = Process.of_child(launch.loop, launch.host.reaper, pid, launch.state_dir)
@@ -186,15 +186,15 @@ class Running:
         return process
 
     def expect_end(self, process: Process) -> None:
-        """Serve the process up to its end, which may be before this call."""
+        """Serve the process up to its end. It may have ended before this call."""
         launch = self._launch
         if self.notify_worker is not None:
             launch.loop.guarded(self.notify_worker.feature, self.notify_worker.start)()
         if launch.config.is_exec:
             self.init = self._init_of_exec(process.pid)
-        # Only now: what an engine sent to `control` earlier has waited in the fifo.
+        # Not earlier: what an engine has written to `control` waits in the fifo.
         self.control.open()
-        # May be called at once: the process may be dead already, and remembered.
+        # This may call back at once: the reaper may have the status already.
         process.expect(self._on_process_exit)
         launch.creation.known()
 
@@ -276,18 +276,15 @@ class Running:
     # The end.
 
     def stream_ends(self) -> tuple[StreamEnd, ...]:
-        """Return what each stream has come to."""
+        """Return what each stream has copied and lost."""
         return tuple(_end_of(self.stream_set, stream) for stream in self.stream_set.streams)
 
     def tell_of_bug(self, error: Exception) -> None:
-        """Log the way to an unforeseen error."""
+        """Log the calls that led to an unforeseen error."""
         self._launch.log.info(describe_calls(error))
 
     def leave(self) -> None:
-        """Kill each process that still works for this container; see `has_left`.
-
-        Nothing is left for a successor from here on.
-        """
+        """Kill each worker of this container, and remove what a successor needs; see `has_left`."""
         self.handover.close()
         self.control.close()
         self.stream_set.stop()
@@ -296,7 +293,7 @@ class Running:
 
     @property
     def has_left(self) -> bool:
-        """Whether each of them was reaped."""
+        """Whether each worker and the fd holder were reaped."""
         is_notify_gone = self.notify_worker is None or self.notify_worker.is_gone
         is_alone = not self.stream_set.has_workers and not self.handover.has_fd_holder
         return is_alone and is_notify_gone

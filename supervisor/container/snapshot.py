@@ -30,7 +30,7 @@ class Snapshot:
     """One container, as `supervisor.handover` sees it. Borrows everything."""
 
     def __init__(self, container: Container, launch: Launch, running: Running) -> None:
-        """Borrow; nothing is read before `document`."""
+        """Borrow everything. Read nothing before `document`."""
         self._container = container
         self._launch = launch
         self._running = running
@@ -85,11 +85,11 @@ class Snapshot:
         )
 
     def reloading(self) -> None:
-        """Tell that another version is being tried."""
+        """Report that a reload has begun."""
         self._running.service.reloading()
 
     def reload_is_over(self) -> None:
-        """Tell that it was not taken."""
+        """Report that the old version continues."""
         if self._container.state is State.RUNNING:
             self._running.service.running(self._container.state, self._container.description())
 
@@ -99,7 +99,7 @@ class Snapshot:
         return self._running.stream_set.counters_fd
 
     def document(self, fd_writer: FdWriter) -> dict[str, Any]:
-        """Return all that is known and held of the container, for `restore` of a successor."""
+        """Return all that the next supervisor needs of the container."""
         launch, running, process = self._launch, self._running, self._container.process
         if process is None:
             raise AssertionError("nothing to hand over")
@@ -133,7 +133,7 @@ class Snapshot:
         }
 
     def _execs(self, fd_writer: FdWriter) -> list[dict[str, Any]]:
-        """Return where the documents of the processes are that were exec'd in the container."""
+        """Return the stores of the processes that were exec'd in the container."""
         found = [
             each.running.handover.entry(fd_writer)
             for each in self._launch.host.containers
@@ -142,7 +142,7 @@ class Snapshot:
         return [each for each in found if each is not None]
 
     def document_for_reload(self, fd_writer: FdWriter) -> dict[str, Any]:
-        """Return `document`, and what only this very process goes on with."""
+        """Return `document`, and what only the next program in this process can use."""
         document = self.document(fd_writer)
         document["container"]["pipes"]["peer"] = self._launch.pipes.snapshot_peer(fd_writer)
         document["container"]["store"] = self._running.handover.snapshot(fd_writer)

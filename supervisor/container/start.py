@@ -4,8 +4,8 @@ The runtime is executed as soon as possible. `Launch` imports little; `Launch.as
 makes the rest while the runtime works, or at once where a client lets the supervisor wait: then a
 package upgrade in that time cannot mix two versions.
 
-The workers are forked when the runtime runs; where an engine waits for the pid file, when that is
-written: a runtime keeps two cores busy by itself.
+The workers are forked when the runtime runs. Where an engine waits for the pid file, they are
+forked after the runtime has written it: the runtime keeps two cores busy by itself.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _MOST_TOLD_STDERR = 1024
 _STDERR_LOOK_S = 0.1
 _LATEST_WORKERS_S = 0.1
-"""So long a runtime's hooks may wait that write more than a pipe takes."""
+"""Hooks of the runtime that write more than a pipe takes wait this long for a worker."""
 
 
 class Launch:
@@ -51,7 +51,7 @@ class Launch:
         "loop",
         "log",  # a successor opens these two by their names
         "state_dir",
-        "invoker",  # calls that run are the successor's children, or have no parent of ours
+        "invoker",  # no call runs during a reload; those of a killed supervisor die with it
         "command",
         "opener",
         "owned",
@@ -68,7 +68,7 @@ class Launch:
         exit_fifo: fds.Fd,
         control_fifo: fds.Fd,
     ) -> None:
-        """Take the fifos, which may be closed ones: not every front end has them."""
+        """Own the fifos. A closed fifo stands for a front end without it."""
         self.host = host
         self.loop = loop
         self.request = request
@@ -116,7 +116,7 @@ class Launch:
         )
         self.pipes = Pipes(config, request.spec.terminal, null_fd)
         self.owned: list[Log | StateDirectory] = []
-        """Closed last; those of a front end are the front end's."""
+        """Closed last. What the front end has opened, the front end closes."""
 
     @property
     def title(self) -> str:
@@ -125,12 +125,12 @@ class Launch:
 
     @property
     def is_of_one_step(self) -> bool:
-        """Whether the runtime starts what it makes: an exec'd process, or a restored one."""
+        """Whether the runtime creates and starts in one call: `exec` and `restore`."""
         return self.creation.verb != "create"
 
     @property
     def is_ours_to_start(self) -> bool:
-        """False where an engine starts it, and for exec and restore, which have."""
+        """Whether the supervisor runs the runtime's `start`, after a `create`."""
         return self.request.spec.starts_container and not self.is_of_one_step
 
     def assemble(self, container: Container, inherited: Inherited | None = None) -> Running:
@@ -149,7 +149,7 @@ class Launch:
 
 
 class StartSequence:
-    """Brings one container from its stdio to its running program. Borrows the launch."""
+    """Brings a container from its opened stdio to its running program. Borrows the launch."""
 
     def __init__(self, launch: Launch, container: Container) -> None:
         """Nothing happens before `begin`."""
@@ -165,7 +165,7 @@ class StartSequence:
         self._stderr_look = launch.loop.timer(self._look_at_stderr)
 
     def open_stdio(self) -> None:
-        """Open the clients' side; it may have to wait for a client."""
+        """Open the clients' side, which may wait for a client."""
         self._launch.opener.begin(self._launch.config, self._on_stdio)
 
     def _on_stdio(self, opened: Stdio | ShimError) -> None:
@@ -196,14 +196,14 @@ class StartSequence:
         launch.pipes.join_pipes(launch.stdio, container.running.stream_set)
         is_engines = not launch.request.spec.starts_container and not launch.is_of_one_step
         if is_engines and not launch.config.terminal and not has_failed:
-            # The engine waits for the pid file, and needs some time from there to its `start`. A
-            # terminal has a size to be set in that time.
+            # The engine waits for the pid file, and needs some time from there to its `start`. The
+            # engine sets the size of a terminal in that time.
             self._latest_workers.start(_LATEST_WORKERS_S)
         else:
             self._start_workers()
 
     def _start_workers(self) -> None:
-        """Start the streams; once. Those of a terminal wait for the console."""
+        """Start the streams, once. The streams of a terminal wait for the console."""
         if self._has_workers:
             return
         self._has_workers = True
@@ -217,13 +217,13 @@ class StartSequence:
             self._container.running.stream_set.start(but=self._held_stderr)
 
     def _stream_of_the_runtime(self) -> Stream | None:
-        """Return the stream that has the runtime's own stderr: the container's, until its exec."""
+        """Return the stream of the runtime's own stderr: that of the container before its exec."""
         name = "stdout" if self._launch.stdio.stderr_joins_stdout else "stderr"
         streams = self._container.running.stream_set.streams
         return next((stream for stream in streams if stream.name == name), None)
 
     def _look_at_stderr(self) -> None:
-        """Release the stream if hooks write more than can wait for the end of the `create`."""
+        """Release the stream if hooks have written more than half a pipe during the `create`."""
         stream = self._held_stderr
         if stream is not None and fds.pending_bytes(stream.source.fileno()) > fds.PIPE_BYTES // 2:
             self._release_stderr(None)
@@ -231,11 +231,11 @@ class StartSequence:
             self._stderr_look.start(_STDERR_LOOK_S)
 
     def _release_stderr(self, error: ShimError | None) -> ShimError | None:
-        """Start the stream that was held back during the `create`; returns the error, or a better.
+        """Start the stream that was held back during the `create`. Return the error, or a better.
 
-        A runtime that fails says why in its log and on its stderr. The log's words are told, with
-        all that is not printable escaped; the other copy, in which an image may have put anything,
-        is discarded. Where the log has no words (/run is full), the end of that copy is told.
+        A runtime that fails writes the reason to its log and to its stderr. The error has the log's
+        words, escaped. An image may have put anything into the other copy, which is discarded.
+        Where the log has no words (/run is full), the error has the end of that copy.
         """
         stream, self._held_stderr = self._held_stderr, None
         self._stderr_look.cancel()
@@ -268,9 +268,9 @@ class StartSequence:
             container.machine.post(Event.STARTED)
             return
         if self._is_gone:
-            return  # the end of the process tells the rest
+            return  # the process has ended: its end posts the next event
         try:
-            # It may take its time: the container's own hooks run in it.
+            # Without a limit: the container's own hooks run in this call.
             self._start_pid = launch.invoker.run(
                 launch.command.start(),
                 self._on_start_end,
@@ -281,7 +281,7 @@ class StartSequence:
             container.fail(error, Event.START_FAILED)
 
     def start_by_verb(self) -> bool:
-        """Run the runtime's `start` now; False if that is not left to the verb, or was done."""
+        """Run the runtime's `start` now. Returns False if the request has not left it to a verb."""
         if not self._launch.request.spec.is_start_awaited or self._may_start:
             return False
         self._may_start = True
@@ -289,7 +289,7 @@ class StartSequence:
         return True
 
     def set_deadline(self) -> None:
-        """Give the runtime's `start` a few seconds more: a stop waits for it."""
+        """Limit the runtime's `start` to a few seconds more: a stop waits for its end."""
         if self._launch.request.spec.is_start_awaited and not self._may_start:
             error = StoppedError("stopped before it was started")
             self._container.fail(error, Event.START_FAILED)
@@ -302,13 +302,13 @@ class StartSequence:
             return
         detail = explain(self._launch.state_dir)
         why = f"{termination}{': ' if detail else ''}{detail}"
-        if self._is_gone:  # its own end tells whether its program has run
+        if self._is_gone:  # `error_if_never_ran` decides whether the program has run
             self._launch.log.info(f"start failed, the process had ended: {why}")
             return
         self._container.fail(self._error_of_start(why), Event.START_FAILED)
 
     def watch_exec(self, pid: int) -> None:
-        """Watch the init from now on: whether it executes the container's program.
+        """Watch whether the init executes the container's program.
 
         Raises:
             OSError: EMFILE, ENFILE or ENOMEM.
@@ -339,9 +339,9 @@ class StartSequence:
             return False
 
     def forward(self, signum: int) -> None:
-        """Send a signal on; before the process is known to run, the signal waits.
+        """Forward a signal. The signal waits until the program is known to run.
 
-        An engine starts it as soon as there is a pid file, which is before its create has ended.
+        An engine runs `start` as soon as there is a pid file, before the `create` has ended.
         """
         if self._container.is_started:
             self._container.signal_process(signum)
@@ -352,7 +352,7 @@ class StartSequence:
         """Return the signals that have waited, lowest first."""
         return sorted(self._early_signals)
 
-    # What its end says of the start.
+    # What the end of the process means for the start.
 
     def error_if_never_ran(self) -> ShimError | None:
         """Return why the process ended before it executed the program; None if it had."""
@@ -368,7 +368,7 @@ class StartSequence:
         )
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop watching the init."""
         if self._exec_watch is not None:
             self._exec_watch.close()
 

@@ -34,7 +34,7 @@ def test_every_attribute_is_handed_over_or_listed_as_transient(tmp_path: Path) -
         process = Process.of_child(host.loop, host.reaper, os.getpid(), state_dir)
         things = [
             container, container.launch, running, running.handover, running.stopper,
-            running.service, running.control, process, process._payload,
+            running.service, running.control, process, process._init_process,
         ]  # fmt: skip
         for thing in things:
             kind: Any = type(thing)

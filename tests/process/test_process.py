@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from supervisor.container.init_process import Payload, Process
+from supervisor.container.init_process import InitProcess, Process
 from supervisor.linux.exit_status import Exited
 from supervisor.state.directory import StateDirectory
 from supervisor.systemd import delegation
@@ -47,8 +47,8 @@ def test_the_status_is_written_before_anything_else_is_looked_for(
         return 2
 
     monkeypatch.setattr(OomWatch, "kills", kills)
-    payload = Payload.of_child(rig.loop, rig.reaper, 1 << 22)
-    process = Process(payload, state_dir, OomWatch(1 << 22))
+    init_process = InitProcess.of_child(rig.loop, rig.reaper, 1 << 22)
+    process = Process(init_process, state_dir, OomWatch(1 << 22))
     process.termination = Exited(3)
     process.record_end()
     assert there == ["3"]

@@ -91,7 +91,7 @@ def _use_the_verbs(host: Host, container: Container, sink: Path) -> None:
     with pytest.raises(VerbError, match=r"^pause: not started yet$"):
         api.pause(ends.append)
     api.start()
-    with pytest.raises(VerbError, match=r"^start: it is not this supervisor's to start, or under"):
+    with pytest.raises(VerbError, match=r"^start: under way, or not left to this verb$"):
         api.start()
     run_until(lambda: container.is_started and b"ready" in sink.read_bytes())
     with pytest.raises(VerbError, match=r"^start: started already$"):

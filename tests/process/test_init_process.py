@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor.container import init_process as payload
-from supervisor.container.init_process import Payload, end_of
+from supervisor.container import init_process
+from supervisor.container.init_process import InitProcess, end_of
 from supervisor.linux import fds
 from supervisor.linux.exit_status import Exited, Killed, Termination, Unknown
 
@@ -61,7 +61,7 @@ def test_the_end_of_a_stranger_is_the_true_one(
     rig: Rig, work: Callable[[], None], ended: Termination
 ) -> None:
     pid = _fork(work)  # the yard reaps it, as whoever it was left to
-    stranger = Payload(rig.loop, rig.reaper, pid, fds.Fd(os.pidfd_open(pid)), is_child=False)
+    stranger = InitProcess(rig.loop, rig.reaper, pid, fds.Fd(os.pidfd_open(pid)), is_child=False)
     said: list[Termination] = []
     stranger.expect(said.append)
     rig.run_until(lambda: bool(said))
@@ -76,16 +76,16 @@ def test_a_zombie_shows_how_it_has_ended(work: Callable[[], None], ended: Termin
     pid = _fork(work)
     pidfd = os.pidfd_open(pid)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    assert payload._look_at_zombie(pid, pidfd) == (None if ended == Exited(0) else ended)
+    assert init_process._look_at_zombie(pid, pidfd) == (None if ended == Exited(0) else ended)
     os.waitid(os.P_PID, pid, os.WEXITED)
-    assert payload._look_at_zombie(pid, pidfd) is None
+    assert init_process._look_at_zombie(pid, pidfd) is None
     assert end_of(pidfd) == ended
     os.close(pidfd)
 
 
 def test_without_a_pidfd_nobody_can_tell(rig: Rig) -> None:
     said: list[Termination] = []
-    Payload(rig.loop, rig.reaper, 1, fds.Fd(-1), is_child=False).expect(said.append)
+    InitProcess(rig.loop, rig.reaper, 1, fds.Fd(-1), is_child=False).expect(said.append)
     assert [type(each) for each in said] == [Unknown]
 
 
