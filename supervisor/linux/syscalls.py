@@ -6,11 +6,13 @@ C library this process already has; `ctypes.util.find_library` would exec ldconf
 
 import ctypes
 import os
+from errno import EINVAL, ENODEV
 
 PR_SET_PDEATHSIG = 1
 PR_GET_PDEATHSIG = 2
 PR_SET_CHILD_SUBREAPER = 36
 PR_GET_CHILD_SUBREAPER = 37
+_PR_SCHED_CORE, _PR_SCHED_CORE_CREATE, _PIDTYPE_TGID = 62, 1, 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # int prctl(int option, unsigned long arg2, arg3, arg4, arg5): five words, never fewer.
@@ -100,6 +102,19 @@ def set_child_subreaper(enabled: bool) -> None:
 def is_child_subreaper() -> bool:
     """Say whether this process is a subreaper. Source: prctl(2), PR_GET_CHILD_SUBREAPER."""
     return bool(_prctl_get(PR_GET_CHILD_SUBREAPER))
+
+
+def share_core() -> None:
+    """Let this process and its later children share a processor core with each other only.
+
+    Does nothing on a kernel without core scheduling.
+
+    Source: prctl(2), PR_SCHED_CORE, PR_SCHED_CORE_CREATE for a process; Linux 5.14.
+    """
+    if _libc.prctl(_PR_SCHED_CORE, _PR_SCHED_CORE_CREATE, 0, _PIDTYPE_TGID, 0) != 0:
+        error = _last_error("prctl(PR_SCHED_CORE)")
+        if error.errno not in (EINVAL, ENODEV):
+            raise error
 
 
 def set_ignored(signum: int, *, is_ignored: bool) -> None:

@@ -91,17 +91,17 @@ def group_of(bundle: str, container_id: str) -> str:
     return container_id
 
 
-def address_of(
-    group: str, *, containerd_address: str, namespace: str, directory: str = DEFAULT_DIRECTORY
-) -> str:
+def address_of(group: str, *, containerd_address: str, namespace: str, directory: str = "") -> str:
     """Return the group's address, as containerd gets it: unix:// and a path.
+
+    `directory`: of the sockets, where containerd names one; "" is the usual one.
 
     Raises:
         ShimError: The path is too long for a socket.
     """
     joined = os.path.normpath("/".join(filter(None, (containerd_address, namespace, group))))
     name = hashlib.sha256(os.fsencode(joined)).hexdigest()
-    path = os.path.join(directory, name)
+    path = os.path.join(directory or DEFAULT_DIRECTORY, name)
     if len(path) > _LONGEST_PATH:
         raise ShimError(f"socket {path}: longer than {_LONGEST_PATH} bytes")
     return _SCHEME + path
