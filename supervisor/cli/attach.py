@@ -14,7 +14,7 @@ import signal
 import time
 
 from supervisor.handover import discover
-from supervisor.io.attach_hub import ASKING, NOTHING_TO_HEAR, TURNED_AWAY
+from supervisor.io.attach_hub import ASKING, NOTHING_TO_HEAR, REJECTED
 from supervisor.linux import fds, paths
 from supervisor.linux.errors import ShimError, reason_of_access
 from supervisor.state import trust
@@ -127,7 +127,7 @@ def _copy(sources: dict[str, fds.Fd]) -> None:
             asking.discard(fd)
             if chunk == b"":
                 mode = _mode(fd)
-                if mode == TURNED_AWAY:
+                if mode == REJECTED:
                     raise ShimError(f"attach to {streams[fd]}: rejected, the log says why")
                 if mode == NOTHING_TO_HEAR:
                     empty.add(fd)

@@ -110,7 +110,7 @@ class ExitSequence:
         is_bounded = is_stopping or self._container is None or not self._container.is_alive
         if is_bounded and not self._is_hurried:
             self._is_hurried = True
-            self._stream_set.hurry()
+            self._stream_set.end_pauses()
         for stream, verdict in self._watch.judge(is_stopping=is_stopping, is_bounded=is_bounded):
             self._carry_out(stream, verdict)
         if self._on_drained is None:

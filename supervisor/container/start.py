@@ -294,7 +294,7 @@ class StartSequence:
             error = StoppedError("stopped before it was started")
             self._container.fail(error, Event.START_FAILED)
             return
-        self._launch.invoker.hurry(self._start_pid, HURRY_S)
+        self._launch.invoker.set_deadline(self._start_pid, HURRY_S)
 
     def _on_start_end(self, termination: Termination) -> None:
         if shell_status(termination) == 0 and self._exec_watch is not None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from supervisor.state.log import Log
     from workers.process.counters import StreamCounters
 
-ASKING, LET_IN, TURNED_AWAY, NOTHING_TO_HEAR = 0o600, 0o400, 0o200, 0
+ASKING, ACCEPTED, REJECTED, NOTHING_TO_HEAR = 0o600, 0o400, 0o200, 0
 """Modes of a client's fifo, which tell the client the answer; it makes the fifo with the first. No
 event does: a fifo that never had a writer is silent, also when it never will have one."""
 
@@ -95,7 +95,7 @@ class AttachHub:
             os.unlink(fifo, dir_fd=self._dir_fd)
         number = self._free_number()
         if stream is None or number is None or not stream.is_interruptible:
-            mode = TURNED_AWAY
+            mode = REJECTED
             if stream is None:
                 mode = NOTHING_TO_HEAR
             elif number is None:
@@ -117,7 +117,7 @@ class AttachHub:
     def accept(self, stream: Stream) -> None:
         """Tell the clients that ask that they hear what the stream takes from now on."""
         for each in self._of(stream):
-            os.fchmod(each.pipe.fileno(), LET_IN)
+            os.fchmod(each.pipe.fileno(), ACCEPTED)
 
     def _reject(self, fifo: str, error: OSError) -> None:
         """Tell the reader of `fifo`, which cannot be opened or used, and the log.
@@ -128,7 +128,7 @@ class AttachHub:
             self._log.warning(f"attach {fifo}: {reason(error)}")
         with contextlib.suppress(FileNotFoundError):
             if stat.S_ISFIFO(os.stat(fifo, dir_fd=self._dir_fd, follow_symlinks=False).st_mode):
-                os.chmod(fifo, TURNED_AWAY, dir_fd=self._dir_fd)
+                os.chmod(fifo, REJECTED, dir_fd=self._dir_fd)
                 os.unlink(fifo, dir_fd=self._dir_fd)
 
     def end(self, stream: Stream) -> None:

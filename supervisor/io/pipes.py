@@ -177,7 +177,7 @@ class Pipes:
     def snapshot_peer(self, fd_writer: FdWriter) -> int:
         """Return the container's side of the console, for this very process alone.
 
-        In the deposit it would outlive the container, whose console would never end; an adopter
+        In the fd store it would outlive the container, whose console would never end; an adopter
         opens its own.
         """
         return fd_writer.add(self._peer.fileno()) if self._peer.is_open else -1

@@ -127,7 +127,7 @@ class StreamCopy(WorkerSlot):
         elif self.stream.is_interruptible:
             self.replace(self.worker.task)
 
-    def hurry(self) -> None:
+    def end_pauses(self) -> None:
         """End every pause: the container is dead, and its end waits."""
         if self.stream.is_closed:
             return
@@ -219,7 +219,7 @@ class StreamCopy(WorkerSlot):
             self._follow(ended)
 
     def _pause_after_refusal(self, error: OSError) -> float:
-        """Note that the kernel refused a fork(2); return how long the next one waits."""
+        """Count a fork(2) that the kernel has refused. Return the pause in seconds."""
         decision = self._context.policy.after_refused_fork(self.history)
         self.history = decision.history
         self._context.stream_log.fork_refused(self, error, decision)

@@ -210,11 +210,11 @@ class StreamSet:
             if slot.stream is not but:
                 slot.start()
 
-    def hurry(self) -> None:
+    def end_pauses(self) -> None:
         """End every pause now, and keep later ones short: the container is dead, and waits."""
         self._context.policy = RestartPolicy(restart_policy.LONGEST_PAUSE_IN_DRAIN_S)
         for slot in self._slots:
-            slot.hurry()
+            slot.end_pauses()
 
     def look_for_client(self, stream: Stream) -> None:
         """See `StreamCopy.look_for_client`."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from abc import ABC, abstractmethod
 
 from supervisor.children import restart_policy
 from supervisor.children.restart_policy import FailureHistory
@@ -32,8 +33,11 @@ if TYPE_CHECKING:
     from workers.process.task import Task
 
 
-class WorkerSlot:
+class WorkerSlot(ABC):
     """Owns the workers of one stream; borrows the stream.
+
+    `StreamCopy`, its only heir, has the three decisions. As an object handed in it would have to
+    start, replace and kill the workers through twelve methods that only it calls.
 
     Attributes:
         number: The stream's place in the shared counters.
@@ -54,17 +58,17 @@ class WorkerSlot:
         self._copied_bytes_at_fork = 0
         self._is_watching = False
 
+    @abstractmethod
     def _on_gone(self, termination: Termination, record: bytes) -> None:
         """Decide what follows the worker, which is reaped and whose report was read."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _pause_after_refusal(self, error: OSError) -> float:
-        """Note that the kernel refused a fork(2); return how long the next one waits."""
-        raise NotImplementedError
+        """Count a fork(2) that the kernel has refused. Return the pause in seconds."""
 
+    @abstractmethod
     def _close(self) -> None:
         """Close the stream: its source is at end of file and there never was a worker."""
-        raise NotImplementedError
 
     @property
     def pid(self) -> int:

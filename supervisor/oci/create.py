@@ -140,7 +140,7 @@ class CreateOperation:
         own finds, and the id cannot be used again. What it has finished can be deleted properly.
         """
         self._is_cancelled = True
-        self._calls.hurry(self._runtime_pid, HURRY_S)
+        self._calls.set_deadline(self._runtime_pid, HURRY_S)
         if self._phase is Phase.WAITING_FOR_CONSOLE:
             self._fail(StoppedError("stopped while waiting for the console"))
 

@@ -178,7 +178,7 @@ class RuntimeInvoker:
         finally:
             wfd.close()
 
-    def hurry(self, pid: int, limit_s: float) -> None:
+    def set_deadline(self, pid: int, limit_s: float) -> None:
         """Kill one runtime process in `limit_s` from now, if it still runs then."""
         if pid in self._running:
             self._running[pid].start(limit_s)

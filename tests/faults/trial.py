@@ -19,7 +19,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.harness import bundles, deposits, waiting
+from tests.harness import bundles, fd_stores, waiting
 from tests.harness.daemon import Daemon
 from tests.harness.engine import Engine
 from tests.harness.rewriting import cri_streams
@@ -361,7 +361,7 @@ class Adopted(Subject):
         self._daemon = self._run()
         self._reader = _Reader(self._fd)
         self._reader.take_until(self._wanted)
-        deposits.wait_laid_down(self._daemon.state_dir)
+        fd_stores.wait_published(self._daemon.state_dir)
         self.pid = self._daemon.pid
         return self
 

@@ -9,7 +9,7 @@ import subprocess
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from tests.harness import bundles, deposits, runtime_calls, shim_log, waiting
+from tests.harness import bundles, fd_stores, runtime_calls, shim_log, waiting
 from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Daemon:
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        deposits.wait_laid_down(self.state_dir)
+        fd_stores.wait_published(self.state_dir)
 
     def command(self, verb: str, *options: str | Path) -> subprocess.CompletedProcess[str]:
         """Run `forkshim VERB` on it, to the end of the command."""

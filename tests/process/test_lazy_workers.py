@@ -132,7 +132,7 @@ def test_a_hurry_and_a_reload_leave_a_silent_stream_without_a_worker(
 ) -> None:
     _writer, _reader, stream = site.output()
     site.stream_set.start()
-    site.stream_set.hurry()
+    site.stream_set.end_pauses()
     site.slot(stream).renew()
     assert site.slot(stream).state is WorkerState.NONE
     site.stream_set.hang_up(stream)

@@ -86,7 +86,7 @@ def test_a_fork_that_was_refused_leaves_no_pause_for_a_dead_container(
     with monkeypatch.context() as patch:
         patch.setattr(spawn, "fork_worker", _refused)
         site.run_until(lambda: bool(site.slot(stream).history.failed_forks))
-        site.stream_set.hurry()
+        site.stream_set.end_pauses()
     site.run_until(lambda: not site.slot(stream).history.failed_forks)
     worker = site.slot(stream).worker
     assert worker is not None

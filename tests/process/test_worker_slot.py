@@ -381,7 +381,7 @@ def test_in_a_pause_there_is_a_worker_which_a_hurry_has_try_at_once(
     assert not site.slot(stream).could_move(), "it is not taken for a stuck one"
     assert site.stream_set.trouble(stream) == "No space left on device"
     held = site.slot(stream).pid
-    site.stream_set.hurry()
+    site.stream_set.end_pauses()
     site.run_until(lambda: site.slot(stream).history.errors_in_a_row == 2)
     waiting.wait_process(held)
     assert site.slot(stream).pid

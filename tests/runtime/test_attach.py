@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from supervisor.cli import attach
-from supervisor.io.attach_hub import LET_IN
+from supervisor.io.attach_hub import ACCEPTED
 from supervisor.linux.errors import ShimError
 from supervisor.linux.exit_status import Exited
 from tests.harness import bundles, waiting
@@ -80,7 +80,7 @@ class Speaker(Daemon):
         for name in os.listdir(f"/proc/{pid}/fd"):
             with suppress(FileNotFoundError):
                 modes.append(os.stat(f"/proc/{pid}/fd/{name}").st_mode)
-        return modes.count(stat.S_IFIFO | LET_IN)
+        return modes.count(stat.S_IFIFO | ACCEPTED)
 
     def end(self) -> str:
         os.write(self._go, b"end\n")

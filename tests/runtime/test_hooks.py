@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness import bundles, deposits, runtime_calls, waiting
+from tests.harness import bundles, fd_stores, runtime_calls, waiting
 from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def test_the_runtime_says_the_users_bundle_and_an_adopter_deletes_there(
     process = case.start("-t", "--log", f"file:{tmp_path}/log")
     init = case.root / case.id / "init"
     try:
-        deposits.wait_laid_down(init)
+        fd_stores.wait_published(init)
         waiting.wait_true(lambda: (tmp_path / "log").read_bytes() == b"ready\r\n")
         state = json.loads(runtime_calls.call("state", case.id))
         assert state["bundle"] == str(case.bundle)

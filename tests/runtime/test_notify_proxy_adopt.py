@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import bundles, deposits, waiting
+from tests.harness import bundles, fd_stores, waiting
 from tests.harness.engine import FORKSHIM
 from tests.runtime.test_notify_proxy import PRELUDE, PROXIED
 from tests.runtime.test_service import Manager
@@ -96,7 +96,7 @@ def test_it_is_heard_by_the_one_who_adopts_it(
 ) -> None:
     process = manager.start(bundle, PROXIED, "--log", f"file:{tmp_path}/log")
     manager.hear("READY=1")
-    deposits.wait_laid_down(manager.root / manager.id / "init")
+    fd_stores.wait_published(manager.root / manager.id / "init")
     _says(manager, 1)
     if killed == "the worker first":
         worker = _notify_worker(process.pid)

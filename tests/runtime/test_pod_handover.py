@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import bundles, deposits, pod, runtime_calls, shim_log, waiting
+from tests.harness import bundles, fd_stores, pod, runtime_calls, shim_log, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,7 +60,7 @@ class PodHost:
                 lambda path: path.exists() and bool(path.read_text()),
             )
         for state_dir in self.state_dirs[:3]:
-            deposits.wait_laid_down(state_dir)
+            fd_stores.wait_published(state_dir)
         self.second_pid = int((self.state_dirs[3] / "pid").read_text())
 
     @property

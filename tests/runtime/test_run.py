@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness import bundles, deposits, runtime_calls, runtimes, waiting
+from tests.harness import bundles, fd_stores, runtime_calls, runtimes, waiting
 from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def test_a_second_run_of_a_living_id_is_refused_and_touches_nothing(
     process = run(bundle, id_=container_id)
     assert first_line(process) == b"ready\n"
     home = run.root / container_id
-    deposits.wait_laid_down(home / "init")
+    fd_stores.wait_published(home / "init")
     before = sorted((path, path.stat().st_ino) for path in home.rglob("*"))
     code, out, err = ended(run(bundle, id_=container_id))
     assert (code, out) == (75, "")
@@ -241,7 +241,7 @@ def test_a_killed_supervisors_directory_is_refused_while_its_container_lives(
     container_id = bundles.fresh_id("stale")
     process = run(make_bundle("echo ready; sleep 1000"), id_=container_id)
     has_started(process)
-    deposits.wait_laid_down(run.root / container_id / "init")
+    fd_stores.wait_published(run.root / container_id / "init")
     workers = [waiting.wait_worker(process.pid, "stdout")]
     fd_holder = waiting.wait_worker(process.pid, "fds")
     process.kill()
@@ -266,7 +266,7 @@ def test_a_dead_container_of_a_killed_supervisor_is_cleared_away(
     process = run(bundle, id_=container_id)
     has_started(process)
     init_pid = int((run.root / container_id / "init" / "pid").read_text())
-    deposits.wait_laid_down(run.root / container_id / "init")
+    fd_stores.wait_published(run.root / container_id / "init")
     workers = [waiting.wait_worker(process.pid, "stdout")]
     process.kill()
     process.wait()
@@ -557,7 +557,7 @@ def test_nothing_of_a_killed_supervisor_outlives_what_could_be_adopted(
     process = run(bundle, "--log", sink.format(tmp_path), id_=container_id)
     home = run.root / container_id
     waiting.wait_true(lambda: (home / "init").is_dir())
-    deposits.wait_laid_down(home / "init")
+    fd_stores.wait_published(home / "init")
     waiting.wait_worker(process.pid, "fds")
     left = [
         pid

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import bundles, deposits, runtime_calls, runtimes, waiting
+from tests.harness import bundles, fd_stores, runtime_calls, runtimes, waiting
 from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def test_the_daemon_has_only_what_it_documents(
     assert status["Umask"] == "0022"
     assert int(status["PPid"]) == os.getpid(), "nobody's child but the nearest subreaper's"
     assert waiting.title_of(pid) == f"forkshim: {container_id}"
-    deposits.wait_laid_down(root / container_id / "init")
+    fd_stores.wait_published(root / container_id / "init")
     assert _kinds(proc) == _OWN
     worker = waiting.wait_worker(pid, "stdout")
     assert _kinds(Path("/proc") / str(worker)) == _OF_A_WORKER

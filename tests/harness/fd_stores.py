@@ -1,4 +1,4 @@
-"""What a supervisor has laid down for whoever adopts its container."""
+"""What a supervisor has published for an adopter of its container."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def wait_laid_down(state_dir: Path) -> None:
+def wait_published(state_dir: Path) -> None:
     """Wait until a killed supervisor's container could be adopted. No event tells: looks."""
     waiting.wait_true(lambda: _is_published(state_dir))
 
