@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 IDLE_S = 0.3
 STRAY_CAP_S = 5.0
 STALLED_S = 5.0
+CLIENTS_STALLED_S = 3.0
+"""For attach clients, of which one may be stopped: Podman's `kill` fails after 5 s without an exit
+file. What is in a client's queue by then, up to 1 MiB, is not lost: it stays readable."""
+
 FIRST_LOOK_S = 0.002
 LAST_LOOK_S = 0.05
 CLOGGED_S = 0.03
@@ -76,6 +80,7 @@ class StreamView:
         moved_at_s: When a byte of it last moved, on either side.
         any_moved_at_s: When a byte of any stream last moved: one stray may hold several.
         is_stuck: Its worker, the same one since then and not replaced by us, could move something.
+        stalled_s: How long nothing may move.
         is_clogged: It may be that no client has its full fifo open, and that was not looked at yet.
     """
 
@@ -89,13 +94,14 @@ class StreamView:
     moved_at_s: float
     any_moved_at_s: float
     is_stuck: bool = False
+    stalled_s: float = STALLED_S
     is_clogged: bool = False
 
 
 def judge(view: StreamView, now_s: float) -> Verdict:
     """Say whether to go on waiting for this stream."""
     quiet_s = now_s - max(view.moved_at_s, view.died_at_s)
-    has_stalled = quiet_s >= STALLED_S and not view.is_patient
+    has_stalled = quiet_s >= view.stalled_s and not view.is_patient
     if view.is_reported and view.unread_bytes == 0:
         return Verdict.DONE
     if view.is_stuck and quiet_s >= STALLED_S:
@@ -232,6 +238,7 @@ class DrainWatch:
             died_at_s=self._died_at_s,
             moved_at_s=self._moved_at_s[stream.name],
             any_moved_at_s=max(self._moved_at_s.values()),
+            stalled_s=CLIENTS_STALLED_S if stream.has_attach_sink else STALLED_S,
             is_stuck=(
                 stream.name not in self._replaced
                 and self._stream_set.is_worker_stuck(stream, STALLED_S)

@@ -121,6 +121,8 @@ def restore(
         from supervisor.sinks.open import InheritedSinks, open_sinks
 
         of_branch = SinkSpec(SinkKind.ATTACH)
+        for name in packed["line_sinks"]:
+            stdio.names.setdefault(name, str(of_branch))
         wanted = {name: sinks.get(name, of_branch) for name in packed["line_sinks"]}
         stdio.line_sinks = open_sinks(
             wanted,

@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from enum import Enum
 
-from supervisor.io.attach.branch import Branch
+from supervisor.io.attach.branch import ATTACH_NAME, Branch
 from supervisor.linux import fds, syscalls
 from workers.common.policy import BLOCK
 from workers.copy.route import Route
@@ -144,6 +144,11 @@ class Stream:
         if self.line_sink is not None:
             return self.line_sink.is_deleted
         return os.fstat(self.sink.fileno()).st_nlink == 0
+
+    @property
+    def has_attach_sink(self) -> bool:
+        """Whether the sink is the attach clients, see `supervisor.sinks.attach_sink`."""
+        return self.line_sink is not None and self.sink_name == ATTACH_NAME
 
     @property
     def is_lossy(self) -> bool:

@@ -12,7 +12,7 @@ from functools import partial
 
 from supervisor.children import restart_policy
 from supervisor.children.restart_policy import RestartPolicy
-from supervisor.io.attach.branch import ATTACH_SUFFIX
+from supervisor.io.attach.branch import ATTACH_NAME, ATTACH_SUFFIX
 from supervisor.io.attach_hub import AttachHub
 from supervisor.io.reopen import LogReopener
 from supervisor.io.slot_context import SlotContext
@@ -146,9 +146,8 @@ class StreamSet:
 
     def null_stream(self, name: str, source: fds.Fd, sink: Sink) -> Stream:
         """Add the stream of a branch, whose descriptor of a sink is /dev/null; return it."""
-        stream = Stream(
-            name, source, fds.Fd(os.dup(self._context.null_fd)), line_sink=sink, setting=name
-        )
+        null = fds.Fd(os.dup(self._context.null_fd))
+        stream = Stream(name, source, null, sink_name=ATTACH_NAME, line_sink=sink, setting=name)
         self.add(stream)
         return stream
 

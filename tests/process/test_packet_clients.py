@@ -228,7 +228,7 @@ def test_a_client_that_stops_reading_delays_the_log_for_two_seconds_at_most(
     assert "bytes of stdout, client too slow" in attached.site.rig.messages()[-1]
 
 
-def test_the_end_waits_five_seconds_for_a_consumer_and_the_log_is_whole(
+def test_the_end_waits_three_seconds_for_a_consumer_and_the_log_is_whole(
     attached: Attached,
 ) -> None:
     writer, stream, path = attached.logged()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.io.drain import StreamView, Verdict, judge
+from supervisor.io.drain import CLIENTS_STALLED_S, StreamView, Verdict, judge
+from workers.common.records import replace
 
 W, D, STRAY, STALLED = Verdict.WAIT, Verdict.DONE, Verdict.STRAY, Verdict.STALLED
 STUCK, CLOGGED = Verdict.STUCK, Verdict.CLOGGED
@@ -98,4 +99,12 @@ def _view(
 def test_the_wait_for_a_stream_ends_by_the_rule(
     view: StreamView, after_s: float, verdict: Verdict
 ) -> None:
+    assert judge(view, 100.0 + after_s) is verdict
+
+
+@pytest.mark.parametrize(("after_s", "verdict"), [(2.99, W), (3.0, STALLED)])
+def test_attach_clients_have_less_time_than_others(after_s: float, verdict: Verdict) -> None:
+    """Podman's kill waits 5 s for the exit file."""
+    assert CLIENTS_STALLED_S == 3.0
+    view = replace(_view(pending=True, last_word=False), stalled_s=CLIENTS_STALLED_S)
     assert judge(view, 100.0 + after_s) is verdict

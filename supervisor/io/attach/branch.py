@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from supervisor.state.fd_store import FdReader, FdWriter
 
+ATTACH_NAME = "attach"
+"""The name of the attach clients as a sink."""
+
 ATTACH_SUFFIX = ".attach"
 """Behind the name of the stream, in the name of the stream that its attach clients hear."""
 
