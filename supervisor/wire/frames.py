@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import NamedTuple
 
 from supervisor.wire import messages
 from supervisor.wire.protobuf import WireError, decode, encode
@@ -46,14 +45,26 @@ class Code(IntEnum):
     UNAUTHENTICATED = 16
 
 
-class Frame(NamedTuple):
-    """One frame. `too_long` is the length of data that the parser skips, else 0."""
+class Frame:
+    """One frame. `too_long` is the length of data that the parser skips, else 0.
 
-    stream_id: int
-    kind: int
-    flags: int
-    data: bytes
-    too_long: int = 0
+    No NamedTuple: typing costs a shim's cold start 4 ms and 0.5 MB.
+    """
+
+    __slots__ = ("data", "flags", "kind", "stream_id", "too_long")
+
+    def __init__(
+        self, stream_id: int, kind: int, flags: int, data: bytes, too_long: int = 0
+    ) -> None:
+        self.stream_id = stream_id
+        self.kind = kind
+        self.flags = flags
+        self.data = data
+        self.too_long = too_long
+
+    def __repr__(self) -> str:
+        more = f" of {self.too_long} bytes, too long" if self.too_long else f": {self.data!r:.60}"
+        return f"frame(stream {self.stream_id}, kind {self.kind}, flags {self.flags}){more}"
 
 
 class FrameParser:

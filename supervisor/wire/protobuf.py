@@ -1,9 +1,10 @@
 """Protocol buffers (proto3) by field tables: `encode` and `decode` between dicts and bytes.
 
 A message is a dict by field name. A table gives each field's number, name and kind. Services,
-extensions, floating point and text formats are out of scope. No library: google's costs 21 ms and
-4 MB of private memory in each process, these tables cost 0.2 ms and 0.1 MB (minimum of 15 runs,
-Python 3.11). The tests compare every table with google's library in both directions.
+extensions, floating point and text formats are out of scope. No library: google's costs 25 ms and
+5.7 MB of private memory in each process, with one message. These tables cost 1.0 ms and 0.2 MB,
+with 56 messages (minimum of 15 runs, Python 3.11, on a busy machine). The tests compare every table
+with google's library in both directions.
 
 Fixed interface: `Field(number, name, kind, repeated=False)`, `MessageType(name, *fields)`,
 `encode(type, values)`, `decode(type, data)`, `pack_any(type, values)`, `is_any_of(any, type)`,

@@ -77,3 +77,21 @@ def test_a_log_file_needs_no_module_of_the_journal(tmp_path: Path) -> None:
     found = set(done.stdout.split())
     assert "supervisor.sinks.file_sink" in found
     assert not {"orjson", "supervisor.sinks.journal_sink", "setproctitle"} & found
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "supervisor.wire.server",
+        "supervisor.frontends.containerd.events",
+        "supervisor.frontends.containerd.start",
+    ],
+)
+def test_what_containerd_waits_for_imports_no_typing(module: str) -> None:
+    path = [str(ROOT), *sys.path]
+    code = f"import sys; sys.path[:] = {path!r}; import {module}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-IS", "-c", code], check=True, capture_output=True, text=True
+    )
+    assert module in done.stdout.split()
+    assert not {"typing", *NEVER} & set(done.stdout.split())

@@ -13,10 +13,14 @@ from supervisor.wire.protobuf import WireError, decode, encode
 MOST = 4 << 20
 
 
+def _fields(made: list[Frame]) -> list[tuple[int, int, int, bytes, int]]:
+    return [(each.stream_id, each.kind, each.flags, each.data, each.too_long) for each in made]
+
+
 def test_a_frame_is_ten_bytes_of_header_and_its_data() -> None:
     data = frames.encode_frame(5, frames.REQUEST, b"abc", flags=2)
     assert data == b"\0\0\0\x03\0\0\0\x05\x01\x02abc"
-    assert FrameParser().feed(data) == [Frame(5, frames.REQUEST, 2, b"abc")]
+    assert _fields(FrameParser().feed(data)) == [(5, frames.REQUEST, 2, b"abc", 0)]
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 2, 3, 9, 10, 11, 12, 13, 14, 1000])
@@ -27,7 +31,7 @@ def test_pieces_of_any_size_give_the_same_frames(piece_bytes: int) -> None:
     got = []
     for at in range(0, len(data), piece_bytes):
         got += parser.feed(data[at : at + piece_bytes])
-    assert got == wanted
+    assert _fields(got) == _fields(wanted)
     assert not parser.unparsed
 
 
@@ -40,13 +44,14 @@ def test_a_frame_that_is_too_long_is_skipped_and_the_next_is_read(piece_bytes: i
     for at in range(0, len(data), piece_bytes):
         got += parser.feed(data[at : at + piece_bytes])
         assert len(parser.unparsed) < 10
-    assert got == [Frame(1, 1, 0, b"a"), Frame(7, 1, 0, b"", MOST + 1), Frame(1, 1, 0, b"a")]
+    assert _fields(got) == [(1, 1, 0, b"a", 0), (7, 1, 0, b"", MOST + 1), (1, 1, 0, b"a", 0)]
     assert parser.skip_bytes == 0
 
 
 def test_a_frame_that_is_too_long_is_known_by_its_header() -> None:
     parser = FrameParser()
-    assert parser.feed(b"\xff\xff\xff\xff\0\0\0\x09\x01\0") == [Frame(9, 1, 0, b"", 2**32 - 1)]
+    got = parser.feed(b"\xff\xff\xff\xff\0\0\0\x09\x01\0")
+    assert _fields(got) == [(9, 1, 0, b"", 2**32 - 1)]
     assert parser.skip_bytes == 2**32 - 1
 
 
@@ -64,13 +69,13 @@ def test_a_parser_goes_on_from_the_bytes_of_another() -> None:
         first = FrameParser()
         assert first.feed(data[:cut]) == []
         second = FrameParser(bytes(first.unparsed), first.skip_bytes)
-        assert second.feed(data[cut:]) == [Frame(3, 1, 0, b"abcdef")]
+        assert _fields(second.feed(data[cut:])) == [(3, 1, 0, b"abcdef", 0)]
 
 
 def test_requests_and_responses_are_messages_in_frames() -> None:
     data = frames.encode_request(9, "s.S", "M", b"x", timeout_ns=5, metadata={"k": "v"})
     [frame] = FrameParser().feed(data)
-    assert frame[:3] == (9, frames.REQUEST, 0)
+    assert _fields([frame])[0][:3] == (9, frames.REQUEST, 0)
     assert decode(messages.Request, frame.data) == {
         "service": "s.S",
         "method": "M",
@@ -79,7 +84,7 @@ def test_requests_and_responses_are_messages_in_frames() -> None:
         "metadata": [{"key": "k", "value": "v"}],
     }
     [frame] = FrameParser().feed(frames.encode_response(9, b"y"))
-    assert frame[:3] == (9, frames.RESPONSE, 0)
+    assert _fields([frame])[0][:3] == (9, frames.RESPONSE, 0)
     assert frames.decode_response(frame.data) == (0, "", b"y")
     [frame] = FrameParser().feed(frames.encode_refusal(9, Code.NOT_FOUND, "x: not found"))
     assert frames.decode_response(frame.data) == (5, "x: not found", b"")

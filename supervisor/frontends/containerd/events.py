@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import socket
 import time
-from typing import NamedTuple
 
 from supervisor.linux.errors import ShimError, reason
 from supervisor.linux.exit_status import shell_status
@@ -31,6 +30,7 @@ from supervisor.wire.messages import (
 from supervisor.wire.messages import Any as AnyMessage
 from supervisor.wire.protobuf import decode, encode, pack_any
 from supervisor.wire.ttrpc import ClientConnection
+from workers.common.records import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ FLUSH_LIMIT_S = 5.0
 _LONGEST_PAUSE_S = 5
 
 
-class QueuedEvent(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class QueuedEvent:
     """`envelope` is an encoded `Envelope`, stamped when the event happened."""
 
     topic: str
