@@ -6,7 +6,7 @@ verdicts out and logs them.
 
 from __future__ import annotations
 
-from supervisor.io.drain import DrainWatch, Verdict
+from supervisor.io.drain import IDLE_S, DrainWatch, Verdict
 from supervisor.linux.exit_status import Unknown, shell_status
 from supervisor.state.journal_log import Kind
 
@@ -34,6 +34,7 @@ class ExitSequence:
         *,
         is_stopping: Callable[[], bool],
         keeps_unread: bool = True,
+        waits_for_others: bool = True,
         on_delivered: Callable[[], None] = lambda: None,
     ) -> None:
         """Do nothing before `record`.
@@ -45,6 +46,7 @@ class ExitSequence:
             log: The container's.
             is_stopping: Returns whether a stop was asked for, which may be as late as the drain.
             keeps_unread: Clients may come back, so the drain waits for them.
+            waits_for_others: Processes that outlive this one are given time to write.
             on_delivered: Called when an exec'd process has ended and its client has all its output,
                 although other processes of the container still have its streams.
         """
@@ -55,6 +57,7 @@ class ExitSequence:
         self._log = log
         self._is_stopping = is_stopping
         self._keeps_unread = keeps_unread
+        self._waits_for_others = waits_for_others
         self._on_delivered = on_delivered
         self._is_delivered = self._is_hurried = False
         self._container: ContainerInit | None = None
@@ -71,7 +74,7 @@ class ExitSequence:
             process.record_end()
         except OSError as error:
             self._log.error(f"write exitStatus: {error.strerror}; the engine gets no status")
-        self._watch = DrainWatch(self._stream_set, is_read=self._keeps_unread)
+        self._watch = self._new_watch(is_read=self._keeps_unread)
         self._log_end(process)
 
     def _log_end(self, process: Process) -> None:
@@ -97,17 +100,22 @@ class ExitSequence:
         if container is not None:
             container.expect(self._on_container_end)
         if self._watch is None:
-            self._watch = DrainWatch(self._stream_set, is_read=False)
+            self._watch = self._new_watch(is_read=False)
         self._watch.begin()
         self._on_drained = on_drained
         self.look()
+
+    def _new_watch(self, *, is_read: bool) -> DrainWatch:
+        idle_s = IDLE_S if self._waits_for_others else 0.0
+        return DrainWatch(self._stream_set, is_read=is_read, idle_s=idle_s)
 
     def look(self) -> None:
         """Apply the rule, if a drain is under way. Called by the timer and when a stream ends."""
         if self._watch is None or self._on_drained is None:
             return
         is_stopping = self._is_stopping()
-        is_bounded = is_stopping or self._container is None or not self._container.is_alive
+        has_others = self._container is not None and self._container.is_alive
+        is_bounded = is_stopping or not has_others or not self._waits_for_others
         if is_bounded and not self._is_hurried:
             self._is_hurried = True
             self._stream_set.end_pauses()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from supervisor.io.user_terminal import UserTerminal
     from supervisor.linux.errors import ShimError
     from supervisor.linux.exit_status import Termination
+    from supervisor.oci.engine_call import EngineCall
     from supervisor.systemd.notify import Notifier
     from supervisor.systemd.notify_proxy import NotifyProxy
 
@@ -36,6 +37,7 @@ class ContainerSpec:
         is_start_awaited: That `start` waits for the verb of `supervisor.container.api`.
         terminal: The user's terminal that is joined to the container's, or None.
         notify_proxy: The container's notify socket; lent. None if it has none.
+        engine_call: The engine's own call of the runtime, which is then the only one.
     """
 
     container_id: str
@@ -47,6 +49,7 @@ class ContainerSpec:
     is_start_awaited: bool = False
     terminal: UserTerminal | None = None
     notify_proxy: NotifyProxy | None = None
+    engine_call: EngineCall | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,6 +119,7 @@ class Running:
             log,
             is_stopping=lambda: container.is_stopping,
             keeps_unread=request.spec.starts_container,
+            waits_for_others=request.spec.engine_call is None,
             on_delivered=launch.exit_fifo.close,
         )
         self.is_paused = False
@@ -181,7 +182,7 @@ class Running:
         except OSError:
             process.close()
             raise
-        if not launch.config.is_exec:
+        if not launch.config.is_exec and request.spec.engine_call is None:
             self.stopper.kill_scope = kill_scope.of(launch.command.config_path, process.pid)
         return process
 
@@ -250,6 +251,9 @@ class Running:
 
     def _clean_up(self) -> None:
         creation, container = self._launch.creation, self._container
+        if self._launch.request.spec.engine_call is not None and not self._launch.config.is_exec:
+            container.machine.post(Event.CLEANED)  # the engine deletes what a create has left
+            return
         is_alone = len(self._launch.host.containers) == 1
         creation.clean_up(
             self._launch.log, lambda: container.machine.post(Event.CLEANED), is_alone=is_alone
@@ -260,7 +264,8 @@ class Running:
         self.exit.drain(self._on_drained, self.init)
 
     def _delete(self) -> None:
-        if self._container.process is None:
+        is_engines = self._launch.request.spec.engine_call is not None
+        if self._container.process is None or is_engines:
             self._container.machine.post(Event.DELETED)
         else:
             self.stopper.delete(self._on_deleted)

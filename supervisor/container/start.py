@@ -18,8 +18,10 @@ from supervisor.linux.errors import RuntimeFailedError, ShimError, StoppedError
 from supervisor.linux.exit_status import shell_status
 from supervisor.linux.text import printable
 from supervisor.oci.command_line import RuntimeCommand, words
-from supervisor.oci.create import CreateOperation, explain
+from supervisor.oci.create import CreateOperation
+from supervisor.oci.engine_call import MOST_WORDS_BYTES
 from supervisor.oci.exec_watch import ExecWatch
+from supervisor.oci.failed_create import explain
 from supervisor.oci.invoke import HURRY_S, RuntimeInvoker
 
 TYPE_CHECKING = False
@@ -113,8 +115,9 @@ class Launch:
             config,
             state_dir,
             from_three=request.spec.activation_fds.filenos(),
+            engine_call=request.spec.engine_call,
         )
-        self.pipes = Pipes(config, request.spec.terminal, null_fd)
+        self.pipes = Pipes(config, request.spec.terminal, null_fd, request.spec.engine_call)
         self.owned: list[Log | StateDirectory] = []
         """Closed last. What the front end has opened, the front end closes."""
 
@@ -211,7 +214,9 @@ class StartSequence:
         launch = self._launch
         launch.host.prepare_forks(launch.title)
         if not launch.config.terminal:
-            if launch.request.spec.starts_container and self._container.error is None:
+            spec = launch.request.spec
+            wants_words = spec.starts_container or spec.engine_call is not None
+            if wants_words and self._container.error is None:
                 self._held_stderr = self._stream_of_the_runtime()
                 self._stderr_look.start(_STDERR_LOOK_S)
             self._container.running.stream_set.start(but=self._held_stderr)
@@ -240,12 +245,17 @@ class StartSequence:
         stream, self._held_stderr = self._held_stderr, None
         self._stderr_look.cancel()
         if stream is None:
+            if isinstance(error, RuntimeFailedError):
+                error.said = self._launch.pipes.runtime_words()
             return error
         if isinstance(error, RuntimeFailedError):
             null_fd = self._launch.host.null.fileno()
-            said = fds.take_pending(stream.source.fileno(), null_fd, _MOST_TOLD_STDERR)
-            if said and not explain(self._launch.state_dir):
+            is_engines = self._launch.request.spec.engine_call is not None
+            most_bytes = MOST_WORDS_BYTES if is_engines else _MOST_TOLD_STDERR
+            said = fds.take_pending(stream.source.fileno(), null_fd, most_bytes)
+            if said and not is_engines and not explain(self._launch.state_dir):
                 error = RuntimeFailedError(f"{error}: {printable(words(said))}")
+            error.said = said
         self._container.running.stream_set.start()
         return error
 

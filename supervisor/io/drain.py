@@ -82,6 +82,7 @@ class StreamView:
         is_stuck: Its worker, the same one since then and not replaced by us, could move something.
         stalled_s: How long nothing may move.
         is_clogged: It may be that no client has its full fifo open, and that was not looked at yet.
+        idle_s: So long a silence of all streams tells that what is left is a stray's.
     """
 
     is_reported: bool
@@ -96,6 +97,7 @@ class StreamView:
     is_stuck: bool = False
     stalled_s: float = STALLED_S
     is_clogged: bool = False
+    idle_s: float = IDLE_S
 
 
 def judge(view: StreamView, now_s: float) -> Verdict:
@@ -113,7 +115,7 @@ def judge(view: StreamView, now_s: float) -> Verdict:
     has_had_its_time = now_s - view.died_at_s >= STRAY_CAP_S
     if not view.has_pending:
         all_quiet_s = now_s - max(view.any_moved_at_s, view.died_at_s)
-        return Verdict.STRAY if all_quiet_s >= IDLE_S or has_had_its_time else Verdict.WAIT
+        return Verdict.STRAY if all_quiet_s >= view.idle_s or has_had_its_time else Verdict.WAIT
     if view.is_last_word_out and has_had_its_time:
         return Verdict.STRAY
     return Verdict.STALLED if has_stalled else Verdict.WAIT
@@ -122,11 +124,15 @@ def judge(view: StreamView, now_s: float) -> Verdict:
 class DrainWatch:
     """Watches the output streams from the container's death on. Borrows the streams."""
 
-    def __init__(self, stream_set: StreamSet, *, is_read: bool = True) -> None:
+    def __init__(
+        self, stream_set: StreamSet, *, is_read: bool = True, idle_s: float = IDLE_S
+    ) -> None:
         """Note what each stream still has to move: the container's last word.
 
         `is_read`: wait until the clients have read their fifos empty, those who are away, too.
+        `idle_s`: see `StreamView`.
         """
+        self._idle_s = idle_s
         self._stream_set = stream_set
         self._is_read = is_read
         self._died_at_s = time.monotonic()
@@ -193,6 +199,8 @@ class DrainWatch:
             verdict = judge(self._view(stream, is_stopping), now_s)
             if verdict is Verdict.STALLED and self._waits_for_branch(stream):
                 continue
+            if verdict is Verdict.STRAY and self._is_of_open_trunk(stream):
+                continue  # empty: what it brings is still on its way through the other stream
             if verdict is Verdict.DONE:
                 self._done.add(stream.name)
             elif verdict is not Verdict.WAIT and is_bounded:
@@ -211,6 +219,10 @@ class DrainWatch:
     def _waits_for_branch(self, stream: Stream) -> bool:
         branch = self._stream_set.branch_of(stream)
         return branch is not None and not (branch.is_closed or branch.name in self._given_up)
+
+    def _is_of_open_trunk(self, stream: Stream) -> bool:
+        trunks = (trunk.name + ATTACH_SUFFIX for trunk in self._stream_set.trunks)
+        return stream.name in trunks
 
     def _note_movement(self, stream: Stream, now_s: float) -> None:
         seen = (
@@ -249,4 +261,5 @@ class DrainWatch:
                 and stream.has_own_fifo
                 and not stream.has_room()
             ),
+            idle_s=self._idle_s,
         )

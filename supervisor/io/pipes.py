@@ -14,6 +14,7 @@ import termios
 from supervisor.io.stdio import ATTACH, ATTACH_KEPT_OPEN
 from supervisor.linux import fds, syscalls
 from supervisor.linux.errors import MachineError, reason_of_access
+from supervisor.oci.engine_call import MOST_WORDS_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from supervisor.io.stream import Stream
     from supervisor.io.stream_set import StreamSet
     from supervisor.io.user_terminal import UserTerminal
+    from supervisor.oci.engine_call import EngineCall
     from supervisor.oci.process_json import ProcessConfig
     from supervisor.state.fd_store import FdReader, FdWriter
     from workers.copy.packet_stdin import PacketInput
@@ -66,10 +68,29 @@ class Pipes:
     """Builds the streams of one container. Borrows everything but the console."""
 
     SNAPSHOT = ("_ptmx", "_peer")
-    TRANSIENT = ("_record", "_terminal", "_null_fd", "_our_side")
+    TRANSIENT = (
+        "_record",
+        "_terminal",
+        "_null_fd",
+        "_our_side",
+        "_engine_call",
+        "_words",  # only until the runtime has ended
+    )
 
-    def __init__(self, record: ProcessConfig, terminal: UserTerminal | None, null_fd: int) -> None:
-        """`terminal` is the person's, joined to the container's console, or None."""
+    def __init__(
+        self,
+        record: ProcessConfig,
+        terminal: UserTerminal | None,
+        null_fd: int,
+        engine_call: EngineCall | None = None,
+    ) -> None:
+        """`terminal` is the person's, joined to the container's console, or None.
+
+        With `engine_call` the pipes are open to each user of the container: an image whose process
+        is not root opens /dev/stdout.
+        """
+        self._engine_call = engine_call
+        self._words = fds.Fd(-1)
         self._record = record
         self._terminal = terminal
         self._null_fd = null_fd
@@ -86,6 +107,13 @@ class Pipes:
                 The others are ours until `join_pipes`.
         """
         ends: dict[str, int] = {}
+        call = self._engine_call
+        if call is not None and call.stdio is not None:
+            return call.stdio
+        if call is not None and self._record.terminal:
+            self._words, wfd = fds.pipe()
+            container_side.append(wfd)
+            ends["stderr"] = wfd.fileno()  # the runtime's; the container's is the terminal
         if not self._record.terminal:
             if stdio.stdin is not None:
                 rfd, wfd = self._make_pipe()
@@ -105,6 +133,14 @@ class Pipes:
             container_side.append(null)
             ends = {**dict.fromkeys(("stdin", "stdout", "stderr"), null.fileno()), **ends}
         return ends["stdin"], ends["stdout"], ends["stderr"]
+
+    def runtime_words(self) -> bytes:
+        """Return what the runtime has written to stderr, where the container has a terminal."""
+        if not self._words.is_open:
+            return b""
+        said = fds.take_pending(self._words.fileno(), self._null_fd, MOST_WORDS_BYTES)
+        self._words.close()
+        return said
 
     def join_pipes(self, stdio: Stdio, stream_set: StreamSet) -> None:
         """Join them to the clients; the stream set takes them."""
@@ -126,6 +162,8 @@ class Pipes:
         for end in (rfd, wfd):
             try:
                 os.fchown(end.fileno(), self._record.root_uid, self._record.root_gid)
+                if self._engine_call is not None:
+                    os.fchmod(end.fileno(), 0o777)
             except OSError as error:
                 owner = f"{self._record.root_uid}:{self._record.root_gid}"
                 raise MachineError(
@@ -246,6 +284,7 @@ class Pipes:
     def let_go(self) -> None:
         """Close our side: the console of a dead container ends when its last user is gone."""
         self._peer.close()
+        self._words.close()
 
     def close(self) -> None:
         """Close the console and give the person's terminal back."""

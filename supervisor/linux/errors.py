@@ -74,7 +74,13 @@ class AbandonedError(ShimError):
 
 
 class RuntimeFailedError(ShimError):
-    """The OCI runtime failed; its log.json says why."""
+    """The OCI runtime failed; its log.json says why.
+
+    Attributes:
+        said: What it has written to stderr, for an engine that shows that to its client.
+    """
+
+    said: bytes = b""
 
 
 class StoppedError(ShimError):

@@ -62,7 +62,7 @@ def exec_program(
     stdio: tuple[int, int, int],
     environment: Mapping[str, str],
     keep: Sequence[int] = (),
-    prepare: Callable[[], None] | None = None,
+    prepare: Callable[[dict[str, str]], None] | None = None,
     from_three: Sequence[int] = (),
 ) -> int:
     """Fork and exec `program`, killed by the kernel if we die first. Returns its pid.
@@ -71,7 +71,7 @@ def exec_program(
     those that become 3, 4, ...; every other one of ours is close-on-exec, but for those of `keep`,
     which may not be there together with `from_three`. The program gets default signal
     dispositions, an empty signal mask and `environment`. `prepare` is called in the child, before
-    it goes to `cwd`.
+    it goes to `cwd`, with these variables, which it may change.
 
     Raises:
         OSError: fork, `prepare`, chdir or exec failed; `filename` is `cwd` of a chdir, else
@@ -108,6 +108,16 @@ def exec_program(
     return pid
 
 
+def become(program: str, argv: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
+    """Replace this process by a program with default signals; its descriptors are those kept open.
+
+    Raises:
+        OSError: As execve(2); the signals are at their default.
+    """
+    _default_signals()
+    os.execve(program, [*argv], environment)
+
+
 def _fork(held: Iterable[int] = ()) -> int:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.EVERY_SIGNAL)
     pid = -1
@@ -118,11 +128,15 @@ def _fork(held: Iterable[int] = ()) -> int:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if pid != 0:
         return pid
+    _default_signals(held)
+    return 0
+
+
+def _default_signals(held: Iterable[int] = ()) -> None:
     signals.drop_handlers()
     for signum in syscalls.C_LIBRARY_SIGNALS:
         syscalls.set_ignored(signum, is_ignored=False)
     signal.pthread_sigmask(signal.SIG_SETMASK, held)
-    return 0
 
 
 def _run_worker(work: Callable[[], None], dies_with_pid: int | None) -> NoReturn:
@@ -147,7 +161,7 @@ def _exec(
     lent: Sequence[int],
     keep: Sequence[int],
     environment: Mapping[str, str],
-    prepare: Callable[[], None] | None,
+    prepare: Callable[[dict[str, str]], None] | None,
     supervisor_pid: int,
     error_wfd: int,
 ) -> NoReturn:
@@ -165,7 +179,8 @@ def _exec(
             os.set_inheritable(fd, True)  # in this process alone
         if prepare is not None:
             stage = "prepare"
-            prepare()
+            environment = dict(environment)
+            prepare(environment)
         stage = "chdir"
         os.chdir(cwd)
         stage = "exec"

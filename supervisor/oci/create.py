@@ -15,7 +15,8 @@ from functools import partial
 
 from supervisor.linux.errors import MachineError, RuntimeFailedError, ShimError, StoppedError
 from supervisor.linux.exit_status import Exited, Killed, Termination
-from supervisor.oci import command_line, config_overlay, kill_scope
+from supervisor.oci import command_line, config_overlay
+from supervisor.oci.failed_create import FailedCreateCleanup, explain
 from supervisor.oci.invoke import HURRY_S
 from supervisor.state.log import rfc3339
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from supervisor.linux.event_loop import Loop
     from supervisor.linux.reaper import Reaper
     from supervisor.oci.console_socket import ConsoleSocket
+    from supervisor.oci.engine_call import EngineCall
     from supervisor.oci.invoke import RuntimeInvoker
     from supervisor.oci.process_json import CheckpointRecord, ProcessConfig
     from supervisor.state.directory import StateDirectory
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
 
 CONSOLE_WAIT_S = 10.0
 """How long a runtime that has succeeded may still owe us its console."""
-
-_MOST_LOG = 1 << 20
 
 
 class Phase(Enum):
@@ -65,12 +65,15 @@ class CreateOperation:
         checkpoint: CheckpointRecord | None = None,
         *,
         from_three: tuple[int, ...] = (),
+        engine_call: EngineCall | None = None,
     ) -> None:
         """Borrow everything; nothing happens before `begin`.
 
         `from_three`: what the container's process gets as descriptors 3, 4, ... of a `create`.
+        `engine_call`: An engine's own call in the place of that of `caller`.
         """
         self._from_three = from_three
+        self._engine_call = engine_call
         self._loop = loop
         self._reaper = reaper
         self._calls = calls
@@ -106,7 +109,7 @@ class CreateOperation:
             ShimError: Nothing was started; `on_end` is not called.
         """
         self._on_end = on_end
-        self._state_dir.remove_stale_pid()
+        self._state_dir.remove_stale_pid(self._pid_file)
         self._state_dir.check_file(command_line.LOG_NAME)
         if self._record.terminal:
             from supervisor.oci.console_socket import ConsoleSocket  # 3 ms, for those who want one
@@ -118,20 +121,42 @@ class CreateOperation:
             self._watch_console()
         self.began_at = rfc3339(time.time_ns())
         try:
-            self._runtime_pid = self._calls.run(
-                self._argv(),
-                self._on_exit,
-                cwd=self._caller.bundle,
-                stdio=stdio,
-                limit_s=None,
-                prepare=self._put_config if self._caller.config else None,
-                from_three=self._from_three,
-            )
+            self._runtime_pid = self._run(stdio)
         except ShimError:
             self._close_socket()
             raise
         self._phase = Phase.RUNTIME_RUNNING
         self._reaper.remember_unknown(self)
+
+    def _run(self, stdio: tuple[int, int, int]) -> int:
+        call = self._engine_call
+        if call is not None:
+            return self._calls.run(
+                self._argv(),
+                self._on_exit,
+                cwd=".",  # the engine chose it for this process
+                stdio=stdio,
+                limit_s=None,
+                environment=call.environment,
+                prepare=call.prepare,
+            )
+        return self._calls.run(
+            self._argv(),
+            self._on_exit,
+            cwd=self._caller.bundle,
+            stdio=stdio,
+            limit_s=None,
+            prepare=self._put_config if self._caller.config else None,
+            from_three=self._from_three,
+        )
+
+    @property
+    def _pid_file(self) -> str:
+        return "pid" if self._engine_call is None else self._engine_call.pid_file
+
+    def signal(self, signum: int) -> None:
+        """Send a signal to the runtime, if it still runs."""
+        self._calls.signal(self._runtime_pid, signum)
 
     def cancel(self) -> None:
         """Let the runtime finish, for 5 s, then kill it; `on_end` follows.
@@ -198,6 +223,8 @@ class CreateOperation:
     def _argv(self) -> list[str]:
         socket_path = None if self._socket is None else self._socket.path
         no_pivot = self._record.no_pivot_root
+        if self._engine_call is not None:
+            return self._engine_call.argv(socket_path)
         if self._record.is_exec:
             return self._caller.exec(console_socket=socket_path)
         if self.checkpoint is None:
@@ -214,7 +241,7 @@ class CreateOperation:
             no_pivot=no_pivot,
         )
 
-    def _put_config(self) -> None:
+    def _put_config(self, _environment: dict[str, str]) -> None:
         """Have the runtime read our config.json under the name of the bundle's."""
         config_overlay.put(self._caller.config, os.path.join(self._caller.bundle, "config.json"))
 
@@ -253,7 +280,7 @@ class CreateOperation:
             self._fail(self._explain(termination))
         else:
             try:
-                self.pid = self._state_dir.read_pid()
+                self.pid = self._state_dir.read_pid(self._pid_file)
             except ShimError as error:
                 self._fail(error)
                 return
@@ -305,83 +332,3 @@ class CreateOperation:
         message = explain(self._state_dir)
         detail = f": {message}" if message else ""
         return RuntimeFailedError(f"{self._caller.name} {self.verb}: {termination}{detail}")
-
-
-def explain(state_dir: StateDirectory) -> str:
-    """Return all errors in the runtime's log; empty if it wrote none."""
-    try:
-        return command_line.errors(state_dir.read(command_line.LOG_NAME, _MOST_LOG))
-    except OSError:
-        return ""  # ENOENT: it wrote none; EISDIR, EAGAIN: something else has its name
-
-
-class FailedCreateCleanup:
-    """Deletes what a failed create left, and never another's container of the same id."""
-
-    def __init__(
-        self,
-        reaper: Reaper,
-        calls: RuntimeInvoker,
-        caller: command_line.RuntimeCommand,
-        log: Log,
-        *,
-        began_at: str,
-        was_killed: bool = False,
-    ) -> None:
-        """Borrow everything. `began_at`: when the create began, RFC 3339 in UTC.
-
-        `was_killed`: the runtime did not end by itself, and may have left half a container.
-        """
-        self._was_killed = was_killed
-        self._reaper = reaper
-        self._calls = calls
-        self._caller = caller
-        self._log = log
-        self._began_at = began_at
-        self._on_end: Callable[[], None] = lambda: None
-
-    def delete(self, on_end: Callable[[], None]) -> None:
-        """Ask the runtime for the id's state; delete the container if it is the one we made."""
-        self._on_end = on_end
-        try:
-            self._calls.capture(self._caller.state(), self._on_state)
-        except ShimError as error:
-            self._log.warning(str(error))
-            on_end()
-
-    def _on_state(self, _termination: Termination, output: bytes) -> None:
-        state = command_line.parse_state(output)
-        if state is None and not self._was_killed:
-            self._on_end()  # the runtime knows no such container: nothing is left
-            return
-        if state is None:  # half of one may be left, which only `delete --force` takes away
-            self._force_delete(0)
-            return
-        is_child = state.pid > 0 and self._reaper.is_ours(state.pid)
-        if not command_line.is_ours(
-            state,
-            before_create=self._began_at,
-            now=rfc3339(time.time_ns()),
-            is_child=is_child,
-            bundle=self._caller.bundle,
-        ):
-            self._log.info(f"{self._caller.container_id}: another's container, left alone")
-            self._on_end()
-            return
-        self._force_delete(state.pid if is_child else 0)
-
-    def _force_delete(self, pid: int) -> None:
-        danger = kill_scope.of(self._caller.config_path, pid).unsafe_cgroup()
-        if danger:
-            self._log.warning(kill_scope.not_deleted(self._caller.name, danger))
-            self._on_end()
-            return
-        try:
-            self._calls.run(
-                self._caller.delete(force=True),
-                lambda _termination: self._on_end(),
-                cwd=self._caller.directory,
-            )
-        except ShimError as error:
-            self._log.warning(str(error))
-            self._on_end()

@@ -76,7 +76,7 @@ class RuntimeInvoker:
         program: str | None = None,
         keep: Sequence[int] = (),
         environment: Mapping[str, str] | None = None,
-        prepare: Callable[[], None] | None = None,
+        prepare: Callable[[dict[str, str]], None] | None = None,
         from_three: Sequence[int] = (),
     ) -> int:
         """Start `argv` and return its pid; `on_end` follows when it has been reaped.
@@ -185,8 +185,12 @@ class RuntimeInvoker:
 
     def kill(self, pid: int) -> None:
         """Kill one runtime process, if it still runs."""
+        self.signal(pid, signal.SIGKILL)
+
+    def signal(self, pid: int, signum: int) -> None:
+        """Send a signal to one runtime process, if it still runs."""
         if pid in self._running:
-            os.kill(pid, signal.SIGKILL)  # unreaped, so the pid is its own
+            os.kill(pid, signum)  # unreaped, so the pid is its own
 
     def kill_running(self) -> None:
         """Kill every runtime process that still runs."""

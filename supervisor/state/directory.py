@@ -137,16 +137,18 @@ class StateDirectory:
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self.fileno())
 
-    def remove_stale_pid(self) -> None:
+    def remove_stale_pid(self, name: str = "pid") -> None:
         """Remove a `pid` of an earlier run: what is there after `create` is then the runtime's.
+
+        `name` may be the absolute path of an engine.
 
         Raises:
             ShimError: It cannot be removed; a directory, say.
         """
         try:
-            self.remove("pid")
+            self.remove(name)
         except OSError as error:
-            raise ShimError(f"remove pid: {reason(error)}") from error
+            raise ShimError(f"remove {name}: {reason(error)}") from error
 
     def check_file(self, name: str) -> None:
         """Refuse what is no regular file, before another program opens it; it may be missing.
@@ -163,19 +165,20 @@ class StateDirectory:
         if not stat.S_ISREG(mode):
             raise ShimError(f"open {name}: not a regular file")
 
-    def read_pid(self) -> int:
-        """Read what the runtime wrote to `pid`.
+    def read_pid(self, name: str = "pid") -> int:
+        """Read what the runtime wrote to `pid`, or to an engine's path.
 
         Raises:
             ShimError: Missing, or anything but a decimal number above 0.
         """
         try:
-            text = self.read("pid", _LONGEST_PID + 1)
+            text = self.read(name, _LONGEST_PID + 1)
         except OSError as error:
-            raise ShimError(f"open pid: {reason(error)}") from error
+            raise ShimError(f"open {name}: {reason(error)}") from error
         # Strict: the engine parses the same file, and int() would take "1_0", " 7" and "7\n".
         if not text.isdigit() or len(text) > _LONGEST_PID or int(text) == 0:
-            raise ShimError(f"pid: not a process id: {text.decode(errors='backslashreplace')!r}")
+            shown = text.decode(errors="backslashreplace")
+            raise ShimError(f"{name}: not a process id: {shown!r}")
         return int(text)
 
     def read_exit_status(self) -> str:

@@ -15,7 +15,7 @@ from supervisor.linux import spawn
 from supervisor.linux.errors import RuntimeMissingError, ShimError
 from supervisor.linux.exit_status import Exited, Killed, Termination
 from supervisor.oci.command_line import RuntimeCommand
-from supervisor.oci.create import FailedCreateCleanup, explain
+from supervisor.oci.failed_create import FailedCreateCleanup, explain
 from supervisor.oci.invoke import RuntimeInvoker, ask_runtime
 from supervisor.state.directory import StateDirectory
 from tests.harness.forked import has_no_children
