@@ -1,0 +1,129 @@
+"""`conmon`: what Podman and CRI-O start for each container and each exec session.
+
+This process reads the command line, opens the log, waits for the engine's word, forks the
+supervisor, writes --conmon-pidfile and ends. With --sync it is the supervisor itself.
+Exit status: 0 once the supervisor is forked; 1 for a wrong command line or log. The supervisor's is
+that of the container's process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from supervisor.frontends.conmon import options as command
+from supervisor.frontends.conmon.engine import Engine, take_null_stdio
+from supervisor.frontends.conmon.engine_pipes import wait_for_start
+from supervisor.frontends.conmon.exit_files import write_whole
+from supervisor.linux import fds, spawn
+from supervisor.linux.errors import ShimError
+from supervisor.linux.process_exit import exit_process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+    from supervisor.frontends.conmon.options import LogTarget, Options
+
+_FAILED = 1
+
+
+def main() -> NoReturn:
+    """Run the command and end the process with its exit status."""
+    exit_process(run_command(sys.argv[1:]))
+
+
+def run_command(words: Sequence[str]) -> int:
+    """Run the command; returns its exit status."""
+    # Podman's restart policies start this program with signals blocked.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(_FAILED))
+    os.umask(0o022)
+    try:
+        options, targets = _read(words)
+        engine = Engine(options, dict(os.environ))
+        if options.exec_attach and not engine.has_attach_pipe:
+            raise command.OptionsError("[conmon:e]: --attach specified but _OCI_ATTACHPIPE was not")
+        fds.ensure_stdio()
+        _make_log_files(targets)
+    except command.Ending as text:
+        sys.stdout.write(str(text))
+        return 0
+    except ShimError as error:
+        sys.stderr.write(f"{error}\n")
+        return _FAILED
+    engine.refuse_oom_killer()
+    wait_for_start(engine.start)
+    if not options.exec_attach:
+        engine.start.close()
+    if options.sync:
+        return _supervise(options, targets, engine)
+    return _fork(options, targets, engine)
+
+
+def _read(words: Sequence[str]) -> tuple[Options, tuple[LogTarget, ...]]:
+    options = command.parse(words)
+    command.check_first(options)
+    runtime = options.runtime
+    try:
+        os.stat(runtime)
+        is_valid = os.access(runtime, os.X_OK)
+        why = os.strerror(13)
+    except (OSError, ValueError) as error:
+        is_valid, why = False, getattr(error, "strerror", "") or str(error)
+    if not is_valid:
+        raise command.OptionsError(f"[conmon:e]: Runtime path {runtime} is not valid {why}")
+    targets = command.check(options)
+    for warning in command.warnings(options, targets):
+        sys.stderr.write(f"[conmon:w]: {warning}\n")
+    return options, targets
+
+
+def _make_log_files(targets: Sequence[LogTarget]) -> None:
+    """Make each log file now, while the engine reads stderr.
+
+    Raises:
+        OptionsError: One cannot be opened.
+    """
+    for target in targets:
+        if target.driver is not command.Driver.K8S_FILE:
+            continue
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            os.close(os.open(target.path, flags, 0o640))
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", "") or str(error)
+            raise command.OptionsError(f"[conmon:e]: Failed to open log file {why}") from error
+
+
+def _fork(options: Options, targets: Sequence[LogTarget], engine: Engine) -> int:
+    sys.stdout.flush()
+
+    def work() -> None:
+        exit_process(_supervise(options, targets, engine))
+
+    try:
+        pid = spawn.fork_worker(work)
+    except OSError as error:
+        sys.stderr.write(f"[conmon:e]: Failed to fork the supervisor {error.strerror}\n")
+        return _FAILED
+    if options.conmon_pidfile:
+        try:
+            write_whole(options.conmon_pidfile, str(pid))
+        except OSError as error:
+            sys.stderr.write(f"[conmon:e]: Failed to write conmon-pidfile {error.strerror}\n")
+            os.kill(pid, signal.SIGTERM)
+            return _FAILED
+    return 0
+
+
+def _supervise(options: Options, targets: Sequence[LogTarget], engine: Engine) -> int:
+    if not any(target.driver is command.Driver.PASSTHROUGH for target in targets):
+        take_null_stdio()
+    if os.getpgrp() != os.getpid() or not options.sync:
+        os.setsid()
+    from supervisor.frontends.conmon import monitor  # with the core: after the fork
+
+    return monitor.supervise(options, targets, engine)
