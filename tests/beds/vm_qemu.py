@@ -89,7 +89,7 @@ class Machine:
                 self._process = subprocess.Popen(
                     _die_with_parent(
                         [
-                            *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max"),
+                            *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "qemu64"),
                             *("-M", "q35", "-m", str(size.memory_mb), "-smp", str(size.cpus)),
                             *("-display", "none", "-nodefaults", "-no-reboot"),
                             *_boot_options(image),

@@ -16,7 +16,11 @@ pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.timeout(600)]
 
 USER = 101000
 SCRIPT = "cat; echo $?; echo lost >&2; echo x > /dev/null; exit 3"
-OPTIONS = [(), ("--log", "null"), ("-i",)]
+# Each option is another device for a stream.
+OPTIONS: dict[str, list[tuple[str, ...]]] = {
+    "crun": [(), ("--log", "null"), ("-i",)],
+    "runc": [()],
+}
 
 
 def test_the_owner_of_dev_null_stays_root_with_a_user_namespace(tmp_path: Path) -> None:
@@ -28,8 +32,8 @@ def test_the_owner_of_dev_null_stays_root_with_a_user_namespace(tmp_path: Path) 
         "gidMappings": mapping,
     }
     with guest.booted(tmp_path / "job") as vm:
-        for runtime in ("crun", "runc"):
-            for number, options in enumerate(OPTIONS):
+        for runtime, rows in OPTIONS.items():
+            for number, options in enumerate(rows):
                 name = f"null-{runtime}-{number}"
                 bundle = guest.make_bundle(vm, name, SCRIPT, linux=linux)
                 done = vm.run(
