@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 
     from tests.engines.containerd import Containerd
 
-# Debian's own: the machine may have another client on its PATH.
+# A package's own: the machine may have another client in /usr/local/bin.
 _CLIENT = "/usr/bin/docker"
-_DAEMON = "/usr/sbin/dockerd"
+_DAEMON = shutil.which("dockerd", path="/usr/sbin:/usr/bin") or "dockerd"
 _RUN = ("run", "--network", "none")
 
 
