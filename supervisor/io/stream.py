@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 from contextlib import suppress
 from enum import Enum
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from supervisor.sinks.sink import Sink
     from supervisor.state.fd_store import FdWriter
     from workers.copy.packet_stdin import PacketInput
+
+
+_LEAVE_SIGNAL = signal.SIGUSR2
+"""Source: `workers.copy.packet_hub`, which is loaded only for streams with attach clients."""
 
 
 class StreamPhase(Enum):
@@ -149,6 +154,11 @@ class Stream:
     def has_attach_sink(self) -> bool:
         """Whether the sink is the attach clients, see `supervisor.sinks.attach_sink`."""
         return self.line_sink is not None and self.sink_name == ATTACH_NAME
+
+    @property
+    def leave_signal(self) -> int:
+        """The signal that asks a worker to leave; 0 where a kill does no harm."""
+        return _LEAVE_SIGNAL if self.has_attach_sink else 0
 
     @property
     def is_lossy(self) -> bool:

@@ -44,6 +44,9 @@ class WorkerState(Enum):
     LEAVING = "leaving"
 
 
+_LEAVE_S = 0.2
+"""Until a worker is killed that was asked to leave: it may be stopped, or not listen yet."""
+
 WITHOUT_WORKER = frozenset({WorkerState.NONE, WorkerState.RETRY_SCHEDULED})
 
 
@@ -73,6 +76,7 @@ class Worker:
         self._on_left: Callable[[Worker], None] | None = None
         self._on_gone = on_gone
         self.is_killed = False
+        self._kill_timer = context.loop.timer(self.kill)
         self._loop.watch(report_rfd.fileno(), self._on_readable)
         context.reaper.expect(pid, self._on_exit)
 
@@ -101,12 +105,19 @@ class Worker:
             self.is_killed = True
             os.kill(self.pid, signal.SIGKILL)
 
-    def dismiss(self, on_left: Callable[[Worker], None]) -> None:
-        """Kill the worker and ignore its report. `on_left` is called when it has been reaped."""
+    def dismiss(self, on_left: Callable[[Worker], None], *, leave_signal: int = 0) -> None:
+        """Kill the worker and ignore its report. `on_left` is called when it has been reaped.
+
+        With `leave_signal` it is asked to leave by itself, and killed a moment later.
+        """
         self._on_left = on_left
         if self._report_rfd.is_open:
             self._close_report_pipe()
-        self.kill()
+        if leave_signal and not self.is_reaped:
+            os.kill(self.pid, leave_signal)
+            self._kill_timer.start(_LEAVE_S)
+        else:
+            self.kill()
 
     def _close_report_pipe(self) -> None:
         self._loop.forget(self._report_rfd.fileno())
@@ -121,6 +132,7 @@ class Worker:
 
     def _on_exit(self, termination: Termination) -> None:
         self._termination = termination
+        self._kill_timer.cancel()
         if self._on_left is not None:
             self._on_left(self)
         else:

@@ -176,7 +176,7 @@ class WorkerSlot(ABC):
         self.worker = None
         self._leaving.append(old)
         if self._fork(task):
-            old.dismiss(self._on_left)
+            old.dismiss(self._on_left, leave_signal=self.stream.leave_signal)
         else:
             self._leaving.remove(old)
             self.worker = old
@@ -196,7 +196,7 @@ class WorkerSlot(ABC):
         old, self.worker = self.worker, None
         if old is not None and not old.is_reaped:
             self._leaving.append(old)
-            old.dismiss(self._on_left)
+            old.dismiss(self._on_left, leave_signal=self.stream.leave_signal)
         self.start()
 
     def kill(self) -> None:

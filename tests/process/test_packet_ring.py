@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from supervisor.linux import fds
+from supervisor.linux.exit_status import Exited
 from tests.harness import dying, waiting
 from tests.harness.forked import finishing, forked
 from workers.common import ring as rings
@@ -289,6 +290,41 @@ def test_a_number_that_is_used_again_begins_with_what_comes_next() -> None:
         assert _packets(first) == []
 
 
+def test_a_worker_that_is_asked_to_leave_repeats_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The request comes between the send of a packet and its commit, where a kill repeats it."""
+    commit = Ring.commit_cursor
+
+    def asked(ring: Ring, number: int, cursor: rings.Cursor) -> None:
+        if cursor.seen_bytes:
+            os.kill(os.getpid(), packet_hub.LEAVE_SIGNAL)
+        commit(ring, number, cursor)
+
+    with _site() as site:
+        peer = site.connect()
+        site.write(b"once")
+        monkeypatch.setattr(Ring, "commit_cursor", asked)  # in the forked worker
+        with finishing(site.work) as worker:
+            assert worker.wait() == Exited(0)
+        monkeypatch.undo()
+        assert _payload(_packets(peer)) == b"once"
+        assert not fds.is_readable(site.report_rfd.fileno())
+        site.source.close()
+        with finishing(site.work):
+            pass
+        assert _packets(peer) == []
+
+
+def test_an_idle_worker_leaves_when_it_is_asked(tiny: int) -> None:
+    with _site(tiny) as site:
+        site.connect()
+        with forked(site.work) as worker:
+            waiting.wait_true(lambda: waiting.catches(worker.pid, packet_hub.LEAVE_SIGNAL))
+            os.kill(worker.pid, packet_hub.LEAVE_SIGNAL)
+            assert worker.wait() == Exited(0)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_kill_at_any_instruction_loses_nothing_and_repeats_one_packet_at_most(
@@ -342,7 +378,12 @@ def test_random_kills_in_a_stream_lose_nothing() -> None:
                     got += _packets(peer)
                 os.kill(worker.pid, signal.SIGKILL)
             kills += 1
-        packets = got
+        site.source.close()
+        with forked(site.work) as worker:  # repeats may have hidden that some are missing
+            while waiting.state_of(worker.pid) != "Z":
+                select.select([peer], [], [], 0.02)
+                got += _packets(peer)
+        packets = got + _packets(peer)
         for _ in range(kills):
             if _payload(packets) == content:
                 break

@@ -7,6 +7,10 @@ every byte, and the container waits for it, as for the reader of a pipe. A liste
 may make the container wait while it takes something. When the ring is full and the listener has
 taken nothing for 2 s, it is behind: its queue is dropped and counted, and it makes no process wait
 until it has taken everything once. It stays connected. Without a client the output is discarded.
+
+send(2) wakes the client, which may run before the worker commits. So a kill is likely to hit that
+moment, and then repeats a packet. The supervisor, which replaces the worker for each new client,
+asks first (`LEAVE_SIGNAL`), and the worker leaves after the commit.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import errno
 import math
 import os
 import select
+import signal
 import socket
 import time
 from typing import NamedTuple
@@ -31,6 +36,9 @@ if TYPE_CHECKING:
     from workers.common.ring import Ring
     from workers.copy.route import Route
     from workers.process.context import WorkerContext
+
+LEAVE_SIGNAL = signal.SIGUSR2
+"""Asks the worker to end without a report. Any other ending of it is a death."""
 
 PATIENCE_S = 2.0
 READ_BYTES = 256 << 10
@@ -67,12 +75,35 @@ def work(context: WorkerContext, route: Route, ring: Ring, clients: Sequence[Hub
     if context.is_to_count:
         context.send_last(discard.count(context, route))
         return
+    leaving = _Leaving()
+    signal.signal(LEAVE_SIGNAL, leaving.on_signal)
     try:
-        Hub(context, route, ring, clients).run()
+        Hub(context, route, ring, clients, leaving).run()
     except CopyError as error:
         context.send_last(context.make_report(error.errno, error.side))
     else:
         context.send_last(context.make_report())
+
+
+class _Leaving:
+    """Ends the process when the supervisor asks for it, and not while it is held."""
+
+    def __init__(self) -> None:
+        self._is_held = False
+        self._is_asked = False
+
+    def on_signal(self, _signum: int, _frame: object) -> None:
+        self._is_asked = True
+        if not self._is_held:
+            os._exit(0)
+
+    def hold(self) -> None:
+        self._is_held = True
+
+    def release(self) -> None:
+        self._is_held = False
+        if self._is_asked:
+            os._exit(0)
 
 
 class Hub:
@@ -84,6 +115,7 @@ class Hub:
         route: Route,
         ring: Ring,
         clients: Sequence[HubClient],
+        leaving: _Leaving,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         """Continue where a killed predecessor stopped. `route.staging` is required."""
@@ -98,7 +130,7 @@ class Hub:
         self._staged_bytes = pending_bytes(self._staging[0])
         ring.accept(self._staged_bytes)
         self._is_ended = False
-        self._queues = [_Queue(ring, client, clock_ns()) for client in clients]
+        self._queues = [_Queue(ring, client, leaving, clock_ns()) for client in clients]
         self._count()
         context.copied_bytes = 0
 
@@ -196,8 +228,9 @@ class Hub:
 class _Queue:
     """The packets of one client that it has not got yet."""
 
-    def __init__(self, ring: Ring, client: HubClient, now_ns: int) -> None:
+    def __init__(self, ring: Ring, client: HubClient, leaving: _Leaving, now_ns: int) -> None:
         self._ring = ring
+        self._leaving = leaving
         self._client = client
         self._socket = socket.socket(fileno=client.fd)
         cursor = ring.cursor(client.number)
@@ -250,8 +283,10 @@ class _Queue:
                 is_behind=self._cursor.is_behind and int(end != head),
                 took_at_ns=clock_ns(),
             )
+            self._leaving.hold()
             try:
                 self._socket.send(packet, socket.MSG_DONTWAIT)
+                self._commit(after)
             except BlockingIOError:
                 self.is_full = True
                 return
@@ -260,7 +295,8 @@ class _Queue:
                     raise CopyError(error, "sink") from error
                 self.is_gone = True
                 return
-            self._commit(after)
+            finally:
+                self._leaving.release()
 
     def drop(self) -> None:
         """Drop all packets; the client is behind."""
