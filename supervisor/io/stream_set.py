@@ -240,15 +240,14 @@ class StreamSet:
         self._reopener.reopen()
 
     def renew_files(self) -> None:
-        """Rotate or replace every k8s-file now, and have the workers open the new ones.
+        """Rotate or replace every k8s-file now; `reopen` has the workers open the new ones.
 
         Raises:
-            OSError: A directory does not exist; the workers go on with the old file.
+            OSError: A directory does not exist.
         """
         for stream in self.outputs:
             if stream.line_sink is not None:
                 stream.line_sink.renew_file()
-        self.reopen()
 
     def serve_packets(self, line_sinks: dict[str, Sink]) -> PacketClients:
         """Return the owner of SEQPACKET clients; `line_sinks` has the sinks of all streams."""

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 _STATE_NAME = ".forkshim"
 _FORWARDED = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
+_PRIORITY_VARIABLE = "FORKSHIM_JOURNAL_PRIORITY"
 _FAILED = 1
 _UNKNOWN = -1
 
@@ -135,6 +136,7 @@ class Monitor:
             log_path=os.path.abspath(log_path) if log_path else "",
             uid=os.geteuid(),
             gid=os.getegid(),
+            reads_priority=engine.environment.get(_PRIORITY_VARIABLE) != "stream",
         )
         spec = ContainerSpec(options.cid, bundle or "/", runtime, engine_call=call)
         request = StartRequest(spec, origin=Origin(environment=engine.environment))
@@ -180,17 +182,15 @@ class Monitor:
         self._engine.created(container.pid)
         if self._control is not None:
             api = ContainerApi(container)
-            self._control.serve(host.loop, self._log, api, self._make_log_files)
+            self._control.serve(host.loop, self._log, api, self._renew_log_files)
         if self._options.timeout > 0:
             host.loop.timer(self._on_timeout).start(self._options.timeout)
 
-    def _make_log_files(self) -> None:
-        """Have a file of each log's name: CRI-O has renamed it and waits for the new one."""
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        for target in self._targets:
-            if target.driver is Driver.K8S_FILE:
-                with suppress(OSError):  # the directory is gone: the worker says so
-                    os.close(os.open(target.path, flags, 0o640))
+    def _renew_log_files(self) -> None:
+        """Have an empty file of each log's name: CRI-O has renamed it and waits for the new one."""
+        if self._container is not None:
+            with suppress(OSError):  # the directory is gone: the worker says so
+                self._container.running.stream_set.renew_files()
 
     def _on_signal(self, signum: int) -> None:
         """TERM, INT and QUIT are the container's, or the runtime's while that creates it."""

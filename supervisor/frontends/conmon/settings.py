@@ -5,16 +5,23 @@ from __future__ import annotations
 from supervisor.frontends.conmon.options import Driver
 from supervisor.io.stdio import ATTACH, ATTACH_KEPT_OPEN
 from supervisor.oci.process_json import ProcessConfig
+from supervisor.sinks.spec import quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from supervisor.frontends.conmon.options import LogTarget, Options
 
 
 def process_config(
-    options: Options, targets: Sequence[LogTarget], *, log_path: str, uid: int, gid: int
+    options: Options,
+    targets: Sequence[LogTarget],
+    *,
+    log_path: str,
+    uid: int,
+    gid: int,
+    reads_priority: bool = True,
 ) -> ProcessConfig:
     """Return what the core needs to know of the process and its streams.
 
@@ -24,8 +31,10 @@ def process_config(
         log_path: The absolute path of the k8s-file, "" for none.
         uid: The owner of the container's pipes.
         gid: Its group.
+        reads_priority: In the journal, a line's prefix `<0>` to `<7>` is its priority. Podman 4
+            fails on each but 3 and 6.
     """
-    sink = log_setting(options, targets, log_path)
+    sink = log_setting(options, targets, log_path, reads_priority=reads_priority)
     return ProcessConfig(
         terminal=options.terminal,
         is_exec=options.exec,
@@ -48,13 +57,40 @@ def stdin_setting(options: Options, targets: Sequence[LogTarget]) -> str:
     return ATTACH if options.stdin and not options.leave_stdin_open else ATTACH_KEPT_OPEN
 
 
-def log_setting(options: Options, targets: Sequence[LogTarget], log_path: str) -> str:
+def log_setting(
+    options: Options, targets: Sequence[LogTarget], log_path: str, *, reads_priority: bool = True
+) -> str:
     """Return the setting of `supervisor.sinks.spec` for an output."""
     drivers = {target.driver for target in targets}
     if Driver.PASSTHROUGH in drivers:
         return ""
     if Driver.K8S_FILE in drivers:
-        return f"cri:{log_path}"
+        return f"{','.join(['k8s-file', *_file_options(options)])}:{log_path}"
     if Driver.JOURNALD in drivers:
-        return f"journal,tag={options.log_tag}" if options.log_tag else "journal"
+        return ",".join(["journal", *_journal_options(options, reads_priority=reads_priority)])
     return "attach" if options.has_clients else "path:/dev/null"
+
+
+def _file_options(options: Options) -> Iterator[str]:
+    if options.log_size_max > 0:
+        yield f"max-size={options.log_size_max}"
+    if options.log_rotate:
+        yield f"keep={options.log_max_files}"
+    if options.log_global_size_max > 0:
+        yield f"total={options.log_global_size_max}"
+    if not options.no_sync_log:
+        yield "sync=yes"
+
+
+def _journal_options(options: Options, *, reads_priority: bool) -> Iterator[str]:
+    if options.name:
+        yield f"name={quoted(options.name)}"
+    if options.log_tag:
+        yield f"log-tag={quoted(options.log_tag)}"
+    for label in options.log_label:
+        name, _equals, value = label.partition("=")
+        yield f"label={name}={quoted(value)}"
+    if options.no_container_partial_message:
+        yield "partial=no"
+    if not reads_priority:
+        yield "prefix=no"

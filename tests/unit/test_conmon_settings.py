@@ -1,0 +1,66 @@
+"""From conmon's options to the settings of the streams."""
+
+from __future__ import annotations
+
+import pytest
+
+from supervisor.frontends.conmon import options
+from supervisor.frontends.conmon.settings import log_setting, process_config
+from supervisor.sinks.spec import SinkKind, SinkSpec, parse_sink
+
+_RUN = ["-c", "123456789012", "-u", "123456789012", "-r", "/bin/true"]
+
+
+def _setting(*words: str, reads_priority: bool = True) -> SinkSpec:
+    parsed = options.parse([*_RUN, *words])
+    targets = options.log_targets(parsed.log_path)
+    return parse_sink(log_setting(parsed, targets, "/a,b:c", reads_priority=reads_priority))
+
+
+@pytest.mark.parametrize(
+    ("words", "sink"),
+    [
+        (["-l", "/x"], SinkSpec(SinkKind.K8S_FILE, "/a,b:c", keep=0, is_synced=True)),
+        (
+            ["-l", "/x", "--log-size-max", "10000", "--no-sync-log"],
+            SinkSpec(SinkKind.K8S_FILE, "/a,b:c", max_bytes=10000, keep=0),
+        ),
+        (
+            ["-l", "/x", "--log-rotate", "--log-max-files", "3", "--log-global-size-max", "99"],
+            SinkSpec(SinkKind.K8S_FILE, "/a,b:c", keep=3, total_bytes=99, is_synced=True),
+        ),
+        (["-l", "journald"], SinkSpec(SinkKind.JOURNAL)),
+        (
+            ["-l", "journald", "-n", "we b", "--log-tag", "a,b", "--log-label", "A=1:2",
+             "--no-container-partial-message"],
+            SinkSpec(
+                SinkKind.JOURNAL,
+                name="we b", tag="a,b", labels=(("A", "1:2"),), marks_partial=False,
+            ),
+        ),
+        (["-l", "none"], SinkSpec(SinkKind.ATTACH)),
+    ],
+)  # fmt: skip
+def test_a_log_driver_is_a_sink(words: list[str], sink: SinkSpec) -> None:
+    assert _setting(*words) == sink
+
+
+def test_a_prefix_may_stay_text() -> None:
+    assert not _setting("-l", "journald", reads_priority=False).reads_priority
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin"),
+    [
+        ([], ""),
+        (["-i"], "attach"),
+        (["-i", "--leave-stdin-open"], "attach,keep-open"),
+        (["-t"], "attach,keep-open"),
+        (["-i", "-t"], "attach"),
+    ],
+)
+def test_only_the_end_of_a_wanted_input_is_the_end(words: list[str], stdin: str) -> None:
+    parsed = options.parse([*_RUN, "-l", "/x", *words])
+    targets = options.log_targets(parsed.log_path)
+    config = process_config(parsed, targets, log_path="/x", uid=0, gid=0)
+    assert config.stdin == stdin
