@@ -212,6 +212,7 @@ class Container:
         runs = is_too_late and not launch.is_ours_to_start
         self.machine.post(Event.STARTED if runs else Event.CREATED)
         self.running.expect_end(process)
+        self._look_at_reload()
 
     def started(self) -> None:
         """The program runs: call the front end, and send the signals that have waited."""
@@ -221,9 +222,12 @@ class Container:
         for signum in self.sequence.early_signals():
             self.signal_process(signum)
         self.running.handover.changed()
+        self._look_at_reload()
+        self.announce(Notice.STARTED)
+
+    def _look_at_reload(self) -> None:
         if self.host.reload is not None:
             self.host.reload.look()
-        self.announce(Notice.STARTED)
 
     def process_ended(self) -> None:
         """The process has been reaped."""

@@ -154,6 +154,7 @@ def snapshot(request: StartRequest) -> dict[str, Any]:
         "bundle": spec.bundle,
         "runtime": spec.runtime,
         "starts_container": spec.starts_container,
+        "is_start_awaited": spec.is_start_awaited,
         "stop_signal": stop.signal,
         "stop_timeout_s": stop.timeout_s,
         "is_adoptable": origin.is_adoptable,
@@ -176,6 +177,7 @@ def request_of(
             packed["bundle"],
             packed["runtime"],
             starts_container=packed["starts_container"],
+            is_start_awaited=packed["is_start_awaited"],
         ),
         StopPolicy(packed["stop_signal"], packed["stop_timeout_s"]),
         Origin(

@@ -252,8 +252,8 @@ def _unpack(container: Container, inherited: Inherited, packed: dict[str, Any]) 
     launch, contents, is_parent = container.launch, inherited.contents, inherited.is_parent
     container.assemble(inherited)
     running = container.running
-    container.machine.state = State.RUNNING
-    container.is_started = True
+    container.is_started = packed["is_started"]
+    container.machine.state = State.RUNNING if container.is_started else State.STARTING
     running.control.restore(packed["control_rest"])
     running.is_paused = packed["is_paused"]
     container.is_stopping = packed["is_stopping"]
@@ -261,6 +261,10 @@ def _unpack(container: Container, inherited: Inherited, packed: dict[str, Any]) 
     container.process = Process.restore(
         launch.loop, container.host.reaper, launch.state_dir, packed, contents, is_parent=is_parent
     )
+    if not container.is_started:
+        container.sequence.watch_exec(container.pid)
+        for signum in packed["early_signals"]:
+            container.sequence.forward(signum)
     launch.creation.began_at = packed["began_at"]
     if packed["kill_scope"] is not None:
         running.stopper.kill_scope = kill_scope.restore(packed["kill_scope"])
@@ -310,7 +314,8 @@ def _continue(container: Container, inherited: Inherited) -> None:
         kind,
     )
     running.stream_set.renew(running.handover.leftover_workers)
-    container.request.origin.on_started()
+    if container.is_started:
+        container.request.origin.on_started()
     running.service.running(container.state, container.description())
     running.handover.changed()
     running.expect_end(process)

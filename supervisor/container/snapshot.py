@@ -66,14 +66,21 @@ class Snapshot:
         return self._container.is_alive
 
     @property
-    def is_started(self) -> bool:
-        """Whether the program has begun to run."""
-        return self._container.is_started
+    def is_starting(self) -> bool:
+        """Whether the container is neither running nor created, and was not running before."""
+        return not self._container.is_started and not self._is_created
 
     @property
     def is_running(self) -> bool:
-        """Whether the program runs, and no stop was asked for."""
-        return self._container.state is State.RUNNING and self._container.is_started
+        """Whether the program runs, or waits for the verb `start`. No stop was asked for."""
+        container = self._container
+        return self._is_created or (container.state is State.RUNNING and container.is_started)
+
+    @property
+    def _is_created(self) -> bool:
+        container = self._container
+        is_alive = container.process is not None and container.process.is_alive
+        return container.state is State.STARTING and container.sequence.waits_for_verb and is_alive
 
     @property
     def is_settled(self) -> bool:
@@ -120,6 +127,8 @@ class Snapshot:
                 "notify_worker": notify_worker.snapshot(fd_writer) if notify_worker else None,
                 **process.snapshot(fd_writer),
                 "began_at": launch.creation.began_at,
+                "is_started": self._container.is_started,
+                "early_signals": self._container.sequence.early_signals(),
                 "is_paused": running.is_paused,
                 "is_stopping": self._container.is_stopping,
                 "stop_timeout_s": running.stopper.timeout_s,

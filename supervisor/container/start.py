@@ -272,7 +272,7 @@ class StartSequence:
     def start(self) -> None:
         """Run the runtime's `start`, where that is the supervisor's."""
         launch, container = self._launch, self._container
-        if launch.request.spec.is_start_awaited and not self._may_start:
+        if self.waits_for_verb:
             return
         if not launch.is_ours_to_start:
             container.machine.post(Event.STARTED)
@@ -290,9 +290,14 @@ class StartSequence:
         except ShimError as error:
             container.fail(error, Event.START_FAILED)
 
+    @property
+    def waits_for_verb(self) -> bool:
+        """Whether the runtime's `start` waits for the verb of `supervisor.container.api`."""
+        return self._launch.request.spec.is_start_awaited and not self._may_start
+
     def start_by_verb(self) -> bool:
         """Run the runtime's `start` now. Returns False if the request has not left it to a verb."""
-        if not self._launch.request.spec.is_start_awaited or self._may_start:
+        if not self.waits_for_verb:
             return False
         self._may_start = True
         self.start()
@@ -300,7 +305,7 @@ class StartSequence:
 
     def set_deadline(self) -> None:
         """Limit the runtime's `start` to a few seconds more: a stop waits for its end."""
-        if self._launch.request.spec.is_start_awaited and not self._may_start:
+        if self.waits_for_verb:
             error = StoppedError("stopped before it was started")
             self._container.fail(error, Event.START_FAILED)
             return

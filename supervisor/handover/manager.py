@@ -120,7 +120,7 @@ class HandoverManager:
     holder are the container's alone.
     """
 
-    SNAPSHOT = ("_store", "_fd_holder")
+    SNAPSHOT = ("_store", "_fd_holder", "_is_published")
     TRANSIENT = (
         "_parent",  # found by the container id
         "_container_id",
@@ -129,7 +129,6 @@ class HandoverManager:
         "_state_dir",
         "_source",
         "_publish_soon",
-        "_is_published",
         "leftover_workers",
     )
 
@@ -159,7 +158,7 @@ class HandoverManager:
         self._state_dir = state_dir
         self._source = source
         self._publish_soon = loop.timer(self.publish)
-        self._is_published = inherited is not None and inherited.is_parent
+        self._is_published = _is_published(inherited)
         self._store = _open_store(origin, inherited)
         self.leftover_workers: Sequence[fds.Fd] = (
             inherited.leftovers.workers if inherited and inherited.leftovers else ()
@@ -210,6 +209,7 @@ class HandoverManager:
             "ends": [fd_writer.add(end) for end in self._store_fds],
             "nonce": self._store.nonce if self._store else "",
             "fd_holder": self._fd_holder.pid,
+            "is_published": self._is_published,
         }
 
     def entry(self, fd_writer: FdWriter) -> dict[str, Any] | None:
@@ -290,6 +290,13 @@ def _open_store(origin: HandoverOrigin, inherited: Inherited | None) -> FdStore 
     packed = inherited.contents.document["container"]["store"]
     front, back = (inherited.contents.take(end).take() for end in packed["ends"])
     return FdStore(ends=(front, back), nonce=packed["nonce"])
+
+
+def _is_published(inherited: Inherited | None) -> bool:
+    """Return whether the store is published. An adopter publishes it again, with its own inodes."""
+    if inherited is None or not inherited.is_parent:
+        return False
+    return bool(inherited.contents.document["container"]["store"]["is_published"])
 
 
 def _fd_holders(inherited: Inherited | None) -> list[fds.Fd]:

@@ -1,7 +1,8 @@
 """The reload: this process executes the installed version, and hands all its containers over.
 
 A child does a dry run of that version first, see `supervisor.handover.reexec`. Every container must
-run, and nothing of it may be halfway: a worker that is leaving, a call of the runtime.
+run, or be created and wait for `start`. Nothing of it may be halfway: a worker that is leaving, a
+call of the runtime.
 """
 
 from __future__ import annotations
@@ -49,12 +50,12 @@ if TYPE_CHECKING:
             """Runs the dry run."""
 
         @property
-        def is_started(self) -> bool:
-            """Whether the program has begun to run."""
+        def is_starting(self) -> bool:
+            """Whether the container is being opened, created or started."""
 
         @property
         def is_running(self) -> bool:
-            """Whether the program runs, and no stop was asked for."""
+            """Whether the program runs, or waits for the verb `start`. No stop was asked for."""
 
         @property
         def is_settled(self) -> bool:
@@ -123,7 +124,7 @@ class Reload:
         sources = self._host.reload_sources()
         if self._phase is not Phase.IDLE:
             self._host.log.info("SIGHUP: a reload is under way")
-        elif any(not each.is_started for each in sources):
+        elif any(each.is_starting for each in sources):
             self._phase = Phase.DEFERRED
         elif not any(each.is_running for each in sources):
             self._host.log.info("SIGHUP: not reloaded, the container is on its way out")

@@ -111,7 +111,8 @@ class Source:
     command = ("/bin/true",)
     environment = os.environ
     lock_fd = -1
-    is_started = is_running = True
+    is_starting = False
+    is_running = True
 
     def __init__(self, rig: Rig) -> None:
         self.is_over = False
@@ -223,7 +224,7 @@ def test_a_reload_of_several_says_which_container_is_on_its_way_out(
 
 def test_a_reload_of_several_waits_for_a_container_that_is_being_started(rig: Rig) -> None:
     sources = [Source(rig), Source(rig)]
-    sources[1].is_started = sources[1].is_running = False
+    sources[1].is_starting, sources[1].is_running = True, False
     host = ReloadHost(rig, sources[0])
     host.reload_sources = lambda: sources  # type: ignore[method-assign]
     asked = Reload(host)

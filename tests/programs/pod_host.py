@@ -4,7 +4,8 @@
     pod_host.py DIRECTORY adopt ID...
 
 The state directory of a container is DIRECTORY/ID/init. When the last container has started, a
-second process is exec'd in it. Each outcome is a line of DIRECTORY/ends.
+second process is exec'd in it. Each outcome is a line of DIRECTORY/ends. With POD_AWAITS_START in
+the environment the last container is created, and started only after a reload.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from supervisor.container import restore
 from supervisor.container.api import ContainerApi
 from supervisor.container.container import Container
 from supervisor.container.host import Host
-from supervisor.container.lifecycle import Notice
+from supervisor.container.lifecycle import Notice, State
 from supervisor.container.request import ContainerSpec, Origin, StartRequest, StopPolicy
 from supervisor.handover import discover, reexec
 from supervisor.handover.manager import Leftovers
@@ -78,7 +79,13 @@ def start(command: tuple[str, ...], stack: ExitStack) -> None:
             stack.callback(host.close)
             host.front_end_document = front_end_document
         request = StartRequest(
-            ContainerSpec(container_id, bundle, runtime, starts_container=True),
+            ContainerSpec(
+                container_id,
+                bundle,
+                runtime,
+                starts_container=True,
+                is_start_awaited=pair == pairs[-1] and "POD_AWAITS_START" in os.environ,
+            ),
             StopPolicy(timeout_s=GRACE_S),
             Origin(
                 str(path.parent),
@@ -115,6 +122,11 @@ def go_on(places: list[Place], stack: ExitStack, *, is_rehearsal: bool) -> None:
     for container in containers:
         follow(container)
     restore.begin(host, containers, places)
+    for container in containers:
+        if container.state is State.STARTING:
+            api = ContainerApi(container)
+            api.subscribe(partial(exec_second, container))
+            api.start()
     host.run()
 
 

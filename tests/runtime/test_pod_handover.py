@@ -31,7 +31,7 @@ class PodHost:
     """The containers and their supervisors. Owns them until `close`."""
 
     def __init__(self, directory: Path, make_bundle: Callable[..., Path]) -> None:
-        """Start the three, and the exec in the last."""
+        """Make the documents and the bundles."""
         self.directory = directory
         made = [
             (bundles.fresh_id(f"pod{number}"), make_bundle(script))
@@ -49,8 +49,13 @@ class PodHost:
             )
         )
         pairs = [f"{container_id}={bundle}" for container_id, bundle in made]
-        self.supervisor = self._run("start", runtime_calls.RUNTIME, *pairs)
+        self._start_words = ("start", runtime_calls.RUNTIME, *pairs)
+        self.supervisor: subprocess.Popen[bytes]
         self.second_pid = 0
+
+    def start(self, **environment: str) -> None:
+        """Start the three, and the exec in the last."""
+        self.supervisor = self._run(*self._start_words, **environment)
 
     def wait_for_all(self) -> None:
         """Wait until each has spoken, and is published."""
@@ -69,11 +74,11 @@ class PodHost:
         found = [self.directory / each / "init" for each in self.ids]
         return [*found, self.directory / self.ids[2] / "second"]
 
-    def _run(self, *words: str) -> subprocess.Popen[bytes]:
+    def _run(self, *words: str, **environment: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, PROGRAM, self.directory, *words],
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         )
 
     def text(self, number: int) -> str:
@@ -136,14 +141,21 @@ class PodHost:
 
 
 @pytest.fixture
-def pod_host(tmp_path: Path, make_bundle: Callable[..., Path]) -> Iterator[PodHost]:
-    """Three containers and an exec, which run."""
+def new_pod_host(tmp_path: Path, make_bundle: Callable[..., Path]) -> Iterator[PodHost]:
+    """Three containers and an exec, which are not started yet."""
     made = PodHost(tmp_path, make_bundle)
     try:
-        made.wait_for_all()
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture
+def pod_host(new_pod_host: PodHost) -> PodHost:
+    """Three containers and an exec, which run."""
+    new_pod_host.start()
+    new_pod_host.wait_for_all()
+    return new_pod_host
 
 
 ENDS = {
@@ -187,3 +199,19 @@ def test_adopted_containers_and_execs_are_reloaded_too(pod_host: PodHost) -> Non
     pod_host.reload()
     pod_host.adopt()
     check(pod_host)
+
+
+def test_a_container_that_waits_for_its_start_is_reloaded_with_the_others(
+    new_pod_host: PodHost,
+) -> None:
+    new_pod_host.start(POD_AWAITS_START="yes")
+    deaf, obeys, awaits, _second = new_pod_host.state_dirs
+    for state_dir in (deaf, obeys):
+        fd_stores.wait_published(state_dir)
+    waiting.wait_path(awaits / "pid", lambda path: path.exists())
+    new_pod_host.supervisor.send_signal(signal.SIGHUP)
+    new_pod_host.wait_for_all()
+    for state_dir in (deaf, obeys, awaits):
+        messages = shim_log.messages(state_dir / "shim-log.json")
+        assert sum("reloaded: version" in message for message in messages) == 1
+    check(new_pod_host)
