@@ -106,6 +106,11 @@ class FrameParser:
         return frames
 
 
+def frame_bytes(data: bytes | bytearray) -> int:
+    """Return the length of the frame that begins here, with its header; 0 if there is none."""
+    return _HEADER.size + _HEADER.unpack_from(data)[0] if data else 0
+
+
 def encode_frame(stream_id: int, kind: int, data: bytes, flags: int = 0) -> bytes:
     """Return the bytes of a frame.
 

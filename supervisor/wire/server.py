@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 
+from supervisor.wire.journal import CallJournal
 from supervisor.wire.ttrpc import ServerConnection
 
 TYPE_CHECKING = False
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
-    from supervisor.wire.ttrpc import Loop, OnRequest
+    from supervisor.wire.connection import Loop
+    from supervisor.wire.ttrpc import OnRequest
 
 _ACCEPT_AGAIN_S = 1.0
 _UCRED = struct.Struct("3i")
@@ -36,8 +38,11 @@ class Server:
         on_request: OnRequest,
         on_closed: Callable[[ServerConnection, str], None],
         log: Callable[[str], None],
+        has_journals: bool = False,
     ) -> None:
         """Take ownership of a listening unix socket and accept from now on.
+
+        `has_journals`: every connection has a `CallJournal`, so that it survives a kill -9.
 
         `on_closed` is told of each connection that was lost, after it has left `connections`.
         """
@@ -48,6 +53,7 @@ class Server:
         self._on_request = on_request
         self._tell_closed = on_closed
         self._log = log
+        self._has_journals = has_journals
         self._again = loop.timer(self._watch)
         self._is_watched = False
         self._watch()
@@ -62,6 +68,15 @@ class Server:
         """Take over the sockets that belong to the snapshots, in the same order."""
         for sock, state in zip(socks, snapshots, strict=True):
             self._add(sock, state)
+
+    def take_over(self, socks: Sequence[socket.socket], journals: Sequence[CallJournal]) -> None:
+        """Go on with the connections of a dead process, and own them; before the loop runs.
+
+        A request that it was reading comes to `on_request` at once. What it had read before is in
+        the `calls` of each connection.
+        """
+        for sock, journal in zip(socks, journals, strict=True):
+            self._add(sock, journal.read(), journal).take_over()
 
     def stop_listening(self) -> None:
         """Close the listener; the connections stay. A second call does nothing."""
@@ -105,15 +120,24 @@ class Server:
             self._log(f"refused a connection of process {pid}: user {uid}, group {gid}")
             sock.close()
 
-    def _add(self, sock: socket.socket, state: Mapping[str, Any] | None) -> None:
+    def _add(
+        self,
+        sock: socket.socket,
+        state: Mapping[str, Any] | None,
+        journal: CallJournal | None = None,
+    ) -> ServerConnection:
+        if journal is None and self._has_journals:
+            journal = CallJournal.create()
         connection = ServerConnection(
             self._loop,
             sock,
             on_request=self._on_request,
             on_closed=self._on_closed,
             restored=state,
+            journal=journal,
         )
         self.connections.append(connection)
+        return connection
 
     def _on_closed(self, connection: ServerConnection, why: str) -> None:
         self.connections.remove(connection)

@@ -5,15 +5,17 @@
 waits: what a socket does not take at once is buffered up to a limit, and a peer that reads nothing
 loses its connection.
 
-The loop is borrowed; it is anything with the methods of `Loop` below. The pure part is
+What both ends have in common is in `supervisor.wire.connection`, the pure part in
 `supervisor.wire.frames`.
 """
 
 from __future__ import annotations
 
-import select
+import socket
 
 from supervisor.wire import messages
+from supervisor.wire.connection import READ_BYTES as READ_BYTES
+from supervisor.wire.connection import Connection
 from supervisor.wire.frames import (
     MAX_DATA_BYTES,
     REQUEST,
@@ -24,149 +26,48 @@ from supervisor.wire.frames import (
     encode_refusal,
     encode_request,
     encode_response,
+    frame_bytes,
 )
 from supervisor.wire.frames import Code as Code
 from supervisor.wire.protobuf import WireError, decode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Mapping
-    from typing import Any, Protocol
+    from typing import Any
 
-    class Timer(Protocol):
-        """A deadline; it does not run before its `start`."""
-
-        def start(self, delay_s: float) -> None:
-            """Call back once, `delay_s` from now."""
-
-        def cancel(self) -> None:
-            """Stop the timer, if it is running."""
-
-    class Loop(Protocol):
-        """What a connection needs of an event loop."""
-
-        def watch(self, fd: int, callback: Callable[[], None]) -> None:
-            """Call back whenever `fd` is readable."""
-
-        def forget(self, fd: int) -> None:
-            """Stop watching `fd`."""
-
-        def timer(self, callback: Callable[[], None]) -> Timer:
-            """Return a timer."""
+    from supervisor.wire.connection import Loop
+    from supervisor.wire.journal import CallJournal
 
     OnRequest = Callable[["ServerConnection", int, str, str, bytes, int], None]
     OnAnswer = Callable[[int, str, bytes], None]
 
-MAX_UNSENT_BYTES = 4 << 20
-"""A peer that leaves more than this unread loses its connection at the next message."""
-
 MAX_OPEN_CALLS = 1 << 16
 """Of one connection. The waits are open as long as their processes live."""
 
-_READ_BYTES = 1 << 16
+_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
+
+_EMPTY = {
+    "unparsed": "", "skip_bytes": 0, "unsent": "", "cut_bytes": 0, "calls": (), "received": "",
+}  # fmt: skip
 
 
-class _Connection:
-    """What both ends have: a socket, a parser and a buffer of unsent bytes.
-
-    Attributes:
-        sock: Owned.
-        is_open: False after `close`, or when the peer has gone.
-        unsent: What the socket has not taken yet.
-    """
-
-    def __init__(
-        self, loop: Loop, sock: socket.socket, parser: FrameParser, unsent: bytes = b""
-    ) -> None:
-        self.sock = sock
-        self.sock.setblocking(False)
-        self.is_open = True
-        self.unsent = bytearray(unsent)
-        self._loop = loop
-        self._parser = parser
-        self._writable: select.epoll | None = None
-        loop.watch(sock.fileno(), self._read)
-        if unsent:
-            self._watch_writable()
-
-    def close(self) -> None:
-        """Close the socket; a second call does nothing. Unsent bytes are lost."""
-        if not self.is_open:
-            return
-        self.is_open = False
-        self._forget_writable()
-        self._loop.forget(self.sock.fileno())
-        self.sock.close()
-        self.unsent.clear()
-
-    def _on_frame(self, frame: Frame) -> None:
-        raise NotImplementedError
-
-    def _lose(self, why: str) -> None:
-        """End the connection from this side or after the peer's end."""
-        raise NotImplementedError
-
-    def _read(self) -> None:
-        try:
-            data = self.sock.recv(_READ_BYTES)
-        except BlockingIOError:
-            return  # a stale event of the loop
-        except OSError as error:
-            self._lose(f"read: {error.strerror}")
-            return
-        if not data:
-            self._lose("the peer has closed the connection")
-            return
-        for frame in self._parser.feed(data):
-            if self.is_open:
-                self._on_frame(frame)
-
-    def _send(self, data: bytes) -> None:
-        if len(self.unsent) > MAX_UNSENT_BYTES:
-            self._lose(f"the peer has left {len(self.unsent)} bytes unread")
-            return
-        self.unsent += data
-        if self._writable is None:
-            self._write()
-
-    def _write(self) -> None:
-        try:
-            sent = self.sock.send(self.unsent)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            self._lose(f"write: {error.strerror}")
-            return
-        del self.unsent[:sent]
-        if not self.unsent:
-            self._forget_writable()
-        elif self._writable is None:
-            self._watch_writable()
-
-    def _watch_writable(self) -> None:
-        # The loop waits for readable descriptors only. An epoll descriptor is readable when one of
-        # its own events is there (epoll(7)), so this turns writable into readable.
-        self._writable = select.epoll()
-        self._writable.register(self.sock.fileno(), select.EPOLLOUT)
-        self._loop.watch(self._writable.fileno(), self._write)
-
-    def _forget_writable(self) -> None:
-        if self._writable is not None:
-            self._loop.forget(self._writable.fileno())
-            self._writable.close()
-            self._writable = None
-
-
-class ServerConnection(_Connection):
+class ServerConnection(Connection):
     """One accepted connection.
 
     `on_request` gets the connection, stream id, service, method, payload and time-out (ns, 0 is
     none, a hint). Each request is answered exactly once, by `respond` or `refuse`, at any time.
     Answers on a lost connection are dropped.
 
+    With a journal the connection survives a kill -9 of this process, if another one holds socket
+    and journal: bytes are noted before they are taken from the socket, and a call until its answer
+    is sent. The successor's `calls` has each of them; a request that came last is handed to its
+    `on_request`, perhaps for the second time. Some calls may be answered already: the client drops
+    a second answer. An answer of more than 32 KiB that was cut by the kill breaks the connection.
+
     Attributes:
         calls: Service and method of each call that is not answered yet, by stream id.
+        journal: Owned, or None.
     """
 
     def __init__(
@@ -177,25 +78,85 @@ class ServerConnection(_Connection):
         on_request: OnRequest,
         on_closed: Callable[[ServerConnection, str], None],
         restored: Mapping[str, Any] | None = None,
+        journal: CallJournal | None = None,
     ) -> None:
-        """Take ownership of the socket; `restored` is what `snapshot` has returned.
+        """Take ownership of the socket and the journal.
+
+        `restored` is what `snapshot` has returned, or what the journal of the dead process says.
 
         `on_closed` gets the reason. It is called when the peer has closed the connection, has
         broken the protocol or reads nothing; not by `close`.
         """
-        state = restored or {"unparsed": "", "skip_bytes": 0, "unsent": "", "calls": []}
+        state = {**_EMPTY, **(restored or {})}
         self.calls = {stream_id: (service, method) for stream_id, service, method in state["calls"]}
         self._on_request = on_request
         self._on_closed = on_closed
         parser = FrameParser(bytes.fromhex(state["unparsed"]), state["skip_bytes"])
+        self.journal = journal
+        self._cut_bytes = state["cut_bytes"]
+        self._inherited = bytes.fromhex(state["received"])
+        self._reading: dict[str, Any] = {}
+        self._is_serving_again = False
         super().__init__(loop, sock, parser, bytes.fromhex(state["unsent"]))
+
+    def take_over(self) -> None:
+        """Serve what the dead process was reading, unless the socket still has it.
+
+        Called once after the construction from a journal, before the loop runs.
+        """
+        received, self._inherited = self._inherited, b""
+        try:
+            is_there = not received or self.sock.recv(len(received), _PEEK) == received
+        except OSError:
+            is_there = False
+        if not is_there:
+            self._is_serving_again = True
+            self._reading = {**self._parser_state(), "received": received.hex()}
+            self._serve_frames(received)
+            self._is_serving_again = False
+
+    def _receive(self) -> bytes:
+        if self.journal is None:
+            return super()._receive()
+        data = self.sock.recv(READ_BYTES, _PEEK)
+        self._reading = {**self._parser_state(), "received": data.hex()}
+        self._note()
+        return self.sock.recv(len(data)) if data else b""
+
+    def _serve_frames(self, data: bytes) -> None:
+        super()._serve_frames(data)
+        self._reading = {}
+        self._note()
+
+    def _note(self) -> None:
+        # While frames are served the record has the bytes that they came in: a kill loses none.
+        if self.journal is not None and self.is_open:
+            self.journal.write({**self.snapshot(), **self._reading})
+
+    def _write(self) -> None:
+        wanted = len(self.unsent) - self._next_bytes()
+        before = len(self.unsent)
+        super()._write()
+        if self.is_open and len(self.unsent) < before:
+            self._cut_bytes = len(self.unsent) - wanted
+            self._note()
+
+    def _next_bytes(self) -> int:
+        # One frame a call: the kernel takes up to 32 KiB whole or not at all.
+        return self._cut_bytes or frame_bytes(self.unsent)
+
+    def _parser_state(self) -> dict[str, Any]:
+        return {
+            "unparsed": self._parser.unparsed.hex(),
+            "skip_bytes": self._parser.skip_bytes,
+        }
 
     def snapshot(self) -> dict[str, Any]:
         """Return all but the socket, in values that JSON has."""
         return {
-            "unparsed": self._parser.unparsed.hex(),
-            "skip_bytes": self._parser.skip_bytes,
+            **self._parser_state(),
             "unsent": self.unsent.hex(),
+            "cut_bytes": self._cut_bytes,
             "calls": [[stream_id, *names] for stream_id, names in self.calls.items()],
         }
 
@@ -227,7 +188,7 @@ class ServerConnection(_Connection):
         if frame.kind != REQUEST:
             return  # frames of streams, which no method of ours opens
         stream_id = frame.stream_id
-        if stream_id in self.calls:
+        if stream_id in self.calls and not self._is_serving_again:
             # Either answer would be taken for the other's.
             self._lose(f"the peer has used stream id {stream_id} twice")
             return
@@ -261,12 +222,14 @@ class ServerConnection(_Connection):
         self._on_closed(self, why)
 
     def close(self) -> None:
-        """Close the socket, forget the calls; a second call does nothing."""
+        """Close the socket and the journal, forget the calls; a second call does nothing."""
         super().close()
         self.calls.clear()
+        if self.journal is not None:
+            self.journal.close()
 
 
-class ClientConnection(_Connection):
+class ClientConnection(Connection):
     """A connection to a server, with any number of calls under way."""
 
     def __init__(self, loop: Loop, sock: socket.socket, on_closed: Callable[[str], None]) -> None:

@@ -16,9 +16,11 @@ import pytest
 
 from supervisor.linux.event_loop import Loop
 from supervisor.wire import frames
+from supervisor.wire.connection import MAX_UNSENT_BYTES
 from supervisor.wire.frames import Code, FrameParser
+from supervisor.wire.journal import CallJournal
 from supervisor.wire.server import Server
-from supervisor.wire.ttrpc import MAX_UNSENT_BYTES, ClientConnection, ServerConnection
+from supervisor.wire.ttrpc import ClientConnection, ServerConnection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -252,7 +254,7 @@ def test_a_client_gets_the_answers_of_its_calls() -> None:
 class Listening:
     """A server at a path."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, has_journals: bool = False) -> None:
         self.loop = Loop()
         self.path = str(path)
         listener = socket.socket(socket.AF_UNIX)
@@ -263,10 +265,16 @@ class Listening:
         self.server = Server(
             self.loop,
             listener,
-            on_request=lambda connection, stream_id, *_: connection.respond(stream_id, b"ok"),
+            on_request=self._answer,
             on_closed=lambda _connection, why: self.closed.append(why),
             log=self.log.append,
+            has_journals=has_journals,
         )
+
+    @staticmethod
+    def _answer(connection: ServerConnection, stream_id: int, *request: object) -> None:
+        if request[1] != "Hang":
+            connection.respond(stream_id, b"ok")
 
     def connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)
@@ -345,6 +353,28 @@ def test_connections_carry_over_to_another_server(listening: Listening, tmp_path
     other.loop.run_until(lambda: not other.server.snapshot()[0]["unparsed"])
     client.settimeout(30)
     assert client.recv(100).endswith(b"ok")
+    client.close()
+    other.server.close()
+    other.loop.close()
+
+
+def test_a_server_takes_over_connections_by_their_journals(tmp_path: Path) -> None:
+    dead = Listening(tmp_path / "dead", has_journals=True)
+    client = dead.connect()
+    client.sendall(frames.encode_request(1, "s.S", "Hang", b""))
+    dead.loop.run_until(lambda: any(each.calls for each in dead.server.connections))
+    [connection] = dead.server.connections
+    assert connection.journal is not None
+    journal = CallJournal(os.dup(connection.journal.fileno()))
+    sock = connection.sock.dup()
+    dead.server.close()
+    dead.loop.close()
+    other = Listening(tmp_path / "other")
+    other.server.take_over([sock], [journal])
+    [connection] = other.server.connections
+    assert connection.calls == {1: ("s.S", "Hang")}
+    connection.refuse(1, Code.UNAVAILABLE, "killed")
+    assert frames.decode_response(FrameParser().feed(client.recv(100))[0].data)[0] == 14
     client.close()
     other.server.close()
     other.loop.close()
