@@ -35,9 +35,14 @@ class ReaderWait:
     ) -> None:
         """Borrow loop and reaper.
 
-        `work` is the child's, with the fifo's and its pipe's descriptor;
-        `on_reader` takes the fifo while the child still holds it open, or raises `ShimError`;
-        `on_end` follows when the child has been let go, with None or the error.
+        Args:
+            loop: Watches the child's pipe.
+            reaper: Reaps the child.
+            path: Of the fifo; for errors.
+            with_path: An O_PATH descriptor of the fifo; owned.
+            work: What the child runs, with the descriptors of the fifo and of its pipe.
+            on_reader: Opens the fifo while the child still has it open. May raise `ShimError`.
+            on_end: Called after the child was killed, with None or the error.
         """
         self.path = path
         self._loop = loop
@@ -52,11 +57,11 @@ class ReaderWait:
 
     @property
     def is_reaped(self) -> bool:
-        """Whether it has no child, or none any more."""
+        """Whether no child is left to be reaped."""
         return self._pid == 0
 
     def begin(self) -> None:
-        """Fork the child; if that fails (EAGAIN, EMFILE), `on_end` is told."""
+        """Fork the child. If fork(2) or pipe(2) fails, call `on_end` with the error."""
         try:
             self._said_rfd, said_wfd = fds.pipe(4096)
             os.set_blocking(self._said_rfd.fileno(), False)
@@ -76,7 +81,7 @@ class ReaderWait:
 
     def _on_said(self) -> None:
         if not os.read(self._said_rfd.fileno(), 1):
-            self._hang_up()  # it has died: the reaper tells its end
+            self._hang_up()  # the child has died, and the reaper calls `_on_child_gone`
             return
         error = None
         try:
@@ -87,14 +92,14 @@ class ReaderWait:
         self._on_end(error)
 
     def _on_child_gone(self, _termination: Termination) -> None:
-        """Go on with another one, if it was not us who let it go."""
+        """Fork another child, unless `end` has killed this child."""
         self._pid = 0
         self._hang_up()
         if self._with_path.is_open:
             self._again.start(_PAUSE_S)
 
     def end(self) -> None:
-        """Let the child go; the reaper collects it. A second call does nothing."""
+        """Kill the child, which the reaper reaps. A second call does nothing."""
         self._again.cancel()
         self._hang_up()
         self._with_path.close()

@@ -5,12 +5,12 @@ The store is a socket pair with one message in it. The kernel keeps the message'
 holder, systemd with its FD store. The first descriptor is a sealed memfd with the document, JSON.
 In the document every other descriptor is an index.
 
-An adopter finds the sockets by their inodes, which may be another socket's by then. So the store
-has a nonce: in its message, and in the file `handover` of the state directory, which only the owner
-can read. The sockets and the document must have been made by our own user.
+An adopter finds the sockets by their inodes, which may be other sockets' by then. So the store has
+a nonce: in its message, and in the file `handover` of the state directory, which only the owner can
+read. The adopter's own user must have made the sockets and the document.
 
-Only the same version reads a document. `VERSION` goes up with each change of the document's shape,
-and of what is in the shared memory that it leads to.
+Only the same version reads a document. `VERSION` grows with each change of the document and of the
+shared memory that the document leads to.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class FdReader:
 
 
 class FdStore:
-    """The socket pair. Owned until `close`; the last process that closes it loses what is in it."""
+    """The socket pair. Owned until `close`; its content is gone when no process has it open."""
 
     def __init__(self, *, ends: tuple[int, int] | None = None, nonce: str | None = None) -> None:
         """Make an empty store, or own the `ends` of a store that exists.
@@ -116,24 +116,24 @@ class FdStore:
 
     @property
     def nonce(self) -> str:
-        """The secret in the message; of a store that was found only after `look`."""
+        """The secret in the message. Of a store that was found it is known after `look`."""
         return self._nonce or ""
 
     @property
     def fds(self) -> tuple[int, int]:
-        """Both ends, borrowed. A process that keeps them open keeps what is in the store."""
+        """Both sockets, borrowed. A process that keeps them open keeps the content."""
         return (self._front.fileno(), self._back.fileno())
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing has been put there so far. Unlike `look` it changes nothing."""
+        """Whether nothing has been put into the store. Unlike `look` this changes nothing."""
         return not fds.is_readable(self._front.fileno())
 
     def put(self, document: dict[str, Any], fd_writer: FdWriter) -> None:
-        """Replace the content. At every instant the old or the new content is there.
+        """Replace the content. At every instant the store has the old or the new content.
 
         Raises:
-            FdStoreError: The new content cannot be put; the old content is still there.
+            FdStoreError: The store has the old content still.
         """
         try:
             import array
@@ -166,7 +166,7 @@ class FdStore:
         Only one process may call it at a time, and not while another calls `put`.
 
         Raises:
-            FdStoreError: Nothing is there, or not what this version can read.
+            FdStoreError: The store is empty, or this version cannot read its content.
         """
         import socket
 
@@ -177,7 +177,7 @@ class FdStore:
         except OSError as error:
             raise FdStoreError(f"handover: {reason(error)}") from error
         try:
-            self._check_nonce(message)  # another one may have come since it was looked at
+            self._check_nonce(message)  # another message may have come since the first check
             return FdReader(_document(received), received[1:])
         except BaseException:
             for each in received:
@@ -188,19 +188,19 @@ class FdStore:
                 received[0].close()
 
     def _check_whose_it_is(self) -> None:
-        """Peek at the first message: an inode can lead to another program's sockets.
+        """Peek at the first message. The inodes may be those of another program's sockets.
 
         No descriptor is received before its sender is known. close(2) of a descriptor that another
         user chose may sleep.
 
         Raises:
-            FdStoreError: It is no supervisor's, or of another version, or there is none.
+            FdStoreError: The store is not a supervisor's, has another version, or is empty.
         """
         import socket
 
         try:
             option = (socket.SOL_SOCKET, _SO_PEEK_OFF)
-            # A supervisor that was killed between two steps may have left another offset.
+            # A supervisor that was killed in `_has_a_second` has left another offset.
             offset = self._front.getsockopt(*option)
             self._front.setsockopt(*option, -1)
             message = self._front.recv(_MESSAGE_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -235,11 +235,13 @@ class FdStore:
             raise FdStoreError("handover: not what the supervisor has published")
 
     def _drop_all_but_the_last(self) -> None:
-        """Keep the newer of two messages: a supervisor was killed between the steps of `put`."""
+        """Remove the older of two messages: a supervisor may have been killed within `put`."""
         import socket
 
         while self._has_a_second():
-            self._front.recv(1, socket.MSG_DONTWAIT)  # its descriptors, not asked for, are closed
+            self._front.recv(
+                1, socket.MSG_DONTWAIT
+            )  # without ancillary data: the kernel closes the descriptors
 
     def _has_a_second(self) -> bool:
         import socket

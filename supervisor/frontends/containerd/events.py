@@ -84,7 +84,7 @@ class PublishCommand:
         """
         envelope = decode(Envelope, event.envelope)
         words = ["--topic", event.topic, "--namespace", envelope["namespace"]]
-        # A file, not a pipe: the command reads it whenever it likes, and nobody waits.
+        # A file, not a pipe: the command reads it at its own pace, and the shim does not wait.
         stdin = Fd(os.memfd_create("event", os.MFD_CLOEXEC))
         null = Fd(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
         try:
