@@ -110,6 +110,8 @@ class StreamSet:
     def add(self, stream: Stream) -> None:
         """Take a stream; its worker is forked by `start`."""
         self._slots.append(StreamCopy(self._context, stream, len(self._slots)))
+        if self.packet_clients is not None and not stream.name.endswith(ATTACH_SUFFIX):
+            self.packet_clients.stream_added()
 
     @property
     def streams(self) -> list[Stream]:

@@ -151,6 +151,21 @@ def test_who_connects_before_the_first_byte_hears_it(attached: Attached) -> None
     assert packets == [b"\3oops"]
 
 
+def test_who_connects_before_there_are_streams_has_them_when_they_come(
+    attached: Attached,
+) -> None:
+    """The console of an exec comes from the runtime, which runs after the client has connected."""
+    peer = attached.enter()
+    container, _idle, _stdin = attached.stdin(ends_with_client=True)
+    writer, _stream, path = attached.logged()
+    attached.site.stream_set.start()
+    peer.send(b"typed")
+    attached.look_until(lambda: fds.pending_bytes(container) == 5)
+    os.write(writer, b"said\n")
+    attached.hear(peer, b"said\n")
+    assert path.read_bytes() == b"said\n"
+
+
 def test_who_connects_later_is_a_listener_and_hears_the_rest(attached: Attached) -> None:
     writer, stream = attached.output()
     attached.site.stream_set.start()

@@ -125,6 +125,11 @@ class PacketClients:
         self._watch(client)
         self._changed()
 
+    def stream_added(self) -> None:
+        """Give the clients a stream that came after them: the console of an exec'd process."""
+        if self._clients:
+            self._changed()
+
     def _watch(self, client: _Client) -> None:
         # Not for input, which the worker of stdin takes: only for the end of both directions.
         self._loop.watch(
