@@ -6,16 +6,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
 from supervisor.frontends.containerd import events
-from supervisor.frontends.containerd.events import EventQueue, PublishCommand
+from supervisor.frontends.containerd.events import EventQueue, PublishCommand, journaled
+from supervisor.linux.event_loop import Loop
 from supervisor.oci.invoke import RuntimeInvoker
 from supervisor.wire import messages
 from supervisor.wire.frames import Code
+from supervisor.wire.journal import CallJournal
 from supervisor.wire.protobuf import decode, unpack_any
 from supervisor.wire.server import Server
 
@@ -290,6 +293,44 @@ def test_a_queue_goes_on_from_the_snapshot_of_another(
     assert unpack_any(containerd.envelopes[0]["event"], messages.TaskStart)["pid"] == 5
     other.close()
     containerd.close()
+
+
+def test_the_events_of_a_killed_process_are_in_its_journal(
+    rig: Rig, containerd: FakeContainerd, path: Path
+) -> None:
+    """Killed before the first answer: the successor sends all of them, in order."""
+    noted = CallJournal.create()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            queue = EventQueue(
+                Loop(), rig.log, namespace="ns", ttrpc_address=str(path), journal=noted
+            )
+            for name in ("a", "b", "a", "c"):
+                queue.publish("/tasks/exit", {"container_id": name})
+            queue.forget("b")
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    queue = EventQueue(
+        rig.loop,
+        rig.log,
+        namespace="ns",
+        ttrpc_address=str(path),
+        restored=journaled(noted),
+        journal=noted,
+    )
+    rig.run_until(lambda: not len(queue))
+    assert [name for _topic, name in containerd.said()][-3:] == ["a", "a", "c"]
+    assert journaled(noted) == []
+    queue.close()
+
+
+def test_an_empty_journal_has_no_events() -> None:
+    noted = CallJournal.create()
+    assert journaled(noted) == []
+    noted.close()
 
 
 def test_waiting_events_of_a_container_that_is_cleaned_up_are_dropped(

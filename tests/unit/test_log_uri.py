@@ -24,6 +24,7 @@ from supervisor.linux.errors import UsageError
         ("fifo:///run/f", FifoTarget("/run/f")),
         ("file:///var/log/c.log", FileTarget("/var/log/c.log")),
         ("file:///var/log/a%20b.log?maxsize=5#x", FileTarget("/var/log/a b.log")),
+        ("file:///a#b", FileTarget("/a")),
         ("binary:///usr/bin/logger", LoggerTarget("/usr/bin/logger", (), False)),
         (
             "binary:///usr/bin/logger?id=a%26b&b=c+d&id=2&flag",

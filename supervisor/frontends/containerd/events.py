@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from supervisor.linux.exit_status import Termination
     from supervisor.oci.invoke import RuntimeInvoker
     from supervisor.state.log import Log
+    from supervisor.wire.journal import CallJournal
 
 MOST_EVENTS = 4096
 """A full queue loses its oldest event of the first of these kinds that it has."""
@@ -55,6 +56,9 @@ _LOST_FIRST = (
 CALL_LIMIT_S = 5.0
 FLUSH_LIMIT_S = 5.0
 _LONGEST_PAUSE_S = 5
+_NOTED_EVERY = 64
+"""A note has the whole queue. While 4096 events move, a note of each would take 25 s; a kill
+repeats at most so many events instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,12 @@ class PublishCommand:
             null.close()
 
 
+def journaled(journal: CallJournal) -> list[list[str]]:
+    """Return the events of a killed process that are not acknowledged, for `restored`."""
+    state = journal.read()
+    return [] if state is None else [[*event] for event in state["events"]]
+
+
 class EventQueue:
     """Sends events in order, one at a time; a lost connection or an error repeats the event.
 
@@ -124,12 +134,14 @@ class EventQueue:
         ttrpc_address: str,
         command: PublishCommand | None = None,
         restored: Sequence[Sequence[str]] = (),
+        journal: CallJournal | None = None,
     ) -> None:
         """Borrow everything.
 
         `ttrpc_address` is the path of containerd's socket, with or without unix://; it may be
         empty. `command` is the way without ttrpc, None if there is none. `restored` is what
-        `snapshot` has returned.
+        `snapshot` has returned, or `journaled` of the journal of a killed process. `journal` gets
+        each event before its first try; it is owned.
         """
         self._loop = loop
         self._log = log
@@ -141,6 +153,7 @@ class EventQueue:
             QueuedEvent(topic, container_id, bytes.fromhex(envelope))
             for topic, container_id, envelope in restored
         ]
+        self._journal = journal
         self._client: ClientConnection | None = None
         self._is_sending = False
         self._failures = 0
@@ -173,6 +186,7 @@ class EventQueue:
         if len(self._events) >= MOST_EVENTS:
             self._lose_one()
         self._events.append(QueuedEvent(topic, values["container_id"], envelope))
+        self._note()
         self._send_next()
 
     def forget(self, container_id: str) -> None:
@@ -183,7 +197,12 @@ class EventQueue:
         sending = self._events[:1] if self._is_sending else []
         waiting = self._events[len(sending) :]
         self._events = sending + [each for each in waiting if each.container_id != container_id]
+        self._note()
         self._check_flushed()
+
+    def _note(self) -> None:
+        if self._journal is not None:
+            self._journal.write({"events": self.snapshot()})
 
     def flush(self, on_flushed: Callable[[int], None], limit_s: float = FLUSH_LIMIT_S) -> None:
         """Call back when the queue is empty or the time is over, with the number of events left."""
@@ -198,6 +217,9 @@ class EventQueue:
         if self._client is not None:
             self._client.close()
             self._client = None
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
 
     def _send_next(self) -> None:
         if self._is_sending or self._pause.is_running or not self._events:
@@ -273,6 +295,8 @@ class EventQueue:
         self._limit.cancel()
         self._is_sending = False
         del self._events[0]
+        if len(self._events) % _NOTED_EVERY == 0:
+            self._note()
         if self._failures:
             self._log.info(f"events: containerd takes them again, {len(self._events)} waiting")
             self._failures = 0
