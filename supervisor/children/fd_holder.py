@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
         @property
         def starts_successors(self) -> bool:
-            """Whether it starts any, and has to be told when no more are wanted."""
+            """Whether it starts any. Then it gets STAND_DOWN when no more are wanted."""
 
         def stand_down(self) -> None:
             """Start none from now on; a process that is forked later knows it, too."""

@@ -66,12 +66,12 @@ def find_store(claimed: claim.Claim, kept: FdStore | None) -> FdStore | None:
         FdStoreError: The store is gone or cannot be read. What systemd keeps stays there.
     """
     if not os.path.exists(os.path.join(claimed.state_dir, directory.HANDOVER_NAME)):
-        let_go(kept)
+        discard_kept(kept)
         return None
     if kept is not None and discover.is_of(kept, claimed.state_dir):
         store = kept
     else:
-        let_go(kept)
+        discard_kept(kept)
         store = discover.find(claimed.state_dir)
     try:
         discover.look(store, claimed.state_dir).close()
@@ -81,8 +81,8 @@ def find_store(claimed: claim.Claim, kept: FdStore | None) -> FdStore | None:
     return store
 
 
-def let_go(kept: FdStore | None) -> None:
-    """Close the store of another run that systemd has kept, and remove it there."""
+def discard_kept(kept: FdStore | None) -> None:
+    """Close the store of another run that systemd has kept, and remove it from systemd."""
     if kept is not None:
         kept.close()
         Notifier(foreground.environment_of_a_main_process()).keep_no_more(discover.KEPT_NAMES)
@@ -91,7 +91,7 @@ def let_go(kept: FdStore | None) -> None:
 def take_over(
     claimed: claim.Claim, store: FdStore, *, detach: bool, command: tuple[str, ...]
 ) -> int:
-    """Supervise the container of the store `store`, here or as a daemon; returns as `run`.
+    """Supervise the container of `store`, here or as a daemon; returns as `run`.
 
     Raises:
         ShimError: As `restore.restore`.

@@ -84,7 +84,7 @@ def run(request: RunRequest) -> int:
                 except FdStoreError as error:  # matters only if the container still lives
                     why_not = error
             else:
-                adopt.let_go(kept)
+                adopt.discard_kept(kept)
             if store is not None:
                 activation_fds.close()  # the running container has its own copies
                 return adopt.take_over(claimed, store, detach=request.detach, command=command)

@@ -243,7 +243,7 @@ class Running:
         if self._container.process is None:
             raise AssertionError("an exit to record, and none seen")
         self.exit.record(self._container.process)
-        self._launch.pipes.let_go()
+        self._launch.pipes.close_peer()
         self._container.recorded()
 
     def _kill_rest(self) -> None:
@@ -260,7 +260,7 @@ class Running:
         )
 
     def _drain(self) -> None:
-        self._launch.pipes.let_go()  # also where there never was a process
+        self._launch.pipes.close_peer()  # also where there never was a process
         self.exit.drain(self._on_drained, self.init)
 
     def _delete(self) -> None:

@@ -183,11 +183,11 @@ class DrainWatch:
         )
 
     def judge(self, *, is_stopping: bool, is_bounded: bool = True) -> list[tuple[Stream, Verdict]]:
-        """Return the streams that something is to be done about now, with the reason.
+        """Return the streams that need an action now, with the reason.
 
         Args:
-            is_stopping: A stop was asked for, so no reader may keep us any longer.
-            is_bounded: No process that we serve can have the streams open any more.
+            is_stopping: A stop was asked for, so the drain waits for no reader any more.
+            is_bounded: No process of the container can have the streams open any more.
         """
         judged: list[tuple[Stream, Verdict]] = []
         now_s = time.monotonic()

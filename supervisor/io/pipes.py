@@ -174,8 +174,8 @@ class Pipes:
     def join_console(self, ptmx: fds.Fd, stdio: Stdio, stream_set: StreamSet) -> None:
         """Take the console and join it to the clients, and to the person's terminal if any.
 
-        Until `let_go` it is open on the container's side, too: the container may close it and open
-        it again.
+        Until `close_peer` it is open on the container's side, too: the container may close it and
+        open it again.
         """
         from supervisor.io.stream import Stream
         from supervisor.oci.console_socket import peer
@@ -281,14 +281,14 @@ class Pipes:
             if error.errno != errno.EIO:  # the person's terminal was hung up: no window any more
                 raise
 
-    def let_go(self) -> None:
-        """Close our side: the console of a dead container ends when its last user is gone."""
+    def close_peer(self) -> None:
+        """Close the container's side: the console then ends with its last user."""
         self._peer.close()
         self._words.close()
 
     def close(self) -> None:
         """Close the console and give the person's terminal back."""
-        self.let_go()
+        self.close_peer()
         if self._terminal is not None:
             self._terminal.restore()
         if self._ptmx is not None:

@@ -223,7 +223,7 @@ class StdioOpener:
             with_path.close()
 
     def _open_line_sinks(self, *, is_console: bool) -> None:
-        """Open all line_sinks; none of them has to be waited for."""
+        """Open all line sinks. None of them waits for a reader."""
         wanted = {name: sink for name, sink in self._wanted if sink.has_line_sink}
         if not wanted:
             return

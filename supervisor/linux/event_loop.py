@@ -91,7 +91,7 @@ class Loop:
     ) -> None:
         """Call `callback` whenever `fd` can be read, or is at end of file. `fd` is borrowed.
 
-        The descriptor has to be non-blocking: an event may be stale when it is served. Without
+        The descriptor must be non-blocking: an event may be stale when it is served. Without
         `is_read` only the hang-up of both directions, or an error, is an event.
         """
         if feature not in self.off:

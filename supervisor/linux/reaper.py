@@ -1,16 +1,16 @@
-"""The one place that waits for children.
+"""The only module that waits for children.
 
-Why one, and why not `subprocess`: as a subreaper we inherit processes we never forked and have to
-reap them, which takes waitid(P_ALL). That call takes any child's status, also one that
-`Popen.wait` is about to ask for, which then reports 0 for /bin/false. So no other module waits.
+Why not `subprocess`: a subreaper inherits processes that it has not forked, and must reap them.
+That takes waitid(P_ALL), which takes any child's status. `Popen.wait` would then find no child, and
+return 0 for /bin/false. So no other module waits.
 
-Why not a pidfd in the loop for each child: it costs two system calls a child and says nothing
-of inherited orphans, which need SIGCHLD and P_ALL all the same. SIGCHLD coalesces, hence the
-loop until the kernel has no more. Waiting per known pid instead would leave strangers as zombies.
+Why not a pidfd in the loop for each child: that costs two system calls a child, and inherited
+children still need SIGCHLD and P_ALL. SIGCHLD coalesces, so the reaper loops until no child is left
+to be reaped. Waiting per known pid would leave unknown children as zombies.
 
-A status can arrive before its owner is known: a container may end before its runtime has, and only
-then does the supervisor read its pid. While a create operation is under way, statuses of unknown
-children are therefore remembered, boundedly; see `remember_unknown`.
+A status may come before its owner is known: a container may end before its runtime, and only after
+the runtime does the supervisor read the container's pid. So the reaper remembers the statuses of
+unknown children while a create operation is under way, up to a limit; see `remember_unknown`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Reaper:
     def living_unknown(self) -> list[int]:
         """Return the children that no caller expects: inherited, or left by a runtime.
 
-        Source: proc(5), /proc/[pid]/task/[tid]/children; unreaped ones are listed as well.
+        Source: proc(5), /proc/[pid]/task/[tid]/children; the file lists unreaped children, too.
         """
         return [pid for pid in procfs.children() if pid not in self._expected]
 

@@ -2,9 +2,9 @@
 
 Between fork(2) and exec(2) the child of this single-threaded process may run Python, but it still
 has the parent's signal handlers, wakeup pipe and descriptors. So every signal is blocked around
-the fork: a SIGTERM that arrives in between would else be written into the *parent's* wakeup pipe
-and be taken for an order to stop. The child first lets go of handlers and pipe, then unblocks; a
-signal that was meant for the child then acts on the child.
+the fork: else the child would write a SIGTERM into the *parent's* wakeup pipe, and the parent would
+stop. The child first resets the handlers and closes the pipe, then unblocks the signals. From then
+on a signal to the child acts on the child.
 
 Both kinds of child end in os._exit: sys.exit would run the parent's clean-up a second time.
 """

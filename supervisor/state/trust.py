@@ -95,8 +95,9 @@ def open_directory(path: str, *, make: int | None = None) -> fds.Fd:
 def open_path(path: str) -> fds.Fd:
     """Open a fifo, a device or a file that is there, by the same walk, with O_PATH.
 
-    Links in its place are followed, if they are root's or ours. In a directory with the sticky bit
-    the file has to be root's or ours, too. What is below /proc is the kernel's (/dev/stdout).
+    A link in its place is followed if it belongs to root or to this user. In a directory with the
+    sticky bit the file must belong to root or to this user, too. Below /proc every file is the
+    kernel's (/dev/stdout).
 
     Raises:
         OSError: As `open_directory`.
