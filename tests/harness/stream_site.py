@@ -31,7 +31,7 @@ class Site:
         troubles: How often the crew has said that a stream is worse or better off.
     """
 
-    def __init__(self, rig: Rig) -> None:
+    def __init__(self, rig: Rig, *, counters: fds.Fd | None = None) -> None:
         self.rig = rig
         self.on_over: Callable[[], None] = lambda: None
         self.overs = 0
@@ -44,6 +44,7 @@ class Site:
             null_fd=rig.null.fileno(),
             on_stream_over=self._note_over,
             on_trouble=self._note_trouble,
+            counters=counters,
         )
         self._owned: list[fds.Fd] = []
 

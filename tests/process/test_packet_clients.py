@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from supervisor.io.drain import DrainWatch, Verdict
+from supervisor.io.pipes import Pipes
+from supervisor.io.stdio import ATTACH, Stdio
+from supervisor.io.stdio import restore as restore_stdio
 from supervisor.io.stream import Stream
 from supervisor.linux import fds
+from supervisor.oci.process_json import ProcessConfig
 from supervisor.sinks.attach_sink import AttachSink
 from supervisor.sinks.file_sink import open_log
 from supervisor.sinks.spec import parse_sink
@@ -394,6 +398,63 @@ def test_listener_clients_and_rings_are_handed_over(
     store.close()
     successor.stream_set.close()
     sink.close()
+
+
+def test_a_successor_continues_with_branch_clients_and_log(
+    attached: Attached, rig: Rig, tmp_path: Path
+) -> None:
+    """Everything comes out of the store of descriptors, as after the death of a supervisor."""
+    path = tmp_path / "stdout.log"
+    record = ProcessConfig(stdout=f"k8s-file:{path}", stdin=ATTACH)
+    writer, _stream = attached._add("stdout", open_log(["stdout"], parse_sink(record.stdout), ())["stdout"])  # fmt: skip  # noqa: E501
+    container, idle, _stdin = attached.stdin(ends_with_client=True)
+    attached.site.stream_set.start()
+    peer = attached.enter()
+    os.write(writer, b"one\n")
+    attached.hear(peer, b"one\n")
+    attached.site.stream_set.stop()
+    attached.site.run_until(lambda: not attached.site.stream_set.has_workers)
+    os.write(writer, b"between\n")
+    peer.send(b"typed")
+
+    stdio = Stdio(line_sinks=attached.line_sinks)
+    writer_of_store, store = FdWriter(), FdStore()
+    document = {
+        "stdio": stdio.snapshot(writer_of_store),
+        "crew": attached.site.stream_set.snapshot(writer_of_store),
+    }
+    store.put(document, writer_of_store)
+    attached.site.stream_set.close()
+
+    contents = store.look()
+    packed = contents.document
+    successor = Site(rig, counters=contents.take(packed["crew"]["counters"]))
+    restored = restore_stdio(packed["stdio"], contents, record, "web", "")
+    pipes = Pipes(record, None, rig.null.fileno())
+    streams = successor.stream_set
+    pipes.restore({"console": -1}, packed["crew"]["streams"], contents, restored, streams, is_parent=False)  # fmt: skip  # noqa: E501
+    streams.serve_packets(restored.line_sinks).restore(packed["crew"]["packet_clients"], contents)
+    assert sorted(stream.name for stream in streams.streams) == ["stdin", "stdout", "stdout.attach"]
+    assert all(stream.has_attach_sink for stream in streams.streams if "." in stream.name)
+    streams.renew()
+    attached.hear(peer, b"between\n")
+    attached.look_until(lambda: fds.pending_bytes(container) == 5)
+    second = attached.connect()
+    assert streams.packet_clients is not None
+    attached.look_until(lambda: len(streams.packet_clients._clients) == 2)  # type: ignore[union-attr]
+    os.write(writer, b"two\n")
+    attached.hear(peer, b"two\n")
+    attached.hear(second, b"two\n")
+    texts = [line.split(b" ", 3)[3] for line in path.read_bytes().splitlines()]
+    assert texts == [b"one", b"between", b"two"]
+    streams.stop()
+    attached.look_until(lambda: not streams.has_workers)
+    streams.close()
+    restored.close()
+    pipes.close()
+    contents.close()
+    store.close()
+    assert idle > 0
 
 
 def vars_of(client: object) -> list[object]:
