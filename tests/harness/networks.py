@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 from pathlib import Path
 
+SYSTEMDS_QUEUE = 512
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -19,3 +21,17 @@ def make_private(queue_datagrams: int) -> None:
         errno = ctypes.get_errno()
         raise OSError(errno, os.strerror(errno))
     Path("/proc/sys/net/unix/max_dgram_qlen").write_text(f"{queue_datagrams}\n")
+
+
+def long_queue() -> socket.socket:
+    """Return a datagram socket that takes as many unread messages as systemd's own."""
+    ours = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        make_private(SYSTEMDS_QUEUE)
+        try:
+            return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        finally:
+            if _libc.setns(ours, _CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), "cannot return to the network namespace")
+    finally:
+        os.close(ours)

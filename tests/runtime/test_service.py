@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import bundles, runtime_calls, runtimes, waiting
+from tests.harness import bundles, networks, runtime_calls, runtimes, waiting
 from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
@@ -30,11 +29,12 @@ class Manager:
         self.root = directory / "root"
         self.id = bundles.fresh_id("service")
         self._address = str(directory / "notify")
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket = networks.long_queue()
         self._socket.bind(self._address)
         self._socket.settimeout(waiting.LIMIT_S)
         self.environment = {**os.environ, "NOTIFY_SOCKET": self._address}
         self.process: subprocess.Popen[bytes] | None = None
+        self._heard: list[str] = []
 
     def start(self, bundle: Path, *options: str, **environment: str) -> subprocess.Popen[bytes]:
         self.process = subprocess.Popen(
@@ -49,7 +49,11 @@ class Manager:
         """Return the words up to and including the first that begins with `word`."""
         words: list[str] = []
         while not any(line.startswith(word) for line in words):
-            words += self._socket.recv(65536).decode().split("\n")
+            try:
+                words += self._socket.recv(65536).decode().split("\n")
+            except TimeoutError:
+                pytest.fail(f"no {word} after {self._heard + words}")
+        self._heard += words
         return words
 
     def hear_rest(self) -> list[str]:
