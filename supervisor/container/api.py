@@ -201,6 +201,19 @@ class ContainerApi:
         self._check(Verb.REOPEN_LOGS)
         self._container.running.stream_set.reopen()
 
+    def renew_logs(self) -> None:
+        """Rotate or replace each k8s-file now, and open the new one.
+
+        Raises:
+            VerbError: As `reopen_logs`.
+            ShimError: A directory is gone; the old file goes on.
+        """
+        self._check(Verb.REOPEN_LOGS)
+        try:
+            self._container.running.stream_set.renew_files()
+        except OSError as error:
+            raise ShimError(f"renew the log: {error.filename}: {reason(error)}") from error
+
     def attach(self, stream: str, fifo: str) -> None:
         """Copy what `stdout` or `stderr` writes from now on to a fifo of the state directory."""
         self._check(Verb.ATTACH)

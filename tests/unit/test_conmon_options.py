@@ -188,8 +188,15 @@ def test_the_help_has_each_option_and_what_tests_look_for(word: str) -> None:
 
 def test_an_option_without_effect_is_warned_of() -> None:
     given = options.parse([*RUN, "--no-container-partial-message"])
-    files, journal = options.log_targets(["/log"]), options.log_targets(["/log", "journald"])
+    files, journal = options.log_targets(["/log"]), options.log_targets(["journald", "none"])
     assert [*options.warnings(given, files)] == [
         "--no-container-partial-message has no effect without journald log driver"
     ]
     assert [*options.warnings(given, journal)] == []
+
+
+def test_a_second_driver_gets_nothing_and_that_is_said() -> None:
+    targets = options.log_targets(["journald", "/log", "none"])
+    assert [*options.warnings(options.parse(RUN), targets)] == [
+        "journald gets no output beside k8s-file"
+    ]

@@ -100,15 +100,19 @@ class AttachSocket:
         self._clients = clients
         clients.listen(fds.Fd(self._listener.take()))
 
+    def unlink(self) -> None:
+        """Unlink the socket; a second call does nothing. The clients stay."""
+        if self._bundle.is_open:
+            with suppress(FileNotFoundError):  # CRI-O removes it before a restore
+                os.unlink(NAME, dir_fd=self._bundle.fileno())
+            self._bundle.close()
+
     def close(self) -> None:
         """Unlink the socket, then close it and the clients; a second call does nothing.
 
         In this order: a test of conmon's looks for the name when a client sees end of file.
         """
-        if self._bundle.is_open:
-            with suppress(FileNotFoundError):  # CRI-O removes it before a restore
-                os.unlink(NAME, dir_fd=self._bundle.fileno())
-            self._bundle.close()
+        self.unlink()
         self._listener.close()
         if self._clients is not None:
             self._clients.close()

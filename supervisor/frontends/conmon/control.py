@@ -10,8 +10,6 @@ from supervisor.linux.errors import ShimError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from supervisor.frontends.conmon.bundle_files import BundleFiles
     from supervisor.linux import fds
     from supervisor.linux.event_loop import Loop
@@ -35,9 +33,7 @@ class Control:
             self._fifos.append((files.make_fifo(fifo.name.lower()), ControlLines(fifo)))
         self._loop: Loop | None = None
 
-    def serve(
-        self, loop: Loop, log: Log, api: ContainerApi, before_reopen: Callable[[], None]
-    ) -> None:
+    def serve(self, loop: Loop, log: Log, api: ContainerApi) -> None:
         """Serve from now on: the container and its terminal are there."""
         self._loop = loop
 
@@ -51,8 +47,7 @@ class Control:
                     if isinstance(meaning, Resize):
                         api.resize(meaning.columns, meaning.rows)
                     elif isinstance(meaning, Reopen):
-                        before_reopen()
-                        api.reopen_logs()
+                        api.renew_logs()
                     else:
                         log.warning(f"ctl: {meaning.why}")
                 except VerbError as error:  # too late: the container has ended

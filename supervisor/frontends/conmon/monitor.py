@@ -174,23 +174,17 @@ class Monitor:
 
     def _on_notice(self, host: Host, notice: Notice, _detail: str) -> None:
         container = self._container
-        if notice is Notice.DELETED and self._attach is not None:
-            self._attach.close()  # the name first, and then the clients see their end
+        if notice is Notice.EXITED and self._attach is not None:
+            self._attach.unlink()  # before a client sees its end
         if notice is not Notice.CREATED or container is None:
             return
         self._is_created = True
         self._engine.created(container.pid)
         if self._control is not None:
             api = ContainerApi(container)
-            self._control.serve(host.loop, self._log, api, self._renew_log_files)
+            self._control.serve(host.loop, self._log, api)
         if self._options.timeout > 0:
             host.loop.timer(self._on_timeout).start(self._options.timeout)
-
-    def _renew_log_files(self) -> None:
-        """Have an empty file of each log's name: CRI-O has renamed it and waits for the new one."""
-        if self._container is not None:
-            with suppress(OSError):  # the directory is gone: the worker says so
-                self._container.running.stream_set.renew_files()
 
     def _on_signal(self, signum: int) -> None:
         """TERM, INT and QUIT are the container's, or the runtime's while that creates it."""
