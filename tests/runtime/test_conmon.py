@@ -145,7 +145,8 @@ def test_the_engine_starts_it_and_deletes_it(make: Callable[..., Engine]) -> Non
 
 def test_nothing_happens_before_the_engines_word(make: Callable[..., Engine]) -> None:
     engine = make("exit 0")
-    call = engine.call(engine.words("--api-version", "-b", str(engine.bundle)))
+    pid = f"{engine.directory}/pid"
+    call = engine.call(engine.words("--api-version", "-b", str(engine.bundle), "-p", pid))
     waiting.wait_true((engine.directory / "log").exists)
     assert call.process.poll() is None
     assert not (engine.bundle / "attach").exists()
