@@ -244,7 +244,7 @@ def test_a_client_that_stops_reading_delays_the_log_for_two_seconds_at_most(
     assert path.stat().st_size == sent
     stopped.close()
     attached.look_until(lambda: attached.clients._clients == [])
-    assert "bytes of stdout, client too slow" in attached.site.rig.messages()[-1]
+    assert "bytes, client too slow" in attached.site.rig.messages()[-1]
 
 
 def test_the_end_waits_three_seconds_for_a_consumer_and_the_log_is_whole(

@@ -352,6 +352,8 @@ def test_a_kill_at_any_instruction_loses_nothing_and_repeats_one_packet_at_most(
                 packets = _packets(peer)
                 once = _without_one_repeat(packets)
                 assert _payload(once) == content, step
+                number = site.peers.index(peer)
+                assert len(packets) - len(once) <= site.ring.repeats(number) <= 1, step
                 repeats += len(packets) - len(once)
             assert site.counters.copied_bytes(0) == len(content), step
     # The kernel does not say whether a packet was sent: until it is committed it may be repeated.

@@ -83,6 +83,9 @@ class Ring:
             Record(words[here + each * number : here + each * (number + 1)], len(Cursor._fields))
             for number in range(MAX_CLIENTS)
         ]
+        here += each * MAX_CLIENTS
+        self._sending = words[here : here + MAX_CLIENTS]
+        self._repeats = words[here + MAX_CLIENTS : here + 2 * MAX_CLIENTS]
 
     @property
     def fd(self) -> int:
@@ -100,6 +103,28 @@ class Ring:
     def commit_cursor(self, number: int, cursor: Cursor) -> None:
         """Make `cursor` the current one of a client."""
         self._cursors[number].commit(cursor)
+
+    def set_sending(self, number: int, position: int) -> None:
+        """Note, before a send, which packet the client gets; -1 takes it back."""
+        self._sending[number] = position + 1
+
+    def join(self, number: int, serial: int) -> Cursor | None:
+        """Return the cursor of a client; None if a client with another serial had the number.
+
+        A packet that a killed worker was sending will be sent again, and is counted as repeated.
+        """
+        cursor = self.cursor(number)
+        if cursor.serial != serial:
+            self._sending[number] = self._repeats[number] = 0
+            return None
+        if self._sending[number] == cursor.position + 1:
+            self._sending[number] = 0
+            self._repeats[number] += 1
+        return cursor
+
+    def repeats(self, number: int) -> int:
+        """Return how many packets the client may have got twice."""
+        return self._repeats[number]
 
     def oldest_kept(self, head: int) -> int:
         """Return the position from which on packets stay when one more is put behind `head`."""
@@ -154,4 +179,6 @@ class Ring:
         if self._memory.fd >= 0:
             for record in (self._record, *self._cursors):
                 record.release()
+            self._sending.release()
+            self._repeats.release()
             self._memory.close()

@@ -233,8 +233,8 @@ class _Queue:
         self._leaving = leaving
         self._client = client
         self._socket = socket.socket(fileno=client.fd)
-        cursor = ring.cursor(client.number)
-        if cursor.serial != client.serial:
+        cursor = ring.join(client.number, client.serial)
+        if cursor is None:
             state = ring.read()
             cursor = rings.Cursor(client.serial, state.head, state.total_bytes, 0, 0, now_ns)
             ring.commit_cursor(client.number, cursor)
@@ -284,10 +284,12 @@ class _Queue:
                 took_at_ns=clock_ns(),
             )
             self._leaving.hold()
+            self._ring.set_sending(self._client.number, self._cursor.position)
             try:
                 self._socket.send(packet, socket.MSG_DONTWAIT)
                 self._commit(after)
             except BlockingIOError:
+                self._ring.set_sending(self._client.number, -1)
                 self.is_full = True
                 return
             except OSError as error:

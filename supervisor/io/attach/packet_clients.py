@@ -146,12 +146,14 @@ class PacketClients:
         for name, sink in self._line_sinks.items():
             if isinstance(sink, AttachSink):
                 cursor = sink.ring.cursor(client.number)
-                if cursor.serial == client.serial and cursor.skipped_bytes:
-                    self._log.info(
-                        f"attach client {client.serial}: skipped "
-                        f"{min(cursor.skipped_bytes, MOST_BYTES)} bytes of "
-                        f"{name.removesuffix(ATTACH_SUFFIX)}, client too slow"
-                    )
+                if cursor.serial != client.serial:
+                    continue
+                of = f"attach client {client.serial}, {name.removesuffix(ATTACH_SUFFIX)}"
+                if cursor.skipped_bytes:
+                    skipped = min(cursor.skipped_bytes, MOST_BYTES)
+                    self._log.info(f"{of}: skipped {skipped} bytes, client too slow")
+                if repeats := min(sink.ring.repeats(client.number), MOST_BYTES):
+                    self._log.info(f"{of}: may have got {repeats} packets twice: workers died")
 
     # What the workers get.
 
