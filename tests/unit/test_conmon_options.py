@@ -200,3 +200,9 @@ def test_a_second_driver_gets_nothing_and_that_is_said() -> None:
     assert [*options.warnings(options.parse(RUN), targets)] == [
         "journald gets no output beside k8s-file"
     ]
+
+
+@pytest.mark.parametrize("words", [["--sdnotify-socket", "/s"], ["--syslog"]])
+def test_what_is_not_done_is_said(words: list[str]) -> None:
+    (warning,) = options.warnings(options.parse([*RUN, *words]), options.log_targets(["/log"]))
+    assert warning.startswith(f"{words[0]} has no effect: ")

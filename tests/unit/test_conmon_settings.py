@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from supervisor.frontends.conmon import options
 from supervisor.frontends.conmon.settings import log_setting, process_config
 from supervisor.sinks.spec import SinkKind, SinkSpec, parse_sink
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _RUN = ["-c", "123456789012", "-u", "123456789012", "-r", "/bin/true"]
 
@@ -64,3 +69,29 @@ def test_only_the_end_of_a_wanted_input_is_the_end(words: list[str], stdin: str)
     targets = options.log_targets(parsed.log_path)
     config = process_config(parsed, targets, log_path="/x", uid=0, gid=0)
     assert config.stdin == stdin
+
+
+@pytest.mark.parametrize(
+    ("allowed", "keep", "max_bytes"),
+    [
+        ([], 3, 9),
+        (["logs"], 3, 9),
+        (["", "."], 3, 9),
+        (["logs/web"], 0, 0),
+        (["log"], 0, 0),
+        (["linked"], 3, 9),
+    ],
+)
+def test_a_log_is_rotated_in_the_allowed_directories_alone(
+    tmp_path: Path, allowed: list[str], keep: int, max_bytes: int
+) -> None:
+    (tmp_path / "logs" / "web").mkdir(parents=True)
+    (tmp_path / "log").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "logs")
+    words = ["--log-rotate", "--log-max-files=3", "--log-size-max=9", "-l", "/x"]
+    words += [f"--log-allowlist-dir={tmp_path / each if each else ''}" for each in allowed]
+    parsed = options.parse([*_RUN, *words])
+    targets = options.log_targets(parsed.log_path)
+    log_path = str(tmp_path / "logs" / "ctr.log")
+    sink = parse_sink(process_config(parsed, targets, log_path=log_path, uid=0, gid=0).stdout)
+    assert (sink.keep, sink.max_bytes) == (keep, max_bytes)

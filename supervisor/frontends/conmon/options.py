@@ -337,6 +337,10 @@ def warnings(options: Options, targets: Sequence[LogTarget]) -> Iterator[str]:
         yield "--no-container-partial-message has no effect without journald log driver"
     if has_journal and any(target.driver is Driver.K8S_FILE for target in targets):
         yield "journald gets no output beside k8s-file"
+    if options.sdnotify_socket:
+        yield "--sdnotify-socket has no effect: what the container notifies is not passed on"
+    if options.syslog:
+        yield "--syslog has no effect: messages are in shim-log.json of the bundle's .forkshim"
 
 
 def _refused(text: str) -> OptionsError:

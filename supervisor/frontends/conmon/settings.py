@@ -1,11 +1,14 @@
-"""From conmon's options to the core's: which sinks the streams have. Pure."""
+"""From conmon's options to the core's: which sinks the streams have."""
 
 from __future__ import annotations
+
+import os
 
 from supervisor.frontends.conmon.options import Driver
 from supervisor.io.stdio import ATTACH, ATTACH_KEPT_OPEN
 from supervisor.oci.process_json import ProcessConfig
 from supervisor.sinks.spec import quoted
+from workers.common.records import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ def process_config(
         reads_priority: In the journal, a line's prefix `<0>` to `<7>` is its priority. Podman 4
             fails on each but 3 and 6.
     """
+    if options.log_rotate and not may_rotate(log_path, options.log_allowlist_dir):
+        options = replace(options, log_size_max=-1, log_rotate=False)
     sink = log_setting(options, targets, log_path, reads_priority=reads_priority)
     return ProcessConfig(
         terminal=options.terminal,
@@ -44,6 +49,18 @@ def process_config(
         root_uid=uid,
         root_gid=gid,
     )
+
+
+def may_rotate(path: str, allowed: Sequence[str]) -> bool:
+    """Say whether a log may be rotated: in one of the directories, if there are any.
+
+    Links are followed on both sides. Elsewhere the log goes on in one file.
+    """
+    if not allowed:
+        return True
+    directory = os.path.realpath(os.path.dirname(path))
+    roots = (os.path.realpath(each) for each in allowed if each)
+    return any(os.path.commonpath((directory, root)) == root for root in roots)
 
 
 def stdin_setting(options: Options, targets: Sequence[LogTarget]) -> str:
