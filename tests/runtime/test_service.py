@@ -220,13 +220,12 @@ def test_it_gives_signs_of_life_and_replaces_a_worker_that_does_not_move(
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     manager.hear("WATCHDOG=1")
-    worker = waiting.worker_of(process.pid, "stdout")
-    assert worker is not None
+    worker = waiting.wait_worker(process.pid, "stdout")
     os.kill(worker, signal.SIGSTOP)
     words = manager.hear("STATUS=running, pid")
     while "respawned 0" in words[-1]:
         words = manager.hear("STATUS=running, pid")
-    assert waiting.worker_of(process.pid, "stdout") not in (None, worker)
+    assert waiting.wait_worker(process.pid, "stdout") != worker
     assert process.stdout.readline() == b"x\n"
     process.send_signal(signal.SIGTERM)
     code, _out, err = manager.ended()
