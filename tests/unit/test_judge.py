@@ -70,6 +70,9 @@ def _view(
         (_view(moved=50.0), 0.29, W),
         (_view(moved=100.2), 0.4, W),
         (_view(moved=100.2), 0.51, STRAY),
+        # The same, of an engine whose clients leave with the process: nothing is waited for.
+        (replace(_view(), idle_s=0.0), 0.0, STRAY),
+        (replace(_view(pending=True), idle_s=0.0), 0.31, W),
         # Nothing pending, but its other stream is chattered on.
         (_view(other_moved=100.2), 0.4, W),
         (_view(other_moved=100.2), 0.51, STRAY),
