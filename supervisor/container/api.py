@@ -13,6 +13,7 @@ from enum import Enum
 from supervisor.container.container import Container
 from supervisor.container.lifecycle import Notice, State
 from supervisor.container.request import ContainerSpec, Origin, StartRequest
+from supervisor.linux import fds
 from supervisor.linux.errors import ShimError, reason
 from supervisor.linux.exit_status import shell_status
 from supervisor.oci.command_line import words
@@ -48,6 +49,8 @@ class Verb(Enum):
     CLOSE_STDIN = "close stdin"
     REOPEN_LOGS = "reopen logs"
     ATTACH = "attach"
+    UPDATE = "update"
+    DELETE = "delete"
     PAUSE = "pause"
     RESUME = "resume"
     WAIT = "wait"
@@ -86,6 +89,15 @@ _REFUSALS: Mapping[Verb, Mapping[State, str]] = {
     Verb.ATTACH: {**_NOT_CREATED, **_ENDED},
     Verb.PAUSE: {**_NOT_CREATED, **_STARTING, **_STOPPING, **_STOPPED},
     Verb.RESUME: {**_NOT_CREATED, **_STARTING, **_STOPPED},
+    Verb.UPDATE: {**_NOT_CREATED, **_STOPPED},
+    Verb.DELETE: {
+        **_NOT_CREATED,
+        **dict.fromkeys((*_STARTING, State.RUNNING, *_STOPPING), "not stopped yet"),
+        State.KILLING_REST: "its other processes are being killed",
+        State.CLEANING: "it was never created",
+        State.DELETING: "under way",
+        State.ENDED: "deleted already",
+    },
     Verb.WAIT: _ENDED,
     Verb.STATE: {},
 }
@@ -167,7 +179,13 @@ class ContainerApi:
             raise ShimError(f"exec {name}: {error.filename or path}: {reason(error)}") from error
         log = state_dir.open_log()
         of = launch.request
-        spec = ContainerSpec(of.spec.container_id, of.spec.bundle, of.spec.runtime)
+        spec = ContainerSpec(
+            of.spec.container_id,
+            of.spec.bundle,
+            of.spec.runtime,
+            is_delete_awaited=of.spec.is_delete_awaited,
+            has_engines_fifos=of.spec.has_engines_fifos,
+        )
         origin = Origin(
             of.origin.path,
             is_adoptable=of.origin.is_adoptable,
@@ -253,6 +271,63 @@ class ContainerApi:
 
         launch.invoker.capture(argv, on_exit, cwd=launch.command.directory, with_stderr=True)
         self._is_freezing = True
+
+    def kill_by_runtime(
+        self, signum: int, on_end: Callable[[str], None], *, is_all: bool = False
+    ) -> None:
+        """Send one signal by the runtime: to the init, or with `is_all` to every process.
+
+        The runtime thaws a paused container of cgroup v1 for SIGKILL; `signal` cannot.
+        `on_end` gets "" or why that has failed.
+
+        Raises:
+            VerbError: As `signal`; an exec'd process is not the runtime's to signal.
+            ShimError: The runtime cannot be executed.
+        """
+        self._check(Verb.SIGNAL)
+        command = self._container.launch.command
+        argv = command.signal_all(signum) if is_all else command.kill(signum)
+        self._call(Verb.SIGNAL, argv, on_end)
+
+    def update(self, resources: bytes, on_end: Callable[[str], None]) -> None:
+        """Change the container's limits by its runtime. `on_end` gets "" or why that has failed.
+
+        Args:
+            resources: JSON of the runtime-spec's `linux.resources`.
+            on_end: Called once, when the runtime has ended.
+
+        Raises:
+            VerbError: It has no container yet, or none any more.
+            ShimError: The runtime cannot be executed.
+        """
+        self._check(Verb.UPDATE)
+        with fds.in_memory("resources", resources) as stdin:
+            self._call(Verb.UPDATE, self._container.launch.command.update(), on_end, stdin=stdin)
+
+    def _call(
+        self, verb: Verb, argv: list[str], on_end: Callable[[str], None], stdin: int | None = None
+    ) -> None:
+        launch = self._container.launch
+        if launch.config.is_exec:
+            raise VerbError(f"{verb.value}: an exec'd process has none of its own")
+
+        def on_exit(termination: Termination, output: bytes) -> None:
+            has_worked = shell_status(termination) == 0
+            on_end("" if has_worked else f"{termination}: {words(output)}")
+
+        launch.invoker.capture(
+            argv, on_exit, cwd=launch.command.directory, with_stderr=True, stdin=stdin
+        )
+
+    def delete(self) -> None:
+        """Delete the stopped container: of one whose request leaves that to this verb.
+
+        Nothing is drained: what the streams have not delivered is lost with their workers.
+        """
+        self._check(Verb.DELETE)
+        if not self._container.request.spec.is_delete_awaited:
+            raise VerbError("delete: it is deleted without this verb")
+        self._container.running.deleted_by_verb()
 
     def wait(self, on_outcome: Callable[[Outcome], None]) -> None:
         """Call back when all is over: drained, deleted, every child reaped, descriptors closed."""

@@ -54,8 +54,12 @@ class Host:
         *,
         has_job_control: bool = False,
         has_watchdog: bool = False,
+        keeps_title: bool = False,
     ) -> None:
-        """Route signals and become a subreaper. `environment` was read once, at the entry."""
+        """Route signals and become a subreaper. `environment` was read once, at the entry.
+
+        `keeps_title`: tools know this process by its arguments.
+        """
         self.log = log
         self.environment = environment
         self.router = SignalRouter(has_job_control=has_job_control, has_watchdog=has_watchdog)
@@ -68,7 +72,7 @@ class Host:
         self.reload: Reload | None = None
         self.front_end_document: Callable[[FdWriter], Any] = lambda _fd_writer: None
         self._reap_more = self.loop.timer(self.reap)
-        self._title = ""
+        self._title = "kept" if keeps_title else ""
         syscalls.set_child_subreaper(True)
 
     def prepare_forks(self, title: str) -> None:
@@ -82,15 +86,17 @@ class Host:
             gc.freeze()
             title_of_process.set_title(title)
 
-    def run(self) -> None:
+    def run(self, is_wanted: Callable[[], bool] = lambda: False) -> None:
         """Serve until each container has ended and left nothing behind.
+
+        `is_wanted`: whether a front end may bring another container; asked when none is left.
 
         Raises:
             AbandonedError: An unforeseen error. Nothing was ended or removed: the workers, or the
                 fd holder, keep what a successor needs.
         """
         try:
-            self.loop.run_until(self._is_over)
+            self.loop.run_until(lambda: self._is_empty() and not is_wanted())
         except Exception as error:
             for container in self.containers:
                 container.tell_of_bug(error)
@@ -111,7 +117,7 @@ class Host:
         """Return the containers for a reload, in the order of `containers`."""
         return [container.running.snapshot for container in self.containers]
 
-    def _is_over(self) -> bool:
+    def _is_empty(self) -> bool:
         for container in [*self.containers]:
             if container.has_left():
                 self.containers.remove(container)

@@ -148,6 +148,7 @@ class Notice(Enum):
     STARTED = "the program runs"
     EXITED = "the process has ended, and its status is on disk"
     OOM = "the kernel has killed processes of the container for want of memory"
+    EMPTIED = "no other process of the container is left, and its delete is awaited"
     DRAINED = "the output is at its sinks"
     DELETED = "the runtime has deleted the container"
     STREAM_TROUBLE = "a stream moves nothing, or moves again"

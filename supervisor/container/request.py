@@ -35,6 +35,10 @@ class ContainerSpec:
         activation_fds: What the container's process listens on. The creation closes them.
         starts_container: The supervisor runs the runtime's `start`, and not an engine.
         is_start_awaited: That `start` waits for the verb of `supervisor.container.api`.
+        is_delete_awaited: After its end the output is copied, and the container kept, until the
+            verb `delete`.
+        has_engines_fifos: An engine names the streams' fifos. They are opened as they are, and each
+            reader is waited for without a limit: the engine ends the wait with a stop.
         terminal: The user's terminal that is joined to the container's, or None.
         notify_proxy: The container's notify socket; lent. None if it has none.
         engine_call: The engine's own call of the runtime, which is then the only one.
@@ -47,6 +51,8 @@ class ContainerSpec:
     activation_fds: ActivationFds = NO_ACTIVATION_FDS
     starts_container: bool = False
     is_start_awaited: bool = False
+    is_delete_awaited: bool = False
+    has_engines_fifos: bool = False
     terminal: UserTerminal | None = None
     notify_proxy: NotifyProxy | None = None
     engine_call: EngineCall | None = None

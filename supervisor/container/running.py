@@ -261,7 +261,10 @@ class Running:
 
     def _drain(self) -> None:
         self._launch.pipes.close_peer()  # also where there never was a process
-        self.exit.drain(self._on_drained, self.init)
+        if self._launch.request.spec.is_delete_awaited and self._container.process is not None:
+            self._container.announce(Notice.EMPTIED)  # `ContainerApi.delete` goes on
+        else:
+            self.exit.drain(self._on_drained, self.init)
 
     def _delete(self) -> None:
         is_engines = self._launch.request.spec.engine_call is not None
@@ -269,6 +272,10 @@ class Running:
             self._container.machine.post(Event.DELETED)
         else:
             self.stopper.delete(self._on_deleted)
+
+    def deleted_by_verb(self) -> None:
+        """Go on with the delete, which the request leaves to the verb."""
+        self._on_drained()
 
     def _on_drained(self) -> None:
         self._container.announce(Notice.DRAINED)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from supervisor.container.lifecycle import Event, State
 from supervisor.io.pipes import Pipes
-from supervisor.io.stdio import Stdio, StdioOpener
+from supervisor.io.stdio import READER_WAIT_S, Stdio, StdioOpener
 from supervisor.linux import fds, procfs
 from supervisor.linux.errors import RuntimeFailedError, ShimError, StoppedError
 from supervisor.linux.exit_status import shell_status
@@ -104,7 +104,8 @@ class Launch:
             title=self.title,
             null_fd=null_fd,
             dir_fd=state_dir.fileno(),
-            is_typed=request.spec.starts_container,
+            is_typed=request.spec.starts_container and not request.spec.has_engines_fifos,
+            reader_wait_s=None if request.spec.has_engines_fifos else READER_WAIT_S,
         )
         self.stdio = Stdio()
         self.creation = CreateOperation(

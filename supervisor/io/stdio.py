@@ -148,13 +148,15 @@ class StdioOpener:
         null_fd: int,
         dir_fd: int | None = None,
         is_typed: bool = False,
+        reader_wait_s: float | None = READER_WAIT_S,
     ) -> None:
         """Borrow the loop, the reaper and /dev/null. `title` names the waiting child in ps(1).
 
         `dir_fd`: the state directory, borrowed: relative paths of fifos start there. `is_typed`: a
         person has named the paths, so they are walked like those of log files (`trust`), and a file
         is written at its end. An engine names its own fifos; the 2016 protocol opens them as they
-        are, and a file from its beginning.
+        are, and a file from its beginning. `reader_wait_s`: how long all readers of fifos are
+        waited for together; None for no limit.
         """
         self._loop = loop
         self._reaper = reaper
@@ -164,6 +166,7 @@ class StdioOpener:
         self._null_fd = null_fd
         self._dir_fd = dir_fd
         self._is_typed = is_typed
+        self._reader_wait_s = reader_wait_s
         self._limit = loop.timer(self._give_up)
         self._stdio = Stdio()
         self._wanted: list[tuple[str, SinkSpec]] = []
@@ -174,7 +177,8 @@ class StdioOpener:
     def begin(self, record: ProcessConfig, on_end: Callable[[Stdio | ShimError], None]) -> None:
         """Open what `record` names; `on_end` gets the streams and their ownership, or the error."""
         self._on_end = on_end
-        self._limit.start(READER_WAIT_S)
+        if self._reader_wait_s is not None:
+            self._limit.start(self._reader_wait_s)
         try:
             self._wanted = [("stdout", parse_sink(record.stdout))]
             if not record.terminal:
@@ -314,7 +318,7 @@ class StdioOpener:
         self._fail(
             ShimError(
                 f"containerd-shim: opening {path} failed: context deadline exceeded: "
-                f"no reader came within {READER_WAIT_S:.0f} s"
+                f"no reader came within {self._reader_wait_s:.0f} s"
             )
         )
 

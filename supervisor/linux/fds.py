@@ -10,10 +10,15 @@ import fcntl
 import os
 import select
 import stat
+from contextlib import contextmanager
 
 from workers.common.fd_state import is_readable as is_readable
 from workers.common.fd_state import is_writable as is_writable
 from workers.common.fd_state import pending_bytes as pending_bytes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PIPE_BYTES = 1 << 20
 """Capacity of each pipe and fifo that carries a stream: 64 KiB pipes halve the throughput
@@ -69,6 +74,23 @@ def grow_pipe(fd: int, capacity_bytes: int = PIPE_BYTES) -> None:
     except PermissionError:
         # EPERM: over pipe-user-pages-soft or pipe-max-size. The pipe works, only slower.
         return
+
+
+@contextmanager
+def in_memory(name: str, content: bytes) -> Iterator[int]:
+    """Lend a descriptor of an unnamed file with this content. `name` is for /proc.
+
+    Source: memfd_create(2).
+    """
+    file = Fd(os.memfd_create(name, os.MFD_CLOEXEC))
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(file.fileno(), rest) :]
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
+        yield file.fileno()
+    finally:
+        file.close()
 
 
 def take_pending(pipe_fd: int, null_fd: int, most_bytes: int) -> bytes:

@@ -64,13 +64,19 @@ class RuntimeCommand:
         return os.path.join(self.state_dir, "pid")
 
     def create(
-        self, *, console_socket: str | None, no_pivot: bool, preserved_fds: int = 0
+        self,
+        *,
+        console_socket: str | None,
+        no_pivot: bool,
+        preserved_fds: int = 0,
+        no_new_keyring: bool = False,
     ) -> list[str]:
         """runc-create(8); returns once the container exists and waits for `start`."""
         return [
             *self._logged("create", "--bundle", self.bundle),
             *_console(console_socket),
             *_flag("--no-pivot", no_pivot),
+            *_flag("--no-new-keyring", no_new_keyring),
             *(("--preserve-fds", str(preserved_fds)) if preserved_fds else ()),
             *("--pid-file", self.pid_path, self.container_id),
         ]
@@ -130,6 +136,14 @@ class RuntimeCommand:
     def kill_all(self) -> list[str]:
         """Kill every process of the container, also those that outlive init in a shared pid ns."""
         return self._plain("kill", "--all", self.container_id, "SIGKILL")
+
+    def signal_all(self, signum: int) -> list[str]:
+        """As `kill_all`, with another signal."""
+        return self._plain("kill", "--all", self.container_id, str(signum))
+
+    def update(self) -> list[str]:
+        """runc-update(8); reads the resources as JSON from its stdin."""
+        return self._plain("update", "--resources", "-", self.container_id)
 
     def pause(self) -> list[str]:
         """runc-pause(8): freeze every process of the container."""

@@ -232,6 +232,7 @@ class CreateOperation:
                 console_socket=socket_path,
                 no_pivot=no_pivot,
                 preserved_fds=len(self._from_three),
+                no_new_keyring=self._record.no_new_keyring,
             )
         return self._caller.restore(
             self._record.checkpoint,

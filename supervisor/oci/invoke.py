@@ -138,11 +138,12 @@ class RuntimeInvoker:
         program: str | None = None,
         keep: Sequence[int] = (),
         environment: Mapping[str, str] | None = None,
+        stdin: int | None = None,
     ) -> None:
         """As `run`, and hand over up to 1 MiB of what it wrote to stdout.
 
         Read after its end, not while it runs: a pipe of 1 MiB holds it, and a runtime that wrote
-        more is killed by the limit.
+        more is killed by the limit. `stdin` is lent; the default is /dev/null.
         """
         try:
             rfd, wfd = fds.pipe(_MOST_OUTPUT)
@@ -164,7 +165,7 @@ class RuntimeInvoker:
                 on_exit,
                 cwd=cwd,
                 stdio=(
-                    self._null_fd,
+                    self._null_fd if stdin is None else stdin,
                     wfd.fileno(),
                     wfd.fileno() if with_stderr else self._null_fd,
                 ),

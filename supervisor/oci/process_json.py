@@ -31,6 +31,7 @@ class ProcessConfig:
         stderr: A sink setting; unused with a terminal.
         runtime_args: Global options, before the runtime's verb.
         no_pivot_root: Pass --no-pivot.
+        no_new_keyring: Pass --no-new-keyring; no field of process.json.
         checkpoint: Absolute path of the checkpoint to restore; "" for none.
         root_uid: The uid of the container's root on the host.
         root_gid: The gid of the container's root on the host.
@@ -43,6 +44,7 @@ class ProcessConfig:
     stderr: str = ""
     runtime_args: tuple[str, ...] = ()
     no_pivot_root: bool = False
+    no_new_keyring: bool = False
     checkpoint: str = ""
     root_uid: int = 0
     root_gid: int = 0

@@ -51,7 +51,16 @@ SHIM_FIELDS: dict[str, Any] = {
     "rootGID": MOST_UID,
 }
 RECORD = process_json.ProcessConfig(
-    True, True, "in", "/out", "/err", ("--a", "b"), True, "/cp", 1, MOST_UID
+    True,
+    True,
+    "in",
+    "/out",
+    "/err",
+    ("--a", "b"),
+    True,
+    checkpoint="/cp",
+    root_uid=1,
+    root_gid=MOST_UID,
 )
 
 

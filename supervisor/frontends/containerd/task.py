@@ -1,0 +1,265 @@
+"""One task: a container, its root file system's mounts, its init and its exec'd processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from functools import partial
+
+from supervisor.container.container import Container
+from supervisor.container.request import ContainerSpec, Origin, StartRequest
+from supervisor.frontends.containerd import delete
+from supervisor.frontends.containerd.mounts import MountJob, mount_all, unmount_all
+from supervisor.frontends.containerd.options import OPTIONS_NAME
+from supervisor.frontends.containerd.runtime_queue import RuntimeQueue
+from supervisor.frontends.containerd.stdio import setting_of
+from supervisor.frontends.containerd.task_lifecycle import Event, State
+from supervisor.frontends.containerd.task_process import TaskProcess
+from supervisor.linux import plain_json
+from supervisor.linux.errors import ShimError, describe, reason
+from supervisor.linux.fds import Fd
+from supervisor.oci.process_json import ProcessConfig
+from supervisor.state.container_id import check_id
+from supervisor.state.directory import StateDirectory
+from supervisor.systemd import delegation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from supervisor.container.host import Host
+    from supervisor.frontends.containerd.call import Call
+    from supervisor.frontends.containerd.events import EventQueue
+    from supervisor.frontends.containerd.options import Options
+
+_STATE_NAME = "forkshim"
+
+
+class Task:
+    """One container as containerd sees it. Borrows host and events.
+
+    Attributes:
+        container_id: containerd's.
+        bundle: Absolute path.
+        init: Its first process.
+        execs: Those that are exec'd in it, by their ids.
+        is_paused: Whether the runtime has frozen it.
+        is_pausing: Whether it is about to.
+        membership: The cgroups of its init by controller; empty before its creation.
+        calls: The runtime calls that must not overtake each other.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        events: EventQueue,
+        namespace: str,
+        request: Mapping[str, Any],
+        options: Options,
+        on_deleted: Callable[[Task], None],
+    ) -> None:
+        """Nothing happens before `create`. `request`: a CreateTaskRequest.
+
+        Raises:
+            UsageError: The id or a stream's name is not valid.
+        """
+        self.container_id: str = request["id"]
+        check_id(self.container_id)
+        self.bundle: str = request["bundle"]
+        self._host = host
+        self._events = events
+        self._request = request
+        self._options = options
+        self._config = ProcessConfig(
+            **_streams(request),
+            runtime_args=options.runtime_args(namespace),
+            no_pivot_root=options.no_pivot_root,
+            no_new_keyring=options.no_new_keyring,
+            root_uid=options.io_uid,
+            root_gid=options.io_gid,
+        )
+        self._on_deleted = on_deleted
+        self._specs: dict[str, Mapping[str, Any]] = {}
+        self.init = TaskProcess(self, "", request, State.CREATING)
+        self.execs: dict[str, TaskProcess] = {}
+        self.is_paused = False
+        self.is_pausing = False
+        self.membership: dict[str, str] = {}
+        self.calls = RuntimeQueue()
+
+    @property
+    def _rootfs(self) -> str:
+        return os.path.join(self.bundle, "rootfs")
+
+    # Creation.
+
+    def create(self, call: Call) -> None:
+        """Mount the root file system and create the container; the answer follows."""
+        self.init.start_call = call
+        with open(os.path.join(self.bundle, OPTIONS_NAME), "wb") as file:
+            file.write(self._options.encode())  # `delete` reads it
+        mounts = self._request["rootfs"]
+        if not mounts:
+            self._create("")
+            return
+        self._run_mounts(partial(mount_all, mounts, self._rootfs), self._create)
+
+    def _run_mounts(self, work: Callable[[], None], on_done: Callable[[str], None]) -> None:
+        title = f"forkshim: {self.container_id}"
+        try:
+            MountJob(self._host.reaper, title, self._host.null.fileno(), work, on_done)
+        except OSError as error:
+            on_done(f"fork: {reason(error)}")
+
+    def _create(self, mount_error: str) -> None:
+        if mount_error:
+            self.init.fail(mount_error)
+            return
+        try:
+            self._begin()
+        except (ShimError, OSError) as error:
+            why = describe(error)
+            self.unmount(lambda: self.init.fail(why))
+
+    def _begin(self) -> None:
+        path = os.path.join(self.bundle, _STATE_NAME, "init")
+        os.makedirs(path, 0o700)
+        state_dir = StateDirectory.open(path)
+        log = state_dir.open_log(f"forkshim: {self.container_id}")
+        spec = ContainerSpec(
+            self.container_id,
+            self.bundle,
+            self._options.runtime,
+            starts_container=True,
+            is_start_awaited=True,
+            is_delete_awaited=True,
+            has_engines_fifos=True,
+        )
+        request = StartRequest(spec, origin=Origin(environment=self._host.environment))
+        container = Container(self._host, request, log, state_dir, self._config)
+        container.launch.owned.extend((log, state_dir))
+        self.init.follow(container)
+        container.begin()
+
+    def emit_create(self, pid: int) -> None:
+        """Note what only a living process tells, and emit /tasks/create."""
+        self.membership = delegation.membership(pid)
+        with open(os.path.join(self.bundle, delete.PID_NAME), "w") as file:
+            file.write(str(pid))
+        request = self._request
+        self.emit(
+            "/tasks/create",
+            bundle=self.bundle,
+            rootfs=request["rootfs"],
+            io={name: request[name] for name in ("stdin", "stdout", "stderr", "terminal")},
+            checkpoint=request["checkpoint"],
+            pid=pid,
+        )
+
+    def emit(self, topic: str, **values: object) -> None:
+        """Queue an event about this container."""
+        self._events.publish(topic, {"container_id": self.container_id, **values})
+
+    # Exec'd processes.
+
+    def add_exec(self, exec_id: str, request: Mapping[str, Any]) -> None:
+        """Register a process that `start` executes.
+
+        Raises:
+            ShimError: Its streams or its spec are not valid.
+        """
+        check_id(exec_id)
+        _streams(request)
+        spec = plain_json.loads(request["spec"]["value"] if request["spec"] else b"")
+        if not isinstance(spec, dict):
+            raise ShimError("spec is no JSON object")
+        self._specs[exec_id] = spec
+        self.execs[exec_id] = TaskProcess(self, exec_id, request, State.ADDED)
+        self.emit("/tasks/exec-added", exec_id=exec_id)
+
+    def begin_exec(self, process: TaskProcess) -> None:
+        """Run the runtime's exec.
+
+        Raises:
+            ShimError: The container does not run, or the machine refuses.
+        """
+        config = ProcessConfig(
+            **_streams(process.streams),
+            root_uid=self._config.root_uid,
+            root_gid=self._config.root_gid,
+        )
+        spec = self._specs[process.exec_id]
+        process.follow(self.init.api.exec(f"exec-{process.exec_id}", spec, config))
+
+    def look_for_execs(self, process: TaskProcess) -> None:
+        """Let the init's exit go out once each exec'd process has had its own."""
+        if process.exec_id or not any(each.is_alive for each in self.execs.values()):
+            process.post(Event.EXECS_ENDED)
+
+    def exited(self, process: TaskProcess) -> None:
+        """Write the init's end for a `delete` of another process; go on behind an exec's."""
+        if process.exec_id:
+            self._after_exec()
+            return
+        self._write_reply(delete.EXIT_REPLY_NAME)
+
+    def _after_exec(self) -> None:
+        # Behind the exec's own /tasks/exit, which its step emits next.
+        self._host.loop.timer(self._look_again).start(0.0)
+
+    def _look_again(self) -> None:
+        if self.init.state is State.AWAITING_EXECS:
+            self.look_for_execs(self.init)
+
+    def _write_reply(self, name: str) -> None:
+        try:
+            bundle = Fd(os.open(self.bundle, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            try:
+                delete.write_reply(bundle.fileno(), name, self.init.exit_values)
+            finally:
+                bundle.close()
+        except OSError as error:
+            self._host.log.warning(f"{self.container_id}: {name}: {reason(error)}")
+
+    # The end.
+
+    def unmount(self, then: Callable[[], None]) -> None:
+        """Unmount the root file system; `then` follows, whatever came of it."""
+
+        def done(error: str) -> None:
+            if error:
+                self._host.log.warning(f"{self.container_id}: unmount: {error}")
+            then()
+
+        if self._request["rootfs"]:
+            self._run_mounts(partial(unmount_all, self._rootfs), done)
+        else:
+            then()
+
+    def clean_up(self, process: TaskProcess) -> None:
+        """Remove the state directory; of an init also write the answer for `delete`."""
+        name = f"exec-{process.exec_id}" if process.exec_id else ""
+        shutil.rmtree(os.path.join(self.bundle, _STATE_NAME, name), ignore_errors=True)
+        if not process.exec_id and process.pid:
+            self._write_reply(delete.DELETE_REPLY_NAME)
+
+    def deleted(self, process: TaskProcess) -> None:
+        """Forget a process whose Delete was answered."""
+        if process.exec_id:
+            self.execs.pop(process.exec_id, None)
+            self._specs.pop(process.exec_id, None)
+        else:
+            for each in [*self.execs.values()]:  # ended by now, and no client deletes them later
+                each.post(Event.DELETE)
+            self._on_deleted(self)
+
+
+def _streams(request: Mapping[str, Any]) -> dict[str, Any]:
+    is_terminal = request["terminal"]
+    return {
+        "terminal": is_terminal,
+        "stdin": request["stdin"],
+        "stdout": setting_of(request["stdout"]),
+        "stderr": "" if is_terminal else setting_of(request["stderr"]),
+    }

@@ -1,0 +1,310 @@
+"""The Task service of a group: ids to tasks, methods to what answers them, errors to codes."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+from supervisor.container.api import VerbError
+from supervisor.frontends.containerd import metrics, options
+from supervisor.frontends.containerd.call import Call
+from supervisor.frontends.containerd.stdio import UnsupportedError
+from supervisor.frontends.containerd.task import Task
+from supervisor.frontends.containerd.task_lifecycle import (
+    ALREADY_EXISTS,
+    FAILED_PRECONDITION,
+    INVALID_ARGUMENT,
+    NOT_FOUND,
+    UNIMPLEMENTED,
+    UNKNOWN,
+    Method,
+    State,
+    refusal,
+)
+from supervisor.linux.errors import ShimError, UsageError, reason
+from supervisor.systemd import delegation
+from supervisor.wire import messages
+from supervisor.wire.frames import Code
+from supervisor.wire.protobuf import WireError, decode, pack_any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from supervisor.container.host import Host
+    from supervisor.frontends.containerd.events import EventQueue
+    from supervisor.frontends.containerd.task_process import TaskProcess
+    from supervisor.wire.ttrpc import ServerConnection
+
+    Request = Mapping[str, Any]
+
+_VERSION = "v2"
+_REMEMBERED_S = 60.0
+"""A client whose Delete was cut off asks again, and gets the same answer (containerd#11392)."""
+
+
+class _RefusedError(Exception):
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Tasks:
+    """Serves every connection of the group. Borrows host and events."""
+
+    def __init__(
+        self, host: Host, events: EventQueue, namespace: str, on_shutdown: Callable[[], None]
+    ) -> None:
+        """`on_shutdown` follows a Shutdown when no task is left."""
+        self._host = host
+        self._events = events
+        self._namespace = namespace
+        self._on_shutdown = on_shutdown
+        self._tasks: dict[str, Task] = {}
+        self._replies: dict[str, Mapping[str, Any]] = {}
+        self._methods: dict[str, Callable[[Call, Request], None]] = {
+            "Create": self._create,
+            "Start": self._start,
+            "State": self._state,
+            "Delete": self._delete,
+            "Pids": self._pids,
+            "Pause": partial(self._freeze, Method.PAUSE),
+            "Resume": partial(self._freeze, Method.RESUME),
+            "Kill": self._kill,
+            "Exec": self._exec,
+            "ResizePty": self._resize,
+            "CloseIO": self._close_io,
+            "Update": self._update,
+            "Wait": self._wait,
+            "Stats": self._stats,
+            "Connect": self._connect,
+            "Shutdown": self._shutdown,
+        }
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no task."""
+        return not self._tasks
+
+    def on_request(
+        self,
+        connection: ServerConnection,
+        stream_id: int,
+        service: str,
+        method: str,
+        payload: bytes,
+        _timeout_ns: int,
+    ) -> None:
+        """Serve one request; the answer may follow later."""
+        serve = self._methods.get(method) if service in messages.TASK_SERVICES else None
+        if serve is None:
+            connection.refuse(
+                stream_id, Code(UNIMPLEMENTED), f"{service}/{method}: not implemented"
+            )
+            return
+        call = Call(connection, stream_id, method)
+        try:
+            serve(call, decode(messages.TASK_METHODS[method][0], payload))
+        except _RefusedError as error:
+            call.refuse(error.code, str(error))
+        except UnsupportedError as error:
+            call.refuse(UNIMPLEMENTED, f"{error}: not implemented")
+        except (WireError, UsageError, ValueError) as error:
+            call.refuse(INVALID_ARGUMENT, f"{error}: invalid argument")
+        except VerbError as error:
+            call.refuse(FAILED_PRECONDITION, f"{error}: failed precondition")
+        except ShimError as error:
+            call.refuse(UNKNOWN, f"{error}: unknown")
+
+    def on_closed(self, connection: ServerConnection, _why: str) -> None:
+        """Give up what waits for a client that has gone."""
+        for task in [*self._tasks.values()]:
+            for process in (task.init, *task.execs.values()):
+                call, container = process.start_call, process.container
+                if call is None or call.connection is not connection or container is None:
+                    continue
+                if process.state is State.CREATING or not process.pid:
+                    container.stop("its client has left")
+
+    def _task(self, request: Request) -> Task:
+        task = self._tasks.get(request["id"])
+        if task is None or task.init.state is State.GONE:
+            raise _RefusedError(NOT_FOUND, f"container {request['id']}: not found")
+        return task
+
+    def _process(self, request: Request, method: Method) -> tuple[Task, TaskProcess]:
+        """Return what the request means, if its state allows the method."""
+        task = self._task(request)
+        exec_id = request.get("exec_id", "")
+        process = task.execs.get(exec_id) if exec_id else task.init
+        if process is None:
+            raise _RefusedError(NOT_FOUND, f"process {exec_id}: not found")
+        why = refusal(method, process.state, is_paused=task.is_paused)
+        if why is not None:
+            raise _RefusedError(why.code, why.message)
+        return task, process
+
+    # The life of a process.
+
+    def _create(self, call: Call, request: Request) -> None:
+        container_id = request["id"]
+        if container_id in self._tasks:
+            raise _RefusedError(ALREADY_EXISTS, f"container {container_id}: already exists")
+        if request["checkpoint"]:
+            raise _RefusedError(UNIMPLEMENTED, "create from a checkpoint: not implemented")
+        task_options = options.of_any(request["options"])
+        task = Task(
+            self._host, self._events, self._namespace, request, task_options, self._on_deleted
+        )
+        self._replies.pop(container_id, None)
+        self._tasks[container_id] = task
+        task.create(call)
+
+    def _on_deleted(self, task: Task) -> None:
+        self._tasks.pop(task.container_id, None)
+        if task.init.pid:
+            reply = self._replies[task.container_id] = task.init.exit_values
+            forget = partial(self._forget_reply, task.container_id, reply)
+            self._host.loop.timer(forget).start(_REMEMBERED_S)
+
+    def _forget_reply(self, container_id: str, reply: Mapping[str, Any]) -> None:
+        if self._replies.get(container_id) is reply:  # not that of a later container of this id
+            del self._replies[container_id]
+
+    def _start(self, call: Call, request: Request) -> None:
+        task, process = self._process(request, Method.START)
+        if process.exec_id and task.init.state is not State.RUNNING:
+            raise _RefusedError(
+                FAILED_PRECONDITION, "the container does not run: failed precondition"
+            )
+        process.start(call)
+
+    def _delete(self, call: Call, request: Request) -> None:
+        reply = self._replies.get(request["id"])
+        if reply is not None and request["id"] not in self._tasks and not request["exec_id"]:
+            call.answer(reply)
+            return
+        _task, process = self._process(request, Method.DELETE)
+        process.delete(call)
+
+    def _wait(self, call: Call, request: Request) -> None:
+        _task, process = self._process(request, Method.WAIT)
+        process.wait(call)
+
+    def _exec(self, call: Call, request: Request) -> None:
+        task, _init = self._process({"id": request["id"]}, Method.EXEC)
+        if request["exec_id"] in task.execs:
+            raise _RefusedError(ALREADY_EXISTS, f"process {request['exec_id']}: already exists")
+        task.add_exec(request["exec_id"], request)
+        call.answer()
+
+    # What is asked of it.
+
+    def _state(self, call: Call, request: Request) -> None:
+        task, process = self._process(request, Method.STATE)
+        process.answer_state(call, task.bundle, task.container_id)
+
+    def _kill(self, call: Call, request: Request) -> None:
+        task, process = self._process(request, Method.KILL)
+        signum = request["signal"]
+        if process.exec_id or not (request["all"] or task.is_paused):
+            process.api.signal(signum)
+            call.answer()
+            return
+        kill = partial(process.api.kill_by_runtime, signum, is_all=request["all"])
+        task.calls.run(kill, partial(self._answer_kill, call))
+
+    def _answer_kill(self, call: Call, error: str) -> None:
+        is_gone = any(word in error for word in ("not running", "already finished", "no such"))
+        if is_gone:
+            call.refuse(NOT_FOUND, f"{error}: not found")
+        else:
+            self._answer_call(call, error)
+
+    def _answer_call(self, call: Call, error: str) -> None:
+        if error:
+            call.refuse(UNKNOWN, f"{error}: unknown")
+        else:
+            call.answer()
+
+    def _freeze(self, method: Method, call: Call, request: Request) -> None:
+        task, init = self._process(request, method)
+        is_pause = method is Method.PAUSE
+
+        def ended(error: str) -> None:
+            task.is_pausing = False
+            if not error:
+                task.is_paused = is_pause
+                task.emit("/tasks/paused" if is_pause else "/tasks/resumed")
+            self._answer_call(call, error)
+
+        task.is_pausing = is_pause
+        task.calls.run(init.api.pause if is_pause else init.api.resume, ended)
+
+    def _update(self, call: Call, request: Request) -> None:
+        task, init = self._process(request, Method.UPDATE)
+        resources = request["resources"]["value"] if request["resources"] else b"{}"
+        task.calls.run(partial(init.api.update, resources), partial(self._answer_call, call))
+
+    def _resize(self, call: Call, request: Request) -> None:
+        _task, process = self._process(request, Method.RESIZE)
+        if process.container is not None and process.streams["terminal"]:
+            process.api.resize(request["width"], request["height"])
+        call.answer()
+
+    def _close_io(self, call: Call, request: Request) -> None:
+        _task, process = self._process(request, Method.CLOSE_IO)
+        if request["stdin"] and process.is_alive:
+            process.api.close_stdin()
+        call.answer()
+
+    def _pids(self, call: Call, request: Request) -> None:
+        task, _init = self._process(request, Method.PIDS)
+        exec_ids = {each.pid: each.exec_id for each in task.execs.values() if each.is_alive}
+        processes: list[dict[str, Any]] = []
+        for pid in _pids_in(task.membership):
+            details = {"exec_id": exec_ids[pid]} if pid in exec_ids else None
+            info = pack_any(messages.ProcessDetails, details) if details else None
+            processes.append({"pid": pid, "info": info})
+        call.answer({"processes": processes})
+
+    def _stats(self, call: Call, request: Request) -> None:
+        task, _init = self._process(request, Method.STATS)
+        try:
+            call.answer({"stats": metrics.read(task.membership)})
+        except metrics.NoCgroupError as error:
+            raise _RefusedError(NOT_FOUND, f"{error}: not found") from error
+        except OSError as error:
+            raise ShimError(f"statistics: {reason(error)}") from error
+
+    def _connect(self, call: Call, request: Request) -> None:
+        task = self._tasks.get(request["id"])
+        pid = task.init.pid if task is not None else 0
+        call.answer({"shim_pid": os.getpid(), "task_pid": pid, "version": _VERSION})
+
+    def _shutdown(self, call: Call, _request: Request) -> None:
+        call.answer()
+        if self.is_empty:
+            self._on_shutdown()
+
+
+def _pids_in(membership: Mapping[str, str]) -> list[int]:
+    """Return the processes of a container's cgroup and of those below it."""
+    names = [""] if delegation.is_unified() else ["pids", "memory", "devices", "freezer"]
+    for name in names:
+        path = membership.get(name, "/")
+        if path != "/":
+            return _pids_below(os.path.normpath(f"{delegation.ROOT}/{name}/{path}"))
+    return []
+
+
+def _pids_below(directory: str) -> list[int]:
+    found: set[int] = set()
+    for place, _directories, _files in os.walk(directory):
+        try:
+            with open(os.path.join(place, "cgroup.procs"), "rb") as file:
+                found.update(map(int, file.read().split()))
+        except OSError:  # the cgroup went meanwhile
+            continue
+    return sorted(found)
