@@ -37,8 +37,8 @@ class ErrorAction(Enum):
 class Next(Enum):
     """What follows the end of a worker."""
 
-    FORK = "fork another worker, whose task waits for the pause"
-    FORK_LATER = "fork another worker after the pause"
+    FORK = "fork another worker now; it waits for the pause before it copies"
+    FORK_LATER = "wait for the pause, then fork another worker"
     FORK_WITH_FRESH_SINK = "renew the sink, then as FORK"
     FORK_TO_NULL = "put /dev/null in the place of the sink, then as FORK"
     CLOSE = "close the stream"
@@ -93,7 +93,7 @@ class RestartPolicy:
     ) -> Decision:
         """Decide what follows a worker that died without a report.
 
-        A worker that waits would only be one more to die where the workers die waiting. There the
+        If workers die even during the pause, another one would die there, too. Then the
         pause comes before the fork.
         """
         deaths = history.deaths + 1

@@ -1,7 +1,7 @@
 """The verbs and events of a container. Every front end translates to them.
 
-The control fifo, `forkshim run` and the 2016 shim use it today; conmon's command line and
-containerd's task service come next. `refusal` says in which state a verb is an error: a pure table.
+The control fifo, `forkshim run`, the 2016 shim, containerd's task service and conmon's command
+line use it. `refusal` says in which state a verb is an error: a pure table.
 The events are those of `supervisor.container.lifecycle.Notice`; see `ContainerApi.subscribe`.
 """
 
@@ -246,24 +246,24 @@ class ContainerApi:
             ShimError: The runtime cannot be executed.
         """
         self._check(Verb.PAUSE)
-        self._freeze(self._container.launch.command.pause(), on_end, is_paused=True)
+        self._freeze("pause", self._container.launch.command.pause(), on_end)
 
     def resume(self, on_end: Callable[[str], None]) -> None:
         """Have the runtime thaw the container; as `pause`."""
         self._check(Verb.RESUME)
-        self._freeze(self._container.launch.command.resume(), on_end, is_paused=False)
+        self._freeze("resume", self._container.launch.command.resume(), on_end)
 
-    def _freeze(self, argv: list[str], on_end: Callable[[str], None], *, is_paused: bool) -> None:
+    def _freeze(self, verb: str, argv: list[str], on_end: Callable[[str], None]) -> None:
         launch, running = self._container.launch, self._container.running
         if launch.config.is_exec:
-            raise VerbError("pause: an exec'd process cannot be paused alone")
+            raise VerbError(f"{verb}: an exec'd process has no freezer of its own")
         if self._is_freezing:
-            raise VerbError("pause: another pause or resume is under way")
+            raise VerbError(f"{verb}: another pause or resume is under way")
 
         def on_exit(termination: Termination, output: bytes) -> None:
             self._is_freezing = False
             if shell_status(termination) == 0:
-                running.is_paused = is_paused
+                running.is_paused = verb == "pause"
                 running.handover.changed()
                 on_end("")
             else:

@@ -126,9 +126,9 @@ class Host:
         return not self.containers
 
     def _dispatch(self) -> None:
-        self.router.dispatch(self._on_signal)
+        self.router.dispatch(self._dispatch_one)
 
-    def _on_signal(self, signum: int) -> None:
+    def _dispatch_one(self, signum: int) -> None:
         if signum == signal.SIGCHLD:
             self.reap()
         else:

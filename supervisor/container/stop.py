@@ -43,8 +43,8 @@ class Stopper:
     SNAPSHOT = ("kill_scope", "timeout_s")
     TRANSIENT = (
         "_loop",
-        "_calls",
-        "_caller",
+        "_invoker",
+        "_command",
         "_log",
         "_is_exec",
         "_signal_init",
@@ -56,8 +56,8 @@ class Stopper:
     def __init__(
         self,
         loop: Loop,
-        calls: RuntimeInvoker,
-        caller: RuntimeCommand,
+        invoker: RuntimeInvoker,
+        command: RuntimeCommand,
         log: Log,
         *,
         timeout_s: float,
@@ -66,8 +66,8 @@ class Stopper:
     ) -> None:
         """Do nothing before `ask`. `signal_init` signals the process, unless it was reaped."""
         self._loop = loop
-        self._calls = calls
-        self._caller = caller
+        self._invoker = invoker
+        self._command = command
         self._log = log
         self._is_exec = is_exec
         self._signal_init = signal_init
@@ -89,11 +89,11 @@ class Stopper:
         def on_end(termination: Termination) -> None:
             if shell_status(termination) != 0:
                 self._log.info(
-                    f"{self._caller.name} kill: {termination}; the supervisor signals the process"
+                    f"{self._command.name} kill: {termination}; the supervisor signals the process"
                 )
                 self._signal_init(signum)
 
-        self._run_or_signal(self._caller.kill(signum), on_end, signum)
+        self._run_or_signal(self._command.kill(signum), on_end, signum)
 
     def kill(self, on_overdue: Callable[[], None]) -> None:
         """Kill the process and what it has forked. Call `on_overdue` if it lives 5 s later."""
@@ -113,7 +113,8 @@ class Stopper:
         def on_end(_termination: Termination) -> None:
             self._signal_init(signal.SIGKILL)  # a runtime that has failed may have killed nothing
 
-        argv = self._caller.kill_all() if self._may_kill_all else self._caller.kill(signal.SIGKILL)
+        command = self._command
+        argv = command.kill_all() if self._may_kill_all else command.kill(signal.SIGKILL)
         self._run_or_signal(argv, on_end, signal.SIGKILL)
 
     def kill_again(self, on_overdue: Callable[[], None]) -> None:
@@ -143,17 +144,17 @@ class Stopper:
         if self._is_exec or not self._may_kill_all:
             on_end()
         else:
-            self._run_or_go_on("kill --all", self._caller.kill_all(), on_end)
+            self._run_or_go_on("kill --all", self._command.kill_all(), on_end)
 
     def delete(self, on_end: Callable[[], None]) -> None:
         """Delete the container, then call `on_end`, also after a failure."""
         danger = self.kill_scope.unsafe_cgroup() if self.kill_scope else ""
         if danger:
-            self._log.warning(kill_scope.not_deleted(self._caller.name, danger))
+            self._log.warning(kill_scope.not_deleted(self._command.name, danger))
         if self._is_exec or danger:
             on_end()
         else:
-            self._run_or_go_on("delete", self._caller.delete(), on_end)
+            self._run_or_go_on("delete", self._command.delete(), on_end)
 
     @property
     def _may_kill_all(self) -> bool:
@@ -167,9 +168,9 @@ class Stopper:
                 self._log.warning(f"{shown}: {termination}{f': {said}' if said else ''}")
             on_end()
 
-        shown = f"{self._caller.name} {verb}"
+        shown = f"{self._command.name} {verb}"
         try:
-            self._calls.capture(argv, on_exit, cwd=self._caller.directory, with_stderr=True)
+            self._invoker.capture(argv, on_exit, cwd=self._command.directory, with_stderr=True)
         except ShimError as error:
             self._log.warning(str(error))
             on_end()
@@ -178,7 +179,7 @@ class Stopper:
         self, argv: list[str], on_end: Callable[[Termination], None], signum: int
     ) -> None:
         try:
-            self._calls.run(argv, on_end)
+            self._invoker.run(argv, on_end)
         except ShimError as error:
             self._log.warning(f"{error}; the supervisor signals the process")
             self._signal_init(signum)

@@ -130,7 +130,7 @@ class Stream:
         return not self.is_input and self.phase is StreamPhase.OPEN
 
     @property
-    def ends_with_its_worker(self) -> bool:
+    def has_no_next_worker(self) -> bool:
         """Whether the stream is closed when its present worker is gone, whatever that reports."""
         return self.phase is StreamPhase.COUNTING_REST or (
             self.phase is StreamPhase.HANGING_UP and self.line_sink is None

@@ -205,7 +205,7 @@ class StreamCopy(WorkerSlot):
         except report.ReportError as error:
             self._context.log.warning(f"{self.stream.name}: worker: {error}")
             ended = None
-        if self.stream.ends_with_its_worker:
+        if self.stream.has_no_next_worker:
             if ended is not None:
                 self.left = Drops(ended.left_bytes, ended.left_lines)
             self._close()
@@ -237,7 +237,7 @@ class StreamCopy(WorkerSlot):
 
     def _is_followed(self, ended: report.Report) -> bool:
         """Say whether another worker continues with the stream."""
-        return not self.stream.ends_with_its_worker and (self._decide(ended).next is not Next.CLOSE)
+        return not self.stream.has_no_next_worker and (self._decide(ended).next is not Next.CLOSE)
 
     def _follow(self, ended: report.Report) -> None:
         """Have another worker continue, in the place of the one that has failed."""

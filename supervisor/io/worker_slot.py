@@ -5,7 +5,7 @@ source in its loop. A source at end of file without a byte needs no worker at al
 
 The stream owns the descriptors for as long as the container lives. When a worker dies without a
 report, another one is forked on the same descriptors and continues where the kernel stands.
-`StreamCopy` decides what follows a worker.
+`StreamCopy` asks the restart policy and applies its decision.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 class WorkerSlot(ABC):
     """Owns the workers of one stream; borrows the stream.
 
-    `StreamCopy`, its only heir, has the three decisions. As an object handed in it would have to
-    start, replace and kill the workers through twelve methods that only it calls.
+    `StreamCopy` is the only subclass and has the three abstract methods. It is no separate object,
+    because that would need twelve methods that nothing else calls.
 
     Attributes:
         number: The stream's place in the shared counters.

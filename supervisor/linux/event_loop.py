@@ -7,7 +7,7 @@ What a callback may break: one that carries a feature's name breaks that feature
 then on, its descriptors and deadlines are forgotten, and `on_failed` says so. Features are what a
 container goes on without: its notify socket, those who listen, the window's size, a look at the
 workers. A callback without a name is the supervisor's own: signals, children, the runtime, the
-streams, the end. Its exception ends `run_until`, and `supervisor.cli.foreground` what follows.
+streams, the end. Its exception ends `run_until`; `supervisor.cli.foreground` decides what follows.
 """
 
 from __future__ import annotations

@@ -58,8 +58,8 @@ class CreateOperation:
         self,
         loop: Loop,
         reaper: Reaper,
-        calls: RuntimeInvoker,
-        caller: command_line.RuntimeCommand,
+        invoker: RuntimeInvoker,
+        command: command_line.RuntimeCommand,
         record: ProcessConfig,
         state_dir: StateDirectory,
         checkpoint: CheckpointRecord | None = None,
@@ -70,14 +70,14 @@ class CreateOperation:
         """Borrow everything; nothing happens before `begin`.
 
         `from_three`: what the container's process gets as descriptors 3, 4, ... of a `create`.
-        `engine_call`: An engine's own call in the place of that of `caller`.
+        `engine_call`: An engine's own call in the place of that of `command`.
         """
         self._from_three = from_three
         self._engine_call = engine_call
         self._loop = loop
         self._reaper = reaper
-        self._calls = calls
-        self._caller = caller
+        self._invoker = invoker
+        self._command = command
         self._record = record
         self._state_dir = state_dir
         self.checkpoint = checkpoint
@@ -131,7 +131,7 @@ class CreateOperation:
     def _run(self, stdio: tuple[int, int, int]) -> int:
         call = self._engine_call
         if call is not None:
-            return self._calls.run(
+            return self._invoker.run(
                 self._argv(),
                 self._on_exit,
                 cwd=".",  # the engine chose it for this process
@@ -140,13 +140,13 @@ class CreateOperation:
                 environment=call.environment,
                 prepare=call.prepare,
             )
-        return self._calls.run(
+        return self._invoker.run(
             self._argv(),
             self._on_exit,
-            cwd=self._caller.bundle,
+            cwd=self._command.bundle,
             stdio=stdio,
             limit_s=None,
-            prepare=self._put_config if self._caller.config else None,
+            prepare=self._put_config if self._command.config else None,
             from_three=self._from_three,
         )
 
@@ -156,7 +156,7 @@ class CreateOperation:
 
     def signal(self, signum: int) -> None:
         """Send a signal to the runtime, if it still runs."""
-        self._calls.signal(self._runtime_pid, signum)
+        self._invoker.signal(self._runtime_pid, signum)
 
     def cancel(self) -> None:
         """Let the runtime finish, for 5 s, then kill it; `on_end` follows.
@@ -165,7 +165,7 @@ class CreateOperation:
         own finds, and the id cannot be used again. What it has finished can be deleted properly.
         """
         self._is_cancelled = True
-        self._calls.set_deadline(self._runtime_pid, HURRY_S)
+        self._invoker.set_deadline(self._runtime_pid, HURRY_S)
         if self._phase is Phase.WAITING_FOR_CONSOLE:
             self._fail(StoppedError("stopped while waiting for the console"))
 
@@ -188,8 +188,8 @@ class CreateOperation:
             return
         remains = FailedCreateCleanup(
             self._reaper,
-            self._calls,
-            self._caller,
+            self._invoker,
+            self._command,
             log,
             began_at=self.began_at,
             was_killed=self._was_killed,
@@ -226,15 +226,15 @@ class CreateOperation:
         if self._engine_call is not None:
             return self._engine_call.argv(socket_path)
         if self._record.is_exec:
-            return self._caller.exec(console_socket=socket_path)
+            return self._command.exec(console_socket=socket_path)
         if self.checkpoint is None:
-            return self._caller.create(
+            return self._command.create(
                 console_socket=socket_path,
                 no_pivot=no_pivot,
                 preserved_fds=len(self._from_three),
                 no_new_keyring=self._record.no_new_keyring,
             )
-        return self._caller.restore(
+        return self._command.restore(
             self._record.checkpoint,
             self.checkpoint,
             unique=f"{time.time_ns()}-{os.getpid()}-{os.urandom(4).hex()}",
@@ -244,7 +244,7 @@ class CreateOperation:
 
     def _put_config(self, _environment: dict[str, str]) -> None:
         """Have the runtime read our config.json under the name of the bundle's."""
-        config_overlay.put(self._caller.config, os.path.join(self._caller.bundle, "config.json"))
+        config_overlay.put(self._command.config, os.path.join(self._command.bundle, "config.json"))
 
     def _watch_console(self) -> None:
         if self._socket is not None:
@@ -332,4 +332,4 @@ class CreateOperation:
     def _explain(self, termination: Termination) -> RuntimeFailedError:
         message = explain(self._state_dir)
         detail = f": {message}" if message else ""
-        return RuntimeFailedError(f"{self._caller.name} {self.verb}: {termination}{detail}")
+        return RuntimeFailedError(f"{self._command.name} {self.verb}: {termination}{detail}")

@@ -35,8 +35,8 @@ class FailedCreateCleanup:
     def __init__(
         self,
         reaper: Reaper,
-        calls: RuntimeInvoker,
-        caller: command_line.RuntimeCommand,
+        invoker: RuntimeInvoker,
+        command: command_line.RuntimeCommand,
         log: Log,
         *,
         began_at: str,
@@ -48,8 +48,8 @@ class FailedCreateCleanup:
         """
         self._was_killed = was_killed
         self._reaper = reaper
-        self._calls = calls
-        self._caller = caller
+        self._invoker = invoker
+        self._command = command
         self._log = log
         self._began_at = began_at
         self._on_end: Callable[[], None] = lambda: None
@@ -58,7 +58,7 @@ class FailedCreateCleanup:
         """Ask the runtime for the id's state; delete the container if it is the one we made."""
         self._on_end = on_end
         try:
-            self._calls.capture(self._caller.state(), self._on_state)
+            self._invoker.capture(self._command.state(), self._on_state)
         except ShimError as error:
             self._log.warning(str(error))
             on_end()
@@ -77,24 +77,24 @@ class FailedCreateCleanup:
             before_create=self._began_at,
             now=rfc3339(time.time_ns()),
             is_child=is_child,
-            bundle=self._caller.bundle,
+            bundle=self._command.bundle,
         ):
-            self._log.info(f"{self._caller.container_id}: another's container, left alone")
+            self._log.info(f"{self._command.container_id}: another's container, left alone")
             self._on_end()
             return
         self._force_delete(state.pid if is_child else 0)
 
     def _force_delete(self, pid: int) -> None:
-        danger = kill_scope.of(self._caller.config_path, pid).unsafe_cgroup()
+        danger = kill_scope.of(self._command.config_path, pid).unsafe_cgroup()
         if danger:
-            self._log.warning(kill_scope.not_deleted(self._caller.name, danger))
+            self._log.warning(kill_scope.not_deleted(self._command.name, danger))
             self._on_end()
             return
         try:
-            self._calls.run(
-                self._caller.delete(force=True),
+            self._invoker.run(
+                self._command.delete(force=True),
                 lambda _termination: self._on_end(),
-                cwd=self._caller.directory,
+                cwd=self._command.directory,
             )
         except ShimError as error:
             self._log.warning(str(error))
