@@ -156,6 +156,8 @@ def test_random_kills_in_a_stream_lose_and_repeat_nothing(tmp_path: Path) -> Non
     chance = random.Random(2)
     with _site(tmp_path / "logs", has_log=True) as site:
         os.set_blocking(site.source.fileno(), False)
+        # A client that a busy machine keeps away finds no more than this at once.
+        fcntl.fcntl(site.outs[0][1].fileno(), fcntl.F_SETPIPE_SZ, 65536)
         view, heard, kills = memoryview(content), b"", 0
         while len(heard) < len(content):
             with forked(site.work) as worker:
