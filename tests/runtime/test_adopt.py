@@ -176,6 +176,7 @@ def test_a_log_that_was_to_be_opened_anew_is_by_who_follows(
     log.rename(tmp_path / "log.1")
     os.write(control, b"reopen\n")
     waiting.wait_true(lambda: not waiting.is_readable(control))
+    waiting.wait_true(lambda: waiting.state_of(daemon.pid) == "S")  # the order is in the store
     os.close(control)
     daemon.kill()
     daemon.adopt()
