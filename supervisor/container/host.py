@@ -45,6 +45,7 @@ class Host:
         on_signal: What a signal other than SIGCHLD does; see `SignalPolicy`.
         reload: Made with the first container that is assembled.
         front_end_document: Returns what the front end needs after a reload, as JSON.
+        is_front_end_settled: Says whether the front end can be reloaded at this moment.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Host:
         self.on_signal: Callable[[int], None] = SignalPolicy(self).deliver
         self.reload: Reload | None = None
         self.front_end_document: Callable[[FdWriter], Any] = lambda _fd_writer: None
+        self.is_front_end_settled: Callable[[], bool] = lambda: True
         self._reap_more = self.loop.timer(self.reap)
         self._title = "kept" if keeps_title else ""
         syscalls.set_child_subreaper(True)

@@ -161,6 +161,8 @@ def snapshot(request: StartRequest) -> dict[str, Any]:
         "runtime": spec.runtime,
         "starts_container": spec.starts_container,
         "is_start_awaited": spec.is_start_awaited,
+        "is_delete_awaited": spec.is_delete_awaited,
+        "has_engines_fifos": spec.has_engines_fifos,
         "stop_signal": stop.signal,
         "stop_timeout_s": stop.timeout_s,
         "is_adoptable": origin.is_adoptable,
@@ -184,6 +186,8 @@ def request_of(
             packed["runtime"],
             starts_container=packed["starts_container"],
             is_start_awaited=packed["is_start_awaited"],
+            is_delete_awaited=packed["is_delete_awaited"],
+            has_engines_fifos=packed["has_engines_fifos"],
         ),
         StopPolicy(packed["stop_signal"], packed["stop_timeout_s"]),
         Origin(

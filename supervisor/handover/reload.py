@@ -88,6 +88,10 @@ if TYPE_CHECKING:
         def front_end_document(self) -> Callable[[FdWriter], Any]:
             """Returns what the front end needs after the reload, as JSON."""
 
+        @property
+        def is_front_end_settled(self) -> Callable[[], bool]:
+            """Says whether the front end can be reloaded at this moment."""
+
 
 _FIRST_PAUSE_S = 0.002
 _LONGEST_PAUSE_S = 0.25
@@ -142,7 +146,9 @@ class Reload:
             self.ask()
 
     def _is_moment(self) -> bool:
-        return all(each.is_running and each.is_settled for each in self._host.reload_sources())
+        sources = self._host.reload_sources()
+        is_settled = all(each.is_running and each.is_settled for each in sources)
+        return is_settled and self._host.is_front_end_settled()
 
     def _dry_run(self) -> None:
         if not self._is_moment():
@@ -198,6 +204,8 @@ class Reload:
 
     def _why_no_moment(self) -> str:
         stopped = [each for each in self._host.reload_sources() if not each.is_running]
+        if not stopped and not self._host.is_front_end_settled():
+            return "a client's request or an event is under way"
         if not stopped:
             return "its workers do not come to rest"
         return f"{stopped[0].container_id} does not run, and has not ended"

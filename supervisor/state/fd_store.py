@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import socket
     from typing import Any
 
-VERSION = 13
+VERSION = 14
 _WORD = b"forkshim-handover"
 _MESSAGE_BYTES = 64
 _NONCE_BYTES = 16

@@ -13,6 +13,7 @@ import pytest
 from supervisor.handover import reexec, reload
 from supervisor.handover.reload import Reload
 from supervisor.linux import fds
+from supervisor.linux.errors import ShimError
 from supervisor.linux.exit_status import Exited
 from supervisor.linux.signals import SignalRouter
 from supervisor.oci.invoke import RuntimeInvoker
@@ -23,7 +24,6 @@ from tests.harness.forked import forked
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from supervisor.linux.errors import ShimError
     from tests.harness.rig import Rig
 
 pytestmark = pytest.mark.process
@@ -160,6 +160,10 @@ class ReloadHost:
     def front_end_document(self, _fd_writer: FdWriter) -> None:
         """The front end needs nothing."""
 
+    def is_front_end_settled(self) -> bool:
+        """It has nothing halfway."""
+        return True
+
 
 @pytest.mark.parametrize("kind", [Source, PoorSource])
 def test_after_a_hand_over_that_fails_every_signal_is_heard(rig: Rig, kind: type[Source]) -> None:
@@ -206,6 +210,52 @@ def test_a_reload_does_not_wait_for_ever_for_a_moment(
     assert 5 <= source.looks <= 12
     (message,) = rig.messages("warn")
     assert message.endswith("goes on: its workers do not come to rest")
+
+
+class RestlessHost(ReloadHost):
+    """Its front end is halfway for the first looks."""
+
+    looks = 0
+
+    def __init__(self, rig: Rig, source: Source, *, settles_after: int) -> None:
+        super().__init__(rig, source)
+        self._settles_after = settles_after
+
+    def is_front_end_settled(self) -> bool:
+        self.looks += 1
+        return self.looks > self._settles_after
+
+
+def test_a_reload_waits_for_the_front_end_before_its_dry_run_and_before_the_exec(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = RestlessHost(rig, Source(rig), settles_after=4)
+    tried: list[int] = []
+
+    def dry_run(*given: Any) -> None:
+        tried.append(host.looks)
+        given[-1]("")
+
+    def become(*_given: Any) -> ShimError:
+        tried.append(host.looks)
+        return ShimError("enough")
+
+    monkeypatch.setattr(reexec, "dry_run", dry_run)
+    monkeypatch.setattr(reexec, "reexec", become)
+    Reload(host).ask()
+    rig.run_until(lambda: host.source.is_over)
+    assert tried == [5, 6]
+
+
+def test_a_front_end_that_does_not_settle_keeps_the_old_version(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "_PATIENCE_S", 0.3)
+    host = RestlessHost(rig, Source(rig), settles_after=1 << 30)
+    Reload(host).ask()
+    rig.run_until(lambda: host.source.is_over)
+    (message,) = rig.messages("warn")
+    assert message.endswith("goes on: a client's request or an event is under way")
 
 
 def test_a_reload_of_several_says_which_container_is_on_its_way_out(

@@ -8,7 +8,7 @@ from supervisor.wire.protobuf import encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from supervisor.wire.ttrpc import ServerConnection
@@ -22,6 +22,16 @@ class Call:
         self.connection = connection
         self._stream_id = stream_id
         self._method = method
+
+    def snapshot(self, connections: Sequence[ServerConnection]) -> list[Any]:
+        """Return what `restore` needs, in values that JSON has; the connection by its index."""
+        return [connections.index(self.connection), self._stream_id, self._method]
+
+    @staticmethod
+    def restore(packed: Sequence[Any], connections: Sequence[ServerConnection]) -> Call:
+        """Return a call of an earlier program of this process."""
+        index, stream_id, method = packed
+        return Call(connections[index], stream_id, method)
 
     def answer(self, values: Mapping[str, Any] | None = None) -> None:
         """Send the method's response."""

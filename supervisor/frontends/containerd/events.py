@@ -168,6 +168,11 @@ class EventQueue:
         """Return how many events are not acknowledged."""
         return len(self._events)
 
+    @property
+    def is_sending(self) -> bool:
+        """Whether an event is sent and not acknowledged: who sends it again may send it twice."""
+        return self._is_sending
+
     def snapshot(self) -> list[list[str]]:
         """Return the events that are not acknowledged, in values that JSON has."""
         return [[event.topic, event.container_id, event.envelope.hex()] for event in self._events]

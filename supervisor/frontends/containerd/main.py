@@ -10,6 +10,7 @@ import sys
 
 from supervisor import __version__
 from supervisor.frontends.containerd import invocation, options
+from supervisor.handover.own_command import is_handed_over, own_command
 from supervisor.linux import fds
 from supervisor.linux.errors import ShimError, describe
 from supervisor.linux.process_exit import exit_process
@@ -64,12 +65,17 @@ def _start(wanted: Invocation) -> None:
     from supervisor.frontends.containerd.start import start
 
     check_id(wanted.container_id)
-    environment = dict(os.environ)
+    if is_handed_over():
+        from supervisor.frontends.containerd.reload import go_on  # `start` has no use for it
+
+        go_on(wanted)
+        return
+    environment, command = dict(os.environ), own_command()
     with open(0, "rb", closefd=False) as stdin:
         given = options.of_start(stdin.read(_MOST_STDIN), wanted.container_id)
 
     def serve(found: GroupSocket) -> None:
-        Daemon(found, wanted, environment).run()
+        Daemon(found, wanted, environment, command).run()
 
     address = start(
         wanted,

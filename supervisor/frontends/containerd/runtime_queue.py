@@ -20,6 +20,11 @@ class RuntimeQueue:
         self._when_idle: list[Callable[[], None]] = []
         self._is_busy = False
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call runs or waits."""
+        return not self._is_busy and not self._waiting
+
     def run(self, call: Callable[[OnEnd], None], on_end: OnEnd) -> None:
         """Run `call` in its turn; `on_end` gets "" or why it has failed."""
         self._waiting.append((call, on_end))

@@ -39,6 +39,8 @@ _STATE_NAME = "forkshim"
 class Task:
     """One container as containerd sees it. Borrows host and events.
 
+    16 attributes: it has what is of the container and not of one of its processes.
+
     Attributes:
         container_id: containerd's.
         bundle: Absolute path.
@@ -58,8 +60,12 @@ class Task:
         request: Mapping[str, Any],
         options: Options,
         on_deleted: Callable[[Task], None],
+        *,
+        command: tuple[str, ...],
     ) -> None:
         """Nothing happens before `create`. `request`: a CreateTaskRequest.
+
+        `command`: how to start this program again.
 
         Raises:
             UsageError: The id or a stream's name is not valid.
@@ -80,6 +86,7 @@ class Task:
             root_gid=options.io_gid,
         )
         self._on_deleted = on_deleted
+        self._origin = Origin(command=command, environment=host.environment)
         self._specs: dict[str, Mapping[str, Any]] = {}
         self.init = TaskProcess(self, "", request, State.CREATING)
         self.execs: dict[str, TaskProcess] = {}
@@ -136,7 +143,7 @@ class Task:
             is_delete_awaited=True,
             has_engines_fifos=True,
         )
-        request = StartRequest(spec, origin=Origin(environment=self._host.environment))
+        request = StartRequest(spec, origin=self._origin)
         container = Container(self._host, request, log, state_dir, self._config)
         container.launch.owned.extend((log, state_dir))
         self.init.follow(container)
@@ -169,6 +176,11 @@ class Task:
         Raises:
             ShimError: Its streams or its spec are not valid.
         """
+        self.know_exec(exec_id, request)
+        self.emit("/tasks/exec-added", exec_id=exec_id)
+
+    def know_exec(self, exec_id: str, request: Mapping[str, Any]) -> None:
+        """Register a process as `add_exec`, of which containerd knows already."""
         check_id(exec_id)
         _streams(request)
         spec = plain_json.loads(request["spec"]["value"] if request["spec"] else b"")
@@ -176,7 +188,6 @@ class Task:
             raise ShimError("spec is no JSON object")
         self._specs[exec_id] = spec
         self.execs[exec_id] = TaskProcess(self, exec_id, request, State.ADDED)
-        self.emit("/tasks/exec-added", exec_id=exec_id)
 
     def begin_exec(self, process: TaskProcess) -> None:
         """Run the runtime's exec.

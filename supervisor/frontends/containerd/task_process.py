@@ -187,28 +187,27 @@ class TaskProcess:
         if not self.is_alive and self.state is not State.ADDED:
             self._answer_waits()
 
-    def answer_state(self, call: Call, bundle: str, container_id: str) -> None:
-        """Answer State from memory."""
+    @property
+    def state_values(self) -> dict[str, Any]:
+        """The values of a StateResponse, from memory."""
         is_over = self.state in (State.STOPPED, State.DRAINING, State.DELETING, State.FAILED)
-        call.answer(
-            {
-                "id": container_id,
-                "bundle": bundle,
-                "pid": self.pid,
-                "status": status(
-                    self.state,
-                    is_paused=self._task.is_paused,
-                    is_pausing=self._task.is_pausing,
-                ),
-                "stdin": self.streams["stdin"],
-                "stdout": self.streams["stdout"],
-                "stderr": self.streams["stderr"],
-                "terminal": self.streams["terminal"],
-                "exit_status": self.exit_status if is_over else 0,
-                "exited_at": self.exited_at if is_over else messages.GO_ZERO_TIME,
-                "exec_id": self.exec_id,
-            }
-        )
+        return {
+            "id": self._task.container_id,
+            "bundle": self._task.bundle,
+            "pid": self.pid,
+            "status": status(
+                self.state,
+                is_paused=self._task.is_paused,
+                is_pausing=self._task.is_pausing,
+            ),
+            "stdin": self.streams["stdin"],
+            "stdout": self.streams["stdout"],
+            "stderr": self.streams["stderr"],
+            "terminal": self.streams["terminal"],
+            "exit_status": self.exit_status if is_over else 0,
+            "exited_at": self.exited_at if is_over else messages.GO_ZERO_TIME,
+            "exec_id": self.exec_id,
+        }
 
     # Actions.
 

@@ -6,7 +6,7 @@ import os
 from functools import partial
 
 from supervisor.container.api import VerbError
-from supervisor.frontends.containerd import metrics, options
+from supervisor.frontends.containerd import metrics, options, snapshot
 from supervisor.frontends.containerd.call import Call
 from supervisor.frontends.containerd.stdio import UnsupportedError
 from supervisor.frontends.containerd.task import Task
@@ -29,9 +29,10 @@ from supervisor.wire.protobuf import WireError, decode, pack_any
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
+    from supervisor.container.container import Container
     from supervisor.container.host import Host
     from supervisor.frontends.containerd.events import EventQueue
     from supervisor.frontends.containerd.task_process import TaskProcess
@@ -51,16 +52,29 @@ class _RefusedError(Exception):
 
 
 class Tasks:
-    """Serves every connection of the group. Borrows host and events."""
+    """Serves every connection of the group. Borrows host and events.
+
+    29 methods: one for each of the service's, and what a reload needs.
+    """
 
     def __init__(
-        self, host: Host, events: EventQueue, namespace: str, on_shutdown: Callable[[], None]
+        self,
+        host: Host,
+        events: EventQueue,
+        namespace: str,
+        on_shutdown: Callable[[], None],
+        *,
+        command: tuple[str, ...],
     ) -> None:
-        """`on_shutdown` follows a Shutdown when no task is left."""
+        """`on_shutdown` follows a Shutdown when no task is left.
+
+        `command`: how to start this program again.
+        """
         self._host = host
         self._events = events
         self._namespace = namespace
         self._on_shutdown = on_shutdown
+        self._command = command
         self._tasks: dict[str, Task] = {}
         self._replies: dict[str, Mapping[str, Any]] = {}
         self._methods: dict[str, Callable[[Call, Request], None]] = {
@@ -86,6 +100,48 @@ class Tasks:
     def is_empty(self) -> bool:
         """Whether there is no task."""
         return not self._tasks
+
+    def is_settled(self, connections: Sequence[ServerConnection]) -> bool:
+        """Say whether `snapshot` has all: nothing is halfway, and no call is open but Waits."""
+        waits = 0
+        for task in self._tasks.values():
+            if not snapshot.is_settled(task):
+                return False
+            waits += len(snapshot.open_waits(task, connections))
+        return waits == sum(len(each.calls) for each in connections)
+
+    def snapshot(self, connections: Sequence[ServerConnection]) -> dict[str, Any]:
+        """Return what `restore` needs, in values that JSON has; only while `is_settled`."""
+        containers = self._host.containers
+        return {
+            "tasks": [
+                snapshot.pack(each, containers, connections) for each in self._tasks.values()
+            ],
+            "replies": self._replies,
+        }
+
+    def restore(
+        self,
+        packed: Mapping[str, Any],
+        containers: Sequence[Container],
+        connections: Sequence[ServerConnection],
+    ) -> None:
+        """Go on with the tasks of an earlier program of this process.
+
+        Args:
+            packed: From `snapshot`.
+            containers: All of them, in the host's order; not begun yet.
+            connections: Those of `snapshot`, restored, in the same order.
+
+        Raises:
+            KeyError, TypeError, ValueError, WireError, ShimError: `packed` cannot be used.
+        """
+        for each in packed["tasks"]:
+            task = self._make(snapshot.request_of(each))
+            snapshot.unpack(task, each, containers, connections)
+            self._tasks[task.container_id] = task
+        for container_id, reply in packed["replies"].items():
+            self._remember(container_id, reply)
 
     def on_request(
         self,
@@ -153,20 +209,31 @@ class Tasks:
             raise _RefusedError(ALREADY_EXISTS, f"container {container_id}: already exists")
         if request["checkpoint"]:
             raise _RefusedError(UNIMPLEMENTED, "create from a checkpoint: not implemented")
-        task_options = options.of_any(request["options"])
-        task = Task(
-            self._host, self._events, self._namespace, request, task_options, self._on_deleted
-        )
+        task = self._make(request)
         self._replies.pop(container_id, None)
         self._tasks[container_id] = task
         task.create(call)
 
+    def _make(self, request: Request) -> Task:
+        return Task(
+            self._host,
+            self._events,
+            self._namespace,
+            request,
+            options.of_any(request["options"]),
+            self._on_deleted,
+            command=self._command,
+        )
+
     def _on_deleted(self, task: Task) -> None:
         self._tasks.pop(task.container_id, None)
         if task.init.pid:
-            reply = self._replies[task.container_id] = task.init.exit_values
-            forget = partial(self._forget_reply, task.container_id, reply)
-            self._host.loop.timer(forget).start(_REMEMBERED_S)
+            self._remember(task.container_id, task.init.exit_values)
+
+    def _remember(self, container_id: str, reply: Mapping[str, Any]) -> None:
+        self._replies[container_id] = reply
+        forget = partial(self._forget_reply, container_id, reply)
+        self._host.loop.timer(forget).start(_REMEMBERED_S)
 
     def _forget_reply(self, container_id: str, reply: Mapping[str, Any]) -> None:
         if self._replies.get(container_id) is reply:  # not that of a later container of this id
@@ -202,8 +269,8 @@ class Tasks:
     # What is asked of it.
 
     def _state(self, call: Call, request: Request) -> None:
-        task, process = self._process(request, Method.STATE)
-        process.answer_state(call, task.bundle, task.container_id)
+        _task, process = self._process(request, Method.STATE)
+        call.answer(process.state_values)
 
     def _kill(self, call: Call, request: Request) -> None:
         task, process = self._process(request, Method.KILL)
