@@ -105,6 +105,30 @@ def test_an_exec_and_its_waiting_client_do_not_notice_a_reload(pod: Containerd) 
     assert shim_of(pod).pid == shim.pid
 
 
+def open_fds_of(cd: Containerd, shim: Process) -> int:
+    """Return how many descriptors the shim has, when it has closed what its clients have closed."""
+    with ShimClient(socket_of(cd)) as client:
+        client.ask("State", {"id": "a"})
+        return len(os.listdir(f"/proc/{shim.pid}/fd"))
+
+
+def test_reloads_leave_no_descriptor_behind(pod: Containerd) -> None:
+    """Neither those of the program before, nor those of an exec that a reload has carried."""
+    shim = shim_of(pod)
+    reload(pod, shim)
+    pod.ctr("task", "exec", "--exec-id", "e", "a", "true")  # its events need a connection
+    counts = [open_fds_of(pod, shim)]
+    for _ in range(3):
+        pod.ctr("task", "exec", "-d", "--exec-id", "e", "a", *STAYS)
+        reload(pod, shim)
+        pod.ctr("task", "kill", "-s", "KILL", "--exec-id", "e", "a")
+        with ShimClient(socket_of(pod)) as client:
+            assert client.ask("Wait", E)["exit_status"] == 137
+            client.ask("Delete", E)
+        counts.append(open_fds_of(pod, shim))
+    assert counts == counts[:1] * 4
+
+
 def test_a_terminal_stays_the_containers_over_reloads(pod: Containerd) -> None:
     shim = shim_of(pod)
     leader, follower = os.openpty()
