@@ -97,7 +97,7 @@ def _use_the_verbs(host: Host, container: Container, sink: Path) -> None:
     with pytest.raises(VerbError, match=r"^start: started already$"):
         api.start()
     api.pause(ends.append)
-    with pytest.raises(VerbError, match=r"^pause: another pause or resume is under way$"):
+    with pytest.raises(VerbError, match=r"^resume: another pause or resume is under way$"):
         api.resume(ends.append)
     run_until(lambda: bool(ends))
     assert (ends, api.state().status) == ([""], "paused")
