@@ -115,7 +115,8 @@ def test_it_says_what_a_stream_waits_for_and_what_was_dropped(
     manager: Manager, make_bundle: Callable[..., Path]
 ) -> None:
     """/dev/full is full for ever; the buffer holds 512 KiB."""
-    script = f"trap 'exit 0' TERM; yes | head -c 5000000; echo said >&2; {LOOP}"
+    loop = "while :; do sleep 0.1; done"  # LOOP says a line more, if TERM comes late
+    script = f"trap 'exit 0' TERM; yes | head -c 5000000; echo said >&2; {loop}"
     process = manager.start(
         make_bundle(script), "--log", "path,policy=drop-new,buffer=512k:/dev/full"
     )
