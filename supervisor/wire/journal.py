@@ -1,6 +1,6 @@
 """What a server connection has read and not answered, kept where a kill -9 does not reach.
 
-The journal is an unnamed file (memfd_create(2)). Whoever else holds it and the socket, an fd holder
+The journal is an unnamed file (memfd_create(2)). A process that holds it and the socket, an fd holder
 say, can hand both to a successor, which answers what the dead process has read: a client that sets
 no deadline would hang for ever else.
 

@@ -204,10 +204,9 @@ def test_output_goes_to_a_file_if_the_client_says_so(
         "a",
         "sh",
         "-c",
-        "echo out; echo err >&2",
+        "echo out; echo err >&2; exec sleep 1000",  # at its end the stock shim may lose both
         options=["--log-uri", f"file://{log}"],
     ):
-        cd.wait_status("a", "STOPPED")
         waiting.wait_true(lambda: sorted(log.read_text().splitlines()) == ["err", "out"])
 
 
