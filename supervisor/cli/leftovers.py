@@ -38,28 +38,37 @@ def clear(claimed: claim.Claim, request: RunRequest, why_not: FdStoreError | Non
             config=config if os.path.exists(config) else "",
         )
         state = parse_state(ask_runtime(command.name, command.state(), environment=os.environ))
-        if state is not None and state.status != "stopped":
+        danger = kill_scope.of(command.config_path, state.pid if state else 0).unsafe_cgroup()
+        # Its program has not begun, and nothing but its dead supervisor would have started it.
+        is_unborn = (
+            state is not None
+            and state.status == "created"
+            and is_same_bundle(state.bundle, command.bundle)
+            and not danger
+        )
+        if state is not None and state.status != "stopped" and not is_unborn:
             why = str(why_not) if why_not is not None else discover.why_not(claimed.state_dir)
             way = f"`forkshim adopt {request.container_id}` adopts it"
             if why:
                 way = f"it cannot be adopted from here ({why})"
             ending = " ".join(command.delete(force=True))
-            if kill_scope.of(command.config_path, state.pid).unsafe_cgroup():
+            if danger:
                 ending = f"kill -KILL {state.pid}"  # delete --force would kill its neighbours
             raise AlreadySupervisedError(
                 "its supervisor is gone and its container is "
                 f"{state.status} (pid {state.pid}); {way}, `{ending}` ends it"
             )
         discover.end_leftovers(claimed.state_dir)
-        if state is not None and is_same_bundle(state.bundle, command.bundle):
-            danger = kill_scope.of(command.config_path, 0).unsafe_cgroup()
-            if danger:
+        # Without a state: a runtime that was killed in `create` has left a directory that refuses
+        # the next `create`. The runtime's `delete --force` removes it.
+        if state is None or is_same_bundle(state.bundle, command.bundle):
+            if danger and state is not None:
                 kept = kill_scope.not_deleted(command.name, danger)
                 foreground.say(f"{request.container_id}: {kept}")
             else:
-                ask_runtime(
-                    command.name, command.delete(), command.directory, environment=os.environ
-                )
+                delete = command.delete(force=state is None or is_unborn)
+                directory = command.directory if state is not None else "/"
+                ask_runtime(command.name, delete, directory, environment=os.environ)
         if why_not is not None:
             again = "its container has ended, the next one starts"
             foreground.say(f"{request.container_id}: {why_not}; {again}")

@@ -1,8 +1,8 @@
 """What a server connection has read and not answered, kept where a kill -9 does not reach.
 
-The journal is an unnamed file (memfd_create(2)). A process that holds it and the socket, an fd holder
-say, can hand both to a successor, which answers what the dead process has read: a client that sets
-no deadline would hang for ever else.
+The journal is an unnamed file (memfd_create(2)). A process that holds it and the socket, an fd
+holder say, can hand both to a successor, which answers what the dead process has read: a client
+that sets no deadline would hang for ever else.
 
 A record is whole or not there: two places take turns, each with a number and a checksum. SIGKILL
 may cut a write(2) at a page.

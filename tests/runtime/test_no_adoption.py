@@ -12,7 +12,7 @@ import pytest
 
 from supervisor.handover import discover
 from supervisor.state import fd_store
-from tests.harness import waiting
+from tests.harness import bundles, runtimes, waiting
 from tests.harness.daemon import Daemon, reap
 from tests.harness.engine import FORKSHIM
 
@@ -89,6 +89,58 @@ def test_a_run_clears_away_a_dead_container_and_its_waiting_worker(
     daemon.succeed_in("run", "--bundle", bundle, "--detach", "--log", "null")
     assert daemon.wait_end() == "3"
     assert daemon.workers() == []
+
+
+def killed_in_create(tmp_path: Path, bundle: Path, runtime: Path, is_there: Path) -> None:
+    """Kill a supervisor when its runtime, which hangs in `create`, has made `is_there`."""
+    command: list[str | Path] = [
+        FORKSHIM,
+        "run",
+        "--root",
+        tmp_path / "root",
+        "--bundle",
+        bundle,
+        "--log",
+        "null",
+    ]
+    with subprocess.Popen(
+        [*command, "--runtime", runtime, is_there.parent.name], stderr=subprocess.DEVNULL
+    ) as supervisor:
+        waiting.wait_true(is_there.exists)
+        supervisor.kill()
+
+
+@pytest.mark.parametrize("how", ["a directory without a state", "created and not started"])
+def test_a_run_clears_away_what_was_killed_during_create(
+    tmp_path: Path, make_bundle: Callable[..., Path], how: str
+) -> None:
+    """A runtime makes its directory first, its state last; PR_SET_PDEATHSIG kills it between."""
+    container_id = bundles.fresh_id("unborn")
+    directory = Path("/run/runc") / container_id
+    bundle = make_bundle("exit 3")
+    if how == "created and not started":
+        runtime, _fifo = runtimes.lingering(tmp_path)
+        killed_in_create(tmp_path, bundle, runtime, directory / "state.json")
+    else:
+        begins = f"mkdir -m 711 {directory}; mkfifo {directory}/exec.fifo; exec sleep 1000"
+        text = f"if [ $verb = create ]; then {begins}; fi"
+        runtime = runtimes.script(tmp_path / "begins", text)
+        killed_in_create(tmp_path, bundle, runtime, directory / "exec.fifo")
+    command: list[str | Path] = [
+        FORKSHIM,
+        "run",
+        "--root",
+        tmp_path / "root",
+        "--bundle",
+        bundle,
+        "--log",
+        "null",
+    ]
+    done = subprocess.run(
+        [*command, container_id], capture_output=True, text=True, timeout=waiting.LIMIT_S
+    )
+    assert (done.returncode, done.stderr) == (3, "")
+    assert not directory.exists()
 
 
 def kill_fd_holder(daemon: Daemon) -> None:
