@@ -143,6 +143,7 @@ class Daemon:
 
     def begin(self, containers: Sequence[Container], places: Sequence[Place]) -> None:
         """Serve the restored containers; `run` follows."""
+        gc.freeze()  # this forks the first workers
         begin(self._host, containers, places)
 
     # The end.
