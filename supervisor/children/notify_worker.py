@@ -57,7 +57,10 @@ class _Process:
 
 
 class NotifyWorker:
-    """Keeps a notify worker alive while the container lives. Borrows the notify proxy."""
+    """Keeps a notify worker alive while the container lives. Borrows the notify proxy.
+
+    Many methods and attributes: a worker's life and what came from it share the report pipe.
+    """
 
     feature = FEATURE
 

@@ -37,7 +37,7 @@ REAP_LIMIT_S = 5.0
 class Container:
     """One supervised process. Owns its launch and all that follows, until `has_left`.
 
-    28 methods: the parts report to it, the signal policy and the verbs ask it; each is a few lines.
+    Many methods: the parts report to it, the signal policy and the verbs ask it.
 
     Attributes:
         parent: The container in which this process was exec'd, if this host has it; else None.

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class Running:
     """The parts of a running container. Owns them until `close`; borrows the launch.
 
-    26 methods, 16 attributes: it has each part of a running container and each action of the table.
+    Many methods and attributes: each part of a running container, each action of the table.
 
     Attributes:
         actions: The function that carries out each action of the lifecycle.

@@ -60,7 +60,7 @@ class Source(Enum):
 class ServiceStatus:
     """Reports one container to the service manager. Borrows everything.
 
-    17 attributes: what was reported last is beside what it is compared with.
+    Many attributes: what was reported last is beside what it is compared with.
     """
 
     SNAPSHOT = ("_words", "_is_ready", "_watchdog_source")

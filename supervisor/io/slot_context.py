@@ -39,6 +39,8 @@ class SlotContext:
         leftover_workers: pidfds of workers of a dead supervisor, which are being killed.
         raw_terminal: The person's terminal, in raw mode.
         is_closing: No worker is followed by another one any more.
+
+    Many attributes: what each slot would be given one by one.
     """
 
     loop: Loop

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 class StreamSet:
     """All streams of one container. Owns the streams, their workers and their counters.
 
-    It has more than 25 methods: it is all that the rest of the supervisor sees of this package, and
+    Many methods: it is all that the rest of the supervisor sees of this package, and
     most of them are one line.
     """
 

@@ -37,7 +37,8 @@ class WorkerSlot(ABC):
     """Owns the workers of one stream; borrows the stream.
 
     `StreamCopy` is the only subclass and has the three abstract methods. It is no separate object,
-    because that would need twelve methods that nothing else calls.
+    because that would need twelve methods that nothing else calls. Many methods: the life of a
+    worker, from its fork to its replacement, is in one place.
 
     Attributes:
         number: The stream's place in the shared counters.

@@ -52,7 +52,10 @@ _OVER = frozenset({Phase.CREATED, Phase.FAILED})
 
 
 class CreateOperation:
-    """One create, exec or restore. Owns the console until the caller takes it."""
+    """One create, exec or restore. Owns the console until the caller takes it.
+
+    Many attributes: the runtime's call, its console and its pid file come in any order.
+    """
 
     def __init__(
         self,

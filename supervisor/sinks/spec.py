@@ -65,7 +65,7 @@ class SinkKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class SinkSpec:
-    """The destination of a stream.
+    """The destination of a stream. Many attributes: each option of each kind.
 
     Attributes:
         kind: Determines which of the other attributes are used.

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from supervisor.frontends.containerd.task_lifecycle import (
+from supervisor.frontends.containerd.task.task_lifecycle import (
     TABLE,
     Action,
     Event,

@@ -60,7 +60,7 @@ class LogTarget:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The command line. More than 15 attributes: each is an option of the same name.
+    """The command line. Many attributes: each is an option of the same name.
 
     A string that was not given is "", which conmon takes for one that was not given, too.
     """

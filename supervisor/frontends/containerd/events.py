@@ -123,6 +123,8 @@ class EventQueue:
 
     After a failure the queue pauses 1, 2, ... 5 s, then 5 s each time. The log has one line when
     events begin to wait, and one when they move again.
+
+    Many attributes: the queue, its connection, its journal and the command in their place.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ import signal
 from supervisor.container.host import Host
 from supervisor.container.restore import begin, restore_containers
 from supervisor.frontends.containerd.events import EventQueue, PublishCommand
-from supervisor.frontends.containerd.tasks import Tasks
+from supervisor.frontends.containerd.task.tasks import Tasks
 from supervisor.linux.fds import Fd
 from supervisor.oci.invoke import RuntimeInvoker
 from supervisor.state.log import Log

@@ -6,11 +6,12 @@ import os
 from functools import partial
 
 from supervisor.container.api import VerbError
-from supervisor.frontends.containerd import metrics, options, snapshot
-from supervisor.frontends.containerd.call import Call
-from supervisor.frontends.containerd.stdio import UnsupportedError
-from supervisor.frontends.containerd.task import Task
-from supervisor.frontends.containerd.task_lifecycle import (
+from supervisor.frontends.containerd import metrics, options
+from supervisor.frontends.containerd.task import snapshot
+from supervisor.frontends.containerd.task.call import Call
+from supervisor.frontends.containerd.task.stdio import UnsupportedError
+from supervisor.frontends.containerd.task.task import Task
+from supervisor.frontends.containerd.task.task_lifecycle import (
     ALREADY_EXISTS,
     FAILED_PRECONDITION,
     INVALID_ARGUMENT,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from supervisor.container.container import Container
     from supervisor.container.host import Host
     from supervisor.frontends.containerd.events import EventQueue
-    from supervisor.frontends.containerd.task_process import TaskProcess
+    from supervisor.frontends.containerd.task.task_process import TaskProcess
     from supervisor.wire.ttrpc import ServerConnection
 
     Request = Mapping[str, Any]
@@ -54,7 +55,7 @@ class _RefusedError(Exception):
 class Tasks:
     """Serves every connection of the group. Borrows host and events.
 
-    29 methods: one for each of the service's, and what a reload needs.
+    Many methods: one for each of the service's, and what a reload needs.
     """
 
     def __init__(

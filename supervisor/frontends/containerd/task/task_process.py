@@ -6,8 +6,8 @@ import time
 
 from supervisor.container.api import ContainerApi
 from supervisor.container.lifecycle import Notice
-from supervisor.frontends.containerd.flush import LIMIT_S, STALLED_S, Flush
-from supervisor.frontends.containerd.task_lifecycle import (
+from supervisor.frontends.containerd.task.flush import LIMIT_S, STALLED_S, Flush
+from supervisor.frontends.containerd.task.task_lifecycle import (
     ALIVE,
     UNKNOWN,
     Action,
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from supervisor.container.container import Container
     from supervisor.container.request import Outcome
-    from supervisor.frontends.containerd.call import Call
-    from supervisor.frontends.containerd.task import Task
+    from supervisor.frontends.containerd.task.call import Call
+    from supervisor.frontends.containerd.task.task import Task
 
 UNKNOWN_STATUS = 255
 _CORE_EVENTS = {
@@ -51,6 +51,8 @@ class TaskProcess:
         exited_at: The values of a Timestamp.
         start_call: A Start that is not answered.
         waits: The calls of Wait that are open.
+
+    Many methods: one for each action of the table, and one for each request.
     """
 
     def __init__(self, task: Task, exec_id: str, streams: Mapping[str, Any], state: State) -> None:

@@ -6,8 +6,8 @@ clients' connections are indices in the server's. A request travels as its own m
 
 from __future__ import annotations
 
-from supervisor.frontends.containerd.call import Call
-from supervisor.frontends.containerd.task_lifecycle import State
+from supervisor.frontends.containerd.task.call import Call
+from supervisor.frontends.containerd.task.task_lifecycle import State
 from supervisor.wire import messages
 from supervisor.wire.protobuf import decode, encode
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from supervisor.container.container import Container
-    from supervisor.frontends.containerd.task import Task
-    from supervisor.frontends.containerd.task_process import TaskProcess
+    from supervisor.frontends.containerd.task.task import Task
+    from supervisor.frontends.containerd.task.task_process import TaskProcess
     from supervisor.wire.protobuf import MessageType
     from supervisor.wire.ttrpc import ServerConnection
 

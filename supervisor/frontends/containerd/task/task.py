@@ -11,10 +11,10 @@ from supervisor.container.request import ContainerSpec, Origin, StartRequest
 from supervisor.frontends.containerd import delete
 from supervisor.frontends.containerd.mounts import MountJob, mount_all, unmount_all
 from supervisor.frontends.containerd.options import OPTIONS_NAME
-from supervisor.frontends.containerd.runtime_queue import RuntimeQueue
-from supervisor.frontends.containerd.stdio import setting_of
-from supervisor.frontends.containerd.task_lifecycle import Event, State
-from supervisor.frontends.containerd.task_process import TaskProcess
+from supervisor.frontends.containerd.task.runtime_queue import RuntimeQueue
+from supervisor.frontends.containerd.task.stdio import setting_of
+from supervisor.frontends.containerd.task.task_lifecycle import Event, State
+from supervisor.frontends.containerd.task.task_process import TaskProcess
 from supervisor.linux import plain_json
 from supervisor.linux.errors import ShimError, describe, reason
 from supervisor.linux.fds import Fd
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from supervisor.container.host import Host
-    from supervisor.frontends.containerd.call import Call
     from supervisor.frontends.containerd.events import EventQueue
     from supervisor.frontends.containerd.options import Options
+    from supervisor.frontends.containerd.task.call import Call
 
 _STATE_NAME = "forkshim"
 
@@ -39,7 +39,7 @@ _STATE_NAME = "forkshim"
 class Task:
     """One container as containerd sees it. Borrows host and events.
 
-    16 attributes: it has what is of the container and not of one of its processes.
+    Many attributes: it has what is of the container and not of one of its processes.
 
     Attributes:
         container_id: containerd's.

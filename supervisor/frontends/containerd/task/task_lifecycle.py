@@ -60,7 +60,7 @@ class Event(Enum):
 
 
 class Action(Enum):
-    """What `supervisor.frontends.containerd.task_process` does."""
+    """What `supervisor.frontends.containerd.task.task_process` does."""
 
     EMIT_CREATE = "emit /tasks/create"
     ANSWER_CREATE = "answer Create"
