@@ -157,7 +157,7 @@ def run(directory: Path, runtime: str, bundles: dict[str, Path], process: dict[s
         "obeys": str(Exited(3)),
         "second": str(Exited(5)),
         "stays": str(Exited(4)),
-    }
+    }, (ends, errors)
     assert errors == []
     assert states == ["running", "running"], "the third outlives both, and its exec"
     life = ["CREATED", "STARTED", "EXITED", "DRAINED", "DELETED"]

@@ -33,8 +33,8 @@ case $verb in
 create)
     /bin/sh "$bundle/program" & echo $! > "$id.pid"; cp "$id.pid" "$pid_file.new"
     printf %s "$(cat "$id.pid")" > "$pid_file.new"; mv "$pid_file.new" "$pid_file" ;;
-exec)
-    /bin/sh exec & printf %s $! > "$pid_file" ;;
+exec)  # dash reaps a child that ends before it does
+    (while [ -e /proc/$$/exe ]; do :; done; exec /bin/sh exec) & printf %s $! > "$pid_file" ;;
 kill)
     kill -s "${last#SIG}" "$(cat "$id.pid")" ;;
 state)
