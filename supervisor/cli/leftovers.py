@@ -60,8 +60,10 @@ def clear(claimed: claim.Claim, request: RunRequest, why_not: FdStoreError | Non
             )
         discover.end_leftovers(claimed.state_dir)
         # Without a state: a runtime that was killed in `create` has left a directory that refuses
-        # the next `create`. The runtime's `delete --force` removes it.
-        if state is None or is_same_bundle(state.bundle, command.bundle):
+        # the next `create`. The runtime's `delete --force` removes it. A pid file tells of a
+        # process: there `state` may have failed, and --force would kill a living container.
+        is_begun = os.path.lexists(os.path.join(claimed.state_dir, "pid"))
+        if not is_begun if state is None else is_same_bundle(state.bundle, command.bundle):
             if danger and state is not None:
                 kept = kill_scope.not_deleted(command.name, danger)
                 foreground.say(f"{request.container_id}: {kept}")

@@ -6,6 +6,7 @@ The loop is borrowed; it is anything with the methods of `Loop` below.
 from __future__ import annotations
 
 import select
+from abc import ABC, abstractmethod
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ READ_BYTES = 1 << 16
 _WRITE_BYTES = 1 << 18
 
 
-class Connection:
+class Connection(ABC):
     """What both ends have: a socket, a parser and a buffer of unsent bytes.
 
     Attributes:
@@ -77,12 +78,13 @@ class Connection:
         self.sock.close()
         self.unsent.clear()
 
+    @abstractmethod
     def _on_frame(self, frame: Frame) -> None:
-        raise NotImplementedError
+        """Take one whole frame."""
 
+    @abstractmethod
     def _lose(self, why: str) -> None:
         """End the connection from this side or after the peer's end."""
-        raise NotImplementedError
 
     def _read(self) -> None:
         try:

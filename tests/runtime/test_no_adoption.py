@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -91,18 +92,13 @@ def test_a_run_clears_away_a_dead_container_and_its_waiting_worker(
     assert daemon.workers() == []
 
 
+def run_command(tmp_path: Path, bundle: Path) -> list[str | Path]:
+    return [FORKSHIM, "run", "--root", tmp_path / "root", "--bundle", bundle, "--log", "null"]
+
+
 def killed_in_create(tmp_path: Path, bundle: Path, runtime: Path, is_there: Path) -> None:
     """Kill a supervisor when its runtime, which hangs in `create`, has made `is_there`."""
-    command: list[str | Path] = [
-        FORKSHIM,
-        "run",
-        "--root",
-        tmp_path / "root",
-        "--bundle",
-        bundle,
-        "--log",
-        "null",
-    ]
+    command = run_command(tmp_path, bundle)
     with subprocess.Popen(
         [*command, "--runtime", runtime, is_there.parent.name], stderr=subprocess.DEVNULL
     ) as supervisor:
@@ -126,21 +122,29 @@ def test_a_run_clears_away_what_was_killed_during_create(
         text = f"if [ $verb = create ]; then {begins}; fi"
         runtime = runtimes.script(tmp_path / "begins", text)
         killed_in_create(tmp_path, bundle, runtime, directory / "exec.fifo")
-    command: list[str | Path] = [
-        FORKSHIM,
-        "run",
-        "--root",
-        tmp_path / "root",
-        "--bundle",
-        bundle,
-        "--log",
-        "null",
-    ]
+    command = run_command(tmp_path, bundle)
     done = subprocess.run(
         [*command, container_id], capture_output=True, text=True, timeout=waiting.LIMIT_S
     )
     assert (done.returncode, done.stderr) == (3, "")
     assert not directory.exists()
+
+
+def test_a_run_kills_no_living_container_whose_state_cannot_be_told(
+    tmp_path: Path, make_bundle: Callable[..., Path], start: Callable[..., Daemon]
+) -> None:
+    bundle = make_bundle("echo ready; sleep 1000")
+    daemon = start(bundle)
+    daemon.kill()
+    pid = daemon.payload_pid
+    runtime = runtimes.script(tmp_path / "fails", "if [ $verb = state ]; then exit 1; fi")
+    path = daemon.state_dir.parent / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "runtime": str(runtime)}))
+    done = daemon.command("run", "--bundle", bundle, "--detach", "--log", "null")
+    assert done.returncode != 0
+    assert waiting.is_alive(pid)
+    os.kill(pid, signal.SIGKILL)
+    reap(pid)
 
 
 def kill_fd_holder(daemon: Daemon) -> None:
