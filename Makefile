@@ -5,6 +5,7 @@
 python := .venv/bin/python
 coverage := $(python) -m coverage
 durations := --durations=12 --durations-min=5
+runtime := tests/runtime
 is_root := $(filter 0,$(shell id -u))
 
 help: ## this list
@@ -30,14 +31,17 @@ test: setup ## all tests, with coverage; make test ARGS='-k fifo -x' for some of
 	@tests/setup/packages base release vm engines $(if $(is_root),,>/dev/null || :)
 	@rm -rf .cache/coverage
 	@mkdir -p .cache
-	@# The slow half waits most of the time: beside the quick one, its words come at the end. Beside
-	@# both, what the beds need is made on a fresh machine: a test that needs it earlier makes it, or waits.
+	@# Tests wait most of the time, so three thirds run beside each other; the words of two of them come
+	@# at the end. Beside them, what the beds need is made on a fresh machine: a test that needs it
+	@# earlier makes it, or waits.
 	@$(if $(is_root),$(python) -m tests.systemd.debs,:) >.cache/debs.log 2>&1 & debs=$$!; \
 	$(python) -m pytest -m slow $(durations) >.cache/slow.log 2>&1 & slow=$$!; \
+	$(coverage) run -m pytest -m 'not slow' $(durations) $(runtime) >.cache/runtime.log 2>&1 & runtime=$$!; \
 	echo "$(coverage) run -m pytest -m 'not slow'"; \
-	$(coverage) run -m pytest -m 'not slow' $(durations); quick=$$?; \
+	$(coverage) run -m pytest -m 'not slow' $(durations) $(foreach path,$(runtime),--ignore=$(path)); rest=$$?; \
+	wait $$runtime; runtime=$$?; cat .cache/runtime.log; \
 	wait $$slow; slow=$$?; cat .cache/slow.log; \
-	wait $$debs || cat .cache/debs.log; exit $$((quick ? quick : slow))
+	wait $$debs || cat .cache/debs.log; exit $$((rest ? rest : runtime ? runtime : slow))
 	@$(coverage) combine --quiet
 ifeq ($(is_root),)
 	@$(coverage) report --fail-under=0

@@ -215,9 +215,10 @@ class HandoverManager:
     def entry(self, fd_writer: FdWriter) -> dict[str, Any] | None:
         """Return what the document of the container says of this exec'd process; None if nothing.
 
-        With the inode of its counters: an adopter finds the workers by it.
+        With the inode of its counters: an adopter finds the workers by it. An adopted store is full
+        before this supervisor has published it.
         """
-        if self._store is None or not self._is_published:
+        if self._store is None or self._store.is_empty:
             return None
         return {
             "ends": [fd_writer.add(end) for end in self._store.fds],

@@ -4,8 +4,9 @@
     pod_host.py DIRECTORY adopt ID...
 
 The state directory of a container is DIRECTORY/ID/init. When the last container has started, a
-second process is exec'd in it. Each outcome is a line of DIRECTORY/ends. With POD_AWAITS_START in
-the environment the last container is created, and started only after a reload.
+second process is exec'd in it; DIRECTORY/second.published tells that an adopter would find it. Each
+outcome is a line of DIRECTORY/ends. With POD_AWAITS_START in the environment the last container is
+created, and started only after a reload.
 """
 
 from __future__ import annotations
@@ -57,9 +58,18 @@ def exec_second(container: Container, notice: Notice, _detail: str) -> None:
     if notice is Notice.STARTED:
         process = json.loads((DIRECTORY / "process.json").read_text())
         sink = f"file:{DIRECTORY / 'second.log'}"
-        follow(
-            ContainerApi(container).exec("second", process, ProcessConfig(stdout=sink, stderr=sink))
-        )
+        config = ProcessConfig(stdout=sink, stderr=sink)
+        second = ContainerApi(container).exec("second", process, config)
+        follow(second)
+        ContainerApi(second).subscribe(partial(publish_both, container, second))
+
+
+def publish_both(container: Container, second: Container, notice: Notice, _detail: str) -> None:
+    """Make the running exec adoptable, and say so."""
+    if notice is Notice.STARTED:
+        second.running.handover.publish()
+        container.running.handover.publish()
+        (DIRECTORY / "second.published").touch()
 
 
 def start(command: tuple[str, ...], stack: ExitStack) -> None:

@@ -66,6 +66,7 @@ class PodHost:
             )
         for state_dir in self.state_dirs[:3]:
             fd_stores.wait_published(state_dir)
+        waiting.wait_path(self.directory / "second.published", lambda path: path.exists())
         self.second_pid = int((self.state_dirs[3] / "pid").read_text())
 
     @property
