@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 
-from supervisor.wire.journal import CallJournal
+from supervisor.wire.call_journal import CallJournal
 from supervisor.wire.ttrpc import ServerConnection
 
 TYPE_CHECKING = False

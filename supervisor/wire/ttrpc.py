@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
+    from supervisor.wire.call_journal import CallJournal
     from supervisor.wire.connection import Loop
-    from supervisor.wire.journal import CallJournal
 
     OnRequest = Callable[["ServerConnection", int, str, str, bytes, int], None]
     OnAnswer = Callable[[int, str, bytes], None]

@@ -17,8 +17,8 @@ from supervisor.frontends.containerd.events import EventQueue, PublishCommand, j
 from supervisor.linux.event_loop import Loop
 from supervisor.oci.invoke import RuntimeInvoker
 from supervisor.wire import messages
+from supervisor.wire.call_journal import CallJournal
 from supervisor.wire.frames import Code
-from supervisor.wire.journal import CallJournal
 from supervisor.wire.protobuf import decode, unpack_any
 from supervisor.wire.server import Server
 

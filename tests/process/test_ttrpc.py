@@ -18,9 +18,9 @@ import pytest
 
 from supervisor.linux.event_loop import Loop
 from supervisor.wire import frames
+from supervisor.wire.call_journal import CallJournal
 from supervisor.wire.connection import MAX_UNSENT_BYTES
 from supervisor.wire.frames import Code, FrameParser
-from supervisor.wire.journal import CallJournal
 from supervisor.wire.server import Server
 from supervisor.wire.ttrpc import ClientConnection, ServerConnection
 

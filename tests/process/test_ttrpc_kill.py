@@ -13,8 +13,8 @@ import pytest
 
 from supervisor.linux.event_loop import Loop
 from supervisor.wire import frames, ttrpc
+from supervisor.wire.call_journal import CallJournal
 from supervisor.wire.frames import Code, FrameParser
-from supervisor.wire.journal import CallJournal
 from supervisor.wire.ttrpc import ServerConnection
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from supervisor.linux.exit_status import Termination
     from supervisor.oci.invoke import RuntimeInvoker
     from supervisor.state.log import Log
-    from supervisor.wire.journal import CallJournal
+    from supervisor.wire.call_journal import CallJournal
 
 MOST_EVENTS = 4096
 """A full queue loses its oldest event of the first of these kinds that it has."""
