@@ -1,7 +1,7 @@
 """`forkshim attach`: copy a running container's output from now on, to its end or to Ctrl-C.
 
 The attach client owns two fifos in the container's state directory and reads them; see
-`supervisor.io.attach_hub`. The container and its workers never wait for it.
+`supervisor.io.attach.hub`. The container and its workers never wait for it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 import time
 
 from supervisor.handover import discover
-from supervisor.io.attach_hub import ASKING, NOTHING_TO_HEAR, REJECTED
+from supervisor.io.attach.hub import ASKING, NOTHING_TO_HEAR, REJECTED
 from supervisor.linux import fds, paths
 from supervisor.linux.errors import ShimError, reason_of_access
 from supervisor.state import trust

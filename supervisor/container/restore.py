@@ -14,7 +14,7 @@ from supervisor.container.lifecycle import State
 from supervisor.container.request import request_of
 from supervisor.handover import discover, reexec
 from supervisor.handover.manager import Inherited, Leftovers
-from supervisor.io.stdio import restore as restore_stdio
+from supervisor.io.client_stdio import restore as restore_stdio
 from supervisor.linux import fds
 from supervisor.linux.errors import reason
 from supervisor.oci import kill_scope, process_json

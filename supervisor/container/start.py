@@ -11,8 +11,9 @@ forked after the runtime has written it: the runtime keeps two cores busy by its
 from __future__ import annotations
 
 from supervisor.container.lifecycle import Event, State
+from supervisor.io.client_stdio import Stdio
 from supervisor.io.pipes import Pipes
-from supervisor.io.stdio import READER_WAIT_S, Stdio, StdioOpener
+from supervisor.io.stdio import READER_WAIT_S, StdioOpener
 from supervisor.linux import fds, procfs
 from supervisor.linux.errors import RuntimeFailedError, ShimError, StoppedError
 from supervisor.linux.exit_status import shell_status

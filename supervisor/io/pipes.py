@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
 
-    from supervisor.io.stdio import Stdio
+    from supervisor.io.client_stdio import Stdio
     from supervisor.io.stream import Stream
     from supervisor.io.stream_set import StreamSet
     from supervisor.io.user_terminal import UserTerminal

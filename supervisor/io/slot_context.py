@@ -9,7 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from supervisor.io.attach_hub import AttachHub
+    from supervisor.io.attach.hub import AttachHub
     from supervisor.io.stream import Stream
     from supervisor.io.stream_log import StreamLog
     from supervisor.linux import fds

@@ -15,123 +15,26 @@ import stat
 from functools import partial
 
 from supervisor.children.reader_wait import ReaderWait
+from supervisor.io.client_stdio import Stdio
 from supervisor.linux import fds
 from supervisor.linux.errors import ShimError, UsageError, reason
 from supervisor.sinks.spec import SinkKind, SinkSpec, parse_sink
 from supervisor.state.trusted_file import open_log_file, open_typed
-from workers.common.records import dataclass, field
 from workers.copy import fifo_wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import Any
+    from collections.abc import Callable
 
     from supervisor.linux.event_loop import Loop
     from supervisor.linux.reaper import Reaper
     from supervisor.oci.process_json import ProcessConfig
-    from supervisor.sinks.sink import Sink
-    from supervisor.state.fd_store import FdReader, FdWriter
 
 READER_WAIT_S = 15.0
 
 ATTACH, ATTACH_KEPT_OPEN = "attach", "attach,keep-open"
 """Settings of a stdin that attach clients write to, see `io.attach.packet_clients`. With the first
 the end of one client's input is the end of stdin for all."""
-
-
-@dataclass(slots=True)
-class Stdio:
-    """The client's side, opened. A missing stream is null: no pipe, no worker.
-
-    Attributes:
-        stdin: Where input comes from.
-        stdin_closer: Our own write end of a stdin fifo: while it is open, a client may come back.
-        sinks: By stream name, "stdout" and "stderr".
-        line_sinks: What is there instead for a log or the journal. Borrowed by the streams, closed
-            here.
-        reopeners: For a sink that is a file which may be moved away: opens its name again.
-        names: What each is, for log lines.
-        passthrough: The sinks that are a descriptor of our own caller.
-        stderr_joins_stdout: Both are the same regular file. They then share one pipe and one
-            worker: two file offsets would overwrite each other.
-    """
-
-    SNAPSHOT = ("stdin_closer", "line_sinks", "passthrough", "stderr_joins_stdout")
-    TRANSIENT = (
-        "stdin",  # the streams have taken these two
-        "sinks",
-        "reopeners",  # these two come again from the settings
-        "names",
-    )
-
-    stdin: fds.Fd | None = None
-    stdin_closer: fds.Fd | None = None
-    sinks: dict[str, fds.Fd] = field(default_factory=dict)
-    line_sinks: dict[str, Sink] = field(default_factory=dict)
-    reopeners: dict[str, Callable[[], fds.Fd]] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
-    passthrough: set[str] = field(default_factory=set)
-    stderr_joins_stdout: bool = False
-
-    def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
-        """Return what `restore` needs. The streams have snapshots of their own."""
-        closer = self.stdin_closer
-        return {
-            "stdin_closer": -1 if closer is None else fd_writer.add(closer.fileno()),
-            "line_sinks": {
-                name: line_sink.snapshot(fd_writer) for name, line_sink in self.line_sinks.items()
-            },
-            "passthrough": sorted(self.passthrough),
-            "stderr_joins_stdout": self.stderr_joins_stdout,
-        }
-
-    def close(self) -> None:
-        """Close whatever has not been taken."""
-        owners = (self.stdin, self.stdin_closer, *self.sinks.values(), *self.line_sinks.values())
-        for owner in owners:
-            if owner is not None:
-                owner.close()
-
-
-def restore(
-    packed: Mapping[str, Any],
-    contents: FdReader,
-    record: ProcessConfig,
-    container_id: str,
-    bundle: str,
-) -> Stdio:
-    """Return the client's side as an earlier supervisor has packed it; nothing is opened.
-
-    Raises:
-        ShimError: The settings in `record` are not those of that supervisor.
-    """
-    closer = contents.take(packed["stdin_closer"])
-    stdio = Stdio(
-        stdin_closer=closer if closer.is_open else None,
-        passthrough=set(packed["passthrough"]),
-        stderr_joins_stdout=packed["stderr_joins_stdout"],
-    )
-    sinks = {"stdout": parse_sink(record.stdout), "stderr": parse_sink(record.stderr)}
-    for name, sink in sinks.items():
-        stdio.names[name] = str(sink)
-        if sink.kind is SinkKind.FILE and not sink.has_line_sink:
-            stdio.reopeners[name] = partial(open_log_file, sink.path)
-    if packed["line_sinks"]:
-        from supervisor.sinks.open import InheritedSinks, open_sinks
-
-        of_branch = SinkSpec(SinkKind.ATTACH)
-        for name in packed["line_sinks"]:
-            stdio.names.setdefault(name, str(of_branch))
-        wanted = {name: sinks.get(name, of_branch) for name in packed["line_sinks"]}
-        stdio.line_sinks = open_sinks(
-            wanted,
-            container_id,
-            bundle,
-            is_console=record.terminal,
-            inherited=InheritedSinks(packed["line_sinks"], contents),
-        )
-    return stdio
 
 
 class StdioOpener:

@@ -47,7 +47,7 @@ class Stream:
     SNAPSHOT_FDS = ("source", "sink", "staging", "branches")
     SNAPSHOT = ("name", "setting", "phase", "capacity_bytes")
     TRANSIENT = ("sink_name", "is_passthrough", "line_sink", "reopen", "packet_input")
-    """These come again from the settings, see `supervisor.io.stdio`."""
+    """These come again from the settings, see `supervisor.io.client_stdio`."""
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from functools import partial
 from supervisor.children import restart_policy
 from supervisor.children.restart_policy import RestartPolicy
 from supervisor.io.attach.branch import ATTACH_NAME, ATTACH_SUFFIX
-from supervisor.io.attach_hub import AttachHub
+from supervisor.io.attach.hub import AttachHub
 from supervisor.io.reopen import LogReopener
 from supervisor.io.slot_context import SlotContext
 from supervisor.io.stream import Stream

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from supervisor.children.restart_policy import FailureHistory
+from supervisor.io.client_stdio import Stdio
 from supervisor.io.pipes import Pipes
-from supervisor.io.stdio import Stdio
 from supervisor.linux import fds
 from supervisor.oci.process_json import ProcessConfig
 from supervisor.sinks.sink import Drops

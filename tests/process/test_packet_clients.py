@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from supervisor.io.client_stdio import Stdio
+from supervisor.io.client_stdio import restore as restore_stdio
 from supervisor.io.drain import DrainWatch, Verdict
 from supervisor.io.pipes import Pipes
-from supervisor.io.stdio import ATTACH, Stdio
-from supervisor.io.stdio import restore as restore_stdio
+from supervisor.io.stdio import ATTACH
 from supervisor.io.stream import Stream
 from supervisor.linux import fds
 from supervisor.oci.process_json import ProcessConfig

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from supervisor.io.client_stdio import Stdio
 from supervisor.io.pipes import Pipes
-from supervisor.io.stdio import Stdio
 from supervisor.io.stream_set import StreamSet
 from supervisor.io.user_terminal import UserTerminal
 from supervisor.linux import fds

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from supervisor.io import stdio
-from supervisor.io.stdio import Stdio, StdioOpener
+from supervisor.io.client_stdio import Stdio
+from supervisor.io.stdio import StdioOpener
 from supervisor.linux import fds
 from supervisor.linux.errors import ShimError
 from supervisor.linux.exit_status import Exited

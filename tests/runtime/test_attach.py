@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from supervisor.cli import attach
-from supervisor.io.attach_hub import ACCEPTED
+from supervisor.io.attach.hub import ACCEPTED
 from supervisor.linux.errors import ShimError
 from supervisor.linux.exit_status import Exited
 from tests.harness import bundles, waiting
