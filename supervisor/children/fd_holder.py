@@ -1,7 +1,7 @@
 """The fd holder: a child of the supervisor that keeps the fd store open when the supervisor dies.
 
-Another supervisor adopts the container with what the store has. The fd holder parses nothing, and
-has no descriptor but /dev/null, the store's two sockets and what `starter` needs.
+Another supervisor adopts the container from the store. The fd holder parses nothing. It has no
+descriptor but /dev/null, the store's two sockets, and those that `starter` needs.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
         @property
         def starts_successors(self) -> bool:
-            """Whether it starts any. Then it gets STAND_DOWN when no more are wanted."""
+            """Whether it starts any. Then `stand_down` sends STAND_DOWN to the process."""
 
         def stand_down(self) -> None:
-            """Start none from now on; a process that is forked later knows it, too."""
+            """Start none from now on. A process that is forked later starts none, either."""
 
         def serve(self, supervisor_pid: int) -> None:
             """Wait for the supervisor's death and start successors. Returns if none is needed.
@@ -52,7 +52,7 @@ STAND_DOWN = signal.SIGUSR1
 """Tells the fd holder to start no successor from now on. Blocked from the fork to the handler."""
 
 _LONG_LIFE_S = 10.0
-"""An fd holder that has lived for so long before its death was not killed by the same cause."""
+"""An fd holder that lived this long did not die of the same cause as the one before it."""
 
 
 class FdHolder:
@@ -80,8 +80,8 @@ class FdHolder:
             null_fd: /dev/null.
             store_fds: What the process keeps open.
             starter: What the process does when the supervisor dies.
-            predecessors: pidfds of earlier fd holders of this store, owned. They are killed as soon
-                as there is another one.
+            predecessors: pidfds of earlier fd holders of this store, owned. They get SIGKILL once
+                the first fork has succeeded.
         """
         self._next_fork = loop.timer(self.ensure)
         self._reaper = reaper
@@ -97,12 +97,12 @@ class FdHolder:
         self.pid = 0
 
     def ensure(self) -> None:
-        """Fork the process unless there is one. A fork that is refused is tried again later."""
+        """Fork the process unless it exists. A timer repeats a failed fork(2)."""
         if self.pid or self._is_stopping or self._next_fork.is_running:
             return
         try:
             self.pid = spawn.fork_worker(partial(self._hold, os.getpid()), held=[STAND_DOWN])
-        except OSError as error:  # EAGAIN, ENOMEM: the limits of our cgroup
+        except OSError as error:  # EAGAIN, ENOMEM: limits of the cgroup
             self._failed_forks += 1
             if restart_policy.is_logged(self._failed_forks):
                 self._log.warning(
@@ -117,18 +117,18 @@ class FdHolder:
         self._end_predecessors()
 
     def stand_down(self) -> None:
-        """Have no successor started from now on: the container was told to stop."""
+        """Start no successor from now on: a stop of the container was requested."""
         self._starter.stand_down()
         if self.pid and self._starter.starts_successors:
-            os.kill(self.pid, STAND_DOWN)  # unreaped, so the pid is its own
+            os.kill(self.pid, STAND_DOWN)  # unreaped, so no other process has the pid
 
     def stop(self) -> None:
-        """Kill the process and its predecessors. It has been reaped when `pid` is 0."""
+        """Kill the process and its predecessors. `pid` is 0 once it was reaped."""
         self._is_stopping = True
         self._next_fork.cancel()
         self._end_predecessors()
         if self.pid:
-            os.kill(self.pid, signal.SIGKILL)  # unreaped, so the pid is its own
+            os.kill(self.pid, signal.SIGKILL)  # unreaped, so no other process has the pid
 
     def _hold(self, supervisor_pid: int) -> None:
         kept = (*self._store_fds, *self._starter.fds)

@@ -1,12 +1,13 @@
-"""The supervisor's side of the notify worker: fork it, read its words, replace it.
+"""The supervisor's side of the notify worker: forks it, reads its words, replaces it.
 
-The worker reads bytes that the container chooses, so it may hang; see `workers.notify.reader`.
+"Words" are sd_notify assignments (`READY=1`). The worker reads bytes that the container chooses, so
+it may hang; see `workers.notify.reader`.
 After a datagram has arrived, the supervisor checks the worker at an interval. It replaces a
 worker that has received nothing between two checks although the socket is readable. While no
 datagram arrives there is no check and no wake-up.
 
-The kernel kills the worker when the supervisor dies. The next supervisor has the socket, and in the
-memory the pending and the reported words.
+The kernel kills the worker when the supervisor dies. The next supervisor has the socket, and the
+shared memory with the pending and the reported words.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ if TYPE_CHECKING:
 FEATURE = "notify"
 CHECK_S = 2.0
 _LAST_WORDS_S = 1.0
-"""Limit of the wait for the last words after the container has exited; enough on a busy machine."""
+"""Limit for reading the remaining messages after the container has exited."""
 _MOST_DYING = 4
-"""Limit of killed workers that sleep in the kernel and cannot die, on FUSE for example."""
+"""Limit for killed workers that sleep in the kernel and do not die, on FUSE for example."""
 
 
 class _Process:
@@ -59,7 +60,7 @@ class _Process:
 class NotifyWorker:
     """Keeps a notify worker alive while the container lives. Borrows the notify proxy.
 
-    Many methods and attributes: a worker's life and what came from it share the report pipe.
+    It has many methods and attributes, because the worker's life and its words share one pipe.
     """
 
     feature = FEATURE
@@ -76,7 +77,18 @@ class NotifyWorker:
         on_words: Callable[[Words], None],
         on_change: Callable[[], None],
     ) -> None:
-        """Does nothing before `start`. Calls `on_change` after each fork."""
+        """Borrow everything. Do nothing before `start`.
+
+        Args:
+            loop: Watches the pipe and the socket.
+            reaper: Reaps the workers.
+            log: Gets deaths, failed forks and merged messages.
+            notify_proxy: Has the container's socket and the shared memory.
+            title: The supervisor's process title.
+            null_fd: /dev/null.
+            on_words: Called with the words of each record.
+            on_change: Called after each fork: the published fd store is out of date.
+        """
         self._loop = loop
         self._reaper = reaper
         self._log = log
@@ -126,7 +138,7 @@ class NotifyWorker:
         self._arm()
 
     def finish(self, on_end: Callable[[], None]) -> None:
-        """Read the container's last words for a limited time, then call `on_end` once."""
+        """Read the container's remaining messages for at most 1 s, then call `on_end` once."""
         self._is_over = True
         self._next_fork.cancel()
         if self._process is None:
@@ -231,7 +243,7 @@ class NotifyWorker:
             self._reaper.expect(process.pid, on_exit)
 
     def _dismiss(self, process: _Process) -> None:
-        """Kill the worker. It executes no more user code, so the next worker may start at once."""
+        """Kill the worker. It returns to no user code, so the next worker may start at once."""
         self._process = None
         self._dying.append(process)
         self._kill(process)
@@ -245,7 +257,7 @@ class NotifyWorker:
         record = os.read(process.words_rfd.fileno(), reader.RECORD_BYTES)
         if len(record) == reader.RECORD_BYTES:
             self._report_merged()
-            if self._is_watching:  # the worker was faster: the event was not seen
+            if self._is_watching:  # the worker has read the datagram before the loop saw it
                 self._on_datagram()
             self._on_words(words.parse(record.rstrip(b"\0")))
             return

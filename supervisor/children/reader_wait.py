@@ -1,4 +1,4 @@
-"""Waiting for the first reader of a fifo, in a child: open(2) has no time limit."""
+"""Waits for the first reader of a fifo, in a child: a blocking open(2) has no time limit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PAUSE_S = 0.05
 
 
 class ReaderWait:
-    """A child that waits for the first reader of a fifo. Owns the child, its pipe, `with_path`."""
+    """Forks a child that waits for a reader. Owns the child, its pipe and `with_path`."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class ReaderWait:
 
     @property
     def is_reaped(self) -> bool:
-        """Whether no child is left to be reaped."""
+        """Whether every child was reaped."""
         return self._pid == 0
 
     def begin(self) -> None:
@@ -104,7 +104,7 @@ class ReaderWait:
         self._hang_up()
         self._with_path.close()
         if self._pid:
-            os.kill(self._pid, signal.SIGKILL)  # unreaped, so the pid is its own
+            os.kill(self._pid, signal.SIGKILL)  # unreaped, so no other process has the pid
 
     def _hang_up(self) -> None:
         if self._said_rfd.is_open:

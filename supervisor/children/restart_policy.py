@@ -1,7 +1,7 @@
-"""Restart policy for workers. Pure: `io.stream_copy` applies the decisions.
+"""Restart policy for workers. Pure functions: `io.stream_copy` applies the decisions.
 
-A worker ends in one of three ways: it dies without a report, it reports an error, or it cannot be
-forked at all. Each method takes what is known of earlier failures and returns a `Decision`.
+Three things can fail: a worker dies without a report, a worker reports an error, or fork(2) fails.
+Each method takes the history of earlier failures and returns a `Decision`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ _SHORTEST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 5.0
 LONGEST_PAUSE_IN_DRAIN_S = 0.25
 FORK_AGAIN_S = 0.5
-"""After a fork(2) that was refused."""
+"""Pause after a failed fork(2)."""
 
 DEGRADED_AFTER = 16
-"""Workers in a row that died, or could not be forked, without a byte copied: in 6 to 8 s."""
+"""Failures in a row, deaths without a byte copied or failed forks. They take 6 to 8 s."""
 
 
 class ErrorAction(Enum):
-    """What follows an error that a worker reports. The values are words for the log."""
+    """What follows an error that a worker reports. The values are texts for the log."""
 
-    RETRY = "it is tried again at least every 5 s, and the container waits when its pipe is full"
-    HANG_UP = "close the container's side, which then gets EPIPE, as in a shell pipeline"
-    DISCARD = "read on and throw away"
+    RETRY = "the worker tries again at least every 5 s; the container waits when its pipe is full"
+    HANG_UP = "the supervisor closes the stream; the container gets EPIPE, or end of stdin"
+    DISCARD = "later output is thrown away"
 
 
 class Next(Enum):
@@ -39,21 +39,21 @@ class Next(Enum):
 
     FORK = "fork another worker now; it waits for the pause before it copies"
     FORK_LATER = "wait for the pause, then fork another worker"
-    FORK_WITH_FRESH_SINK = "renew the sink, then as FORK"
-    FORK_TO_NULL = "put /dev/null in the place of the sink, then as FORK"
+    FORK_WITH_FRESH_SINK = "reopen the sink, then as FORK"
+    FORK_TO_NULL = "replace the sink by /dev/null, then as FORK"
     CLOSE = "close the stream"
 
 
 @dataclass(frozen=True, slots=True)
 class FailureHistory:
-    """What is known of the failures of one stream's workers.
+    """The failures of one stream's workers.
 
     Attributes:
-        deaths: Of all workers so far.
-        deaths_without_progress: In a row, with no byte copied.
-        dies_waiting: The row contains a worker that died while it left its sink alone.
-        errors_in_a_row: Reported, with no byte copied between them.
-        failed_forks: In a row.
+        deaths: How many workers have died.
+        deaths_without_progress: Deaths in a row, with no byte copied.
+        dies_waiting: One of these died during the pause, when it did not write.
+        errors_in_a_row: Reported errors, with no byte copied between them.
+        failed_forks: Failed forks in a row.
     """
 
     deaths: int = 0
@@ -69,10 +69,10 @@ class Decision:
 
     Attributes:
         next: What to do.
-        pause_s: How long the sink is left alone first.
-        history: Replaces the one that the decision was made of.
-        is_logged: Whether the event is logged. What recurs is logged less and less often.
-        is_degraded: Whether this event makes the stream a degraded one.
+        pause_s: Seconds without a write to the sink first.
+        history: The new history.
+        is_logged: Whether the event is logged, see `is_logged`.
+        is_degraded: Whether this event makes the stream degraded.
     """
 
     next: Next
@@ -93,8 +93,8 @@ class RestartPolicy:
     ) -> Decision:
         """Decide what follows a worker that died without a report.
 
-        If workers die even during the pause, another one would die there, too. Then the
-        pause comes before the fork.
+        Normally the next worker waits for the pause. If workers die even during the pause, the
+        supervisor waits for it and then forks.
         """
         deaths = history.deaths + 1
         in_a_row = 0 if has_progress else history.deaths_without_progress + 1
@@ -125,9 +125,8 @@ class RestartPolicy:
     ) -> Decision:
         """Decide what follows a worker that has reported.
 
-        An error of zero is end of file. EAGAIN of a lossy stream says that the sink takes
-        everything again after some was dropped. A container that closes its stdin, or exits, may do
-        so: EPIPE of stdin is not logged.
+        Error 0 is end of file. EAGAIN of a lossy stream means that the sink has room again after a
+        drop. EPIPE of stdin is not logged: a container may close its stdin, or exit.
         """
         if report.errno == 0:
             return Decision(Next.CLOSE, 0.0, history)
@@ -159,13 +158,13 @@ class RestartPolicy:
 
 
 def action_after(stream: str, report: Report, *, has_line_sink: bool = False) -> ErrorAction:
-    """Choose by what failed. Pure.
+    """Return the action after the error in `report`. Pure.
 
-    A reader that is gone for good (EPIPE, a hung-up terminal's EIO) is passed on to the container,
-    which closes its own pipe. A console cannot be closed without a SIGHUP to the container, so its
-    output is thrown away. Everything else (ENOSPC, EDQUOT, ...) may get better: nothing is dropped,
-    the container waits when its pipe is full. So may a log file's disk, and a journald that is
-    gone: with `has_line_sink` there is no reader.
+    A reader that has left for good (EPIPE, EIO of a hung-up terminal) ends the stream, and the
+    container gets EPIPE. A console cannot be closed without a SIGHUP to the container, so its
+    output is thrown away. Every other error (ENOSPC, EDQUOT, ...) may pass: nothing is dropped, and
+    the container waits when its pipe is full. With `has_line_sink` there is no reader, and each
+    error may pass: of a log file's disk, or of a journald that restarts.
     """
     if has_line_sink:
         return ErrorAction.RETRY
@@ -180,7 +179,7 @@ def action_after(stream: str, report: Report, *, has_line_sink: bool = False) ->
 
 
 def pause_s(deaths_without_progress: int) -> float:
-    """Return how long the next fork waits: not at all after the first eight deaths. Pure."""
+    """Return the pause in seconds; 0 for the first eight deaths. Pure."""
     excess = deaths_without_progress - _DEATHS_WITHOUT_PAUSE
     if excess <= 0:
         return 0.0
@@ -188,5 +187,5 @@ def pause_s(deaths_without_progress: int) -> float:
 
 
 def is_logged(count: int) -> bool:
-    """Say whether this occurrence of a recurring event is logged: 1, 2, 4, 8, ... Pure."""
+    """Return whether this occurrence of a recurring event is logged: 1, 2, 4, 8, ... Pure."""
     return count & (count - 1) == 0

@@ -1,4 +1,4 @@
-"""The client's side of the streams, opened: who owns it, and how a reload keeps it."""
+"""The client's side of the streams once it is open: its owner, its snapshot and its restore."""
 
 from __future__ import annotations
 
@@ -21,26 +21,25 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Stdio:
-    """The client's side, opened. A missing stream is null: no pipe, no worker.
+    """The client's side, opened. A stream that is missing here is null: no pipe, no worker.
 
     Attributes:
-        stdin: Where input comes from.
-        stdin_closer: Our own write end of a stdin fifo: while it is open, a client may come back.
-        sinks: By stream name, "stdout" and "stderr".
-        line_sinks: What is there instead for a log or the journal. Borrowed by the streams, closed
-            here.
-        reopeners: For a sink that is a file which may be moved away: opens its name again.
-        names: What each is, for log lines.
-        passthrough: The sinks that are a descriptor of our own caller.
-        stderr_joins_stdout: Both are the same regular file. They then share one pipe and one
-            worker: two file offsets would overwrite each other.
+        stdin: The source of the container's input.
+        stdin_closer: The supervisor's write end of a stdin fifo: a client may leave and come back.
+        sinks: Descriptors by stream name, "stdout" and "stderr".
+        line_sinks: By stream name, for a log file or the journal. Owned; the streams borrow them.
+        reopeners: By stream name, for a file that may be renamed: opens its name again.
+        names: By stream name, the setting for log lines.
+        passthrough: Names of the streams whose sink the supervisor has inherited.
+        stderr_joins_stdout: Both are the same regular file. They share one pipe and one worker: two
+            file offsets would overwrite each other.
     """
 
     SNAPSHOT = ("stdin_closer", "line_sinks", "passthrough", "stderr_joins_stdout")
     TRANSIENT = (
-        "stdin",  # the streams have taken these two
+        "stdin",  # the streams own these two
         "sinks",
-        "reopeners",  # these two come again from the settings
+        "reopeners",  # `restore` makes these two from the settings
         "names",
     )
 
@@ -66,7 +65,7 @@ class Stdio:
         }
 
     def close(self) -> None:
-        """Close whatever has not been taken."""
+        """Close every descriptor that no stream has taken."""
         owners = (self.stdin, self.stdin_closer, *self.sinks.values(), *self.line_sinks.values())
         for owner in owners:
             if owner is not None:
@@ -80,10 +79,10 @@ def restore(
     container_id: str,
     bundle: str,
 ) -> Stdio:
-    """Return the client's side as an earlier supervisor has packed it; nothing is opened.
+    """Return the client's side from the snapshot of an earlier supervisor. Opens nothing.
 
     Raises:
-        ShimError: The settings in `record` are not those of that supervisor.
+        ShimError: The settings in `record` differ from those of that supervisor.
     """
     closer = contents.take(packed["stdin_closer"])
     stdio = Stdio(

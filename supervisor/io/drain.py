@@ -1,25 +1,27 @@
 """How long the supervisor waits for output after the container's death.
 
-`judge` is the rule, pure; `DrainWatch` looks at the streams and applies it.
+`judge` is the rule, a pure function. `DrainWatch` looks at the streams and applies it.
 
-Two things can keep a stream from its end. A stray process may hold the pipe: then nothing is
-pending, and silence of all streams for 300 ms, or 5 s of chatter, is enough to hang up on it. Or
-the client may not read: then bytes are pending, in the pipe or in the client's fifo, they may be
-the container's last words, and only 5 s without any progress end the wait. A reader of our own
-stdout (`forkshim run web | less`) may take all the time it wants, until a stop.
-What the container had written when it died is never cut short by a stray's chatter.
+Two things can keep a stream open:
 
-A worker that could move something in such 5 s and does not (stopped by SIGSTOP, say) is no
-client's fault: it is replaced once, and its successor has the same time.
+- A stray process holds the pipe. Then nothing is pending. The supervisor hangs up when all streams
+  were silent for 300 ms, or after 5 s of the stray's output. The stray never cuts short what the
+  container had written when it died.
+- The client does not read. Then bytes are pending, in the pipe or in the client's fifo, and they
+  may be the container's last output. The supervisor gives up after 5 s without any progress. A
+  reader of the supervisor's own stdout (`forkshim run web | less`) has no limit until a stop.
 
-An engine's client that has left does not come back, so nothing is kept for it: what is in its fifo
-does not count, and where the fifo is full it is looked at whether anybody but us has it open.
+A worker that could move bytes for 5 s and does not (stopped by SIGSTOP, for example) is not the
+client's fault. The supervisor replaces it once, and the next worker has the same time.
 
-An output that attach clients hear waits for them behind its own sink. So the clients are given up
-first, and the sink has its time after that.
+An engine's client that has left does not come back, so nothing is kept for it. Bytes in its fifo do
+not count. Where the fifo is full, the supervisor checks whether another process has it open.
 
-While the container of an exec'd process lives none of these bounds holds: others of the container
-may have the process's streams, and their output ends when they end.
+An output with attach clients waits for them before its own sink. So the supervisor gives up the
+clients first, and the sink has its time after that.
+
+None of these bounds holds for an exec'd process while its container lives. Other processes of the
+container may have its streams, which end with them.
 """
 
 from __future__ import annotations
@@ -40,29 +42,29 @@ IDLE_S = 0.3
 STRAY_CAP_S = 5.0
 STALLED_S = 5.0
 CLIENTS_STALLED_S = 3.0
-"""For attach clients, of which one may be stopped: Podman's `kill` fails after 5 s without an exit
-file. What is in a client's queue by then, up to 1 MiB, is not lost: it stays readable."""
+"""For attach clients, of which one may be stopped. Podman's `kill` fails after 5 s without an exit
+file. Bytes in a client's queue (up to 1 MiB) stay readable after that."""
 
 FIRST_LOOK_S = 0.002
 LAST_LOOK_S = 0.05
 CLOGGED_S = 0.03
-"""The rule is asked again after 2 ms, 4 ms, ... 50 ms while a drain lasts: that a client has read a
-fifo empty is no event. The end of a worker is one."""
+"""While a drain lasts, the rule is applied again after 2 ms, 4 ms, ... 50 ms: no event tells that a
+client has emptied a fifo. The end of a worker is an event."""
 
 
 class Verdict(Enum):
     """What to do with one stream now.
 
-    After STRAY it is hung up and the rest of the rule goes on: what lies in its fifo may be unread.
-    After STUCK another worker takes over. After CLOGGED one that sees whether there is a client.
+    STRAY: hang up, and apply the rule again, because bytes in its fifo may be unread.
+    STUCK: replace the worker. CLOGGED: replace the worker if the fifo still has a client.
     """
 
     WAIT = "wait"
     DONE = "done"
-    CLOGGED = "its fifo is full, which may have no client"
+    CLOGGED = "its fifo is full and may have no client"
     STRAY = "a process that outlived the container holds it open"
-    STUCK = "its worker does not move"
-    STALLED = "the client does not take it (no reader, or no room), what is left is lost"
+    STUCK = "its worker copies nothing"
+    STALLED = "the client does not read it (no reader, or no room); the rest is lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +72,19 @@ class StreamView:
     """One output stream as the supervisor sees it; times in seconds, monotonic.
 
     Attributes:
-        is_reported: Its worker has sent the completion record, or we have hung up.
-        is_hung_up: We are about to: only its worker has still to die.
-        has_pending: Something is not yet taken from the container's side, or is on its way.
-        unread_bytes: In the client's fifo; 0 for other sinks.
+        is_reported: Its worker has sent the completion record, or the supervisor has hung up.
+        is_hung_up: The supervisor has killed the worker and has not reaped it yet.
+        has_pending: Bytes are in the container's pipe, or in flight in the worker.
+        unread_bytes: Bytes in the client's fifo; 0 for other sinks.
         is_last_word_out: All that was pending when the container died has been copied.
-        is_patient: Only a stop may end the wait for a reader, not the clock.
+        is_patient: Only a stop ends the wait for a reader, not the clock.
         died_at_s: When the container died.
         moved_at_s: When a byte of it last moved, on either side.
         any_moved_at_s: When a byte of any stream last moved: one stray may hold several.
-        is_stuck: Its worker, the same one since then and not replaced by us, could move something.
+        is_stuck: Its worker could have moved bytes since then. Never a replacement.
         stalled_s: How long nothing may move.
-        is_clogged: It may be that no client has its full fifo open, and that was not looked at yet.
-        idle_s: So long a silence of all streams tells that what is left is a stray's.
+        is_clogged: Its fifo is full, and the supervisor has not yet checked for a client.
+        idle_s: After this much silence of all streams, only a stray holds them open.
     """
 
     is_reported: bool
@@ -101,7 +103,7 @@ class StreamView:
 
 
 def judge(view: StreamView, now_s: float) -> Verdict:
-    """Say whether to go on waiting for this stream."""
+    """Return whether to wait for this stream any longer, and if not, why."""
     quiet_s = now_s - max(view.moved_at_s, view.died_at_s)
     has_stalled = quiet_s >= view.stalled_s and not view.is_patient
     if view.is_reported and view.unread_bytes == 0:
@@ -122,15 +124,17 @@ def judge(view: StreamView, now_s: float) -> Verdict:
 
 
 class DrainWatch:
-    """Watches the output streams from the container's death on. Borrows the streams."""
+    """Watches the output streams after the container's death. Borrows the streams."""
 
     def __init__(
         self, stream_set: StreamSet, *, is_read: bool = True, idle_s: float = IDLE_S
     ) -> None:
-        """Note what each stream still has to move: the container's last word.
+        """Note how many bytes each stream has to move: the container's last output.
 
-        `is_read`: wait until the clients have read their fifos empty, those who are away, too.
-        `idle_s`: see `StreamView`.
+        Args:
+            stream_set: The streams, borrowed.
+            is_read: Wait until the clients have emptied their fifos, also clients that have left.
+            idle_s: Seconds, see `StreamView`.
         """
         self._idle_s = idle_s
         self._stream_set = stream_set
@@ -145,29 +149,29 @@ class DrainWatch:
         self._given_up: dict[str, float] = {}
         self._done: set[str] = set()
         for stream in stream_set.outputs:
-            # All that it had written when it died is in its pipe: no more than the pipe holds.
+            # What the container had written when it died is in the pipe or in the worker.
             most_bytes = stream.capacity_bytes + stream_set.in_flight_bytes(stream)
             self._last_word_at[stream.name] = stream_set.copied_bytes(stream) + most_bytes
 
     def begin(self) -> None:
-        """Start the clocks again: killing the rest of the container may have taken a while."""
+        """Start the clocks again: killing the rest of the container may have taken seconds."""
         self._died_at_s = time.monotonic()
 
     def next_look_s(self) -> float:
-        """Return when to judge again, in seconds from now."""
+        """Return when to call `judge` again, in seconds from now."""
         look_s, self._look_s = self._look_s, min(self._look_s * 2, LAST_LOOK_S)
         return look_s
 
     @property
     def is_over(self) -> bool:
-        """Whether no output stream is waited for any more."""
+        """Whether the supervisor waits for no output stream any more."""
         return all(
             stream.name in self._done or self._is_left(stream)
             for stream in self._stream_set.outputs
         )
 
     def _is_left(self, stream: Stream) -> bool:
-        """Say whether it was given up, and what was left is counted, if that can be done."""
+        """Return whether it was given up, and its rest was counted or cannot be."""
         if stream.name not in self._given_up:
             return False
         waited_s = time.monotonic() - self._given_up[stream.name]
@@ -200,7 +204,7 @@ class DrainWatch:
             if verdict is Verdict.STALLED and self._waits_for_branch(stream):
                 continue
             if verdict is Verdict.STRAY and self._is_of_open_trunk(stream):
-                continue  # empty: what it brings is still on its way through the other stream
+                continue  # it is empty because its bytes are still in the trunk
             if verdict is Verdict.DONE:
                 self._done.add(stream.name)
             elif verdict is not Verdict.WAIT and is_bounded:
@@ -238,7 +242,7 @@ class DrainWatch:
         has_pending = not stream.is_closed and (
             stream.has_pending() or self._stream_set.in_flight_bytes(stream) > 0
         )
-        if not has_pending:  # it was seen empty: whatever comes now is a stray's
+        if not has_pending:  # the pipe was empty, so later bytes are a stray's
             self._last_word_at[stream.name] = 0
         return StreamView(
             is_reported=stream.is_closed,

@@ -1,7 +1,7 @@
-"""From opened stdio to copies: the container's own pipes, or its console, joined to the clients.
+"""Joins the container's pipes, or its console, to the clients' side of the streams.
 
-Who owns what afterwards: the stream set has both ends of every copy; the container's side of each
-pipe is only there until the runtime has inherited it.
+The stream set owns both ends of every copy afterwards. The caller closes the container's side of
+each pipe once the runtime has inherited it.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _NULL_DEVICE = os.makedev(1, 3)
 
 
 def open_own_null() -> fds.Fd:
-    """Open a null device of its own for a container; the caller owns it.
+    """Make and open a null device for one container; the caller owns it.
 
-    A runtime may give it to the container's root: crun before 1.23 does so, and the machine's
-    /dev/null was a user's then. It is in a file system of its own without a place, since /run
-    has no devices. Who may not mount may not give /dev/null away, either.
+    crun before 1.23 calls fchown(2) on it, for the container's root. With the machine's /dev/null a
+    user would then own that. The device is in a detached tmpfs, because /run is mounted nodev.
+    Without the privilege to mount it is the machine's /dev/null, which crun cannot chown then.
 
     Raises:
         OSError: EMFILE.
@@ -56,10 +56,10 @@ def open_own_null() -> fds.Fd:
 
 
 def packet_input(setting: str) -> PacketInput | None:
-    """Return the sources of a stdin that attach clients write to; None for another stdin."""
+    """Return the sources of a stdin that attach clients write to. None for any other stdin."""
     if setting not in (ATTACH, ATTACH_KEPT_OPEN):
         return None
-    from workers.copy.packet_stdin import PacketInput  # few front ends have such clients
+    from workers.copy.packet_stdin import PacketInput  # only conmon's front end has such clients
 
     return PacketInput(ends_with_client=setting == ATTACH)
 
@@ -99,12 +99,19 @@ class Pipes:
         self._our_side: dict[str, fds.Fd] = {}
 
     def make_pipes(self, stdio: Stdio, container_side: list[fds.Fd]) -> tuple[int, int, int]:
-        """Make a pipe for each stream that has a client's side; returns the runtime's 0, 1, 2.
+        """Make a pipe for each stream that has a client's side.
 
         Args:
             stdio: The clients' side.
             container_side: Gets the ends that the caller closes once the runtime has been started.
-                The others are ours until `join_pipes`.
+                This object owns the other ends until `join_pipes`.
+
+        Returns:
+            The runtime's descriptors 0, 1 and 2, borrowed.
+
+        Raises:
+            OSError: EMFILE, ENFILE.
+            MachineError: fchown(2) to the container's root failed.
         """
         ends: dict[str, int] = {}
         call = self._engine_call
@@ -135,7 +142,10 @@ class Pipes:
         return ends["stdin"], ends["stdout"], ends["stderr"]
 
     def runtime_words(self) -> bytes:
-        """Return what the runtime has written to stderr, where the container has a terminal."""
+        """Return what the runtime has written to stderr. Empty unless the container has a terminal.
+
+        With a terminal the runtime's stderr is a pipe of its own; without, it is the container's.
+        """
         if not self._words.is_open:
             return b""
         said = fds.take_pending(self._words.fileno(), self._null_fd, MOST_WORDS_BYTES)
@@ -143,7 +153,7 @@ class Pipes:
         return said
 
     def join_pipes(self, stdio: Stdio, stream_set: StreamSet) -> None:
-        """Join them to the clients; the stream set takes them."""
+        """Join the pipes to the clients. The stream set owns all of it afterwards."""
         from supervisor.io.stream import Stream  # while the runtime works
 
         while self._our_side:
@@ -157,7 +167,7 @@ class Pipes:
                 stream_set.add(self._output(name, end, stdio, name))
 
     def _make_pipe(self) -> tuple[fds.Fd, fds.Fd]:
-        """Make a pipe whose both ends belong to the container's root, who may reopen them."""
+        """Make a pipe that belongs to the container's root: /dev/stdout can then be reopened."""
         rfd, wfd = fds.pipe()
         for end in (rfd, wfd):
             try:
@@ -172,10 +182,13 @@ class Pipes:
         return rfd, wfd
 
     def join_console(self, ptmx: fds.Fd, stdio: Stdio, stream_set: StreamSet) -> None:
-        """Take the console and join it to the clients, and to the person's terminal if any.
+        """Own the console, and join it to the clients and to the user's terminal, if there is one.
 
-        Until `close_peer` it is open on the container's side, too: the container may close it and
-        open it again.
+        The container's side stays open until `close_peer`: the container may close its last
+        descriptor of it and open the terminal again.
+
+        Raises:
+            OSError: EMFILE, ENFILE.
         """
         from supervisor.io.stream import Stream
         from supervisor.oci.console_socket import peer
@@ -195,7 +208,7 @@ class Pipes:
     def _output(self, name: str, source: fds.Fd, stdio: Stdio, setting: str) -> Stream:
         from supervisor.io.stream import Stream
 
-        # A console without a reader would block the container: /dev/null is a sink, too.
+        # A console that no process reads would block the container, so its default is /dev/null.
         sink = stdio.sinks.get(setting) or fds.Fd(os.dup(self._null_fd))
         return Stream(
             name,
@@ -213,10 +226,10 @@ class Pipes:
         return {"console": -1 if self._ptmx is None else fd_writer.add(self._ptmx.fileno())}
 
     def snapshot_peer(self, fd_writer: FdWriter) -> int:
-        """Return the container's side of the console, for this very process alone.
+        """Return the container's side of the console, for a reload of this process only.
 
-        In the fd store it would outlive the container, whose console would never end; an adopter
-        opens its own.
+        In the fd store it would outlive the container, and the console would never reach end of
+        file. A supervisor that adopts the container opens its own.
         """
         return fd_writer.add(self._peer.fileno()) if self._peer.is_open else -1
 
@@ -230,7 +243,10 @@ class Pipes:
         *,
         is_parent: bool,
     ) -> None:
-        """Take the console and the streams of an earlier supervisor."""
+        """Take the console and the streams of an earlier supervisor.
+
+        Without `is_parent` the workers are not children of this process, see `StreamCopy.restore`.
+        """
         from supervisor.io.attach.branch import Branch
         from supervisor.io.stream import Stream
         from supervisor.oci.console_socket import peer
@@ -264,7 +280,11 @@ class Pipes:
             )
 
     def resize(self, columns: int, rows: int) -> None:
-        """Set the console's size; without a console nothing happens."""
+        """Set the console's size. Does nothing without a console.
+
+        Raises:
+            OSError: EIO: the console was hung up.
+        """
         if self._ptmx is not None:
             try:
                 termios.tcsetwinsize(self._ptmx.fileno(), (rows, columns))
@@ -272,22 +292,22 @@ class Pipes:
                 raise OSError(*error.args) from error
 
     def fit_to_window(self) -> None:
-        """Give the console the size of the person's terminal."""
+        """Give the console the size of the user's terminal."""
         if self._terminal is None:
             return
         try:
             self.resize(*self._terminal.size())
         except OSError as error:
-            if error.errno != errno.EIO:  # the person's terminal was hung up: no window any more
+            if error.errno != errno.EIO:  # the user's terminal was hung up, and has no size
                 raise
 
     def close_peer(self) -> None:
-        """Close the container's side: the console then ends with its last user."""
+        """Close the container's side. The console then ends when the container closes it."""
         self._peer.close()
         self._words.close()
 
     def close(self) -> None:
-        """Close the console and give the person's terminal back."""
+        """Close the console and restore the user's terminal."""
         self.close_peer()
         if self._terminal is not None:
             self._terminal.restore()

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 _EVERY_S = 0.1
 RETRY_S = 5.0
-"""A refused file is tried again so often, like a sink that fails."""
+"""A refused file is opened again after this pause, like a sink that fails."""
 
 
 class LogReopener:
-    """Serves the slots of one container. Borrows them."""
+    """Reopens the log files of one container. Borrows its slots."""
 
     SNAPSHOT = ("is_pending",)
     TRANSIENT = ("_slots", "_stream_log", "_on_change", "_reopened_at_s", "_next", "_retry")
@@ -34,9 +34,13 @@ class LogReopener:
         stream_log: StreamLog,
         on_change: Callable[[], None],
     ) -> None:
-        """Borrow everything; `on_change` is called when the next supervisor would miss something.
+        """Borrow everything.
 
-        `slots` may grow.
+        Args:
+            loop: Runs the two timers.
+            slots: The streams' slots; may grow.
+            stream_log: Gets refusals.
+            on_change: Called when the published fd store is out of date.
         """
         self._slots = slots
         self._stream_log = stream_log
@@ -47,10 +51,10 @@ class LogReopener:
         self.is_pending = False
 
     def reopen(self) -> None:
-        """Reopen every log file whose name is another file's by now.
+        """Reopen every log file whose name now belongs to another file.
 
-        Within 0.1 s of the last time, a little later: each time there is a new worker, and no
-        worker would get to its work.
+        At most once in 0.1 s, later calls are delayed: each reopening replaces a worker, and a
+        flood of calls would leave no worker time to copy.
         """
         too_soon_s = self._reopened_at_s + _EVERY_S - time.monotonic()
         if too_soon_s <= 0:
@@ -58,16 +62,16 @@ class LogReopener:
             return
         if not self.is_pending:
             self.is_pending = True
-            self._on_change()  # the next supervisor does it
+            self._on_change()  # a supervisor that adopts the container then does it
         self._next.start(too_soon_s)
 
     def reopen_now(self) -> None:
-        """As `reopen`, whenever the last time was."""
+        """Reopen without the limit of `reopen`."""
         self._reopened_at_s = time.monotonic()
         self._reopen_all(self._slots)
 
     def _reopen_refused(self) -> None:
-        """Try those again that were refused: nothing tells when the name is trusted again."""
+        """Try the refused files again: no event tells that a name is trusted again."""
         self._reopen_all([slot for slot in self._slots if self._stream_log.refusal(slot.stream)])
 
     def _reopen_all(self, slots: Sequence[StreamCopy]) -> None:
@@ -75,10 +79,11 @@ class LogReopener:
             if slot.stream.is_live_output and self._reopen(slot):
                 self._on_change()
                 if slot.worker is None and slot.stream.line_sink is not None:
-                    slot.begin()  # a log file is there from the start, before its first line
+                    slot.begin()  # the worker makes the file, which exists before its first line
                 else:
                     slot.replace()
-                # After the worker with the old file: who reads it in the log may write at once.
+                # Logged after the old worker was replaced: an operator who reads it may compress
+                # the old file at once.
                 self._stream_log.reopened(slot.stream)
         is_refused = any(
             slot.stream.is_live_output and self._stream_log.refusal(slot.stream)
@@ -88,10 +93,10 @@ class LogReopener:
             self._retry.start(RETRY_S)
         was_pending, self.is_pending = self.is_pending, is_refused or self._next.is_running
         if self.is_pending and not was_pending:
-            self._on_change()  # the next supervisor goes on trying
+            self._on_change()  # a supervisor that adopts the container then tries again
 
     def _reopen(self, slot: StreamCopy) -> bool:
-        """Say whether the stream has another file, or may have one, than its worker."""
+        """Open the stream's name. Return whether its worker has to be replaced."""
         stream = slot.stream
         if stream.line_sink is not None:  # the next worker opens the name
             return stream.line_sink.is_file and slot.renew_sink()
@@ -103,7 +108,7 @@ class LogReopener:
             self._stream_log.reopen_refused(stream, error)
             return False
         if fds.is_same_file(fresh.fileno(), stream.sink.fileno()):
-            fresh.close()  # no file was renamed: the worker goes on
+            fresh.close()  # the file was not renamed, so the worker keeps it
             self._stream_log.reopened(stream)
             return False
         stream.sink.close()
@@ -111,6 +116,6 @@ class LogReopener:
         return True
 
     def stop(self) -> None:
-        """Reopen nothing any more."""
+        """Cancel both timers."""
         self._next.cancel()
         self._retry.cancel()

@@ -26,21 +26,21 @@ def _do_nothing() -> None:
 
 @dataclass(slots=True)
 class SlotContext:
-    """Made and owned by a `StreamSet`; its slots borrow everything.
+    """Made and owned by a `StreamSet`. Its slots borrow everything.
+
+    It has many attributes, because each slot would otherwise get them one by one.
 
     Attributes:
         title: Prefix of a worker's process title.
         null_fd: /dev/null, open for reading and writing.
-        is_adoptable: Another supervisor can continue when this one is killed.
-        on_change: Called when a stream has other descriptors than before.
+        is_adoptable: Another supervisor can adopt the container when this one is killed.
+        on_change: Called when the descriptors of a stream have changed.
         on_closed: Called when a stream was closed.
-        before_first_byte: Called before a stream's first worker takes the first byte.
-        policy: What follows a failure.
-        leftover_workers: pidfds of workers of a dead supervisor, which are being killed.
-        raw_terminal: The person's terminal, in raw mode.
-        is_closing: No worker is followed by another one any more.
-
-    Many attributes: what each slot would be given one by one.
+        before_first_byte: Called before a stream's first worker is forked.
+        policy: Decides what follows a failure.
+        leftover_workers: pidfds of workers of a dead supervisor, which were sent SIGKILL.
+        raw_terminal: The user's terminal, in raw mode.
+        is_closing: The supervisor replaces no worker any more.
     """
 
     loop: Loop

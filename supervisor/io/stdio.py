@@ -1,8 +1,8 @@
-"""The client's side of the streams: opening what process.json names, and who owns it.
+"""Opens the client's side of the streams, which process.json names.
 
-stdin comes first, since it never waits: a client that opens its stdin before its stdout is then
-not left in open(2). The outputs follow, stdout then stderr, each fifo as soon as it has a reader;
-one limit of 15 s covers them all, as in the 2016 shim. After that the names may be unlinked.
+stdin comes first, because it never waits: a client that opens its stdin before its stdout then does
+not block in open(2). stdout and stderr follow, each fifo as soon as it has a reader. One limit of
+15 s covers them all, as in the 2016 shim. After that the client may unlink the names.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 READER_WAIT_S = 15.0
 
 ATTACH, ATTACH_KEPT_OPEN = "attach", "attach,keep-open"
-"""Settings of a stdin that attach clients write to, see `io.attach.packet_clients`. With the first
-the end of one client's input is the end of stdin for all."""
+"""Settings of a stdin that attach clients write to, see `io.attach.packet_clients`. With the first,
+end of file of one client's input closes stdin for all."""
 
 
 class StdioOpener:
-    """Opens the streams one after the other and calls back once."""
+    """Opens the streams, one after the other, and calls back once."""
 
     def __init__(
         self,
@@ -53,13 +53,13 @@ class StdioOpener:
         is_typed: bool = False,
         reader_wait_s: float | None = READER_WAIT_S,
     ) -> None:
-        """Borrow the loop, the reaper and /dev/null. `title` names the waiting child in ps(1).
+        """Borrow everything.
 
-        `dir_fd`: the state directory, borrowed: relative paths of fifos start there. `is_typed`: a
-        person has named the paths, so they are walked like those of log files (`trust`), and a file
-        is written at its end. An engine names its own fifos; the 2016 protocol opens them as they
-        are, and a file from its beginning. `reader_wait_s`: how long all readers of fifos are
-        waited for together; None for no limit.
+        `title` names the waiting child in ps(1). Relative paths start at `dir_fd`, the state
+        directory. `is_typed`: a user typed the paths. They are walked like those of log files (see
+        `supervisor.state.trust`), and a file is appended to. An engine names its own fifos: the
+        2016 protocol opens them as they are, and writes a file from offset 0. `reader_wait_s`: the
+        limit for all readers of fifos together; None for no limit.
         """
         self._loop = loop
         self._reaper = reaper
@@ -78,7 +78,7 @@ class StdioOpener:
         self._on_end: Callable[[Stdio | ShimError], None] = lambda _end: None
 
     def begin(self, record: ProcessConfig, on_end: Callable[[Stdio | ShimError], None]) -> None:
-        """Open what `record` names; `on_end` gets the streams and their ownership, or the error."""
+        """Open what `record` names. `on_end` gets the streams and owns them, or gets the error."""
         self._on_end = on_end
         if self._reader_wait_s is not None:
             self._limit.start(self._reader_wait_s)
@@ -94,7 +94,7 @@ class StdioOpener:
             self._open_next()
 
     def cancel(self) -> None:
-        """Stop waiting and close what is open; `on_end` is not called any more."""
+        """Stop waiting and close what is open. `on_end` is not called any more."""
         self._limit.cancel()
         if self._waiting is not None:
             self._waiting.end()
@@ -103,7 +103,7 @@ class StdioOpener:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no child that waited for a reader is left to be reaped."""
+        """Whether every child that waited for a reader has been reaped."""
         return all(wait.is_reaped for wait in self._waits)
 
     def _open_stdin(self, path: str) -> None:
@@ -113,7 +113,7 @@ class StdioOpener:
             self._stdio.stdin = _duplicate(0)
             return
         if path in (ATTACH, ATTACH_KEPT_OPEN):
-            # Idle: its end is the verb that closes stdin.
+            # No byte passes through it: closing it is how `close_stdin` ends the stream.
             self._stdio.stdin, self._stdio.stdin_closer = fds.pipe(mmap.PAGESIZE)
             return
         with_path = _open_path(path, self._dir_fd)
@@ -121,7 +121,7 @@ class StdioOpener:
             if not fds.is_fifo(with_path.fileno()):
                 self._stdio.stdin = _reopen(with_path, path, os.O_RDONLY)
                 return
-            # Non-blocking only so that open(2) does not wait for a writer: we are that writer.
+            # Non-blocking, so that open(2) does not wait for a writer: the next line opens one.
             self._stdio.stdin = _reopen(with_path, path, os.O_RDONLY | os.O_NONBLOCK)
             self._stdio.stdin_closer = _reopen(with_path, path, os.O_WRONLY)
             fds.grow_pipe(self._stdio.stdin.fileno())
@@ -130,7 +130,7 @@ class StdioOpener:
             with_path.close()
 
     def _open_line_sinks(self, *, is_console: bool) -> None:
-        """Open all line sinks. None of them waits for a reader."""
+        """Open all line sinks, which never wait for a reader."""
         wanted = {name: sink for name, sink in self._wanted if sink.has_line_sink}
         if not wanted:
             return
@@ -142,7 +142,8 @@ class StdioOpener:
         for name, sink in wanted.items():
             self._stdio.names[name] = str(sink)
             if not sink.is_descriptor and sink.path:
-                open_log_file(sink.path).close()  # the workers open it: a typo is told now
+                # The workers open it later. An error in the path fails the start here.
+                open_log_file(sink.path).close()
         if wanted.get("stdout") == wanted.get("stderr") and wanted["stdout"].kind is SinkKind.FILE:
             self._stdio.stderr_joins_stdout = True
             del wanted["stderr"]
@@ -151,7 +152,7 @@ class StdioOpener:
         )
 
     def _open_next(self) -> None:
-        """Open sinks until one has to wait or none is left."""
+        """Open the remaining sinks, until a fifo has no reader yet."""
         while self._wanted:
             name, sink = self._wanted.pop(0)
             try:
@@ -170,7 +171,7 @@ class StdioOpener:
         self._on_end(self._stdio)
 
     def _open_sink(self, name: str, sink: SinkSpec) -> bool:
-        """Return False when it is left to a child to wait for a reader."""
+        """Open a sink. Return False if a child waits for its reader now."""
         self._stdio.names[name] = str(sink)
         if sink.kind is SinkKind.NULL:
             return True
@@ -200,7 +201,7 @@ class StdioOpener:
         except ShimError:
             with_path.close()
             raise
-        # The probe is closed last: a reader must never see the last writer go.
+        # The probe is closed last: a reader must not read end of file in between.
         try:
             self._take_fifo(name, sink.path, with_path)
         finally:
@@ -259,7 +260,7 @@ def _open_path(path: str, dir_fd: int | None) -> fds.Fd:
 
 
 def _reopen(with_path: fds.Fd, path: str, flags: int) -> fds.Fd:
-    """Open the very file that `with_path` holds, whatever its name is now."""
+    """Open the file that the O_PATH descriptor `with_path` refers to, whatever its name is now."""
     try:
         return fds.reopen(with_path.fileno(), flags)
     except OSError as error:
@@ -269,7 +270,7 @@ def _reopen(with_path: fds.Fd, path: str, flags: int) -> fds.Fd:
 
 
 def _refuse_a_second_rule(sink: SinkSpec, others: list[SinkSpec]) -> None:
-    """Refuse a log file that is also written to in another way: one would overwrite the other."""
+    """Refuse a log file that both streams write in different ways: they would overwrite it."""
     for other in others:
         if (
             sink.has_line_sink

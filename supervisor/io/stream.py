@@ -1,4 +1,4 @@
-"""One copy between a client and the container: its descriptors and its phase."""
+"""One stream between a client and the container: its descriptors and its phase."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _LEAVE_SIGNAL = signal.SIGUSR2
 
 
 class StreamPhase(Enum):
-    """Where a stream is on the way to its end.
+    """How far the end of a stream has come.
 
-    HANGING_UP: nothing more is taken from the container's side. With a line sink a last worker
-    writes what was taken; without one the stream is closed as soon as its worker is gone.
-    COUNTING_REST: the stream was given up; a last worker counts what is left.
+    HANGING_UP: the supervisor takes no more from the container's side. With a line sink, a last
+    worker writes the buffer. Without a line sink, the stream is closed once its worker is reaped.
+    COUNTING_REST: the supervisor has given the stream up. A last worker counts what is left.
     """
 
     OPEN = "open"
@@ -42,12 +42,12 @@ class StreamPhase(Enum):
 
 
 class Stream:
-    """Owns the descriptors of one copy. `WorkerSlot` has its workers."""
+    """Owns the descriptors of one stream. Its `WorkerSlot` owns the workers."""
 
     SNAPSHOT_FDS = ("source", "sink", "staging", "branches")
     SNAPSHOT = ("name", "setting", "phase", "capacity_bytes")
     TRANSIENT = ("sink_name", "is_passthrough", "line_sink", "reopen", "packet_input")
-    """These come again from the settings, see `supervisor.io.client_stdio`."""
+    """Made from the settings again, see `supervisor.io.client_stdio`."""
 
     def __init__(
         self,
@@ -69,13 +69,13 @@ class Stream:
 
         Args:
             name: "stdin", "stdout", "stderr" or "console".
-            source: Where bytes come from.
-            sink: Where bytes go.
+            source: The descriptor that the worker reads.
+            sink: The descriptor that the worker writes.
             sink_name: For log lines.
-            is_passthrough: The sink is a descriptor that we inherited, and other processes have.
+            is_passthrough: The supervisor has inherited the sink, and other processes have it.
             line_sink: Borrowed. It takes the place of `sink`, which is /dev/null then.
             reopen: Opens the name of a log file again; it may raise `ShimError`.
-            setting: "stdout" or "stderr": which setting of the client the sink is.
+            setting: "stdout" or "stderr": the client's setting that names the sink.
             packed: What `snapshot` of an earlier supervisor returned.
             staging: The staging pipe of that supervisor.
             branches: The branches of that supervisor; owned.
@@ -101,7 +101,7 @@ class Stream:
             fds.is_fifo(source.fileno()) and fds.is_fifo(sink.fileno()) and packet_input is None
         ):
             self.staging = fds.pipe()
-        # Read now, while the pipe is ours alone: see `has_pending`.
+        # Before the container has the pipe: F_GETPIPE_SZ takes its lock, see `has_pending`.
         self.capacity_bytes = fds.capacity_bytes(source.fileno())
         if line_sink is not None:
             self.capacity_bytes += line_sink.held_bytes
@@ -126,38 +126,41 @@ class Stream:
 
     @property
     def is_live_output(self) -> bool:
-        """Whether the stream takes what the container says."""
+        """Whether the stream still takes the container's output."""
         return not self.is_input and self.phase is StreamPhase.OPEN
 
     @property
     def has_no_next_worker(self) -> bool:
-        """Whether the stream is closed when its present worker is gone, whatever that reports."""
+        """Whether the stream is closed once its present worker is gone, whatever it reports."""
         return self.phase is StreamPhase.COUNTING_REST or (
             self.phase is StreamPhase.HANGING_UP and self.line_sink is None
         )
 
     @property
     def is_interruptible(self) -> bool:
-        """Whether a worker that is killed loses nothing: it does where splice(2) is refused."""
+        """Whether a killed worker loses no byte.
+
+        It would where splice(2) is refused: a file with O_APPEND, where the worker holds bytes.
+        """
         if self.line_sink is not None or self.is_closed:
             return True
         return not fcntl.fcntl(self.sink.fileno(), fcntl.F_GETFL) & os.O_APPEND
 
     @property
     def is_sink_deleted(self) -> bool:
-        """Whether the file that is written to has no name any more."""
+        """Whether the file that the worker writes to has no name any more."""
         if self.line_sink is not None:
             return self.line_sink.is_deleted
         return os.fstat(self.sink.fileno()).st_nlink == 0
 
     @property
     def has_attach_sink(self) -> bool:
-        """Whether the sink is the attach clients, see `supervisor.sinks.attach_sink`."""
+        """Whether the sink is a `supervisor.sinks.attach_sink`."""
         return self.line_sink is not None and self.sink_name == ATTACH_NAME
 
     @property
     def leave_signal(self) -> int:
-        """The signal that asks a worker to leave; 0 where a kill does no harm."""
+        """The signal that asks a worker to exit; 0 where SIGKILL does no harm."""
         return _LEAVE_SIGNAL if self.has_attach_sink else 0
 
     @property
@@ -172,7 +175,7 @@ class Stream:
 
     @property
     def route(self) -> Route:
-        """The descriptors that the worker gets."""
+        """What the worker gets: descriptors and how to copy between them."""
         staging = self.staging
         held_bytes = 0 if self.line_sink is None else self.line_sink.held_bytes
         branches = tuple(branch.pipes for branch in self.branches if branch.is_on)
@@ -188,11 +191,11 @@ class Stream:
         )
 
     def add_branch(self) -> tuple[Branch, fds.Fd]:
-        """Make a branch, and return it with the read end that brings its bytes.
+        """Make a branch. Return it, and the read end of its bytes, which the caller owns.
 
         Raises:
             OSError: EMFILE, ENFILE.
-            ValueError: The sink cannot be interrupted, or the pipes are too small for a policy.
+            ValueError: A killed worker would lose bytes, or the pipes are too small for a policy.
         """
         if not self.is_interruptible:
             raise ValueError(f"{self.sink_name} is open for appending")
@@ -202,25 +205,26 @@ class Stream:
         branch = Branch(len(self.branches), voice, out_wfd)
         sizes = [fds.capacity_bytes(end.fileno()) for end in (voice[1], self.staging[1])]
         if self.is_lossy and sizes[0] < sizes[1]:
-            # What does not fit into a lossy stream's buffer goes back into an empty staging pipe.
+            # What does not fit into a lossy stream's buffer goes back into the staging pipe.
             branch.close()
             out_rfd.close()
-            raise ValueError("no pipe may be as large as the first ones")
+            raise ValueError("the kernel allows no more large pipes, see pipe-user-pages-soft")
         self.branches.append(branch)
         return branch, out_rfd
 
     def has_pending(self) -> bool:
-        """Say whether the worker has something to do: data to take, or an end of file to report.
+        """Return whether the source has data or end of file for the worker.
 
-        It may not get to it: on a full sink splice(2) waits for room even at the source's end.
+        The worker may not get to it: with a full sink, splice(2) waits for room even at end of
+        file.
 
-        By poll(2), which takes no lock. FIONREAD takes the pipe's: a process of the container that
-        sleeps in splice(2) into its stdout holds that lock, and we would sleep with it.
+        It calls poll(2), which takes no lock. FIONREAD takes the pipe's lock. A process of the
+        container that sleeps in splice(2) into its stdout holds it, and would block the supervisor.
         """
         return self.source.is_open and fds.is_readable(self.source.fileno())
 
     def has_room(self) -> bool:
-        """Say whether what the worker has could be moved without waiting."""
+        """Return whether the worker could write without waiting."""
         if not all(branch.has_room() for branch in self.branches):
             return False
         if self.line_sink is not None:
@@ -229,7 +233,7 @@ class Stream:
 
     @property
     def has_own_fifo(self) -> bool:
-        """Whether the sink is a fifo that the supervisor has opened itself, for both directions."""
+        """Whether the sink is a fifo that the supervisor has opened itself, with O_RDWR."""
         return (
             not (self.is_input or self.is_passthrough)
             and self.sink.is_open
@@ -237,10 +241,10 @@ class Stream:
         )
 
     def write_only(self) -> None:
-        """Stop being a reader of the client's fifo, so that a client can be told from ourselves.
+        """Stop being a reader of the client's fifo. Then every reader is a client.
 
-        The new descriptor is open before the old one is closed: no client sees the last writer go,
-        and we are the reader without which open(2) would wait.
+        The new descriptor is opened before the old one is closed. So the client reads no end of
+        file, and open(2) finds a reader and does not block.
 
         Raises:
             OSError: EMFILE, ENFILE.
@@ -252,27 +256,27 @@ class Stream:
         self.sink = write_only
 
     def unread_bytes(self) -> int:
-        """Return what would be gone from the client's fifo if we closed it now.
+        """Return the bytes in the client's fifo that closing the sink would discard.
 
-        0 for a sink that keeps what it is given: a file, a pipe of our caller's, a fifo that a
-        client has open. A fifo forgets its bytes with its last opener (fifo(7)).
+        0 for a sink that keeps its bytes: a file, an inherited pipe, a fifo that a client has open.
+        A fifo loses its bytes when its last opener closes it, fifo(7).
         """
         if not self.has_own_fifo:
             return 0
         return 0 if fds.has_reader(self.sink.fileno()) else fds.pending_bytes(self.sink.fileno())
 
     def close_container_side(self) -> None:
-        """End the container's input, or take no more of its output.
+        """Close the container's side: end its input, or take no more of its output.
 
-        The client's side stays open until the container is gone: a client that comes back
-        late finds end of file then, and not a fifo without a writer, where it would hang.
+        The client's side stays open until the container is deleted. A client that comes back late
+        then reads end of file. In a fifo without a writer its open(2) would block.
         """
         self.phase = StreamPhase.CLOSED
         (self.sink if self.is_input else self.source).close()
         for branch in self.branches:
             branch.close()
-        if self.has_own_fifo:  # no worker writes any more
-            with suppress(OSError):  # EMFILE: how much of it was read will not be known
+        if self.has_own_fifo:  # the last worker has ended
+            with suppress(OSError):  # EMFILE: `unread_bytes` is then 0 whatever the client reads
                 self.write_only()
 
     def close(self) -> None:

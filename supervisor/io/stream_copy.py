@@ -1,6 +1,6 @@
-"""The copying of one stream: what follows the end of a worker, and how the stream ends.
+"""One stream's slot and its decisions: what follows the end of a worker, and the stream's end.
 
-`restart_policy` has the rules; they are applied here.
+`restart_policy` has the rules. This module applies them.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class StreamCopy(WorkerSlot):
     """A slot and its decisions.
 
     Attributes:
-        trouble: Why nothing of the stream moves, in a few words; see `current_trouble`.
-        left: What was left when the stream was given up, if a worker has counted that.
+        trouble: Why the stream copies nothing, in a few words; see `current_trouble`.
+        left: Bytes and lines that a worker has counted after the stream was given up.
     """
 
     SNAPSHOT = (
@@ -45,10 +45,10 @@ class StreamCopy(WorkerSlot):
     TRANSIENT = (
         "stream",  # has a snapshot of its own
         "_context",
-        "_leaving",  # killed: they have nothing that a successor needs
-        "_retry",  # a stream without a worker gets one from the next supervisor
+        "_leaving",  # killed workers
+        "_retry",  # the next supervisor forks a worker for a stream without one
         "_on_retry",
-        "_is_client_looked_for",  # while draining, which no handover interrupts
+        "_is_client_looked_for",  # true only in a drain, which no handover interrupts
         "_is_watching",  # the counters tell whether there ever was a worker
     )
 
@@ -61,22 +61,22 @@ class StreamCopy(WorkerSlot):
 
     @property
     def drops(self) -> Drops:
-        """What a policy, or giving the stream up, has cost so far."""
+        """Bytes and lines that a drop policy, or giving the stream up, has lost."""
         sink = self.stream.line_sink
         drops = Drops(0, 0) if sink is None else sink.drops()
         return Drops(drops.bytes + self.left.bytes, drops.lines + self.left.lines)
 
     @property
     def current_trouble(self) -> str:
-        """Why nothing of the stream moves, in a few words; empty if something does."""
+        """Why the stream copies nothing; "" if it copies. Logs the recovery."""
         if self.trouble and self._has_progress:
             self._context.stream_log.recovered(self)
         return self.trouble
 
     def could_move(self) -> bool:
-        """Say whether a worker is at work that has something to move and room to move it to.
+        """Return whether a worker is copying, has bytes to copy, and has room for them.
 
-        A lossy stream in trouble leaves its sink alone: its worker may stand still on purpose.
+        False for a lossy stream in trouble: its worker does not write on purpose.
         """
         return (
             self.state is WorkerState.COPYING
@@ -86,9 +86,9 @@ class StreamCopy(WorkerSlot):
         )
 
     def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
-        """Return what the next supervisor needs.
+        """Return what `restore` needs.
 
-        A worker that has reported or exited is left out: another one finds what it has found.
+        A worker that has reported or exited is left out: the next worker meets the same error.
         """
         worker = self.worker if self.worker and self.worker.is_untouched else None
         return {
@@ -119,7 +119,7 @@ class StreamCopy(WorkerSlot):
             report_rfd.close()
 
     def renew(self) -> None:
-        """Have a worker of this supervisor's own code; a pause goes on under it."""
+        """Replace the worker by a worker of this supervisor's code. A pause goes on."""
         if self.stream.is_closed:
             return
         if self.worker is None:
@@ -128,7 +128,7 @@ class StreamCopy(WorkerSlot):
             self.replace(self.worker.task)
 
     def end_pauses(self) -> None:
-        """End every pause: the container is dead, and its end waits."""
+        """End every pause: the container is dead, and its exit waits for the streams."""
         if self.stream.is_closed:
             return
         if self.worker is None:
@@ -140,8 +140,8 @@ class StreamCopy(WorkerSlot):
     def hang_up(self) -> None:
         """Take no more from the container's side, and close the stream.
 
-        With a line sink, what was taken is written first, by a worker that sees end of file: a line
-        that was not at its end is complete now.
+        With a line sink, a worker first writes the buffer. Its source is /dev/null, so it reads end
+        of file, and an incomplete line becomes complete.
         """
         self.stream.phase = StreamPhase.HANGING_UP
         if self.stream.line_sink is not None and self._has_begun:
@@ -163,11 +163,11 @@ class StreamCopy(WorkerSlot):
     def look_for_client(self) -> None:
         """Continue only if another process has the stream's fifo open, else give the stream up.
 
-        The workers have it open for both directions: so the present one is killed first.
+        The worker has the fifo open with O_RDWR, and so is killed first.
         """
         try:
             self.stream.write_only()
-        except OSError:  # EMFILE: the client is waited for
+        except OSError:  # EMFILE: wait for the client, as if it were there
             return
         self._is_client_looked_for = True
         if self.worker is not None:
@@ -184,7 +184,7 @@ class StreamCopy(WorkerSlot):
             self._fork(COUNT_REST)
 
     def renew_sink(self) -> bool:
-        """Renew the line sink. False, and logged, if what has its name is not trusted."""
+        """Reopen the line sink. Return False, and log it, if the file of that name is untrusted."""
         if self.stream.line_sink is not None:
             try:
                 self.stream.line_sink.reopen()
@@ -196,7 +196,7 @@ class StreamCopy(WorkerSlot):
         return True
 
     def _on_gone(self, termination: Termination, record: bytes) -> None:
-        """Decide what follows a worker that is reaped and whose pipe was read to its end."""
+        """Decide what follows a worker that was reaped and whose report was read."""
         gone, self.worker = self.worker, None
         if self._context.is_closing or gone is None:
             return
@@ -219,7 +219,7 @@ class StreamCopy(WorkerSlot):
             self._follow(ended)
 
     def _pause_after_refusal(self, error: OSError) -> float:
-        """Count a fork(2) that the kernel has refused. Return the pause in seconds."""
+        """Count and log a failed fork(2). Return the pause in seconds."""
         decision = self._context.policy.after_refused_fork(self.history)
         self.history = decision.history
         self._context.stream_log.fork_refused(self, error, decision)
@@ -236,11 +236,11 @@ class StreamCopy(WorkerSlot):
         )
 
     def _is_followed(self, ended: report.Report) -> bool:
-        """Say whether another worker continues with the stream."""
+        """Return whether another worker continues the stream."""
         return not self.stream.has_no_next_worker and (self._decide(ended).next is not Next.CLOSE)
 
     def _follow(self, ended: report.Report) -> None:
-        """Have another worker continue, in the place of the one that has failed."""
+        """Replace a worker that has reported an error."""
         decision = self._decide(ended)
         self.history = decision.history
         if decision.is_logged:
@@ -264,7 +264,7 @@ class StreamCopy(WorkerSlot):
                 self._context.stream_log.in_trouble(self, os.strerror(ended.errno))
 
     def _follow_dead(self, termination: Termination, *, was_waiting: bool) -> None:
-        """Have another worker continue, in the place of one that died without a report."""
+        """Replace a worker that died without a report."""
         decision = self._context.policy.after_death(
             self.history, has_progress=self._has_progress, was_waiting=was_waiting
         )
@@ -281,14 +281,14 @@ class StreamCopy(WorkerSlot):
         self._close()
 
     def _pause_task(self, pause_s: float) -> Task:
-        """Return the task of a worker that leaves the sink alone first."""
+        """Return the task of a worker that writes nothing for `pause_s`."""
         if not pause_s:
             return COPY
         kind = TaskKind.DROP_UNTIL if self.stream.is_lossy else TaskKind.WAIT_UNTIL
         return Task(kind, time.monotonic() + pause_s)
 
     def _put_null_at(self, place: fds.Fd) -> None:
-        """Close what is there and put /dev/null in its place, which no EMFILE can prevent."""
+        """Replace the descriptor by /dev/null. dup2(2) needs no free number: no EMFILE."""
         os.dup2(self._context.null_fd, place.fileno(), inheritable=False)
 
     def _close(self) -> None:

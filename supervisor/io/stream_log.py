@@ -1,7 +1,7 @@
-"""What is logged about the streams of one container, and what was logged already.
+"""Log messages about the streams of one container, and which of them were logged already.
 
-A worker may die, and a sink fail, again and again. What recurs is logged less and less often, so
-that no log fills a disk.
+A worker may die, and a sink may fail, without end. Recurring events are logged less and less often,
+so that no log fills a disk.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ _NO_DROPS = Drops(0, 0)
 
 
 class StreamLog:
-    """Logs the troubles of the streams. Borrows everything."""
+    """Logs the failures of the streams. Borrows everything."""
 
     SNAPSHOT = ("_reported_drops", "_refusals")
     TRANSIENT = ("_log", "_on_trouble")
 
     def __init__(self, log: Log, on_trouble: Callable[[], None]) -> None:
-        """`on_trouble` is called when a stream is worse off, or has dropped something."""
+        """Borrow everything. `on_trouble` is called when a stream fails or has dropped bytes."""
         self._log = log
         self._on_trouble = on_trouble
         self._reported_drops: dict[str, Drops] = {}
         self._refusals: dict[str, str] = {}
 
     def snapshot(self) -> dict[str, Any]:
-        """Return what was logged already, for the next supervisor."""
+        """Return what was logged already, for `restore`."""
         drops = {name: [drops.bytes, drops.lines] for name, drops in self._reported_drops.items()}
         return {"reported_drops": drops, "refusals": self._refusals}
 
@@ -60,7 +60,7 @@ class StreamLog:
         if decision.is_logged:
             self._log.warning(f"{name}: worker {termination}, replaced; {deaths} so far")
         if decision.is_degraded:
-            self._degraded(slot, f"its workers do not live: {termination}")
+            self._degraded(slot, f"its workers die without progress: {termination}")
         else:
             self._on_trouble()
 
@@ -72,25 +72,28 @@ class StreamLog:
                 f"{decision.history.failed_forks} times so far"
             )
         if decision.is_degraded:
-            self._degraded(slot, f"no worker can be forked: {error.strerror}")
+            self._degraded(slot, f"the supervisor cannot fork a worker: {error.strerror}")
 
     def _degraded(self, slot: StreamCopy, why: str) -> None:
         slot.trouble = f"degraded: {why}"
         self._log.warning(
-            f"{slot.stream.name}: {slot.trouble}; the container waits when its pipe is full, "
-            f"and it is tried again at least every {restart_policy.LONGEST_PAUSE_S:.0f} s",
+            f"{slot.stream.name}: {slot.trouble}; the supervisor forks another at least every "
+            f"{restart_policy.LONGEST_PAUSE_S:.0f} s; the container waits when its pipe is full",
             Kind.DEGRADED,
         )
         self._on_trouble()
 
     def worker_failed(self, slot: StreamCopy, report: Report) -> None:
-        """Log the first error of a row, and what follows it."""
+        """Log the first error of a series, and what follows it."""
         stream = slot.stream
         follows = restart_policy.action_after(
             stream.name, report, has_line_sink=stream.line_sink is not None
         ).value
         if stream.is_lossy:
-            follows = "lines are dropped when the buffer is full, and it is tried again"
+            follows = (
+                "the worker tries again at least every 5 s; "
+                "lines are dropped when the buffer is full"
+            )
         self._log.warning(
             f"{stream.name}{_target(stream)}: {os.strerror(report.errno)} "
             f"({report.errno_name}) after {slot.copied_bytes} bytes; {follows}",
@@ -99,9 +102,9 @@ class StreamLog:
 
     def reopen_refused(self, stream: Stream, error: ShimError) -> None:
         """Log, once, that the stream's log file was not reopened."""
-        old = "the old file is written on"
+        old = "the worker keeps the old file"
         if stream.is_sink_deleted:
-            old = "the old file was deleted, and what is written to it is lost"
+            old = "the old file was deleted, so new lines are lost"
         message = f"{error}; {old}"
         if self._refusals.get(stream.name) != message:
             self._refusals[stream.name] = message
@@ -116,26 +119,26 @@ class StreamLog:
             self._on_trouble()
 
     def refusal(self, stream: Stream) -> str:
-        """Return why the log file was not reopened; empty if it was, or nothing asked for it."""
+        """Return why the last reopening of the log file failed; "" if it did not."""
         return self._refusals.get(stream.name, "")
 
     def in_trouble(self, slot: StreamCopy, why: str) -> None:
-        """Note that the stream does not move; the log has the reason already."""
+        """Note that the stream copies nothing. `worker_failed` has logged the reason."""
         if slot.trouble != why:
             slot.trouble = why
             self._on_trouble()
 
     def recovered(self, slot: StreamCopy) -> None:
-        """Log that the stream moves again."""
+        """Log that the stream copies bytes again."""
         self._log.info(f"{slot.stream.name}: recovered (was: {slot.trouble})")
         slot.trouble = ""
 
     def reported_drops(self, stream: Stream) -> Drops:
-        """Return the drops of the stream that were logged already."""
+        """Return the bytes and lines dropped by the stream that were logged already."""
         return self._reported_drops.get(stream.name, _NO_DROPS)
 
     def drops(self, slot: StreamCopy) -> None:
-        """Log what was dropped since the last call."""
+        """Log the bytes and lines that the stream has dropped since the last call."""
         stream, dropped, before = slot.stream, slot.drops, self.reported_drops(slot.stream)
         if dropped.bytes == before.bytes:
             return

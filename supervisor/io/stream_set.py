@@ -1,6 +1,6 @@
-"""All streams of one container and their workers, as the rest of the supervisor sees them.
+"""All streams of one container and their workers: the interface of this package.
 
-`StreamCopy` has the workers of one stream, `restart_policy` decides what follows a failure.
+`StreamCopy` has the workers of one stream. `restart_policy` decides what follows a failure.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 class StreamSet:
     """All streams of one container. Owns the streams, their workers and their counters.
 
-    Many methods: it is all that the rest of the supervisor sees of this package, and
-    most of them are one line.
+    It has many methods, because the other packages use no other class of this package for the
+    streams. Most of them are one line.
     """
 
     SNAPSHOT = (
@@ -68,20 +68,20 @@ class StreamSet:
         counters: fds.Fd | None = None,
         dir_fd: int | None = None,
     ) -> None:
-        """Borrow loop, reaper, log and /dev/null.
+        """Borrow everything but `counters`.
 
         Args:
-            loop: As everywhere.
-            reaper: As everywhere.
-            log: As everywhere.
+            loop: Watches sources and report pipes.
+            reaper: Reaps the workers.
+            log: Gets failures and lost bytes.
             title: Prefix of the workers' process titles.
             null_fd: /dev/null, open for reading and writing.
             on_stream_over: Called when a stream was closed.
-            on_change: Called when a stream has other descriptors than before.
-            on_trouble: Called when a stream is worse or better off, see `trouble`.
-            is_adoptable: Another supervisor can continue when this one is killed.
+            on_change: Called when the descriptors of a stream have changed.
+            on_trouble: Called when `trouble` of a stream may have changed.
+            is_adoptable: Another supervisor can adopt the container when this one is killed.
             counters: The shared memory of an earlier supervisor's counters; owned.
-            dir_fd: The state directory, borrowed.
+            dir_fd: The state directory.
         """
         self._on_stream_over = on_stream_over
         self._counters = StreamCounters(fd=-1 if counters is None else counters.take())
@@ -108,24 +108,24 @@ class StreamSet:
     # The streams.
 
     def add(self, stream: Stream) -> None:
-        """Take a stream; its worker is forked by `start`."""
+        """Own a stream. `start` forks its worker."""
         self._slots.append(StreamCopy(self._context, stream, len(self._slots)))
         if self.packet_clients is not None and not stream.name.endswith(ATTACH_SUFFIX):
             self.packet_clients.stream_added()
 
     @property
     def streams(self) -> list[Stream]:
-        """All streams, in the order of their coming."""
+        """All streams, in the order of `add`."""
         return [slot.stream for slot in self._slots]
 
     @property
     def outputs(self) -> list[Stream]:
-        """The streams that run from the container."""
+        """The streams that carry output."""
         return [stream for stream in self.streams if not stream.is_input]
 
     @property
     def trunks(self) -> list[Stream]:
-        """The outputs that the container has itself, and that are not over."""
+        """The open outputs of the container itself, without branches."""
         return [
             stream
             for stream in self.outputs
@@ -133,13 +133,13 @@ class StreamSet:
         ]
 
     def branch_of(self, trunk: Stream) -> Stream | None:
-        """Return the stream that the attach clients of an output hear, if it is a branch."""
+        """Return the stream that copies an output to its attach clients; None without one."""
         name = trunk.name + ATTACH_SUFFIX
         return next((stream for stream in self.streams if stream.name == name), None)
 
     @property
     def has_output_begun(self) -> bool:
-        """Whether a byte of an output was taken."""
+        """Whether a worker of an output was ever forked."""
         return any(
             self._counters.has_begun(slot.number)
             for slot in self._slots
@@ -147,7 +147,11 @@ class StreamSet:
         )
 
     def null_stream(self, name: str, source: fds.Fd, sink: Sink) -> Stream:
-        """Add the stream of a branch, whose descriptor of a sink is /dev/null; return it."""
+        """Add and return the stream of a branch: `sink` takes its bytes.
+
+        Raises:
+            OSError: EMFILE.
+        """
         null = fds.Fd(os.dup(self._context.null_fd))
         stream = Stream(name, source, null, sink_name=ATTACH_NAME, line_sink=sink, setting=name)
         self.add(stream)
@@ -159,7 +163,7 @@ class StreamSet:
 
     @property
     def raw_terminal(self) -> RawTerminal | None:
-        """The person's terminal, which the worker of stdin gives back if we die."""
+        """The user's terminal, which the worker of stdin restores if the supervisor dies."""
         return self._context.raw_terminal
 
     @raw_terminal.setter
@@ -168,24 +172,24 @@ class StreamSet:
 
     @property
     def has_workers(self) -> bool:
-        """Whether a worker has still to be reaped."""
+        """Whether a worker was not reaped yet."""
         return any(slot.has_processes for slot in self._slots)
 
     @property
     def counters_fd(self) -> int:
-        """The memory that each worker has mapped, from its fork to its end; borrowed."""
+        """The memfd of the counters, which each worker maps until it exits; borrowed."""
         return self._counters.fd
 
     def copied_bytes(self, stream: Stream) -> int:
-        """Return what the stream has copied so far."""
+        """Return how many bytes the stream has copied."""
         return self.slot(stream).copied_bytes
 
     def in_flight_bytes(self, stream: Stream) -> int:
-        """Return what its worker has taken and not delivered."""
+        """Return how many bytes its worker has read and not written yet."""
         return self.slot(stream).in_flight_bytes
 
     def drops(self, stream: Stream) -> Drops:
-        """Return what a policy, or giving the stream up, has cost so far."""
+        """Return the bytes and lines that a drop policy, or giving the stream up, has lost."""
         return self.slot(stream).drops
 
     def deaths(self, stream: Stream) -> int:
@@ -193,26 +197,26 @@ class StreamSet:
         return self.slot(stream).history.deaths
 
     def trouble(self, stream: Stream) -> str:
-        """Return why nothing of the stream moves, or only to an old file; empty if all is well."""
+        """Return why the stream copies nothing, or writes an old file; "" without trouble."""
         return self.slot(stream).current_trouble or self._stream_log.refusal(stream)
 
     def unread_bytes(self, stream: Stream) -> int:
-        """Return what of `copied_bytes` would be gone with us: it lies in a fifo without a client.
+        """Return the bytes in a fifo without a client, which are lost when the supervisor exits.
 
-        0 while the copy goes on: we have the fifo open for reading ourselves.
+        0 while the stream is open: the supervisor then has the fifo open for reading itself.
         """
         return stream.unread_bytes() if stream.is_closed else 0
 
     # The workers.
 
     def start(self, *, but: Stream | None = None) -> None:
-        """Have a worker for each stream except `but` from its first byte on."""
+        """Fork a worker for each stream except `but`, when its first byte arrives."""
         for slot in self._slots:
             if slot.stream is not but:
                 slot.start()
 
     def end_pauses(self) -> None:
-        """End every pause now, and keep later ones short: the container is dead, and waits."""
+        """End every pause, and keep later ones short: the container is dead, its exit waits."""
         self._context.policy = RestartPolicy(restart_policy.LONGEST_PAUSE_IN_DRAIN_S)
         for slot in self._slots:
             slot.end_pauses()
@@ -238,24 +242,27 @@ class StreamSet:
         self.stuck.kill(self.slot(stream))
 
     def reopen(self) -> None:
-        """Reopen every log file whose name is another file's by now."""
+        """See `LogReopener.reopen`."""
         self._reopener.reopen()
 
     def renew_files(self) -> None:
-        """Rotate or replace every k8s-file now; `reopen` has the workers open the new ones.
+        """Rotate or replace every log file in k8s-file format. `reopen` then replaces the workers.
 
         Raises:
-            OSError: A directory does not exist.
+            OSError: ENOENT: the directory of a log file does not exist.
         """
         for stream in self.outputs:
             if stream.line_sink is not None:
                 stream.line_sink.renew_file()
 
     def serve_packets(self, line_sinks: dict[str, Sink]) -> PacketClients:
-        """Return the owner of SEQPACKET clients; `line_sinks` has the sinks of all streams."""
+        """Return the owner of SEQPACKET clients, which the first call makes.
+
+        `line_sinks`: the sinks of all streams, borrowed; those of branches are added to it.
+        """
         if self.packet_clients is None:
             from supervisor.io.attach.packet_clients import (
-                PacketClients,  # few front ends have them
+                PacketClients,  # only conmon's front end has such clients
             )
 
             clients = PacketClients(self._context.loop, self._context.log, self, line_sinks)
@@ -264,11 +271,11 @@ class StreamSet:
         return self.packet_clients
 
     def changed(self) -> None:
-        """Tell that the next supervisor would miss something."""
+        """Tell the owner that the published fd store is out of date."""
         self._context.on_change()
 
     def attach(self, setting: str, fifo: str) -> None:
-        """Let the reader of `fifo` hear the stream of this setting from now on."""
+        """Copy the stream of this setting to the reader of `fifo` from now on."""
         live = [slot for slot in self._slots if slot.stream.is_live_output]
         slot = next((each for each in live if each.stream.setting == setting), None)
         if self.attach_clients.add(slot.stream if slot else None, fifo) and slot is not None:
@@ -285,14 +292,14 @@ class StreamSet:
         self._on_stream_over()
 
     def stop(self) -> None:
-        """Kill every worker; harmless to the bytes. Wait until `has_workers` is over."""
+        """Kill every worker, which loses no byte. The caller waits until `has_workers` is false."""
         self._context.is_closing = True
         self._reopener.stop()
         for slot in self._slots:
             slot.stop()
 
     def close(self) -> None:
-        """Close every descriptor: the clients see end of file."""
+        """Close every descriptor. The clients read end of file."""
         self.attach_clients.close()
         if self.packet_clients is not None:
             self.packet_clients.close()
@@ -317,31 +324,32 @@ class StreamSet:
 
     @property
     def is_settled(self) -> bool:
-        """Whether this is a moment for `snapshot`, if the workers are to live on."""
+        """Whether `snapshot` may be taken now with the workers staying alive."""
         return not self._context.leftover_workers and all(slot.is_settled for slot in self._slots)
 
     def restore_stream(
         self, stream: Stream, packed: Mapping[str, Any], report_rfd: fds.Fd, *, is_parent: bool
     ) -> None:
-        """Take a stream of an earlier supervisor, and its worker, if it has one.
+        """Own a stream of an earlier supervisor, and its worker, if it has one.
 
-        Without `is_parent` the worker is no child of this process, and `renew` has to follow.
+        Without `is_parent` the worker is no child of this process. The caller then calls `renew`.
         """
         slot = StreamCopy(self._context, stream, packed["number"])
         self._slots.append(slot)
         slot.restore(packed, report_rfd, is_parent=is_parent)
 
     def restore(self, packed: Mapping[str, Any]) -> None:
-        """Take the rest of what `snapshot` has returned, behind the streams."""
+        """Restore the rest of a snapshot. Called after `restore_stream` for each stream."""
         self._stream_log.restore(packed["stream_log"])
         self._reopener.is_pending = packed["is_to_reopen"]
 
     def renew(self, predecessors: Sequence[fds.Fd] = ()) -> None:
-        """Have a worker of this supervisor's own code for each stream.
+        """Replace each stream's worker by a worker of this supervisor's code.
 
-        `predecessors`: pidfds of workers that are not our children. They are killed.
+        `predecessors`: pidfds, owned, of workers that are not children of this process. They get
+        SIGKILL.
         """
-        # First: each worker that is forked from here on waits for their end.
+        # First, because each worker that is forked below waits for their exit.
         leftover = self._context.leftover_workers
         leftover.extend(predecessors)
         for each in predecessors:

@@ -1,8 +1,7 @@
-"""Finding workers that do not move: stopped by SIGSTOP, say.
+"""Finds stuck workers: a worker that was stopped by SIGSTOP, for example.
 
-A worker is suspected at a look if it has something to move, and room to move it to. It is stuck if
-it is suspected at every look of a certain time, and has moved nothing in it. Killing it is harmless
-to the bytes; another worker follows.
+A worker is suspect while it has bytes to copy, and room for them, and copies nothing. A worker that
+was suspect at every look for a given time is stuck. Killing it loses no byte, and another follows.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ class _Suspicion:
 
 
 class StuckDetector:
-    """Looks at the slots of one container when it is asked to. Borrows them."""
+    """Looks at the slots of one container when it is called. Borrows them."""
 
     def __init__(self, slots: Sequence[StreamCopy], log: Log) -> None:
-        """`slots` may grow."""
+        """Borrow everything. `slots` may grow."""
         self._slots = slots
         self._log = log
         self._suspicions: dict[str, _Suspicion] = {}
 
     def is_stuck(self, slot: StreamCopy, for_s: float) -> bool:
-        """Look at the slot; say whether its worker has been stuck for so long."""
+        """Look at the slot. Return whether its worker has been stuck for `for_s` seconds."""
         name, now_s = slot.stream.name, time.monotonic()
         if not slot.could_move():
             self._suspicions.pop(name, None)
@@ -48,12 +47,14 @@ class StuckDetector:
         return now_s - earlier.since_s >= for_s
 
     def kill(self, slot: StreamCopy) -> None:
-        """Kill the slot's worker, and log it."""
-        self._log.warning(f"{slot.stream.name}: worker {slot.pid} does not move; killing it")
+        """Kill the slot's worker, and log that."""
+        self._log.warning(
+            f"{slot.stream.name}: worker {slot.pid} is stuck; killing and replacing it"
+        )
         slot.kill()
 
     def kill_stuck(self, for_s: float) -> None:
-        """Look at all outputs; kill each worker that has been stuck for so long."""
+        """Look at all outputs. Kill each worker that has been stuck for `for_s` seconds."""
         for slot in self._slots:
             if not slot.stream.is_input and self.is_stuck(slot, for_s):
                 self.kill(slot)

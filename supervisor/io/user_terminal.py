@@ -1,4 +1,4 @@
-"""The person's own terminal, while it is joined to the container's (`forkshim run -t -i`)."""
+"""The user's terminal, while it is joined to the container's (`forkshim run -t -i`)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from workers.copy.stdin import RawTerminal
 
 
 class UserTerminal:
-    """The terminal on one of our descriptors 0 to 2, borrowed. Owns a duplicate while raw."""
+    """The terminal on one of the descriptors 0 to 2, borrowed. Owns a duplicate while raw."""
 
     def __init__(self, fd: int, *, is_input: bool) -> None:
-        """With `is_input` its keys go to the container, unchanged, which takes raw mode."""
+        """With `is_input` the container gets the keys unchanged, which needs raw mode."""
         self._fd = fd
         self._is_input = is_input
         self._raw: RawTerminal | None = None
@@ -25,36 +25,43 @@ class UserTerminal:
         return console_socket.size(self._fd)
 
     def make_raw(self) -> RawTerminal | None:
-        """Switch to raw mode, if keys are taken; undo it with `restore`.
+        """Switch to raw mode, if the terminal is an input. `restore` undoes it.
 
-        Source: termios(3), cfmakeraw. Output processing goes too: the container's own terminal
-        has put carriage returns in already.
+        Returns:
+            The descriptor and the saved attributes, borrowed; None if the terminal is no input.
+
+        Raises:
+            termios.error: EIO: the terminal was hung up.
+
+        Source: cfmakeraw in termios(3). It switches off output processing, too: the container's
+        own terminal has added the carriage returns already.
         """
         if self._is_input and self._raw is None:
-            # A duplicate: the stdin worker, who undoes it if we die, has /dev/null as 0 to 2.
+            # The worker of stdin restores the terminal if the supervisor dies. It has /dev/null
+            # as 0 to 2, so it needs a duplicate.
             fd = fcntl.fcntl(self._fd, fcntl.F_DUPFD_CLOEXEC, 3)
             self._raw = RawTerminal(fd, termios.tcgetattr(fd))
             tty.setraw(fd, termios.TCSANOW)
         return self._raw
 
     def restore(self) -> None:
-        """Give the terminal back as it was. A second call does nothing."""
+        """Restore the terminal's attributes. A second call does nothing."""
         raw, self._raw = self._raw, None
         if raw is None:
             return
         try:
-            # Not TCSADRAIN: a terminal that was stopped with ^S would keep us here.
+            # Not TCSADRAIN, which would block on a terminal that was stopped with ^S.
             termios.tcsetattr(raw.fd, termios.TCSANOW, raw.saved)
         except termios.error:
-            pass  # EIO: it was hung up, there is nothing to give back
+            pass  # EIO: the terminal was hung up, and has no attributes any more
         finally:
             os.close(raw.fd)
 
 
 def find_terminal(*, is_input: bool) -> UserTerminal | None:
-    """Return the terminal among descriptors 0 to 2, or None.
+    """Return the first terminal among the descriptors 0 to 2; None if there is none.
 
-    Keys are taken only from a terminal that is descriptor 0.
+    Only descriptor 0 is an input.
     """
     for fd in range(3):
         if os.isatty(fd):

@@ -1,7 +1,6 @@
-"""One forked worker as its parent sees it: pid, task, report.
+"""One forked worker as the supervisor sees it: pid, task, report.
 
-A worker counts as gone when its report pipe is at end of file and it has been reaped. The two come
-in any order.
+A worker is gone when it was reaped and its report pipe is at end of file, in any order.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ if TYPE_CHECKING:
 class WorkerState(Enum):
     """What a stream's worker does now.
 
-    NONE: nothing could be read of the stream so far; the supervisor watches its source.
-    LEAVING: the supervisor has killed it, or has reaped it and has still to read its report pipe.
+    NONE: the source was not readable yet, and the supervisor watches it.
+    LEAVING: the supervisor has killed it, or has reaped it but not read its report to the end.
     """
 
     NONE = "none"
@@ -45,7 +44,7 @@ class WorkerState(Enum):
 
 
 _LEAVE_S = 0.2
-"""Until a worker is killed that was asked to leave: it may be stopped, or not listen yet."""
+"""Time to exit after the leave signal, then SIGKILL: the worker may be stopped."""
 
 WITHOUT_WORKER = frozenset({WorkerState.NONE, WorkerState.RETRY_SCHEDULED})
 
@@ -62,10 +61,10 @@ class Worker:
         *,
         on_gone: Callable[[Termination, bytes], None],
     ) -> None:
-        """Watch the worker `pid`.
+        """Watch the worker `pid`. Owns `report_rfd`.
 
-        `on_gone` is called when the worker is gone, with its report, which may be empty or junk.
-        After `dismiss` it is not called.
+        `on_gone` is called when the worker is gone, with its termination and its report. The report
+        may be empty or invalid. After `dismiss` it is not called.
         """
         self._loop = context.loop
         self.pid = pid
@@ -86,29 +85,29 @@ class Worker:
 
     @property
     def is_reaped(self) -> bool:
-        """Whether the pid may belong to another process by now."""
+        """Whether the worker was reaped: the pid may belong to another process."""
         return self._termination is not None
 
     @property
     def has_reported(self) -> bool:
-        """Whether the worker has said its last word; its exit follows."""
+        """Whether the worker has sent its report and closed the pipe. Its exit follows."""
         return bool(self._record) and not self._report_rfd.is_open
 
     @property
     def is_untouched(self) -> bool:
-        """Whether the worker has neither reported nor exited, as far as is known."""
+        """Whether the supervisor has seen neither a report nor the exit of the worker."""
         return not self.is_reaped and self._report_rfd.is_open and not self._record
 
     def kill(self) -> None:
-        """Send SIGKILL, if the worker has not been reaped."""
+        """Send SIGKILL, unless the worker was reaped."""
         if not self.is_reaped:
             self.is_killed = True
             os.kill(self.pid, signal.SIGKILL)
 
     def dismiss(self, on_left: Callable[[Worker], None], *, leave_signal: int = 0) -> None:
-        """Kill the worker and ignore its report. `on_left` is called when it has been reaped.
+        """Kill the worker and ignore its report. `on_left` is called when it was reaped.
 
-        With `leave_signal` it is asked to leave by itself, and killed a moment later.
+        With `leave_signal` the worker gets that signal first, and SIGKILL 0.2 s later.
         """
         self._on_left = on_left
         if self._report_rfd.is_open:
@@ -146,12 +145,20 @@ class Worker:
 def fork(
     context: SlotContext, stream: Stream, number: int, task: Task, predecessors: Sequence[fds.Fd]
 ) -> tuple[int, fds.Fd]:
-    """Fork a worker for `stream`; returns its pid and the read end of its report pipe, owned.
+    """Fork a worker for `stream`. Before it copies, it waits for the exit of `predecessors`.
 
-    The worker waits until the processes of `predecessors`, pidfds, have ended.
+    Args:
+        context: What all slots share.
+        stream: The stream, borrowed.
+        number: The stream's slot in the shared counters.
+        task: What the worker does.
+        predecessors: pidfds, borrowed.
+
+    Returns:
+        The worker's pid, and the read end of its report pipe, which the caller owns.
 
     Raises:
-        OSError: EMFILE, ENFILE; EAGAIN, ENOMEM: the limits of our cgroup.
+        OSError: EMFILE, ENFILE; EAGAIN, ENOMEM: the limits of the supervisor's cgroup.
     """
     report_rfd, report_wfd = fds.pipe(report.MOST_BYTES)
     os.set_blocking(report_rfd.fileno(), False)
@@ -173,14 +180,14 @@ def fork(
         report_rfd.close()
         raise
     finally:
-        report_wfd.close()  # the worker has the only one now: its death is our end of file
+        report_wfd.close()  # only the worker has a write end now: its death is end of file here
     return pid, report_rfd
 
 
 def _orphaned_fifo(context: SlotContext, stream: Stream) -> OrphanedFifo | None:
-    """Return how the worker ends when the supervisor dies and cannot be followed.
+    """Return what the worker needs to end when the supervisor dies and no adoption can follow.
 
-    None if the worker ends by itself then, or if another supervisor may adopt the container.
+    None if the worker then ends without it, or if another supervisor may adopt the container.
     """
     if context.is_adoptable or not stream.has_own_fifo:
         return None

@@ -1,11 +1,12 @@
-"""The place of one stream's workers: at most one at work, and those that leave.
+"""The slot of one stream's workers: at most one that works, and those that leave.
 
-The first worker is forked when there is something to read: until then the supervisor watches the
-source in its loop. A source at end of file without a byte needs no worker at all.
+The supervisor watches the source, and forks the first worker when it is readable. A source that is
+at end of file without a byte needs no worker.
 
-The stream owns the descriptors for as long as the container lives. When a worker dies without a
-report, another one is forked on the same descriptors and continues where the kernel stands.
-`StreamCopy` asks the restart policy and applies its decision.
+The stream owns the descriptors while the container lives. When a worker dies without a report, the
+supervisor forks another on the same descriptors. It continues at the same byte, because every
+position is in the kernel or in shared memory. `StreamCopy` applies the decisions of the restart
+policy.
 """
 
 from __future__ import annotations
@@ -36,18 +37,18 @@ if TYPE_CHECKING:
 class WorkerSlot(ABC):
     """Owns the workers of one stream; borrows the stream.
 
-    `StreamCopy` is the only subclass and has the three abstract methods. It is no separate object,
-    because that would need twelve methods that nothing else calls. Many methods: the life of a
-    worker, from its fork to its replacement, is in one place.
+    `StreamCopy` is the only subclass, and has the three abstract methods. A separate object would
+    need twelve methods that only these two classes call. The class has many methods, because the
+    life of a worker, from its fork to its replacement, is in one place.
 
     Attributes:
-        number: The stream's place in the shared counters.
-        worker: The present worker, if there is one.
+        number: The stream's slot in the shared counters.
+        worker: The present worker; None without one.
         history: The failures of the workers.
     """
 
     def __init__(self, context: SlotContext, stream: Stream, number: int) -> None:
-        """Have no worker before `start`."""
+        """Borrow everything. There is no worker before `start`."""
         self._context = context
         self.stream = stream
         self.number = number
@@ -61,15 +62,15 @@ class WorkerSlot(ABC):
 
     @abstractmethod
     def _on_gone(self, termination: Termination, record: bytes) -> None:
-        """Decide what follows the worker, which is reaped and whose report was read."""
+        """Decide what follows a worker that was reaped and whose report was read."""
 
     @abstractmethod
     def _pause_after_refusal(self, error: OSError) -> float:
-        """Count a fork(2) that the kernel has refused. Return the pause in seconds."""
+        """Count and log a failed fork(2). Return the pause in seconds."""
 
     @abstractmethod
     def _close(self) -> None:
-        """Close the stream: its source is at end of file and there never was a worker."""
+        """Close the stream."""
 
     @property
     def pid(self) -> int:
@@ -94,27 +95,27 @@ class WorkerSlot(ABC):
 
     @property
     def has_processes(self) -> bool:
-        """Whether a worker has still to be reaped."""
+        """Whether a worker was not reaped yet."""
         return bool(self.worker or self._leaving)
 
     @property
     def is_settled(self) -> bool:
-        """Whether the worker, if there is one, has neither reported nor exited."""
+        """Whether there is no worker, or it has neither reported nor exited."""
         return self.worker is None or self.worker.is_untouched
 
     @property
     def copied_bytes(self) -> int:
-        """What the stream has copied so far."""
+        """How many bytes the stream has copied."""
         return self._context.counters.copied_bytes(self.number)
 
     @property
     def in_flight_bytes(self) -> int:
-        """What its worker has taken and not delivered."""
+        """How many bytes its worker has read and not written yet."""
         return self._context.counters.in_flight_bytes(self.number)
 
     @property
     def _has_begun(self) -> bool:
-        """Whether there ever was a worker: something may be in its buffers."""
+        """Whether there ever was a worker: its buffers may have bytes."""
         return self._context.counters.has_begun(self.number)
 
     @property
@@ -125,10 +126,10 @@ class WorkerSlot(ABC):
         return COUNT_REST if self.stream.phase is StreamPhase.COUNTING_REST else COPY
 
     def start(self) -> None:
-        """Have a worker, if there is none: a first one when there is something to read.
+        """Fork a worker if there is none; the first when the source is readable.
 
-        A person's terminal in raw mode has a worker at once, which gives the terminal back if the
-        supervisor is killed.
+        With the user's terminal in raw mode the worker of stdin is forked at once: it restores the
+        terminal if the supervisor is killed.
         """
         is_raw = self.stream.is_input and self._context.raw_terminal is not None
         if is_raw or self._has_begun:
@@ -136,13 +137,13 @@ class WorkerSlot(ABC):
         elif not (self._is_watching or self.stream.is_closed):
             try:
                 self._context.loop.watch(self.stream.source.fileno(), self._on_source_ready)
-            except PermissionError:  # a file or /dev/null, always readable: epoll_ctl(2), EPERM
+            except PermissionError:  # EPERM, epoll_ctl(2): a file or /dev/null, always readable
                 self.begin()
             else:
                 self._is_watching = True
 
     def begin(self) -> None:
-        """Have a worker now, if there is none."""
+        """Fork a worker now if there is none."""
         if self.worker is None and not self.stream.is_closed:
             self._fork(self._first_task())
 
@@ -159,10 +160,10 @@ class WorkerSlot(ABC):
             self._context.loop.forget(self.stream.source.fileno())
 
     def replace(self, task: Task = COPY) -> None:
-        """Replace the worker, which has done nothing wrong, by another one.
+        """Replace a healthy worker.
 
-        The other is forked first, and waits for its end. A stream that waits for its first byte
-        gets no worker.
+        The next worker is forked first, and waits for the exit of the present one. A stream that
+        waits for its first byte gets no worker.
         """
         self._retry.cancel()
         if self.stream.is_closed:
@@ -173,7 +174,7 @@ class WorkerSlot(ABC):
                 self._context.attach_hub.accept(self.stream)
             elif old is None:
                 self._fork(task)
-            return  # or it is half gone, and what follows is decided when it is gone
+            return  # or it is reaped, and `_on_gone` decides once its report was read
         self.worker = None
         self._leaving.append(old)
         if self._fork(task):
@@ -184,14 +185,14 @@ class WorkerSlot(ABC):
             self._retry_later(restart_policy.FORK_AGAIN_S, lambda: self.replace(self._first_task()))
 
     def begin_or_replace(self) -> None:
-        """Have a worker now, another one if there is one."""
+        """Fork the first worker now, or replace the present one."""
         if self.worker is None and not self._has_begun:
             self.begin()
         else:
             self.replace()
 
     def park(self) -> None:
-        """Have no worker until there is something to read again."""
+        """End the worker. Fork the next when the source is readable again."""
         self._retry.cancel()
         self._context.counters.clear_begun(self.number)
         old, self.worker = self.worker, None
@@ -201,27 +202,30 @@ class WorkerSlot(ABC):
         self.start()
 
     def kill(self) -> None:
-        """Kill the worker; another one follows."""
+        """Kill the worker; `_on_gone` replaces it."""
         if self.worker is not None:
             self.worker.kill()
 
     def stop(self) -> None:
-        """Kill the worker, harmlessly to the bytes. Wait until `has_processes` is over."""
+        """Kill the worker, which loses no byte. The caller waits until `has_processes` is false."""
         self._retry.cancel()
         self._stop_watching()
         self.kill()
 
     def _fork(self, task: Task) -> bool:
-        """Fork a worker, which waits for the end of all before it. False: it is tried again."""
+        """Fork a worker, which waits for the exit of all earlier ones.
+
+        Returns False if fork(2) failed; a timer then tries again.
+        """
         self._stop_watching()
         self._context.counters.set_begun(self.number)
         self._copied_bytes_at_fork = self.copied_bytes
         with contextlib.ExitStack() as stack:
             try:
-                # All: the last one may have been killed while it waited for the one before.
+                # All, because the last may have been killed while it waited for an earlier one.
                 leaving = [
                     stack.enter_context(contextlib.closing(fds.Fd(os.pidfd_open(each.pid))))
-                    for each in self._leaving  # unreaped, so each pid is its own
+                    for each in self._leaving  # unreaped, so no other process has the pid
                 ]
                 pid, report_rfd = worker_process.fork(
                     self._context,
@@ -230,7 +234,7 @@ class WorkerSlot(ABC):
                     task,
                     [*leaving, *self._context.leftover_workers],
                 )
-            except OSError as error:  # EMFILE, ENFILE; EAGAIN, ENOMEM: the limits of our cgroup
+            except OSError as error:  # EMFILE, ENFILE; EAGAIN, ENOMEM: limits of the cgroup
                 self._retry_later(self._pause_after_refusal(error), self._fork_if_wanted)
                 return False
         self.history = replace(self.history, failed_forks=0)
@@ -252,6 +256,6 @@ class WorkerSlot(ABC):
 
     def _on_left(self, worker: Worker) -> None:
         self._leaving.remove(worker)
-        # Not earlier: a worker killed in splice(2) may still take what comes, unheard.
+        # Not earlier: a worker that is killed in splice(2) may still move bytes to the sink only.
         if self.worker is not None and not self._leaving:
             self._context.attach_hub.accept(self.stream)

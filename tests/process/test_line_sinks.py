@@ -221,7 +221,7 @@ def test_a_file_that_cannot_be_opened_anew_is_written_on(site: Site, tmp_path: P
     site.run_until(lambda: stream.is_closed)
     assert (tmp_path / "log").read_bytes() == b"said"
     assert site.rig.messages("warn") == [
-        "stdout: open log: no such file or directory; the old file is written on"
+        "stdout: open log: no such file or directory; the worker keeps the old file"
     ]
 
 
@@ -244,9 +244,7 @@ def test_a_refused_file_is_tried_again_until_it_is_opened(
     site.stream_set.start()
     os.unlink(tmp_path / "log")
     site.stream_set.reopen()
-    refusal = (
-        "open log: not a regular file; the old file was deleted, and what is written to it is lost"
-    )
+    refusal = "open log: not a regular file; the old file was deleted, so new lines are lost"
     assert site.stream_set.trouble(stream) == refusal
     assert site.stream_set.snapshot(FdWriter())["is_to_reopen"]  # a successor goes on trying
     site.run_until(lambda: not site.stream_set.trouble(stream))

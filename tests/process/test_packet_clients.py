@@ -364,7 +364,7 @@ def test_too_many_clients_are_refused_and_told(attached: Attached) -> None:
     refused = attached.connect()
     attached.look_until(lambda: bool(select.select([refused], [], [], 0)[0]))
     assert refused.recv(1) == b""
-    assert "refused, there are 32 clients already" in attached.site.rig.messages()[-1]
+    assert "rejected, 32 clients are connected already" in attached.site.rig.messages()[-1]
 
 
 def test_listener_clients_and_rings_are_handed_over(

@@ -98,8 +98,8 @@ def test_a_worker_that_dies_again_and_again_without_progress_is_given_pauses(
             f"stdout: worker exit status 3, replaced; {deaths} so far"
             for deaths in (1, 2, 4, 8, 16)
         ),
-        "stdout: degraded: its workers do not live: exit status 3; the container waits when its "
-        "pipe is full, and it is tried again at least every 5 s",
+        "stdout: degraded: its workers die without progress: exit status 3; the supervisor forks "
+        "another at least every 5 s; the container waits when its pipe is full",
     ]
 
 
@@ -114,7 +114,10 @@ def test_a_stream_whose_workers_do_not_live_says_so_until_one_does(
     site.run_until(lambda: site.stream_set.trouble(stream) != "")
     assert site.troubles > 0
     assert site.slot(stream).history.deaths == restart_policy.DEGRADED_AFTER
-    assert site.stream_set.trouble(stream) == "degraded: its workers do not live: exit status 3"
+    assert (
+        site.stream_set.trouble(stream)
+        == "degraded: its workers die without progress: exit status 3"
+    )
     monkeypatch.setattr(output, "work", work)
     os.write(writer, b"x")
     site.run_until(
@@ -127,7 +130,7 @@ def test_a_stream_whose_workers_do_not_live_says_so_until_one_does(
     waiting.wait_true(lambda: site.stream_set.copied_bytes(stream) == 1)
     assert site.stream_set.trouble(stream) == ""
     assert site.rig.messages("info") == [
-        "stdout: recovered (was: degraded: its workers do not live: exit status 3)"
+        "stdout: recovered (was: degraded: its workers die without progress: exit status 3)"
     ]
 
 

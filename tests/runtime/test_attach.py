@@ -276,9 +276,9 @@ def test_what_is_no_fifo_or_too_many_is_refused(start: Callable[..., Speaker]) -
     os.close(control)
     waiting.wait_hangup(readers[16])
     assert daemon.log() == [
-        "attach attach.file: not a fifo",
-        "attach attach.link: too many levels of symbolic links",
-        "attach attach.16: rejected, there are 16 clients already",
+        "attach attach.file: rejected, not a fifo",
+        "attach attach.link: rejected, too many levels of symbolic links",
+        "attach attach.16: rejected, 16 clients are attached already",
     ]
     done = daemon.command("attach")
     assert (done.returncode, done.stderr) == (
@@ -313,7 +313,8 @@ def test_who_finds_no_descriptor_free_is_told(
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"forkshim: {daemon.id}: attach to {stream}: rejected, the log says why\n"
     assert any(
-        message.startswith("attach attach.") and message.endswith(f"{stream}: too many open files")
+        message.startswith("attach attach.")
+        and message.endswith(f"{stream}: rejected, too many open files")
         for message in daemon.log()
     )
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, limits)

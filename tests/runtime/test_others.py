@@ -160,7 +160,7 @@ def test_a_client_that_has_left_is_not_waited_for(make_engine: MakeEngine, lines
     os.write(engine.open("stdin", os.O_WRONLY), b"\n\n")
     assert engine.wait_end() == 7
     assert engine.wait_shim() == 0
-    assert not any("the client does not take it" in message for message in engine.log("warn"))
+    assert not any("the client does not read it" in message for message in engine.log("warn"))
     told = engine.log("warn")
     assert any("never read" in message or "dropped" in message for message in told), told
     assert engine.leftovers() == []

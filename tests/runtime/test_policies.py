@@ -133,7 +133,9 @@ def test_with_a_drop_policy_it_does_not_and_what_is_dropped_is_counted(
     stack.callback(daemon.close)
     daemon.wait_said()
     failed = daemon.wait_warning("No space left on device (ENOSPC)")
-    assert failed.endswith("lines are dropped when the buffer is full, and it is tried again")
+    assert failed.endswith(
+        "the worker tries again at least every 5 s; lines are dropped when the buffer is full"
+    )
     disk.grow()
     told = daemon.wait_warning(": dropped ")
     stdout = daemon.end()
@@ -236,7 +238,7 @@ def test_a_worker_that_somebody_has_stopped_takes_no_last_word_along(
     stdout = daemon.end()
     assert (tmp_path / "log").read_bytes() == b"up\nlast words\n"
     assert stdout == {"bytes": 14, "respawned": 1, "droppedBytes": 0, "droppedLines": 0}
-    assert daemon.log("warn")[0] == f"stdout: worker {stopped} does not move; killing it"
+    assert daemon.log("warn")[0] == f"stdout: worker {stopped} is stuck; killing and replacing it"
 
 
 @pytest.mark.slow

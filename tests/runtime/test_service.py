@@ -231,4 +231,4 @@ def test_it_gives_signs_of_life_and_replaces_a_worker_that_does_not_move(
     process.send_signal(signal.SIGTERM)
     code, _out, err = manager.ended()
     assert code == 0
-    assert f"stdout: worker {worker} does not move; killing it" in err
+    assert f"stdout: worker {worker} is stuck; killing and replacing it" in err

@@ -497,7 +497,7 @@ def test_a_link_in_the_place_of_a_log_is_not_followed(
     waiting.wait_path(
         engine.dir / "shim-log.json",
         lambda _path: any(
-            said.endswith(f"{log}: not a regular file; the old file is written on")
+            said.endswith(f"{log}: not a regular file; the worker keeps the old file")
             for said in engine.log("warn")
         ),
     )
@@ -545,7 +545,7 @@ def test_a_link_in_the_place_of_a_plain_log_is_not_followed(
     engine.control("0 0 0\n")
     assert engine.wait_end() == 0
     assert engine.log("warn") == [
-        f"stdout: open {log}: too many levels of symbolic links; the old file is written on"
+        f"stdout: open {log}: too many levels of symbolic links; the worker keeps the old file"
     ]
     assert (tmp_path / "log.1").read_text() == "out one\n"
     assert not secret.exists()

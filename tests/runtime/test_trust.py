@@ -396,7 +396,7 @@ def test_a_reopen_is_not_led_astray(
     assert (secret / "shadow").read_text() == "root\n"
     warnings = [said for said in daemon.log("warn") if "not trusted: " in said]
     assert len(warnings) == len(set(warnings)) <= 2, "each is said once"
-    assert all(said.endswith("; the old file is written on") for said in warnings)
+    assert all(said.endswith("; the worker keeps the old file") for said in warnings)
     os.chown(tmp_path / "above", 0, 0)
     os.close(control)
     os.close(go)

@@ -1,6 +1,6 @@
-"""A branch of an output as its stream owns it; see `workers.copy.branch`.
+"""The descriptors of an output's branch, which its stream owns; see `workers.copy.branch`.
 
-What the branch brings is a stream of its own, with a sink and workers of its own.
+The read end of the out pipe is the source of another stream, with its own sink and workers.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ ATTACH_NAME = "attach"
 """The name of the attach clients as a sink."""
 
 ATTACH_SUFFIX = ".attach"
-"""Behind the name of the stream, in the name of the stream that its attach clients hear."""
+"""Suffix of a branch's stream: `stdout.attach` copies stdout to the attach clients."""
 
 
 class Branch:
-    """Owns the voice and the write end of the out pipe.
+    """Owns the tee pipe and the write end of the out pipe.
 
     Attributes:
-        is_on: The next worker of the stream serves the branch.
+        number: Index of the branch in its stream.
+        is_on: Whether the next worker of the stream serves the branch.
     """
 
     SNAPSHOT = ("number", "is_on", "_voice", "_out_wfd")
@@ -58,7 +59,7 @@ class Branch:
         }
 
     def switch_on(self) -> None:
-        """Serve the branch again. The voice is a new one: the old one holds old bytes.
+        """Serve the branch again. Makes a new tee pipe, because the old one may hold old bytes.
 
         Raises:
             OSError: EMFILE, ENFILE.
@@ -76,11 +77,11 @@ class Branch:
         return BranchPipes(self.number, (rfd.fileno(), wfd.fileno()), self._out_wfd.fileno())
 
     def has_room(self) -> bool:
-        """Say whether the worker need not wait for the branch."""
+        """Return whether the worker need not wait for the branch."""
         return not self.is_on or fds.is_writable(self._out_wfd.fileno())
 
     def close(self) -> None:
-        """Close everything: the branch comes to its end."""
+        """Close everything. The branch's stream then reads end of file."""
         self.is_on = False
         for end in (*self._voice, self._out_wfd):
             end.close()

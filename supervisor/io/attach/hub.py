@@ -1,9 +1,9 @@
-"""Attach clients: they hear a container's output while it runs.
+"""Attach clients over fifos: they read a container's output while it runs.
 
-A client, `forkshim attach` or any reader of a fifo, makes a fifo in the state directory, opens it
-for reading and names it to `control`. The worker of the stream then copies into it what has room
-there. Attach clients never slow the container down: a client that reads too slowly loses output,
-other clients and the sink do not.
+A client is `forkshim attach` or any other reader of a fifo. It makes a fifo in the state directory,
+opens it for reading, and writes its name to `control`. The stream's worker then copies into the
+fifo whatever fits. Attach clients never slow the container down: a client that reads too slowly
+loses output, other clients and the sink do not.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from workers.process.counters import StreamCounters
 
 ASKING, ACCEPTED, REJECTED, NOTHING_TO_HEAR = 0o600, 0o400, 0o200, 0
-"""Modes of a client's fifo, which tell the client the answer; it makes the fifo with the first. No
-event does: a fifo that never had a writer is silent, also when it never will have one."""
+"""Modes of a client's fifo. The client makes it with the first; the others are the answer.
+
+No event could tell the answer: poll(2) reports nothing for a fifo that never had a writer.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +59,14 @@ class AttachHub:
         on_left: Callable[[Stream], None],
         dir_fd: int | None = None,
     ) -> None:
-        """Borrow everything; `on_left` is called when a client of a stream has left.
+        """Borrow everything.
 
-        `dir_fd`: the state directory, where the clients make their fifos.
+        Args:
+            loop: Watches the fifos.
+            log: Gets rejected clients and skipped bytes.
+            counters: Count what each client skipped.
+            on_left: Called when a client of a stream has left.
+            dir_fd: The state directory, where the clients make their fifos. None: the cwd.
         """
         self._dir_fd = dir_fd
         self._loop = loop
@@ -73,11 +80,13 @@ class AttachHub:
         return tuple((each.number, each.pipe.fileno()) for each in self._of(stream))
 
     def add(self, stream: Stream | None, fifo: str) -> bool:
-        """Add the reader of `fifo` to the clients of the stream; the next worker writes to it.
+        """Add the reader of `fifo` to the clients of the stream. The next worker writes to it.
 
-        Unlinks the fifo. A client that is rejected, because there is no such stream or there are
-        too many clients, is at end of file at once. Returns whether it was added: `accept` tells
-        the client.
+        Unlinks the fifo. A rejected client reads end of file at once. A client is rejected if there
+        is no such stream, if there are too many clients, or if the sink is open for appending.
+
+        Returns:
+            Whether the client was added. `accept` tells the client.
         """
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
@@ -88,7 +97,7 @@ class AttachHub:
             self._reject(fifo, error)
             return False
         if not fds.is_fifo(pipe.fileno()):
-            self._log.warning(f"attach {fifo}: not a fifo")
+            self._log.warning(f"attach {fifo}: rejected, not a fifo")
             pipe.close()
             return False
         with contextlib.suppress(FileNotFoundError):
@@ -100,7 +109,7 @@ class AttachHub:
                 mode = NOTHING_TO_HEAR
             elif number is None:
                 self._log.warning(
-                    f"attach {fifo}: rejected, there are {MAX_ATTACH_CLIENTS} clients already"
+                    f"attach {fifo}: rejected, {MAX_ATTACH_CLIENTS} clients are attached already"
                 )
             else:
                 self._log.warning(
@@ -115,24 +124,24 @@ class AttachHub:
         return True
 
     def accept(self, stream: Stream) -> None:
-        """Tell the clients that ask that they hear what the stream takes from now on."""
+        """Tell the waiting clients that they get what the stream takes from now on."""
         for each in self._of(stream):
             os.fchmod(each.pipe.fileno(), ACCEPTED)
 
     def _reject(self, fifo: str, error: OSError) -> None:
-        """Tell the reader of `fifo`, which cannot be opened or used, and the log.
+        """Tell the reader of `fifo` and the log that it cannot be opened.
 
-        Takes no descriptor: want of them may be the reason.
+        Opens no descriptor: EMFILE may be the reason.
         """
         if error.errno not in (errno.ENOENT, errno.ENXIO):  # else the client has left meanwhile
-            self._log.warning(f"attach {fifo}: {reason(error)}")
+            self._log.warning(f"attach {fifo}: rejected, {reason(error)}")
         with contextlib.suppress(FileNotFoundError):
             if stat.S_ISFIFO(os.stat(fifo, dir_fd=self._dir_fd, follow_symlinks=False).st_mode):
                 os.chmod(fifo, REJECTED, dir_fd=self._dir_fd)
                 os.unlink(fifo, dir_fd=self._dir_fd)
 
     def end(self, stream: Stream) -> None:
-        """Close the fifos of the clients of this stream: they see its end."""
+        """Close the fifos of this stream's clients, which then read end of file."""
         for each in self._of(stream):
             self._remove(each)
 
@@ -171,7 +180,7 @@ class AttachHub:
 
     def _take(self, client: _Client) -> None:
         self._clients.append(client)
-        # The write end of a pipe without a reader: POLLERR, poll(2). It never is readable.
+        # A write end is never readable. poll(2) reports POLLERR once the last reader has left.
         self._loop.watch(client.pipe.fileno(), partial(self._left, client), feature="attach")
 
     def _left(self, client: _Client) -> None:

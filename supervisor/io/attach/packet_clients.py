@@ -1,9 +1,10 @@
 """Attach clients over SEQPACKET sockets: conmon's attach protocol, as Podman and CRI-O speak it.
 
-A client hears all outputs, and may write to stdin. Each output has a worker that sends it
-(`workers.copy.packet_hub`): its own one, where the setting is `attach`, or that of a branch, which
-is on while there are clients. Podman connects before it starts the container. So all connections
-that wait are accepted before a worker takes the first byte of an output.
+A client gets all outputs, and may write to stdin. A worker sends each output
+(`workers.copy.packet_hub`). Where the setting is `attach` it is the output's own worker. Otherwise
+it is the worker of a branch, which is on while there are clients. Podman connects before it starts
+the container. So the supervisor accepts all waiting connections before it forks an output's first
+worker.
 """
 
 from __future__ import annotations
@@ -35,18 +36,26 @@ if TYPE_CHECKING:
 
 _FEATURE = "attach socket"
 _QUEUE_BYTES = 1 << 20
-"""Of kernel memory per client: a socket by default holds 13 packets of 8193 bytes."""
+"""Kernel memory per client. By default a socket holds 13 packets of 8193 bytes."""
 
 _SO_SNDBUFFORCE = 32
 """Source: asm-generic/socket.h; socket(7)."""
 
 _ACCEPT_AGAIN_S = 1.0
-"""After a want of descriptors; the client waits in the backlog."""
+"""Pause after EMFILE. The client waits in the backlog."""
 
 
 @dataclass(slots=True)
 class _Client:
-    """A connection. Without `hears` only what it has sent is still of use."""
+    """A connection.
+
+    Attributes:
+        number: Index in the ring's cursors.
+        serial: Counts connections, so that a number can be used again.
+        is_consumer: It has connected before the first byte, so it gets every byte.
+        socket: The connection; owned.
+        hears: False once it was hung up: only the bytes that it has sent are of use.
+    """
 
     number: int
     serial: int
@@ -64,10 +73,7 @@ class PacketClients:
     def __init__(
         self, loop: Loop, log: Log, streams: StreamSet, line_sinks: dict[str, Sink]
     ) -> None:
-        """Borrow everything. The sinks of branches are added to `line_sinks`, whose owner has them.
-
-        A container without clients has no cost but this object.
-        """
+        """Borrow everything. The owner of `line_sinks` owns the sinks of branches in it, too."""
         self._loop = loop
         self._log = log
         self._streams = streams
@@ -78,7 +84,7 @@ class PacketClients:
         self._accept_again = loop.timer(self._listen, feature=_FEATURE)
 
     def listen(self, listener: fds.Fd) -> None:
-        """Own the listening socket, which is SEQPACKET and non-blocking, and serve it."""
+        """Own and watch the listening socket, which is SEQPACKET and non-blocking."""
         self._listener = listener
         self._listen()
 
@@ -102,8 +108,7 @@ class PacketClients:
             if error.errno in (errno.ECONNABORTED, errno.EINTR):
                 return
             self._log.warning(
-                f"attach socket: accept: {reason(error)}; "
-                f"it is tried again in {_ACCEPT_AGAIN_S:.0f} s"
+                f"attach socket: accept: {reason(error)}; trying again in {_ACCEPT_AGAIN_S:.0f} s"
             )
             self._loop.forget(self._listener.fileno())
             self._accept_again.start(_ACCEPT_AGAIN_S)
@@ -114,7 +119,9 @@ class PacketClients:
         taken = {client.number for client in self._clients}
         number = next((each for each in range(MAX_CLIENTS) if each not in taken), None)
         if number is None:
-            self._log.warning(f"attach socket: refused, there are {MAX_CLIENTS} clients already")
+            self._log.warning(
+                f"attach socket: rejected, {MAX_CLIENTS} clients are connected already"
+            )
             connected.close()
             return
         _enlarge_queue(connected.fileno())
@@ -126,12 +133,12 @@ class PacketClients:
         self._changed()
 
     def stream_added(self) -> None:
-        """Give the clients a stream that came after them: the console of an exec'd process."""
+        """Serve the clients a stream that came after them: the console of an exec'd process."""
         if self._clients:
             self._changed()
 
     def _watch(self, client: _Client) -> None:
-        # Not for input, which the worker of stdin takes: only for the end of both directions.
+        # Only for POLLHUP: the worker of stdin reads the input.
         self._loop.watch(
             client.socket.fileno(), partial(self._left, client), feature=_FEATURE, is_read=False
         )
@@ -153,12 +160,14 @@ class PacketClients:
                     skipped = min(cursor.skipped_bytes, MOST_BYTES)
                     self._log.info(f"{of}: skipped {skipped} bytes, client too slow")
                 if repeats := min(sink.ring.repeats(client.number), MOST_BYTES):
-                    self._log.info(f"{of}: may have got {repeats} packets twice: workers died")
+                    self._log.info(
+                        f"{of}: {repeats} packets may have been sent twice, workers died"
+                    )
 
     # What the workers get.
 
     def _changed(self, *, is_more: bool = True) -> None:
-        """Have the workers serve the present clients; the store of descriptors, too."""
+        """Give the present clients to the workers and to the fd store."""
         self._forget_useless()
         stdin = next((each for each in self._streams.streams if each.packet_input), None)
         if stdin is not None and stdin.packet_input is not None and not stdin.is_closed:
@@ -172,7 +181,7 @@ class PacketClients:
                 self._serve(trunk, is_more=is_more)
             except (OSError, ShimError, ValueError) as error:
                 why = reason(error) if isinstance(error, OSError) else error
-                self._log.warning(f"attach socket: {trunk.name} is not heard: {why}")
+                self._log.warning(f"attach socket: cannot serve {trunk.name}: {why}")
         if stdin is not None and is_more and not stdin.is_closed:
             self._streams.slot(stdin).begin_or_replace()
         self._streams.changed()
@@ -185,10 +194,10 @@ class PacketClients:
         )
 
     def _serve(self, trunk: Stream, *, is_more: bool) -> None:
-        """Have the output's worker send to the clients, or that of its branch.
+        """Have the output's worker, or the worker of its branch, send to the clients.
 
-        A worker keeps the socket of a client that has left, which is of no use, until the next one
-        comes: to replace it may repeat a packet to the others.
+        A worker keeps the socket of a client that has left until the next client comes: replacing
+        the worker may repeat a packet to the other clients.
         """
         hearers = self._hearers()
         if isinstance(trunk.line_sink, AttachSink):
@@ -227,7 +236,7 @@ class PacketClients:
         self._streams.slot(trunk).replace()
 
     def _forget_useless(self) -> None:
-        """Close the sockets that can bring nothing any more: neither bytes nor their end."""
+        """Close the sockets of clients that have left, unless stdin may still read from them."""
         stdin = next((each for each in self._streams.streams if each.packet_input), None)
         for client in [each for each in self._clients if not each.hears]:
             sources = None if stdin is None or stdin.is_closed else stdin.packet_input
@@ -283,7 +292,7 @@ class PacketClients:
             self.listen(listener)
 
     def close(self) -> None:
-        """Close the listening socket and all clients: they see end of file."""
+        """Close the listening socket and all clients, which then read end of file."""
         self._accept_again.cancel()
         if self._listener.is_open:
             if self._listener.fileno() in self._loop.watches:
@@ -298,7 +307,7 @@ class PacketClients:
 
 
 def _enlarge_queue(fd: int) -> None:
-    """Let the socket hold as many bytes as the user may have. Source: socket(7)."""
+    """Enlarge the send buffer to 1 MiB, or as far as the user may. Source: socket(7)."""
     connected = socket.socket(fileno=fd)
     try:
         connected.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _QUEUE_BYTES)
