@@ -16,7 +16,7 @@ from supervisor.container.request import ContainerSpec, Origin, StartRequest
 from supervisor.linux import fds
 from supervisor.linux.errors import ShimError, reason
 from supervisor.linux.exit_status import shell_status
-from supervisor.oci.command_line import words
+from supervisor.oci.command_line import joined_lines
 from supervisor.oci.process_json import encode_process
 from supervisor.state.container_id import check_id
 from supervisor.state.directory import StateDirectory
@@ -267,7 +267,7 @@ class ContainerApi:
                 running.handover.changed()
                 on_end("")
             else:
-                on_end(f"{termination}: {words(output)}")
+                on_end(f"{termination}: {joined_lines(output)}")
 
         launch.invoker.capture(argv, on_exit, cwd=launch.command.directory, with_stderr=True)
         self._is_freezing = True
@@ -313,7 +313,7 @@ class ContainerApi:
 
         def on_exit(termination: Termination, output: bytes) -> None:
             has_worked = shell_status(termination) == 0
-            on_end("" if has_worked else f"{termination}: {words(output)}")
+            on_end("" if has_worked else f"{termination}: {joined_lines(output)}")
 
         launch.invoker.capture(
             argv, on_exit, cwd=launch.command.directory, with_stderr=True, stdin=stdin

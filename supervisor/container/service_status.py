@@ -17,7 +17,7 @@ from supervisor import __version__
 from supervisor.container.lifecycle import State
 from supervisor.container.stop import KILL_OVERDUE_S
 from supervisor.io.drain import STALLED_S
-from supervisor.oci.invoke import CALL_LIMIT_S, HURRY_S
+from supervisor.oci.invoke import CALL_LIMIT_S, CANCEL_LIMIT_S
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ _REFRESH_S = 5.0
 _AT_MOST_EVERY_S = 0.5
 _ASK_AGAIN_S = 1.0
 _LIMIT_S = {
-    State.ABORTING: HURRY_S,
-    State.STOP_DEFERRED: HURRY_S,
+    State.ABORTING: CANCEL_LIMIT_S,
+    State.STOP_DEFERRED: CANCEL_LIMIT_S,
     State.KILLING: CALL_LIMIT_S + KILL_OVERDUE_S,
     State.KILLING_REST: CALL_LIMIT_S,
     State.CLEANING: 2 * CALL_LIMIT_S,

@@ -18,12 +18,12 @@ from supervisor.linux import fds, procfs
 from supervisor.linux.errors import RuntimeFailedError, ShimError, StoppedError
 from supervisor.linux.exit_status import shell_status
 from supervisor.linux.text import printable
-from supervisor.oci.command_line import RuntimeCommand, words
+from supervisor.oci.command_line import RuntimeCommand, joined_lines
 from supervisor.oci.create import CreateOperation
-from supervisor.oci.engine_call import MOST_WORDS_BYTES
+from supervisor.oci.engine_call import MOST_STDERR_BYTES
 from supervisor.oci.exec_watch import ExecWatch
 from supervisor.oci.failed_create import explain
-from supervisor.oci.invoke import HURRY_S, RuntimeInvoker
+from supervisor.oci.invoke import CANCEL_LIMIT_S, RuntimeInvoker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -248,15 +248,15 @@ class StartSequence:
         self._stderr_look.cancel()
         if stream is None:
             if isinstance(error, RuntimeFailedError):
-                error.said = self._launch.pipes.runtime_words()
+                error.said = self._launch.pipes.runtime_stderr()
             return error
         if isinstance(error, RuntimeFailedError):
             null_fd = self._launch.host.null.fileno()
             is_engines = self._launch.request.spec.engine_call is not None
-            most_bytes = MOST_WORDS_BYTES if is_engines else _MOST_TOLD_STDERR
+            most_bytes = MOST_STDERR_BYTES if is_engines else _MOST_TOLD_STDERR
             said = fds.take_pending(stream.source.fileno(), null_fd, most_bytes)
             if said and not is_engines and not explain(self._launch.state_dir):
-                error = RuntimeFailedError(f"{error}: {printable(words(said))}")
+                error = RuntimeFailedError(f"{error}: {printable(joined_lines(said))}")
             error.said = said
         self._container.running.stream_set.start()
         return error
@@ -311,7 +311,7 @@ class StartSequence:
             error = StoppedError("stopped before it was started")
             self._container.fail(error, Event.START_FAILED)
             return
-        self._launch.invoker.set_deadline(self._start_pid, HURRY_S)
+        self._launch.invoker.set_deadline(self._start_pid, CANCEL_LIMIT_S)
 
     def _on_start_end(self, termination: Termination) -> None:
         if shell_status(termination) == 0 and self._exec_watch is not None:

@@ -15,7 +15,7 @@ import signal
 from supervisor.linux.errors import ShimError
 from supervisor.linux.exit_status import shell_status, signal_name
 from supervisor.oci import kill_scope
-from supervisor.oci.command_line import words
+from supervisor.oci.command_line import joined_lines
 from supervisor.state.journal_log import Kind
 
 TYPE_CHECKING = False
@@ -164,7 +164,7 @@ class Stopper:
     def _run_or_go_on(self, verb: str, argv: list[str], on_end: Callable[[], None]) -> None:
         def on_exit(termination: Termination, output: bytes) -> None:
             if shell_status(termination) != 0:
-                said = words(output)
+                said = joined_lines(output)
                 self._log.warning(f"{shown}: {termination}{f': {said}' if said else ''}")
             on_end()
 

@@ -14,7 +14,7 @@ import termios
 from supervisor.io.stdio import ATTACH, ATTACH_KEPT_OPEN
 from supervisor.linux import fds, syscalls
 from supervisor.linux.errors import MachineError, reason_of_access
-from supervisor.oci.engine_call import MOST_WORDS_BYTES
+from supervisor.oci.engine_call import MOST_STDERR_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Pipes:
         "_null_fd",
         "_our_side",
         "_engine_call",
-        "_words",  # only until the runtime has ended
+        "_runtime_stderr",  # only until the runtime has ended
     )
 
     def __init__(
@@ -90,7 +90,7 @@ class Pipes:
         is not root opens /dev/stdout.
         """
         self._engine_call = engine_call
-        self._words = fds.Fd(-1)
+        self._runtime_stderr = fds.Fd(-1)
         self._record = record
         self._terminal = terminal
         self._null_fd = null_fd
@@ -118,7 +118,7 @@ class Pipes:
         if call is not None and call.stdio is not None:
             return call.stdio
         if call is not None and self._record.terminal:
-            self._words, wfd = fds.pipe()
+            self._runtime_stderr, wfd = fds.pipe()
             container_side.append(wfd)
             ends["stderr"] = wfd.fileno()  # the runtime's; the container's is the terminal
         if not self._record.terminal:
@@ -141,15 +141,15 @@ class Pipes:
             ends = {**dict.fromkeys(("stdin", "stdout", "stderr"), null.fileno()), **ends}
         return ends["stdin"], ends["stdout"], ends["stderr"]
 
-    def runtime_words(self) -> bytes:
+    def runtime_stderr(self) -> bytes:
         """Return what the runtime has written to stderr. Empty unless the container has a terminal.
 
         With a terminal the runtime's stderr is a pipe of its own; without, it is the container's.
         """
-        if not self._words.is_open:
+        if not self._runtime_stderr.is_open:
             return b""
-        said = fds.take_pending(self._words.fileno(), self._null_fd, MOST_WORDS_BYTES)
-        self._words.close()
+        said = fds.take_pending(self._runtime_stderr.fileno(), self._null_fd, MOST_STDERR_BYTES)
+        self._runtime_stderr.close()
         return said
 
     def join_pipes(self, stdio: Stdio, stream_set: StreamSet) -> None:
@@ -304,7 +304,7 @@ class Pipes:
     def close_peer(self) -> None:
         """Close the container's side. The console then ends when the container closes it."""
         self._peer.close()
-        self._words.close()
+        self._runtime_stderr.close()
 
     def close(self) -> None:
         """Close the console and restore the user's terminal."""

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """The fields of a bundle's config.json that a front end needs."""
+    """The fields of a bundle's config.json that a front end needs.
+
+    Attributes:
+        path: Absolute path of the bundle, as given.
+        terminal: `process.terminal`.
+        root_uid: The host's uid of the container's uid 0.
+        root_gid: The host's gid of the container's gid 0.
+        cgroups_path: `linux.cgroupsPath`; "" for none.
+        document: The whole document.
+    """
 
     path: str
     terminal: bool
@@ -74,7 +83,7 @@ def read_config(config_path: str) -> Bundle:
 
 
 def read_annotations(path: str) -> dict[str, str]:
-    """Read the annotations of the bundle `path`.
+    """Read the annotations of the bundle `path`. An annotation that is null becomes "".
 
     Raises:
         BundleError: As `read_bundle`.
@@ -88,7 +97,7 @@ def read_annotations(path: str) -> dict[str, str]:
 
 
 def destinations(bundle: Bundle) -> set[str]:
-    """Return the mount points of the bundle (config.md, Mounts)."""
+    """Return the mount points of the bundle as absolute paths (config.md, Mounts)."""
     mounts = bundle.document.get("mounts")
     found = mounts if isinstance(mounts, list) else []
     given = (str(mount.get("destination")) for mount in found if isinstance(mount, dict))
@@ -115,6 +124,9 @@ def modified_config(
         environment: Variables of the process; they replace those with the same names.
         is_elsewhere: The file will be in another directory. Paths that config.md defines as
             relative to the bundle become absolute.
+
+    Raises:
+        BundleError: `mounts` or `process.env` is not a list.
     """
     document = dict(bundle.document)
     if terminal != bundle.terminal:

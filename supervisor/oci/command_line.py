@@ -29,7 +29,7 @@ class RuntimeCommand:
 
     Attributes:
         name: argv[0], as the engine names the runtime.
-        args: Global options of the engine (`runtimeArgs`).
+        args: Global options that the engine wants (`runtimeArgs`).
         state_dir: Absolute path; the runtime writes its log and the pid file there.
         bundle: Absolute path of the bundle.
         container_id: Checked by the front end.
@@ -71,7 +71,14 @@ class RuntimeCommand:
         preserved_fds: int = 0,
         no_new_keyring: bool = False,
     ) -> list[str]:
-        """runc-create(8); returns once the container exists and waits for `start`."""
+        """runc-create(8): the runtime exits once the container exists and waits for `start`.
+
+        Args:
+            console_socket: Path of the console socket; None without a terminal.
+            no_pivot: Pass --no-pivot.
+            preserved_fds: How many descriptors from 3 on the process inherits.
+            no_new_keyring: Pass --no-new-keyring.
+        """
         return [
             *self._logged("create", "--bundle", self.bundle),
             *_console(console_socket),
@@ -150,7 +157,7 @@ class RuntimeCommand:
         return self._plain("pause", self.container_id)
 
     def resume(self) -> list[str]:
-        """runc-resume(8): thaw them."""
+        """runc-resume(8): thaw every process of the container."""
         return self._plain("resume", self.container_id)
 
     def delete(self, *, force: bool = False) -> list[str]:
@@ -173,31 +180,35 @@ def _console(socket_path: str | None) -> tuple[str, ...]:
 
 
 def absolute(name: str) -> str:
-    """Return an absolute path for a relative one: runtime calls have different directories."""
+    """Return an absolute path for a relative path; a name without a slash stays a name.
+
+    The calls of a runtime have different working directories.
+    """
     return paths.absolute(name) if "/" in name else name
 
 
 def find_program(name: str, search_path: str) -> str | None:
-    """Return the path to exec for `name`, or None if no directory of `search_path` has it.
+    """Return the path to execute for `name`; None if no directory of `search_path` has it.
 
-    A name with a slash is a path already, and exec(2) reports its errors.
+    `search_path` has the format of PATH. A name with a slash is a path already, and execve(2)
+    reports its errors.
     """
     if "/" in name:
         return name
     for directory in search_path.split(":"):
         path = os.path.join(directory, name)
-        # Not below the current directory, which may be an untrusted bundle.
+        # No relative directory: the working directory may be an untrusted bundle.
         if os.path.isabs(path) and os.path.isfile(path) and os.access(path, os.X_OK):
             return path
     return None
 
 
 def errors(log: bytes) -> str:
-    """Return all messages of level `error` or worse in a runtime's log, in order, each once.
+    """Return the messages of level `error` or worse in a runtime's log, in order, each once.
 
-    The last may be the reason and the first a consequence: runc first reports what it could not
-    clean up. logrus has a detail in the field `error`. Lines that are not JSON objects are skipped:
-    the runtime may have been killed during a write.
+    They are joined with "; ". runc logs failures of its cleanup first, so the reason may come last.
+    logrus puts a detail in the field `error`. Lines that are not JSON objects are skipped: the
+    runtime may have been killed during a write.
     """
     found: dict[str, None] = {}
     for line in log.split(b"\n"):
@@ -208,14 +219,14 @@ def errors(log: bytes) -> str:
     return _bounded([message for message in found if message])
 
 
-def words(stderr: bytes) -> str:
-    """Return the lines of a runtime's stderr joined to one line, in order, each once."""
+def joined_lines(stderr: bytes) -> str:
+    """Return the lines of a runtime's stderr, joined with "; ", in order, each once."""
     lines = (line.strip() for line in stderr.decode(errors="replace").split("\n"))
     return _bounded([line for line in dict.fromkeys(lines) if line])
 
 
 def _bounded(messages: list[str]) -> str:
-    """Join messages; of too many keep the last ones, which contain the reason."""
+    """Join messages. If they are too long, keep the last, which contain the reason."""
     while len(messages) > 1 and sum(map(len, messages)) > _MOST_CHARACTERS:
         del messages[0]
     return "; ".join(messages)[-_MOST_CHARACTERS:]
@@ -223,7 +234,14 @@ def _bounded(messages: list[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeState:
-    """The output of `state`, see runtime.md. `created` is RFC 3339 with nanoseconds, UTC."""
+    """The output of `state`, see runtime.md.
+
+    Attributes:
+        status: "created", "running", "stopped", or a word of the runtime ("paused").
+        pid: The init's pid; 0 if it is missing.
+        bundle: Path of the bundle; "" if it is missing.
+        created: RFC 3339 with nanoseconds, UTC; "" if it is missing.
+    """
 
     status: str
     pid: int
@@ -248,16 +266,16 @@ def parse_state(output: bytes) -> RuntimeState | None:
 def is_ours(
     state: RuntimeState, *, before_create: str, now: str, is_child: bool, bundle: str
 ) -> bool:
-    """Say whether the failed `create` of this supervisor created the container of the id.
+    """Return whether the failed `create` of this supervisor created the container of this id.
 
-    `create` may have failed because the id existed before. Then a delete would remove the container
-    of another supervisor, which may be created or stopped.
+    `create` may have failed because the id existed already. Then a delete would remove the
+    container of another supervisor.
 
     Args:
         state: The present state of the id.
-        before_create: The time before `create`, as RFC 3339 in UTC with nanoseconds.
-        now: The time after it. A later time of creation means that the clock was set back.
-        is_child: The state's pid is a child of this process, so the container is its own.
+        before_create: The time before `create`, RFC 3339 in UTC with nanoseconds.
+        now: The present time. A later time of creation means that the clock was set back.
+        is_child: The state's pid is a child of this process, so this supervisor created it.
         bundle: The bundle of this supervisor.
     """
     if is_child:
@@ -267,7 +285,7 @@ def is_ours(
 
 
 def is_same_bundle(one: str, other: str) -> bool:
-    """Say whether two paths name the same bundle: runc resolves symbolic links."""
+    """Return whether two paths name the same bundle. runc resolves symbolic links."""
     return bool(one) and os.path.realpath(one) == os.path.realpath(other)
 
 

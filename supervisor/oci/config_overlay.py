@@ -1,17 +1,17 @@
 """A bind mount over config.json that only the runtime and its children see.
 
-A runtime reads config.json in the bundle and records the bundle's path in the container's state.
+A runtime reads config.json in the bundle, and records the bundle's path in the container's state.
 forkshim never writes to a bundle. So the runtime runs in a copy of the mount namespace, where
 forkshim's config.json is mounted over the bundle's.
 
-Nothing else changes: mounts of a hook or the container propagate to the host, and mounts of the
-host to them. To hide the overlay from the host, `put` takes the mount with the file out of its
-peer group, and puts it back afterwards. Before Linux 5.15 it cannot be put back: mounts of the host
-still arrive, but none propagates to the host.
+Nothing else changes: mounts propagate between the host, a hook and the container as before. To hide
+the overlay from the host, `put` takes the mount that contains the file out of its peer group, and
+puts it back afterwards. Linux before 5.15 cannot put it back: mounts of the host still arrive, but
+no mount propagates to the host.
 
-Rejected: a copy of the bundle in another directory (hooks get its path, and none of its files);
-`--config`, which only crun has; a current directory in a hidden mount with the real path in $PWD,
-which Go accepts and a hook's getcwd(3) does not.
+Rejected: a copy of the bundle in another directory (hooks get its path, but not its files);
+`--config`, which only crun has; a working directory in a hidden mount with the real path in $PWD,
+which Go accepts and getcwd(3) of a hook does not.
 
 Source: mount_namespaces(7), move_mount(2).
 """
@@ -27,7 +27,7 @@ _SET_GROUP_SINCE = (5, 15)
 
 
 def is_possible() -> bool:
-    """Say whether this process may mount. Source: capabilities(7)."""
+    """Return whether this process may mount. Source: capabilities(7)."""
     return procfs.has_capability(procfs.CAP_SYS_ADMIN)
 
 
@@ -35,7 +35,7 @@ def put(source: str, target: str) -> None:
     """Mount `source` over `target` for this process and its later children.
 
     Raises:
-        OSError: The kernel refused.
+        OSError: EPERM, ENOMEM, EMFILE, or an error of the paths.
     """
     place = _root_of_mount(os.path.dirname(os.path.realpath(target)))
     outside = fds.Fd(os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))

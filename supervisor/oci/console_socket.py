@@ -1,4 +1,4 @@
-"""The console socket, over which the runtime sends the pseudoterminal that it has opened.
+"""The console socket, over which the runtime sends the terminal that it has opened.
 
 The runtime connects to the supervisor's Unix socket and sends one message with one descriptor, the
 ptmx end of the pty(7) (runc's docs/terminals.md). The socket is in its own directory below the
@@ -32,7 +32,8 @@ class ConsoleSocket:
         """Create the directory (0700) and listen.
 
         Raises:
-            OSError: The temporary directory is not writable; EMFILE.
+            OSError: EMFILE, or the temporary directory is not writable.
+            ShimError: Another user could replace the directory, see `trust`.
         """
         self._directory = _make_directory()
         self._listener = socket.socket(
@@ -52,11 +53,11 @@ class ConsoleSocket:
         return os.path.join(self._directory, _SOCKET_NAME)
 
     def fileno(self) -> int:
-        """Lend the descriptor to watch: the listening socket, then the connection."""
+        """Return the descriptor to watch, borrowed: the listening socket, then the connection."""
         return (self._connection or self._listener).fileno()
 
     def receive(self) -> fds.Fd | None:
-        """Accept or receive; called when `fileno` is readable, until it returns the console.
+        """Accept or receive. Called when `fileno` is readable, until it returns the console.
 
         Returns:
             The ptmx end, close-on-exec, which the caller owns; None before it has arrived. `fileno`
@@ -72,8 +73,8 @@ class ConsoleSocket:
                 return None
             self._connection.setblocking(False)
         try:
-            # The message is the terminal's name, at most PATH_MAX bytes. With room for a second
-            # descriptor a message with more than one is detected.
+            # The data is the terminal's name, at most PATH_MAX bytes. The room for a second
+            # descriptor detects a message with more than one.
             data, received = fd_passing.receive(self._connection, 4096, 2)
         except BlockingIOError:
             return None
@@ -97,9 +98,10 @@ class ConsoleSocket:
 
 
 def peer(ptmx_fd: int) -> fds.Fd:
-    """Open the pts end of a console, so that it is never without an opener.
+    """Open the pts end of a console, so that at least one process has it open.
 
-    Without an opener the ptmx end reads EIO, although the container may open /dev/console again.
+    Without it read(2) of the ptmx end fails with EIO once the container has closed the terminal,
+    although the container may open /dev/console again.
 
     Returns:
         The pts end; a closed `Fd` if `ptmx_fd` is not the ptmx end of a pty(7).

@@ -1,8 +1,8 @@
-"""From a runtime's create, exec or restore to a pid and a console, or to an error and its remains.
+"""Runs the runtime's create, exec or restore until it yields a pid and a console, or an error.
 
-Three things have to come together: the runtime's exit with 0, a pid file that names a child of
-ours, and with a terminal the console. The runtime may be quick and its container dead before
-we have read the pid; the reaper remembers that status.
+It succeeds with three things: the runtime exits with 0, the pid file names a child of this
+supervisor, and the console has arrived if there is a terminal. The container's process may exit
+before the supervisor has read its pid: the reaper remembers that status.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from supervisor.linux.errors import MachineError, RuntimeFailedError, ShimError,
 from supervisor.linux.exit_status import Exited, Killed, Termination
 from supervisor.oci import command_line, config_overlay
 from supervisor.oci.failed_create import FailedCreateCleanup, explain
-from supervisor.oci.invoke import HURRY_S
+from supervisor.oci.invoke import CANCEL_LIMIT_S
 from supervisor.state.log import rfc3339
 
 TYPE_CHECKING = False
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from supervisor.state.log import Log
 
 CONSOLE_WAIT_S = 10.0
-"""How long a runtime that has succeeded may still owe us its console."""
+"""Limit for the console to arrive after the runtime has exited with 0."""
 
 
 class Phase(Enum):
@@ -54,7 +54,13 @@ _OVER = frozenset({Phase.CREATED, Phase.FAILED})
 class CreateOperation:
     """One create, exec or restore. Owns the console until the caller takes it.
 
-    Many attributes: the runtime's call, its console and its pid file come in any order.
+    It has many attributes, because the runtime's exit, console and pid file come in any order.
+
+    Attributes:
+        pid: The process; 0 before it is known.
+        console: The ptmx end; None before it has arrived and without a terminal.
+        began_at: When the runtime was started, RFC 3339 in UTC.
+        checkpoint: The options of the checkpoint to restore; None without one.
     """
 
     def __init__(
@@ -70,10 +76,10 @@ class CreateOperation:
         from_three: tuple[int, ...] = (),
         engine_call: EngineCall | None = None,
     ) -> None:
-        """Borrow everything; nothing happens before `begin`.
+        """Borrow everything. Do nothing before `begin`.
 
-        `from_three`: what the container's process gets as descriptors 3, 4, ... of a `create`.
-        `engine_call`: An engine's own call in the place of that of `command`.
+        `from_three`: the container's process gets these as descriptors 3, 4, ... (`create` only).
+        `engine_call`: replaces the call that `command` would build.
         """
         self._from_three = from_three
         self._engine_call = engine_call
@@ -98,7 +104,7 @@ class CreateOperation:
 
     @property
     def verb(self) -> str:
-        """The runtime's word for what is being done."""
+        """The runtime's verb: "create", "exec" or "restore"."""
         if self._record.is_exec:
             return "exec"
         return "create" if self.checkpoint is None else "restore"
@@ -106,16 +112,16 @@ class CreateOperation:
     def begin(
         self, stdio: tuple[int, int, int], on_end: Callable[[ShimError | None], None]
     ) -> None:
-        """Start the runtime on `stdio` (lent); `on_end` gets None or what went wrong.
+        """Start the runtime with `stdio` (lent) as 0, 1 and 2. `on_end` gets None or the error.
 
         Raises:
-            ShimError: Nothing was started; `on_end` is not called.
+            ShimError: The runtime was not started. `on_end` is not called.
         """
         self._on_end = on_end
         self._state_dir.remove_stale_pid(self._pid_file)
         self._state_dir.check_file(command_line.LOG_NAME)
         if self._record.terminal:
-            from supervisor.oci.console_socket import ConsoleSocket  # 3 ms, for those who want one
+            from supervisor.oci.console_socket import ConsoleSocket  # 3 ms, only with a terminal
 
             try:
                 self._socket = ConsoleSocket()
@@ -158,32 +164,32 @@ class CreateOperation:
         return "pid" if self._engine_call is None else self._engine_call.pid_file
 
     def signal(self, signum: int) -> None:
-        """Send a signal to the runtime, if it still runs."""
+        """Send a signal to the runtime if it still runs."""
         self._invoker.signal(self._runtime_pid, signum)
 
     def cancel(self) -> None:
-        """Let the runtime finish, for 5 s, then kill it; `on_end` follows.
+        """Kill the runtime unless it exits within 5 s. `on_end` follows.
 
-        A runc that is killed halfway leaves directories and cgroups that no later command of its
-        own finds, and the id cannot be used again. What it has finished can be deleted properly.
+        A runc that is killed during `create` leaves directories and cgroups that no later runc
+        command finds, and the id cannot be used again. A finished `create` can be deleted.
         """
         self._is_cancelled = True
-        self._invoker.set_deadline(self._runtime_pid, HURRY_S)
+        self._invoker.set_deadline(self._runtime_pid, CANCEL_LIMIT_S)
         if self._phase is Phase.WAITING_FOR_CONSOLE:
             self._fail(StoppedError("stopped while waiting for the console"))
 
     def known(self) -> None:
-        """Stop remembering unknown children: the caller expects the process, or gave it up."""
+        """Stop remembering unknown children: the caller expects the process, or gives it up."""
         self._reaper.forget_unknown(self)
 
     def clean_up(self, log: Log, on_end: Callable[[], None], *, is_alone: bool) -> None:
-        """Delete what a failed operation has left, if it is ours; `on_end` follows.
+        """Delete what a failed operation of this supervisor has left. `on_end` follows.
 
-        An exec'd process may be alive although its exec has failed. Without a pid file it is known
-        by being a child that no caller expects. With other containers in this supervisor
-        (`is_alone` is False) such a child may be theirs, and is left alone.
+        An exec'd process may be alive although its exec has failed. Without a pid file the
+        supervisor finds it as a child that no caller expects. With other containers in this
+        supervisor (`is_alone` is False) such a child may be theirs, and is not killed.
         """
-        if self._phase is Phase.NOT_BEGUN:  # the runtime was not executed: nothing is left
+        if self._phase is Phase.NOT_BEGUN:  # the runtime was not executed
             on_end()
             return
         if self._record.is_exec:
@@ -200,10 +206,10 @@ class CreateOperation:
         remains.delete(on_end)
 
     def _kill_unknown(self, on_end: Callable[[], None]) -> None:
-        """Kill the children that no caller expects; `on_end` follows when they are reaped.
+        """Kill the children that no caller expects. `on_end` follows when they were reaped.
 
-        A zombie that this process leaves keeps the container's init from its end (PID namespaces)
-        until another process reaps it. The wait is bounded: a process may sleep in the kernel.
+        The container's init cannot exit before every zombie of its PID namespace was reaped,
+        pid_namespaces(7). The wait is limited: a process may sleep in the kernel.
         """
         living: set[int] = set()
         limit = self._loop.timer(on_end)
@@ -218,7 +224,7 @@ class CreateOperation:
         if not living:
             on_end()
             return
-        limit.start(HURRY_S)
+        limit.start(CANCEL_LIMIT_S)
         for pid in [*living]:
             os.kill(pid, signal.SIGKILL)
             self._reaper.expect(pid, partial(reaped, pid))
@@ -246,7 +252,7 @@ class CreateOperation:
         )
 
     def _put_config(self, _environment: dict[str, str]) -> None:
-        """Have the runtime read our config.json under the name of the bundle's."""
+        """Mount this supervisor's config.json over the bundle's."""
         config_overlay.put(self._command.config, os.path.join(self._command.bundle, "config.json"))
 
     def _watch_console(self) -> None:
@@ -272,7 +278,7 @@ class CreateOperation:
         self._join()
 
     def _fail_once_reaped(self, error: ShimError) -> None:
-        # A runtime that failed hangs up too, and its own log says more than we could.
+        # A runtime that fails hangs up, too, and its log has the reason: wait for its exit.
         if self._phase is Phase.WAITING_FOR_CONSOLE:
             self._fail(error)
 

@@ -1,7 +1,7 @@
-"""Which containers a runtime may run inside of its init, without an execve.
+"""Tells which containers a runtime may run inside its init, without an execve(2).
 
-crun hands a container to a handler of its own (wasm, krun, ...) for an annotation, or for the name
-that it is called by; youki does it for the same annotations. runc has no such thing.
+crun passes a container to one of its handlers (wasm, krun, ...) because of an annotation, or of the
+name in its argv[0]. youki does it for the same annotations. runc has no handlers.
 
 Source: crun, libcrun_configure_handler, wasm_can_handle_container and fill_handler_from_argv0;
 youki, can_handle.
@@ -23,7 +23,7 @@ _ANNOTATIONS = ("run.oci.handler", "module.wasm.image/variant")
 
 
 def may_run_without_exec(runtime: str, config_path: str) -> bool:
-    """Say whether `runtime` may run the container of a config.json without an execve.
+    """Return whether `runtime` may run the container of a config.json without an execve(2).
 
     A config.json that cannot be read names no handler.
     """
@@ -37,12 +37,12 @@ def may_run_without_exec(runtime: str, config_path: str) -> bool:
 
 
 def is_named_after_handler(runtime: str) -> bool:
-    """Say whether crun takes its handler from its own name. Pure."""
+    """Return whether crun takes its handler from this name. Pure."""
     name = os.path.basename(runtime)
     return name == "krun" or (name.startswith("crun-") and name != "crun-")
 
 
 def asks_for_handler(document: Mapping[str, Any]) -> bool:
-    """Say whether the annotations of a config.json name a handler. Pure."""
+    """Return whether the annotations of a config.json name a handler. Pure."""
     annotations = document.get("annotations")
     return isinstance(annotations, dict) and any(annotations.get(name) for name in _ANNOTATIONS)

@@ -1,4 +1,4 @@
-"""How an engine wants the runtime's create, exec or restore to be called."""
+"""A call of the runtime's create, exec or restore with the engine's own arguments."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-MOST_WORDS_BYTES = 8191
-"""So much of the runtime's stderr an engine gets to read. Source: conmon(8)."""
+MOST_STDERR_BYTES = 8191
+"""The most bytes of the runtime's stderr that an engine gets. Source: conmon(8)."""
 
 
 def _do_nothing(_environment: dict[str, str]) -> None:
@@ -20,11 +20,12 @@ def _do_nothing(_environment: dict[str, str]) -> None:
 class EngineCall:
     """One call. The engine runs the runtime's other operations itself: start, kill and delete.
 
-    Its clients leave with the process: what others of the container write later is not waited for.
+    The engine's clients leave when the process exits. So the supervisor does not wait for output
+    that other processes of the container write later.
 
     Attributes:
-        argv: Gets the path of the console socket, or None; returns the words of the call.
-        pid_file: Absolute path of the file for the pid, which the runtime writes.
+        argv: Gets the path of the console socket, or None; returns the argv of the call.
+        pid_file: Absolute path of the file to which the runtime writes the pid.
         environment: All variables of the runtime.
         prepare: Called in the child with these variables, before the runtime is executed.
         stdio: The runtime's descriptors 0, 1 and 2, lent; None for pipes.

@@ -1,14 +1,14 @@
-"""Whether a container's program was executed: the kernel says it in the flags of the init.
+"""Finds out whether the container's init has executed the program, from the kernel's flags.
 
-A runtime's `start` returns before its init executes the program, and execve(2) may still fail
-(ENOEXEC, E2BIG, a missing interpreter), or a seccomp profile may kill the init. Such an init ends
-as a program could end: by a status, by a signal. PF_FORKNOEXEC tells the two apart, also of a
-zombie. The kernel has no event for an execve, so the flag is read again until it is cleared.
+A runtime's `start` exits before its init executes the program. execve(2) may still fail (ENOEXEC,
+E2BIG, a missing interpreter), or a seccomp profile may kill the init. Such an init ends with a
+status or a signal, as a program could. PF_FORKNOEXEC tells the two apart, also in a zombie. The
+kernel has no event for an execve, so the flag is read again until it is cleared.
 
-Some runtimes run some programs inside of their init, without an execve. They are known by their
-name and by annotations, see `supervisor.oci.custom_handler`; their init is believed.
+Some runtimes run some programs inside their init, without an execve. `custom_handler` finds them by
+their name and by annotations. Their init counts as the program.
 
-/proc/PID/stat is opened once, before anything depends on it: no later EMFILE can hide the flag.
+/proc/PID/stat is opened once, early, so that a later EMFILE cannot hide the flag.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 _FIRST_LOOK_S = 0.001
 _LONGEST_LOOK_S = 0.1
 EXEC_LIMIT_S = 10.0
-"""An init that lives so long after the runtime's `start`, and has executed nothing, is believed."""
+"""An init that lives this long after the runtime's `start` counts as the program."""
 HANDLER_LIMIT_S = 0.1
-"""The same for a runtime that is known to execute nothing."""
+"""The same for a runtime that may execute nothing."""
 
 _MOST_BYTES = 4096
 
@@ -42,7 +42,7 @@ class ExecWatch:
     """Watches one init. Owns a descriptor of its /proc/PID/stat until `close`."""
 
     def __init__(self, loop: Loop, pid: int, *, runtime: str, config_path: str) -> None:
-        """Open the file. An init that was reaped already has not executed anything.
+        """Open the file. An init that was reaped already has executed nothing.
 
         Raises:
             OSError: EMFILE, ENFILE or ENOMEM.
@@ -61,12 +61,12 @@ class ExecWatch:
             self._stat = fds.Fd(-1)
 
     def look(self) -> None:
-        """Read the flag: of the living init, or of the zombie before it is reaped."""
+        """Read the flag of the running init, or of the zombie before it is reaped."""
         if self._has_executed or not self._stat.is_open:
             return
         try:
             found = process_stat.parse(os.pread(self._stat.fileno(), _MOST_BYTES, 0))
-        except ProcessLookupError:  # reaped; what was read before counts
+        except ProcessLookupError:  # reaped: the flag that was read last counts
             self._stat.close()
             return
         self._has_executed = not int(found[process_stat.FLAGS]) & PF_FORKNOEXEC
@@ -74,7 +74,7 @@ class ExecWatch:
             self._stat.close()
 
     def expect(self, on_run: Callable[[], None]) -> None:
-        """Call `on_run` once the program runs, maybe at once: the runtime's `start` has succeeded.
+        """Call `on_run` once the program runs, possibly at once. Called after `start` succeeded.
 
         `on_run` is not called after the init was reaped.
         """
@@ -83,9 +83,9 @@ class ExecWatch:
         self._look_again()
 
     def has_run(self, end: Termination | None, *, is_started: bool) -> bool:
-        """Say whether the program has run in the init, which has ended like this.
+        """Return whether the program has run in the init, whose termination is `end`.
 
-        An init that need not execute anything has run it if the runtime's `start` was executed
+        An init that executes nothing has run its program if the runtime's `start` was executed
         (`is_started`) and no signal killed the init.
         """
         if self._has_executed:
@@ -93,14 +93,14 @@ class ExecWatch:
         return is_started and not isinstance(end, Killed) and self._may_run_without_exec()
 
     def close(self) -> None:
-        """Close the file, and look no more."""
+        """Close the file and cancel the timer."""
         self._next_look.cancel()
         self._stat.close()
 
     def _look_again(self) -> None:
         self.look()
         if self._has_executed or self._waited_s >= self._limit_s:
-            self._stat.close()  # the answer is known, and nothing asks again
+            self._stat.close()  # the answer is known
             self._on_run()
         elif self._stat.is_open:
             self._next_look.start(self._look_s)

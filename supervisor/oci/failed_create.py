@@ -1,4 +1,4 @@
-"""What a failed create has left: the runtime's words, and half a container."""
+"""What a failed create leaves: errors in the runtime's log, and an incomplete container."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _MOST_LOG = 1 << 20
 
 
 def explain(state_dir: StateDirectory) -> str:
-    """Return all errors in the runtime's log; empty if it wrote none."""
+    """Return all errors in the runtime's log; "" if it has none or cannot be read."""
     try:
         return command_line.errors(state_dir.read(command_line.LOG_NAME, _MOST_LOG))
     except OSError:
-        return ""  # ENOENT: it wrote none; EISDIR, EAGAIN: something else has its name
+        return ""  # ENOENT: it wrote none; EISDIR, EAGAIN: another kind of file has its name
 
 
 class FailedCreateCleanup:
-    """Deletes what a failed create left, and never another's container of the same id."""
+    """Deletes what a failed create has left, but never a container that was there before."""
 
     def __init__(
         self,
@@ -42,9 +42,10 @@ class FailedCreateCleanup:
         began_at: str,
         was_killed: bool = False,
     ) -> None:
-        """Borrow everything. `began_at`: when the create began, RFC 3339 in UTC.
+        """Borrow everything.
 
-        `was_killed`: the runtime did not end by itself, and may have left half a container.
+        `began_at`: when the create began, RFC 3339 in UTC. `was_killed`: a signal killed the
+        runtime, which may have left an incomplete container.
         """
         self._was_killed = was_killed
         self._reaper = reaper
@@ -55,7 +56,7 @@ class FailedCreateCleanup:
         self._on_end: Callable[[], None] = lambda: None
 
     def delete(self, on_end: Callable[[], None]) -> None:
-        """Ask the runtime for the id's state; delete the container if it is the one we made."""
+        """Read the state of the id; delete the container if this create has made it."""
         self._on_end = on_end
         try:
             self._invoker.capture(self._command.state(), self._on_state)
@@ -66,9 +67,9 @@ class FailedCreateCleanup:
     def _on_state(self, _termination: Termination, output: bytes) -> None:
         state = command_line.parse_state(output)
         if state is None and not self._was_killed:
-            self._on_end()  # the runtime knows no such container: nothing is left
+            self._on_end()  # the runtime has no such container
             return
-        if state is None:  # half of one may be left, which only `delete --force` takes away
+        if state is None:  # `delete --force` removes what a killed runtime may have left
             self._force_delete(0)
             return
         is_child = state.pid > 0 and self._reaper.is_ours(state.pid)
@@ -79,7 +80,9 @@ class FailedCreateCleanup:
             is_child=is_child,
             bundle=self._command.bundle,
         ):
-            self._log.info(f"{self._command.container_id}: another's container, left alone")
+            self._log.info(
+                f"{self._command.container_id}: not deleted, another supervisor has created it"
+            )
             self._on_end()
             return
         self._force_delete(state.pid if is_child else 0)

@@ -1,7 +1,7 @@
-"""Running the OCI runtime: one process per operation, ended by the kernel if we die.
+"""Runs the OCI runtime: one process per operation, which the kernel kills if the supervisor dies.
 
-Every call is asynchronous: it is forked here, reaped by the reaper, and tells its end by a
-callback, so that the loop goes on reaping and serving while a runtime works.
+Every call is asynchronous: the reaper reaps the process and calls back. The event loop runs on
+while a runtime works.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from supervisor.linux.exit_status import Termination
     from supervisor.linux.reaper import Reaper
 
-HURRY_S = 5.0
-"""The time that a runtime's create or start still gets once a stop was asked for."""
+CANCEL_LIMIT_S = 5.0
+"""How long a runtime's create or start may still run after a stop was requested."""
 CALL_LIMIT_S = 10.0
-"""For calls that have no reason to take long (kill, delete, state): then the runtime is killed."""
+"""Limit for calls that are normally short (kill, delete, state); then SIGKILL."""
 
 _MOST_OUTPUT = 1 << 20
 
 
 class RuntimeInvoker:
-    """Starts the runtime and knows which of its processes still run."""
+    """Starts the runtime, and owns its processes until they were reaped."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class RuntimeInvoker:
         null_fd: int,
         environment: Mapping[str, str],
     ) -> None:
-        """Borrow everything. `name` is looked for in the PATH of `environment` now.
+        """Borrow everything. Find `name` in the PATH of `environment`.
 
         Raises:
             RuntimeMissingError: PATH has no such program.
@@ -62,7 +62,7 @@ class RuntimeInvoker:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no runtime process of ours is left to be reaped."""
+        """Whether every process of the runtime was reaped."""
         return not self._running
 
     def run(
@@ -79,26 +79,26 @@ class RuntimeInvoker:
         prepare: Callable[[dict[str, str]], None] | None = None,
         from_three: Sequence[int] = (),
     ) -> int:
-        """Start `argv` and return its pid; `on_end` follows when it has been reaped.
+        """Start `argv` and return its pid. `on_end` follows when it was reaped.
 
         Args:
             argv: From `supervisor.oci.command_line`.
             on_end: Called once, from the loop.
             cwd: Default: the state directory.
             stdio: Descriptors lent for 0, 1 and 2; default /dev/null.
-            limit_s: SIGKILL after so long; None for no limit.
+            limit_s: Seconds until SIGKILL; None for no limit.
             program: Another program than the runtime, by its path.
             keep: As for `spawn.exec_program`.
             environment: Variables beside those of `__init__`.
             prepare: As for `spawn.exec_program`.
-            from_three: The same.
+            from_three: As for `spawn.exec_program`.
 
         Raises:
-            ShimError: It could not be started.
+            ShimError: fork(2), chdir(2) or execve(2) failed.
         """
         null_fd = self._null_fd
         program = program or self._program
-        # The container is deleted even if its state directory was removed.
+        # A container can be deleted even if its state directory was removed.
         default_cwd = self._cwd if os.path.isdir(self._cwd) else "/"
         try:
             pid = spawn.exec_program(
@@ -112,7 +112,7 @@ class RuntimeInvoker:
                 from_three=from_three,
             )
         except OSError as error:
-            # The words of Go's os/exec, which engines have shown for years, and what failed.
+            # The format of Go's os/exec, which engines' users know, and the failed call.
             failed = f"chdir {cwd}: " if cwd is not None and error.filename == cwd else ""
             raise ShimError(f"fork/exec {program}: {failed}{reason(error)}") from error
         timer = self._loop.timer(lambda: self.kill(pid))
@@ -140,10 +140,10 @@ class RuntimeInvoker:
         environment: Mapping[str, str] | None = None,
         stdin: int | None = None,
     ) -> None:
-        """As `run`, and hand over up to 1 MiB of what it wrote to stdout.
+        """As `run`; `on_end` also gets up to 1 MiB of the output on stdout.
 
-        Read after its end, not while it runs: a pipe of 1 MiB holds it, and a runtime that wrote
-        more is killed by the limit. `stdin` is lent; the default is /dev/null.
+        The output is read after the exit: a pipe of 1 MiB holds it. A runtime that writes more
+        blocks and is killed at the limit. `stdin` is lent; the default is /dev/null.
         """
         try:
             rfd, wfd = fds.pipe(_MOST_OUTPUT)
@@ -155,7 +155,7 @@ class RuntimeInvoker:
             try:
                 output = os.read(rfd.fileno(), _MOST_OUTPUT)
             except BlockingIOError:
-                output = b""  # it left a process behind that still holds the pipe
+                output = b""  # no output, and a process that it has left still holds the pipe
             rfd.close()
             on_end(termination, output)
 
@@ -180,18 +180,18 @@ class RuntimeInvoker:
             wfd.close()
 
     def set_deadline(self, pid: int, limit_s: float) -> None:
-        """Kill one runtime process in `limit_s` from now, if it still runs then."""
+        """Kill a runtime process `limit_s` seconds from now if it still runs then."""
         if pid in self._running:
             self._running[pid].start(limit_s)
 
     def kill(self, pid: int) -> None:
-        """Kill one runtime process, if it still runs."""
+        """Kill a runtime process if it still runs."""
         self.signal(pid, signal.SIGKILL)
 
     def signal(self, pid: int, signum: int) -> None:
-        """Send a signal to one runtime process, if it still runs."""
+        """Send a signal to a runtime process if it still runs."""
         if pid in self._running:
-            os.kill(pid, signum)  # unreaped, so the pid is its own
+            os.kill(pid, signum)  # unreaped, so no other process has the pid
 
     def kill_running(self) -> None:
         """Kill every runtime process that still runs."""
@@ -202,18 +202,18 @@ class RuntimeInvoker:
 def ask_runtime(
     name: str, argv: Sequence[str], cwd: str = "/", *, environment: Mapping[str, str]
 ) -> bytes:
-    """Run the runtime in `cwd`, wait for it, return what it wrote to stdout, whatever its status.
+    """Run the runtime in `cwd`, wait for it, and return its stdout, whatever its status.
 
-    Only for a front end before it supervises: afterwards there is one reaper and one loop.
+    Only for a front end before it supervises: the reaper would steal the status afterwards.
 
     Raises:
         RuntimeMissingError: PATH has no such program.
-        ShimError: It could not be started.
+        ShimError: fork(2), chdir(2) or execve(2) failed.
     """
     program = find_program(name, environment.get("PATH", os.defpath))
     if program is None:
         raise RuntimeMissingError(f"{name} not installed on system")
-    # Inherited as ignored, the kernel would reap the runtime and `wait_for` find no child.
+    # With an inherited SIG_IGN the kernel would reap the runtime, and `wait_for` find no child.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     null = fds.Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
     rfd, wfd = fds.pipe()
@@ -235,9 +235,10 @@ def ask_runtime(
 
 
 def _output_of(pid: int, rfd: int) -> bytes:
-    """Reap `pid` and return what it wrote, up to 1 MiB; killed if it takes longer than the limit.
+    """Reap `pid` and return its output, up to 1 MiB. Kill it at the limit.
 
-    It is over when the runtime has ended, not at end of file: it may have left a process behind.
+    The function returns at the runtime's exit, not at end of file: a process that the runtime has
+    left may hold the pipe.
     """
     os.set_blocking(rfd, False)
     pidfd = os.pidfd_open(pid)

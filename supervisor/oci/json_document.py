@@ -1,7 +1,7 @@
-"""Read a JSON document of an engine or a user, and check the types of its fields.
+"""Reads a JSON document of an engine or a user, and checks the types of its fields.
 
-Only fields that the supervisor uses are checked. The runtime reads the same file and checks the
-rest; `capabilities`, for one, occurs in two shapes.
+Only the fields that the supervisor uses are checked. The runtime reads the same file and checks the
+rest. `capabilities`, for example, has two valid shapes.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ _MOST_UID = 2**32 - 2  # (uid_t)-1 means "leave as it is" to chown(2)
 def read_object(
     path: str, error_class: type[ShimError], dir_fd: int | None = None
 ) -> dict[str, Any]:
-    """Return the JSON object in a file; a relative path starts at `dir_fd`.
+    """Return the JSON object in a file. A relative path starts at `dir_fd`.
 
     Raises:
-        ShimError: An `error_class`: the file is missing, too large, not JSON, or no object.
+        ShimError: An `error_class`: the file is missing, larger than 16 MiB, not a regular file, or
+            not a JSON object.
     """
     try:
         with open(path, "rb", opener=partial(fds.open_without_waiting, dir_fd=dir_fd)) as file:
@@ -51,7 +52,10 @@ def read_object(
 
 
 class Fields:
-    """The fields of an object, each checked when it is read; null counts as absent."""
+    """The fields of an object. Each is checked when it is read. null counts as absent.
+
+    Every method raises the error class of `__init__` if the field has another type.
+    """
 
     def __init__(
         self, path: str, document: Mapping[str, Any], error_class: type[ShimError]

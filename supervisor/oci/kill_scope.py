@@ -2,9 +2,9 @@
 
 A runtime's `kill --all` signals every process of the container's cgroup. So does its `delete` of a
 container without its own pid namespace. In its own pid namespace all processes die with the init,
-and a kill by cgroup could only hit others. Without its own pid namespace the container needs the
-kill by cgroup. It is allowed unless the cgroup is the root, the supervisor's, or above the
-supervisor's.
+and a kill by cgroup could only hit processes of others. Without its own pid namespace the container
+needs the kill by cgroup. The supervisor allows it unless the cgroup is the root, its own, or above
+its own.
 
 Source: runtime-spec, config-linux.md, Namespaces; runc, `signalAllProcesses`; pid_namespaces(7).
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _LOOKED_UP = ("devices", "freezer", "memory", "pids")
-"""On cgroup v1 the runtimes look up and freeze a container's processes in these hierarchies."""
+"""Hierarchies of cgroup v1 in which runtimes look up and freeze a container's processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class KillScope:
     """The processes of a container that a kill by cgroup hits.
 
     Attributes:
-        shares_pids: The container has no pid namespace of its own; processes can outlive its init.
-        places: The container's cgroups by controller; "" is cgroup v2. Empty if they are unknown.
-        wanted: `linux.cgroupsPath`, used if the cgroups are unknown.
+        shares_pids: The container has no pid namespace of its own: processes can outlive its init.
+        places: Paths of the container's cgroups by controller; "" is cgroup v2. Empty if unknown.
+        wanted: `linux.cgroupsPath`, used where `places` is empty.
     """
 
     shares_pids: bool
@@ -82,7 +82,7 @@ def restore(packed: Mapping[str, Any]) -> KillScope:
 
 
 def shares(document: Mapping[str, Any]) -> bool:
-    """Say whether config.json has no pid namespace, or joins one that has a path. Pure."""
+    """Return whether config.json asks for no pid namespace, or joins one by its path. Pure."""
     linux = document.get("linux")
     found = linux.get("namespaces") if isinstance(linux, dict) else None
     return not any(
@@ -101,7 +101,7 @@ def _places(pid: int) -> dict[str, str]:
 
 
 def _is_above(place: str, own: str) -> bool:
-    """Say whether `place` is the root, `own` or above it."""
+    """Return whether `place` is the root, `own`, or above `own`."""
     return place == "/" or place == own or own.startswith(place.rstrip("/") + "/")
 
 

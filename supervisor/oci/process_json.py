@@ -52,7 +52,14 @@ class ProcessConfig:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRecord:
-    """The options of a checkpoint, from its config.json."""
+    """The options with which a checkpoint was taken, from its config.json.
+
+    Attributes:
+        tcp: With open TCP connections.
+        unix_sockets: With external Unix sockets.
+        shell: As a shell job.
+        empty_ns: Namespaces whose content was left out.
+    """
 
     tcp: bool = False
     unix_sockets: bool = False
@@ -61,7 +68,7 @@ class CheckpointRecord:
 
 
 def read_process(path: str, dir_fd: int | None = None) -> ProcessConfig:
-    """Read process.json. `dir_fd`: what a relative path starts at.
+    """Read process.json. A relative path starts at `dir_fd`.
 
     Raises:
         RecordError: The file is missing, too large or not JSON, or a field has the wrong type.
@@ -69,7 +76,7 @@ def read_process(path: str, dir_fd: int | None = None) -> ProcessConfig:
     fields = Fields(path, read_object(path, RecordError, dir_fd), RecordError)
     checkpoint = fields.path("checkpoint")
     if checkpoint and not checkpoint.startswith("/"):
-        # A relative path would start at the state directory here, and at the bundle in the runtime.
+        # The supervisor would resolve it in the state directory, the runtime in the bundle.
         raise fields.wrong("checkpoint", "an absolute path", checkpoint)
     return ProcessConfig(
         terminal=fields.boolean("terminal"),
@@ -86,7 +93,7 @@ def read_process(path: str, dir_fd: int | None = None) -> ProcessConfig:
 
 
 def encode_process(process: Mapping[str, Any], record: ProcessConfig) -> bytes:
-    """Return process.json: the OCI `process` object with the fields of the shim added."""
+    """Return process.json: the OCI `process` object and the fields of the shim, one line."""
     shim_fields = {
         "terminal": record.terminal,
         "exec": record.is_exec,

@@ -221,7 +221,7 @@ def test_anothers_container_of_our_id_is_left_alone(
 ) -> None:
     state = {"status": "running", "pid": pid, "bundle": bundle, "created": created}
     assert _remains(rig, tmp_path, state) == ["state web"]
-    assert rig.messages("info") == ["web: another's container, left alone"]
+    assert rig.messages("info") == ["web: not deleted, another supervisor has created it"]
 
 
 def test_a_container_whose_init_is_our_child_is_ours_whatever_it_says(

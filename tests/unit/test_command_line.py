@@ -152,7 +152,7 @@ def test_all_errors_of_a_log_are_found_between_anything_in_order_and_once(
     [(b"", ""), (b"a\n", "a"), (b" a \n\nb\na\n", "a; b"), (b"\xff\x0b\n", "\ufffd")],
 )
 def test_what_a_runtime_writes_to_stderr_is_one_line(stderr: bytes, line: str) -> None:
-    assert command_line.words(stderr) == line
+    assert command_line.joined_lines(stderr) == line
 
 
 @pytest.mark.parametrize(
