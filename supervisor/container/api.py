@@ -189,6 +189,7 @@ class ContainerApi:
         origin = Origin(
             of.origin.path,
             is_adoptable=of.origin.is_adoptable,
+            store_holder=of.origin.store_holder,
             environment=of.origin.environment,
         )
         request = StartRequest(spec, of.stop, origin)

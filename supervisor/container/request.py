@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
+    from supervisor.handover.manager import StoreHolder
     from supervisor.io.user_terminal import UserTerminal
     from supervisor.linux.errors import ShimError
     from supervisor.linux.exit_status import Termination
@@ -85,6 +86,8 @@ class Origin:
         command: How to start this program again, for a reload; empty if it may not be.
         is_adoptable: The fd store is published, so that a successor can restore the container.
         is_kept: The service manager keeps the store, too.
+        store_holder: What holds the fd store, with those of the other containers of this process;
+            None for an fd holder of its own.
         environment: That of this process, read once at its entry.
     """
 
@@ -100,6 +103,7 @@ class Origin:
     command: tuple[str, ...] = ()
     is_adoptable: bool = False
     is_kept: bool = False
+    store_holder: StoreHolder | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
 
 

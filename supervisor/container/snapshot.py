@@ -66,6 +66,12 @@ class Snapshot:
         return self._container.is_alive
 
     @property
+    def has_process(self) -> bool:
+        """Whether there is a process to hand over, which may have ended."""
+        container = self._container
+        return container.process is not None and container.state is not State.ENDED
+
+    @property
     def is_starting(self) -> bool:
         """Whether the container is neither running nor created, and was not running before."""
         return not self._container.is_started and not self._is_created

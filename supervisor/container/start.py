@@ -281,6 +281,9 @@ class StartSequence:
             return
         if self._is_gone:
             return  # the process has ended: its end posts the next event
+        if self._exec_watch is not None and self._exec_watch.has_run(None, is_started=False):
+            container.machine.post(Event.STARTED)  # a killed supervisor's `start` has worked
+            return
         try:
             # Without a limit: the container's own hooks run in this call.
             self._start_pid = launch.invoker.run(

@@ -29,6 +29,18 @@ if TYPE_CHECKING:
     from supervisor.state.log import Log
     from supervisor.systemd.notify import Notifier
 
+    class StoreHolder(Protocol):
+        """Holds the fd stores of all containers of a process, in place of an fd holder for each.
+
+        It starts the successor, too, and tells that one what it holds.
+        """
+
+        def keep(self, name: str, kept: tuple[int, ...]) -> None:
+            """Hold descriptors under a name. The same descriptors again change nothing."""
+
+        def drop(self, name: str) -> None:
+            """Close what is held under a name, if anything is."""
+
     class HandoverOrigin(Protocol):
         """The front end: `supervisor.container.request.Origin`."""
 
@@ -61,6 +73,10 @@ if TYPE_CHECKING:
             """Whether the service manager keeps the store, too."""
 
         @property
+        def store_holder(self) -> StoreHolder | None:
+            """What holds the store in place of an fd holder of its own."""
+
+        @property
         def environment(self) -> Mapping[str, str]:
             """The environment of this process."""
 
@@ -70,6 +86,10 @@ if TYPE_CHECKING:
         @property
         def is_alive(self) -> bool:
             """Whether the container has started and not ended."""
+
+        @property
+        def has_process(self) -> bool:
+            """Whether there is a process to hand over, which may have ended."""
 
         def document(self, fd_writer: FdWriter) -> dict[str, Any]:
             """Return all that is known and held of the container."""
@@ -117,7 +137,8 @@ class HandoverManager:
     """Publishes one container. Owns its store until `close`; borrows the rest.
 
     The store of an exec'd process is in the store of its container. The file `handover` and the fd
-    holder are the container's alone.
+    holder are the container's alone. With a `StoreHolder` there is neither: it has each store under
+    the name of its state directory, from the creation until the delete.
     """
 
     SNAPSHOT = ("_store", "_fd_holder", "_is_published")
@@ -218,7 +239,7 @@ class HandoverManager:
         With the inode of its counters: an adopter finds the workers by it. An adopted store is full
         before this supervisor has published it.
         """
-        if self._store is None or self._store.is_empty:
+        if self._store is None or self._store.is_empty or self._origin.store_holder is not None:
             return None
         return {
             "ends": [fd_writer.add(end) for end in self._store.fds],
@@ -228,16 +249,21 @@ class HandoverManager:
 
     def changed(self) -> None:
         """Publish in the next round of the loop. Several changes are published once."""
-        if self._store is not None and self._source.is_alive:
+        if self._store is not None and self._may_publish:
             self._publish_soon.start(0.0)
+
+    @property
+    def _may_publish(self) -> bool:
+        has_holder = self._origin.store_holder is not None
+        return self._source.has_process if has_holder else self._source.is_alive
 
     def publish(self) -> None:
         """Publish now."""
-        if self._store is None or not self._source.is_alive:
+        if self._store is None or not self._may_publish:
             return
-        is_first = not self._is_published
+        is_first, holder = not self._is_published, self._origin.store_holder
         try:
-            if is_first and self._parent is None:
+            if is_first and self._parent is None and holder is None:
                 # Before the store has a document: the workers are found by the file alone.
                 self._state_dir.write_handover(
                     self._store.fds, self._store.nonce, self._source.counters_fd
@@ -252,7 +278,9 @@ class HandoverManager:
             self._log.warning(f"cannot publish the fd store, adoption is disabled: {error}")
             return
         self._is_published = True
-        if self._parent is None:
+        if holder is not None:
+            holder.keep(self._state_dir.path, self._store.fds)
+        elif self._parent is None:
             self._fd_holder.ensure()
         elif is_first:
             self._parent.changed()
@@ -273,7 +301,9 @@ class HandoverManager:
         if self._store is not None:
             if self._origin.is_kept:
                 self._origin.notifier.keep_no_more(KEPT_NAMES)
-            if self._parent is None:
+            if self._origin.store_holder is not None:
+                self._origin.store_holder.drop(self._state_dir.path)
+            elif self._parent is None:
                 self._state_dir.remove_handover()
             else:
                 self._parent.changed()

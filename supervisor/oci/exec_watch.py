@@ -83,11 +83,12 @@ class ExecWatch:
         self._look_again()
 
     def has_run(self, end: Termination | None, *, is_started: bool) -> bool:
-        """Return whether the program has run in the init, whose termination is `end`.
+        """Return whether the program has run in the init. `end`: how that ended, None if it lives.
 
         An init that executes nothing has run its program if the runtime's `start` was executed
         (`is_started`) and no signal killed the init.
         """
+        self.look()
         if self._has_executed:
             return True
         return is_started and not isinstance(end, Killed) and self._may_run_without_exec()

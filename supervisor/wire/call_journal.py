@@ -53,7 +53,10 @@ class CallJournal:
         Raises:
             OSError: ENOSPC: no memory.
         """
-        content = json.dumps(state, separators=(",", ":")).encode()
+        self.write_content(json.dumps(state, separators=(",", ":")).encode())
+
+    def write_content(self, content: bytes) -> None:
+        """Replace the older state by a JSON object that is encoded already; as `write`."""
         self._number += 1
         place = self._number % _PLACES
         # The other place's content stays untouched, wherever it lies.

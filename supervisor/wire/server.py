@@ -39,12 +39,14 @@ class Server:
         on_closed: Callable[[ServerConnection, str], None],
         log: Callable[[str], None],
         has_journals: bool = False,
+        on_added: Callable[[ServerConnection], None] = lambda _connection: None,
     ) -> None:
         """Take ownership of a listening unix socket and accept from now on.
 
         `has_journals`: every connection has a `CallJournal`, so that it survives a kill -9.
 
-        `on_closed` is told of each connection that was lost, after it has left `connections`.
+        `on_added` is told of each connection before anything is read from it, `on_closed` of each
+        that was lost, after it has left `connections`.
         """
         self.connections: list[ServerConnection] = []
         self._loop = loop
@@ -54,29 +56,44 @@ class Server:
         self._tell_closed = on_closed
         self._log = log
         self._has_journals = has_journals
+        self._tell_added = on_added
+        self._next_number = 0
         self._again = loop.timer(self._watch)
         self._is_watched = False
         self._watch()
 
     def snapshot(self) -> list[dict[str, Any]]:
-        """Return the snapshots of `connections`, in their order, without their sockets."""
-        return [connection.snapshot() for connection in self.connections]
+        """Return the snapshots of `connections`, in their order, without sockets and journals."""
+        return [{"number": each.number, **each.snapshot()} for each in self.connections]
 
     def restore(
-        self, socks: Sequence[socket.socket], snapshots: Sequence[Mapping[str, Any]]
+        self,
+        socks: Sequence[socket.socket],
+        snapshots: Sequence[Mapping[str, Any]],
+        journals: Sequence[CallJournal] = (),
     ) -> None:
-        """Take over the sockets that belong to the snapshots, in the same order."""
-        for sock, state in zip(socks, snapshots, strict=True):
-            self._add(sock, state)
+        """Take over the sockets, and the journals if any, of the snapshots, in the same order."""
+        for index, (sock, state) in enumerate(zip(socks, snapshots, strict=True)):
+            journal = journals[index] if journals else None
+            self._add(sock, state, journal, number=state["number"])
 
-    def take_over(self, socks: Sequence[socket.socket], journals: Sequence[CallJournal]) -> None:
+    def take_over(
+        self,
+        numbers: Sequence[int],
+        socks: Sequence[socket.socket],
+        journals: Sequence[CallJournal],
+    ) -> None:
         """Go on with the connections of a dead process, and own them; before the loop runs.
 
-        A request that it was reading comes to `on_request` at once. What it had read before is in
-        the `calls` of each connection.
+        What it had read is in the `calls` of each connection. `serve_again` has to follow.
         """
-        for sock, journal in zip(socks, journals, strict=True):
-            self._add(sock, journal.read(), journal).take_over()
+        for number, sock, journal in zip(numbers, socks, journals, strict=True):
+            self._add(sock, journal.read(), journal, number=number)
+
+    def serve_again(self) -> None:
+        """Hand the requests that the dead process was reading to `on_request`, maybe again."""
+        for connection in [*self.connections]:
+            connection.take_over()
 
     def stop_listening(self) -> None:
         """Close the listener; the connections stay. A second call does nothing."""
@@ -114,20 +131,28 @@ class Server:
         pid, uid, gid = _UCRED.unpack(
             sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         )
-        if (uid, gid) == (os.geteuid(), os.getegid()):
-            self._add(sock, None)
-        else:
+        if (uid, gid) != (os.geteuid(), os.getegid()):
             self._log(f"refused a connection of process {pid}: user {uid}, group {gid}")
             sock.close()
+            return
+        try:
+            journal = CallJournal.create() if self._has_journals else None
+        except OSError as error:
+            self._log(f"refused a connection of process {pid}: its journal: {error.strerror}")
+            sock.close()
+            return
+        self._add(sock, None, journal)
 
     def _add(
         self,
         sock: socket.socket,
         state: Mapping[str, Any] | None,
         journal: CallJournal | None = None,
+        *,
+        number: int | None = None,
     ) -> ServerConnection:
-        if journal is None and self._has_journals:
-            journal = CallJournal.create()
+        number = self._next_number if number is None else number
+        self._next_number = max(self._next_number, number + 1)
         connection = ServerConnection(
             self._loop,
             sock,
@@ -135,8 +160,10 @@ class Server:
             on_closed=self._on_closed,
             restored=state,
             journal=journal,
+            number=number,
         )
         self.connections.append(connection)
+        self._tell_added(connection)
         return connection
 
     def _on_closed(self, connection: ServerConnection, why: str) -> None:

@@ -68,6 +68,7 @@ class ServerConnection(Connection):
     Attributes:
         calls: Service and method of each call that is not answered yet, by stream id.
         journal: Owned, or None.
+        number: Its name among the connections of its server.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class ServerConnection(Connection):
         on_closed: Callable[[ServerConnection, str], None],
         restored: Mapping[str, Any] | None = None,
         journal: CallJournal | None = None,
+        number: int = 0,
     ) -> None:
         """Take ownership of the socket and the journal.
 
@@ -93,6 +95,7 @@ class ServerConnection(Connection):
         self._on_closed = on_closed
         parser = FrameParser(bytes.fromhex(state["unparsed"]), state["skip_bytes"])
         self.journal = journal
+        self.number = number
         self._cut_bytes = state["cut_bytes"]
         self._inherited = bytes.fromhex(state["received"])
         self._reading: dict[str, Any] = {}

@@ -379,9 +379,10 @@ def test_a_server_takes_over_connections_by_their_journals(tmp_path: Path) -> No
     dead.server.close()
     dead.loop.close()
     other = Listening(tmp_path / "other")
-    other.server.take_over([sock], [journal])
+    other.server.take_over([7], [sock], [journal])
+    other.server.serve_again()
     [connection] = other.server.connections
-    assert connection.calls == {1: ("s.S", "Hang")}
+    assert (connection.number, connection.calls) == (7, {1: ("s.S", "Hang")})
     connection.refuse(1, Code.UNAVAILABLE, "killed")
     assert frames.decode_response(FrameParser().feed(client.recv(100))[0].data)[0] == 14
     client.close()
