@@ -95,13 +95,14 @@ def restore(
         stdio.names[name] = str(sink)
         if sink.kind is SinkKind.FILE and not sink.has_line_sink:
             stdio.reopeners[name] = partial(open_log_file, sink.path)
+    sinks |= second_sinks(record)
     if packed["line_sinks"]:
         from supervisor.sinks.open import InheritedSinks, open_sinks
 
         of_branch = SinkSpec(SinkKind.ATTACH)
-        for name in packed["line_sinks"]:
-            stdio.names.setdefault(name, str(of_branch))
         wanted = {name: sinks.get(name, of_branch) for name in packed["line_sinks"]}
+        for name, sink in wanted.items():
+            stdio.names.setdefault(name, str(sink))
         stdio.line_sinks = open_sinks(
             wanted,
             container_id,
@@ -110,3 +111,18 @@ def restore(
             inherited=InheritedSinks(packed["line_sinks"], contents),
         )
     return stdio
+
+
+def second_sinks(record: ProcessConfig) -> dict[str, SinkSpec]:
+    """Return the second sinks by the names of their streams, which are branches of the outputs.
+
+    Raises:
+        UsageError: The setting is wrong.
+    """
+    if not record.second:
+        return {}
+    from supervisor.io.attach.branch import SECOND_SUFFIX  # few containers have such sinks
+
+    sink = parse_sink(record.second)
+    outputs = ("console",) if record.terminal else ("stdout", "stderr")
+    return {name + SECOND_SUFFIX: sink for name in outputs}

@@ -29,7 +29,7 @@ from __future__ import annotations
 import time
 from enum import Enum
 
-from supervisor.io.attach.branch import ATTACH_SUFFIX
+from supervisor.io.attach.branch import is_branch, trunk_of
 from supervisor.io.stream import StreamPhase
 from workers.common.records import dataclass
 
@@ -211,8 +211,7 @@ class DrainWatch:
                 judged.append((stream, verdict))
                 if verdict is Verdict.STALLED:
                     self._given_up[stream.name] = now_s
-                    trunk = stream.name.removesuffix(ATTACH_SUFFIX)
-                    self._moved_at_s[trunk] = now_s
+                    self._moved_at_s[trunk_of(stream.name)] = now_s
                 elif verdict is Verdict.STUCK:
                     self._replaced.add(stream.name)
                     self._moved_at_s[stream.name] = now_s
@@ -221,12 +220,14 @@ class DrainWatch:
         return judged
 
     def _waits_for_branch(self, stream: Stream) -> bool:
-        branch = self._stream_set.branch_of(stream)
-        return branch is not None and not (branch.is_closed or branch.name in self._given_up)
+        return any(
+            not (branch.is_closed or branch.name in self._given_up)
+            for branch in self._stream_set.branches_of(stream)
+        )
 
     def _is_of_open_trunk(self, stream: Stream) -> bool:
-        trunks = (trunk.name + ATTACH_SUFFIX for trunk in self._stream_set.trunks)
-        return stream.name in trunks
+        trunks = (trunk.name for trunk in self._stream_set.trunks)
+        return is_branch(stream.name) and trunk_of(stream.name) in trunks
 
     def _note_movement(self, stream: Stream, now_s: float) -> None:
         seen = (

@@ -164,7 +164,7 @@ class Pipes:
                     Stream("stdin", stdio.stdin, end, packet_input=packet_input(self._record.stdin))
                 )
             else:
-                stream_set.add(self._output(name, end, stdio, name))
+                self._add_output(self._output(name, end, stdio, name), stdio, stream_set)
 
     def _make_pipe(self) -> tuple[fds.Fd, fds.Fd]:
         """Make a pipe that belongs to the container's root: /dev/stdout can then be reopened."""
@@ -203,7 +203,7 @@ class Pipes:
             sources = packet_input(self._record.stdin)
             stream_set.add(Stream("stdin", stdio.stdin, sink, packet_input=sources))
         source = fds.Fd(os.dup(ptmx.fileno()))
-        stream_set.add(self._output("console", source, stdio, "stdout"))
+        self._add_output(self._output("console", source, stdio, "stdout"), stdio, stream_set)
 
     def _output(self, name: str, source: fds.Fd, stdio: Stdio, setting: str) -> Stream:
         from supervisor.io.stream import Stream
@@ -220,6 +220,20 @@ class Pipes:
             reopen=stdio.reopeners.get(setting),
             setting=setting,
         )
+
+    @staticmethod
+    def _add_output(trunk: Stream, stdio: Stdio, stream_set: StreamSet) -> None:
+        """Add an output. A second sink has the first branch, before attach clients have theirs."""
+        from supervisor.io.attach.branch import SECOND_SUFFIX
+
+        name = trunk.name + SECOND_SUFFIX
+        sink = stdio.line_sinks.get(name)
+        if sink is None:
+            stream_set.add(trunk)
+            return
+        _branch, source = trunk.add_branch()
+        stream_set.add(trunk)
+        stream_set.null_stream(name, source, sink, stdio.names[name])
 
     def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
         """Return what `restore` needs."""

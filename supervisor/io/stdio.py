@@ -15,7 +15,7 @@ import stat
 from functools import partial
 
 from supervisor.children.reader_wait import ReaderWait
-from supervisor.io.client_stdio import Stdio
+from supervisor.io.client_stdio import Stdio, second_sinks
 from supervisor.linux import fds
 from supervisor.linux.errors import ShimError, UsageError, reason
 from supervisor.sinks.spec import SinkKind, SinkSpec, parse_sink
@@ -24,7 +24,7 @@ from workers.copy import fifo_wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from supervisor.linux.event_loop import Loop
     from supervisor.linux.reaper import Reaper
@@ -87,7 +87,7 @@ class StdioOpener:
             if not record.terminal:
                 self._wanted.append(("stderr", parse_sink(record.stderr)))
             self._open_stdin(record.stdin)
-            self._open_line_sinks(is_console=record.terminal)
+            self._open_line_sinks(second_sinks(record), is_console=record.terminal)
         except ShimError as error:
             self._fail(error)
         else:
@@ -129,9 +129,9 @@ class StdioOpener:
         finally:
             with_path.close()
 
-    def _open_line_sinks(self, *, is_console: bool) -> None:
+    def _open_line_sinks(self, second: Mapping[str, SinkSpec], *, is_console: bool) -> None:
         """Open all line sinks, which never wait for a reader."""
-        wanted = {name: sink for name, sink in self._wanted if sink.has_line_sink}
+        wanted = {name: sink for name, sink in self._wanted if sink.has_line_sink} | dict(second)
         if not wanted:
             return
         from supervisor.sinks.open import open_sinks

@@ -12,7 +12,7 @@ from functools import partial
 
 from supervisor.children import restart_policy
 from supervisor.children.restart_policy import RestartPolicy
-from supervisor.io.attach.branch import ATTACH_NAME, ATTACH_SUFFIX
+from supervisor.io.attach.branch import ATTACH_NAME, ATTACH_SUFFIX, is_branch, trunk_of
 from supervisor.io.attach.hub import AttachHub
 from supervisor.io.reopen import LogReopener
 from supervisor.io.slot_context import SlotContext
@@ -110,7 +110,7 @@ class StreamSet:
     def add(self, stream: Stream) -> None:
         """Own a stream. `start` forks its worker."""
         self._slots.append(StreamCopy(self._context, stream, len(self._slots)))
-        if self.packet_clients is not None and not stream.name.endswith(ATTACH_SUFFIX):
+        if self.packet_clients is not None and not is_branch(stream.name):
             self.packet_clients.stream_added()
 
     @property
@@ -127,12 +127,18 @@ class StreamSet:
     def trunks(self) -> list[Stream]:
         """The open outputs of the container itself, without branches."""
         return [
-            stream
-            for stream in self.outputs
-            if not (stream.name.endswith(ATTACH_SUFFIX) or stream.is_closed)
+            stream for stream in self.outputs if not (is_branch(stream.name) or stream.is_closed)
         ]
 
-    def branch_of(self, trunk: Stream) -> Stream | None:
+    def branches_of(self, trunk: Stream) -> list[Stream]:
+        """Return the streams that copy the branches of an output."""
+        return [
+            stream
+            for stream in self.streams
+            if is_branch(stream.name) and trunk_of(stream.name) == trunk.name
+        ]
+
+    def attach_branch_of(self, trunk: Stream) -> Stream | None:
         """Return the stream that copies an output to its attach clients; None without one."""
         name = trunk.name + ATTACH_SUFFIX
         return next((stream for stream in self.streams if stream.name == name), None)
@@ -146,14 +152,16 @@ class StreamSet:
             if not slot.stream.is_input
         )
 
-    def null_stream(self, name: str, source: fds.Fd, sink: Sink) -> Stream:
+    def null_stream(
+        self, name: str, source: fds.Fd, sink: Sink, sink_name: str = ATTACH_NAME
+    ) -> Stream:
         """Add and return the stream of a branch: `sink` takes its bytes.
 
         Raises:
             OSError: EMFILE.
         """
         null = fds.Fd(os.dup(self._context.null_fd))
-        stream = Stream(name, source, null, sink_name=ATTACH_NAME, line_sink=sink, setting=name)
+        stream = Stream(name, source, null, sink_name=sink_name, line_sink=sink, setting=name)
         self.add(stream)
         return stream
 

@@ -35,6 +35,7 @@ class ProcessConfig:
         checkpoint: Absolute path of the checkpoint to restore; "" for none.
         root_uid: The uid of the container's root on the host.
         root_gid: The gid of the container's root on the host.
+        second: A second sink setting of each output; "" for none. No field of process.json.
     """
 
     terminal: bool = False
@@ -48,6 +49,7 @@ class ProcessConfig:
     checkpoint: str = ""
     root_uid: int = 0
     root_gid: int = 0
+    second: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ def open_sinks(
     is_console: bool,
     inherited: InheritedSinks | None = None,
 ) -> dict[str, Sink]:
-    """Open the sinks of the streams "stdout" and "stderr"; the caller owns them.
+    """Open the sinks of the outputs, and of branches such as "stdout.attach"; the caller owns them.
 
     Streams with the same log file share it. With `inherited` the sinks of an earlier supervisor are
     restored, and nothing is opened.
@@ -67,8 +67,9 @@ def open_sinks(
                     if packed
                     else journal_sink.origin_of(container_id, epoch, sink, bundle)
                 )
+                stream = "stderr" if name.startswith("stderr") else "stdout"
                 opened[name] = journal_sink.open_journal(
-                    name, sink, origin, kept, is_console=is_console
+                    stream, sink, origin, kept, is_console=is_console
                 )
             elif sink.kind is SinkKind.JOURNAL_STREAM:
                 from supervisor.sinks import journal_sink

@@ -7,10 +7,13 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from tests.harness import waiting
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 _PROGRAM = """\
@@ -34,8 +37,15 @@ def make_program(directory: Path) -> Path:
 class Call:
     """One conmon of a test that plays the engine. Owns the sockets until `close`."""
 
-    def __init__(self, program: Path, words: Sequence[str], *, is_attached: bool = False) -> None:
-        """Start it; it waits for `start`."""
+    def __init__(
+        self,
+        program: Path,
+        words: Sequence[str],
+        *,
+        is_attached: bool = False,
+        enter: Callable[[], None] | None = None,
+    ) -> None:
+        """Start it; it waits for `start`. `enter` is called in the child."""
         pairs = {
             name: socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             for name in ("_OCI_SYNCPIPE", "_OCI_STARTPIPE", "_OCI_ATTACHPIPE")
@@ -51,6 +61,7 @@ class Call:
             stderr=subprocess.PIPE,
             pass_fds=[end.fileno() for end in theirs.values()],
             env={**os.environ, **environment},
+            preexec_fn=enter,
         )
         for end in theirs.values():
             end.close()
@@ -82,3 +93,138 @@ def run(
     return subprocess.run(
         [program, *words], capture_output=True, text=True, env=env, timeout=60, check=False
     )
+
+
+STAYS = "trap 'exit 3' TERM; echo ready; while :; do sleep 0.05; done"
+PROCESS = {
+    "user": {"uid": 0, "gid": 0},
+    "env": ["PATH=/bin"],
+    "cwd": "/",
+    "noNewPrivileges": True,
+}
+
+
+class Engine:
+    """Plays an engine for one container. Deletes it at the end.
+
+    Attributes:
+        enter: Called in each conmon before it is executed; None for nothing.
+    """
+
+    def __init__(self, directory: Path, bundle: Path) -> None:
+        self.directory = directory
+        self.bundle = bundle
+        self.cid = f"conmon-{os.getpid()}-{directory.name}"[:60]
+        self.program = make_program(directory)
+        self.calls: list[Call] = []
+        self.created: dict[str, Any] | None = None
+        self.enter: Callable[[], None] | None = None
+        for name in ("exits", "persist"):
+            (directory / name).mkdir()
+
+    def words(self, *more: str, log: str | None = None) -> list[str]:
+        return [
+            *("-c", self.cid, "-u", self.cid, "-r", "/usr/sbin/runc", "-n", "name"),
+            *("-l", log or f"k8s-file:{self.directory}/log", "--log-level", "info"),
+            *("--exit-dir", f"{self.directory}/exits", "--full-attach", *more),
+        ]
+
+    def call(self, words: list[str], *, is_attached: bool = False) -> Call:
+        call = Call(self.program, words, is_attached=is_attached, enter=self.enter)
+        self.calls.append(call)
+        return self.calls[-1]
+
+    def create(self, *more: str, log: str | None = None) -> Call:
+        """Create the container; the runtime's start is still to come."""
+        files = (f"{self.directory}/{name}" for name in ("pid", "conmon.pid", "persist"))
+        pid, own, persist = files
+        more = ("-p", pid, "-P", own, "--persist-dir", persist, *more)
+        words = ["--api-version", "1", "-b", str(self.bundle), *more]
+        call = self.call(self.words(*words, log=log))
+        call.start()
+        call.forked()
+        self.created = call.message()
+        return call
+
+    def exec(
+        self, script: str, *more: str, is_attached: bool = False, has_bundle: bool = True
+    ) -> Call:
+        """Execute a shell script in the container."""
+        spec = self.directory / f"spec-{len(self.calls)}"
+        spec.write_text(json.dumps({**PROCESS, "args": ["sh", "-c", script]}))
+        session = self.directory / f"session-{len(self.calls)}"
+        session.mkdir()
+        bundle = ("-b", str(session)) if has_bundle else ()
+        words = self.words(
+            *("-e", "--exec-process-spec", str(spec), "-p", f"{session}/pid"), *bundle, *more
+        )
+        return self.call(words, is_attached=is_attached)
+
+    def runc(self, *words: str) -> None:
+        subprocess.run(["runc", *words], check=True, capture_output=True, timeout=60)
+
+    @property
+    def monitor(self) -> int:
+        return int((self.directory / "conmon.pid").read_text())
+
+    def status(self) -> str:
+        """Wait for the exit file; return what it says."""
+        path = self.directory / "exits" / self.cid
+        waiting.wait_true(path.exists)
+        return path.read_text()
+
+    def log(self) -> list[str]:
+        """Return the records of the log without their times."""
+        lines = (self.directory / "log").read_text().splitlines()
+        return [line.partition(" ")[2] for line in lines]
+
+    def own_log(self) -> str:
+        """Return the supervisor's own log."""
+        return (self.bundle / ".forkshim" / "shim-log.json").read_text()
+
+    def close(self) -> None:
+        subprocess.run(["runc", "delete", "--force", self.cid], capture_output=True, check=False)
+        with suppress(FileNotFoundError, ProcessLookupError):
+            waiting.wait_process(self.monitor)
+        for call in self.calls:
+            call.process.communicate(timeout=60)
+            call.close()
+
+
+class Client:
+    """A client of an attach socket."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.settimeout(60)
+        directory = os.open(path.parent, os.O_PATH)
+        try:
+            self.socket.connect(f"/proc/self/fd/{directory}/{path.name}")
+        finally:
+            os.close(directory)
+        self.heard = b""
+
+    def send(self, data: bytes) -> None:
+        self.socket.send(data)
+
+    def hear(self, wanted: bytes) -> None:
+        """Receive until this was heard."""
+        while wanted not in self.heard:
+            self.hear_more()
+
+    def hear_more(self) -> None:
+        """Receive one packet."""
+        packet = self.socket.recv(8193)
+        assert packet, self.heard[-99:]
+        self.heard += packet[1:]
+
+    def hear_end(self) -> None:
+        """Receive to the end."""
+        while packet := self.socket.recv(8193):
+            self.heard += packet[1:]
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()

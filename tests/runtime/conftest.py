@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
-from tests.harness import bundles
+from tests.harness import bundles, conmon
 from tests.harness.daemon import Daemon
 from tests.harness.engine import Engine
 
@@ -129,5 +129,20 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
             daemon = Daemon(tmp_path, bundle, *options, stdin=stdin)
             stack.callback(daemon.close)
             return daemon
+
+        yield make
+
+
+@pytest.fixture
+def make_conmon(
+    tmp_path: Path, make_bundle: Callable[..., Path]
+) -> Iterator[Callable[..., conmon.Engine]]:
+    """Return a function that plays an engine with our conmon, for a container with a script."""
+    with ExitStack() as stack:
+
+        def make(script: str = conmon.STAYS, **options: bool) -> conmon.Engine:
+            engine = conmon.Engine(tmp_path, make_bundle(script, **options))
+            stack.callback(engine.close)
+            return engine
 
         yield make

@@ -195,13 +195,6 @@ def test_an_option_without_effect_is_warned_of() -> None:
     assert [*options.warnings(given, journal)] == []
 
 
-def test_a_second_driver_gets_nothing_and_that_is_said() -> None:
-    targets = options.log_targets(["journald", "/log", "none"])
-    assert [*options.warnings(options.parse(RUN), targets)] == [
-        "journald gets no output beside k8s-file"
-    ]
-
-
 @pytest.mark.parametrize("words", [["--sdnotify-socket", "/s"], ["--syslog"]])
 def test_what_is_not_done_is_said(words: list[str]) -> None:
     (warning,) = options.warnings(options.parse([*RUN, *words]), options.log_targets(["/log"]))

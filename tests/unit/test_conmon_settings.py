@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from supervisor.frontends.conmon import options
-from supervisor.frontends.conmon.settings import log_setting, process_config
+from supervisor.frontends.conmon.settings import log_settings, process_config
 from supervisor.sinks.spec import SinkKind, SinkSpec, parse_sink
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ _RUN = ["-c", "123456789012", "-u", "123456789012", "-r", "/bin/true"]
 def _setting(*words: str, reads_priority: bool = True) -> SinkSpec:
     parsed = options.parse([*_RUN, *words])
     targets = options.log_targets(parsed.log_path)
-    return parse_sink(log_setting(parsed, targets, "/a,b:c", reads_priority=reads_priority))
+    (setting,) = log_settings(parsed, targets, "/a,b:c", reads_priority=reads_priority)
+    return parse_sink(setting)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,15 @@ def _setting(*words: str, reads_priority: bool = True) -> SinkSpec:
 )  # fmt: skip
 def test_a_log_driver_is_a_sink(words: list[str], sink: SinkSpec) -> None:
     assert _setting(*words) == sink
+
+
+@pytest.mark.parametrize("words", [["-l", "/x", "-l", "journald"], ["-l", "journald", "-l", "/x"]])
+def test_a_file_and_the_journal_are_two_sinks(words: list[str]) -> None:
+    parsed = options.parse([*_RUN, *words, "-l", "none", "--log-tag", "t"])
+    targets = options.log_targets(parsed.log_path)
+    config = process_config(parsed, targets, log_path="/x", uid=0, gid=0)
+    assert parse_sink(config.stdout) == SinkSpec(SinkKind.K8S_FILE, "/x", keep=0, is_synced=True)
+    assert parse_sink(config.second) == SinkSpec(SinkKind.JOURNAL, tag="t")
 
 
 def test_a_prefix_may_stay_text() -> None:

@@ -335,8 +335,6 @@ def warnings(options: Options, targets: Sequence[LogTarget]) -> Iterator[str]:
     has_journal = any(target.driver is Driver.JOURNALD for target in targets)
     if options.no_container_partial_message and not has_journal:
         yield "--no-container-partial-message has no effect without journald log driver"
-    if has_journal and any(target.driver is Driver.K8S_FILE for target in targets):
-        yield "journald gets no output beside k8s-file"
     if options.sdnotify_socket:
         yield "--sdnotify-socket has no effect: what the container notifies is not passed on"
     if options.syslog:

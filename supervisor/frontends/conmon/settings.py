@@ -39,13 +39,14 @@ def process_config(
     """
     if options.log_rotate and not may_rotate(log_path, options.log_allowlist_dir):
         options = replace(options, log_size_max=-1, log_rotate=False)
-    sink = log_setting(options, targets, log_path, reads_priority=reads_priority)
+    sink, *second = log_settings(options, targets, log_path, reads_priority=reads_priority)
     return ProcessConfig(
         terminal=options.terminal,
         is_exec=options.exec,
         stdin=stdin_setting(options, targets),
         stdout=sink,
         stderr="" if options.terminal else sink,
+        second="".join(second),
         root_uid=uid,
         root_gid=gid,
     )
@@ -74,18 +75,23 @@ def stdin_setting(options: Options, targets: Sequence[LogTarget]) -> str:
     return ATTACH if options.stdin and not options.leave_stdin_open else ATTACH_KEPT_OPEN
 
 
-def log_setting(
+def log_settings(
     options: Options, targets: Sequence[LogTarget], log_path: str, *, reads_priority: bool = True
-) -> str:
-    """Return the setting of `supervisor.sinks.spec` for an output."""
+) -> list[str]:
+    """Return the settings of `supervisor.sinks.spec` for an output: one, or a file and the journal.
+
+    Of several files conmon writes the last one.
+    """
     drivers = {target.driver for target in targets}
     if Driver.PASSTHROUGH in drivers:
-        return ""
+        return [""]
+    settings = []
     if Driver.K8S_FILE in drivers:
-        return f"{','.join(['k8s-file', *_file_options(options)])}:{log_path}"
+        settings.append(f"{','.join(['k8s-file', *_file_options(options)])}:{log_path}")
     if Driver.JOURNALD in drivers:
-        return ",".join(["journal", *_journal_options(options, reads_priority=reads_priority)])
-    return "attach" if options.has_clients else "path:/dev/null"
+        words = _journal_options(options, reads_priority=reads_priority)
+        settings.append(",".join(["journal", *words]))
+    return settings or ["attach" if options.has_clients else "path:/dev/null"]
 
 
 def _file_options(options: Options) -> Iterator[str]:

@@ -21,6 +21,19 @@ ATTACH_NAME = "attach"
 ATTACH_SUFFIX = ".attach"
 """Suffix of a branch's stream: `stdout.attach` copies stdout to the attach clients."""
 
+SECOND_SUFFIX = ".second"
+"""Suffix of a branch's stream: `stdout.second` copies stdout to a second sink."""
+
+
+def is_branch(name: str) -> bool:
+    """Return whether the stream of this name copies a branch."""
+    return "." in name
+
+
+def trunk_of(name: str) -> str:
+    """Return the name of the stream that a branch belongs to; the name of any other stream."""
+    return name.partition(".")[0]
+
 
 class Branch:
     """Owns the tee pipe and the write end of the out pipe.

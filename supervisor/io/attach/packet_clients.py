@@ -204,12 +204,12 @@ class PacketClients:
             if is_more or not hearers:
                 self._streams.slot(trunk).replace()
             return
-        heard = self._streams.branch_of(trunk)
+        heard = self._streams.attach_branch_of(trunk)
         if heard is None:
             if hearers:
                 self._add_branch(trunk, hearers)
             return
-        branch = trunk.branches[0]
+        branch = trunk.branches[-1]  # a second sink has had its branch from the beginning
         if hearers and not branch.is_on:
             branch.switch_on()
             self._streams.slot(trunk).replace()
