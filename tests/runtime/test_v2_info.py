@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,8 @@ from supervisor.wire import messages
 from supervisor.wire.protobuf import WireError, decode, encode, pack_any
 
 pytestmark = pytest.mark.runc
+
+PROGRAM = Path(sys.executable).parent / "containerd-shim-forkshim-v2"
 
 
 def _info(stdin: bytes) -> dict[str, Any]:
@@ -43,6 +47,12 @@ def test_a_runtime_without_features_has_none(runtime: str) -> None:
     info = _info(_stdin(binary_name=runtime))
     assert info["features"] is None
     assert info["options"]["type_url"] == "containerd.runc.v1.Options"
+
+
+def test_the_program_prints_it_without_a_container() -> None:
+    done = subprocess.run([PROGRAM, "-info"], input=_stdin(), capture_output=True, check=True)
+    assert done.stderr == b""
+    assert decode(messages.RuntimeInfo, done.stdout) == _info(_stdin())
 
 
 def test_what_is_no_any_is_refused() -> None:

@@ -51,6 +51,9 @@ def _run(wanted: Invocation) -> int:
     if wanted.wants_version:
         print(f"{_PROGRAM}: version {__version__}")  # noqa: T201 -- the answer
         return 0
+    if wanted.wants_info:
+        _print_info()
+        return 0
     if wanted.action == "start":
         _start(wanted)
         return 0
@@ -58,6 +61,14 @@ def _run(wanted: Invocation) -> int:
         _delete(wanted)
         return 0
     raise ShimError("nothing to do: there are start and delete")
+
+
+def _print_info() -> None:
+    from supervisor.frontends.containerd.info import runtime_info  # no container needs it
+
+    with open(0, "rb", closefd=False) as stdin:
+        given = stdin.read(_MOST_STDIN)
+    os.write(1, runtime_info(given, version=__version__, environment=dict(os.environ)))
 
 
 def _start(wanted: Invocation) -> None:
