@@ -210,9 +210,8 @@ class ContainerApi:
         """
         self._check(Verb.CLOSE_STDIN)
         stdio = self._container.launch.stdio
-        if stdio.stdin_closer is not None:
-            stdio.stdin_closer.close()
-            stdio.stdin_closer = None
+        if not stdio.is_stdin_closed:
+            stdio.close_stdin()
             self._container.running.handover.publish()
 
     def reopen_logs(self) -> None:

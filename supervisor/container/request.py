@@ -35,7 +35,8 @@ class ContainerSpec:
         config: A config.json that replaces the bundle's; "" for none. Only the creation reads it.
         activation_fds: What the container's process listens on. The creation closes them.
         starts_container: The supervisor runs the runtime's `start`, and not an engine.
-        is_start_awaited: That `start` waits for the verb of `supervisor.container.api`.
+        is_start_awaited: That `start` waits for the verb of `supervisor.container.api`, and so does
+            a stdin that is a fifo.
         is_delete_awaited: After its end the output is copied, and the container kept, until the
             verb `delete`.
         has_engines_fifos: An engine names the streams' fifos. They are opened as they are, and each

@@ -17,7 +17,7 @@ from supervisor.container.stop import Stopper
 from supervisor.handover.manager import HandoverManager
 from supervisor.handover.reload import Reload
 from supervisor.io.stream_set import StreamSet
-from supervisor.linux.errors import describe_calls
+from supervisor.linux.errors import ShimError, describe_calls, reason
 from supervisor.oci import kill_scope
 
 TYPE_CHECKING = False
@@ -185,6 +185,25 @@ class Running:
         if not launch.config.is_exec and request.spec.engine_call is None:
             self.stopper.kill_scope = kill_scope.of(launch.command.config_path, process.pid)
         return process
+
+    def open_stdin(self) -> None:
+        """Open the stdin that was left for the start, and copy it from now on.
+
+        ctr asks for the end of stdin only if it knows the container when its own input ends. So it
+        can write nothing before it knows the container.
+
+        Raises:
+            ShimError: EMFILE, for example. The start may be tried again.
+        """
+        launch = self._launch
+        try:
+            launch.stdio.open_stdin()
+        except OSError as error:
+            raise ShimError(f"open {launch.config.stdin}: {reason(error)}") from error
+        stream = launch.pipes.join_stdin(launch.stdio, self.stream_set)
+        if stream is not None:
+            self.handover.changed()
+            self.stream_set.slot(stream).start()
 
     def expect_end(self, process: Process) -> None:
         """Serve the process up to its end. It may have ended before this call."""

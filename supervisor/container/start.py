@@ -171,7 +171,8 @@ class StartSequence:
 
     def open_stdio(self) -> None:
         """Open the clients' side, which may wait for a client."""
-        self._launch.opener.begin(self._launch.config, self._on_stdio)
+        is_awaited = self._launch.request.spec.is_start_awaited
+        self._launch.opener.begin(self._launch.config, self._on_stdio, is_stdin_awaited=is_awaited)
 
     def _on_stdio(self, opened: Stdio | ShimError) -> None:
         if isinstance(opened, ShimError):
@@ -304,6 +305,7 @@ class StartSequence:
         """Run the runtime's `start` now. Returns False if the request has not left it to a verb."""
         if not self.waits_for_verb:
             return False
+        self._container.running.open_stdin()
         self._may_start = True
         self.start()
         return True

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 
+from supervisor.linux import fds
 from supervisor.sinks.spec import SinkKind, SinkSpec, parse_sink
 from supervisor.state.trusted_file import open_log_file
 from workers.common.records import dataclass, field
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-    from supervisor.linux import fds
     from supervisor.oci.process_json import ProcessConfig
     from supervisor.sinks.sink import Sink
     from supervisor.state.fd_store import FdReader, FdWriter
@@ -25,7 +26,9 @@ class Stdio:
 
     Attributes:
         stdin: The source of the container's input.
+        unopened_stdin: A stdin fifo before `open_stdin`; O_PATH.
         stdin_closer: The supervisor's write end of a stdin fifo: a client may leave and come back.
+        is_stdin_closed: A client has closed stdin by `close_stdin`.
         sinks: Descriptors by stream name, "stdout" and "stderr".
         line_sinks: By stream name, for a log file or the journal. Owned; the streams borrow them.
         reopeners: By stream name, for a file that may be renamed: opens its name again.
@@ -35,7 +38,10 @@ class Stdio:
             file offsets would overwrite each other.
     """
 
-    SNAPSHOT = ("stdin_closer", "line_sinks", "passthrough", "stderr_joins_stdout")
+    SNAPSHOT = (
+        "unopened_stdin", "stdin_closer", "is_stdin_closed", "line_sinks", "passthrough",
+        "stderr_joins_stdout",
+    )  # fmt: skip
     TRANSIENT = (
         "stdin",  # the streams own these two
         "sinks",
@@ -44,7 +50,9 @@ class Stdio:
     )
 
     stdin: fds.Fd | None = None
+    unopened_stdin: fds.Fd | None = None
     stdin_closer: fds.Fd | None = None
+    is_stdin_closed: bool = False
     sinks: dict[str, fds.Fd] = field(default_factory=dict)
     line_sinks: dict[str, Sink] = field(default_factory=dict)
     reopeners: dict[str, Callable[[], fds.Fd]] = field(default_factory=dict)
@@ -54,9 +62,11 @@ class Stdio:
 
     def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
         """Return what `restore` needs. The streams have snapshots of their own."""
-        closer = self.stdin_closer
+        unopened, closer = self.unopened_stdin, self.stdin_closer
         return {
+            "unopened_stdin": -1 if unopened is None else fd_writer.add(unopened.fileno()),
             "stdin_closer": -1 if closer is None else fd_writer.add(closer.fileno()),
+            "is_stdin_closed": self.is_stdin_closed,
             "line_sinks": {
                 name: line_sink.snapshot(fd_writer) for name, line_sink in self.line_sinks.items()
             },
@@ -64,10 +74,45 @@ class Stdio:
             "stderr_joins_stdout": self.stderr_joins_stdout,
         }
 
+    @property
+    def has_stdin(self) -> bool:
+        """Whether the container has an input."""
+        return self.stdin is not None or self.unopened_stdin is not None
+
+    def open_stdin(self) -> None:
+        """Open the stdin fifo. A second call does nothing.
+
+        Raises:
+            OSError: EMFILE, ENFILE.
+        """
+        if self.unopened_stdin is None:
+            return
+        fifo = self.unopened_stdin.fileno()
+        # Non-blocking, so that open(2) does not wait for a writer: the next line opens one.
+        stdin = fds.reopen(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            self.stdin_closer = fds.reopen(fifo, os.O_WRONLY)
+        except OSError:
+            stdin.close()
+            raise
+        os.set_blocking(stdin.fileno(), True)
+        self.stdin = stdin
+        self.unopened_stdin.close()
+        self.unopened_stdin = None
+        if self.is_stdin_closed:
+            self.close_stdin()
+
+    def close_stdin(self) -> None:
+        """Close our own write end: stdin then ends with the last client's."""
+        self.is_stdin_closed = True
+        if self.stdin_closer is not None:
+            self.stdin_closer.close()
+            self.stdin_closer = None
+
     def close(self) -> None:
         """Close every descriptor that no stream has taken."""
-        owners = (self.stdin, self.stdin_closer, *self.sinks.values(), *self.line_sinks.values())
-        for owner in owners:
+        stdin = (self.stdin, self.unopened_stdin, self.stdin_closer)
+        for owner in (*stdin, *self.sinks.values(), *self.line_sinks.values()):
             if owner is not None:
                 owner.close()
 
@@ -85,8 +130,11 @@ def restore(
         ShimError: The settings in `record` differ from those of that supervisor.
     """
     closer = contents.take(packed["stdin_closer"])
+    unopened = contents.take(packed.get("unopened_stdin", -1))  # an earlier version has none
     stdio = Stdio(
+        unopened_stdin=unopened if unopened.is_open else None,
         stdin_closer=closer if closer.is_open else None,
+        is_stdin_closed=packed.get("is_stdin_closed", False),
         passthrough=set(packed["passthrough"]),
         stderr_joins_stdout=packed["stderr_joins_stdout"],
     )

@@ -67,12 +67,11 @@ def packet_input(setting: str) -> PacketInput | None:
 class Pipes:
     """Builds the streams of one container. Borrows everything but the console."""
 
-    SNAPSHOT = ("_ptmx", "_peer")
+    SNAPSHOT = ("_ptmx", "_peer", "_our_side")
     TRANSIENT = (
         "_record",
         "_terminal",
         "_null_fd",
-        "_our_side",
         "_engine_call",
         "_runtime_stderr",  # only until the runtime has ended
     )
@@ -104,7 +103,7 @@ class Pipes:
         Args:
             stdio: The clients' side.
             container_side: Gets the ends that the caller closes once the runtime has been started.
-                This object owns the other ends until `join_pipes`.
+                This object owns the other ends until `join_pipes` and `join_stdin`.
 
         Returns:
             The runtime's descriptors 0, 1 and 2, borrowed.
@@ -122,7 +121,7 @@ class Pipes:
             container_side.append(wfd)
             ends["stderr"] = wfd.fileno()  # the runtime's; the container's is the terminal
         if not self._record.terminal:
-            if stdio.stdin is not None:
+            if stdio.has_stdin:
                 rfd, wfd = self._make_pipe()
                 container_side.append(rfd)
                 ends["stdin"] = rfd.fileno()
@@ -154,17 +153,34 @@ class Pipes:
 
     def join_pipes(self, stdio: Stdio, stream_set: StreamSet) -> None:
         """Join the pipes to the clients. The stream set owns all of it afterwards."""
+        self.join_stdin(stdio, stream_set)
+        for name in ("stdout", "stderr"):
+            end = self._our_side.pop(name, None)
+            if end is not None:
+                self._add_output(self._output(name, end, stdio, name), stdio, stream_set)
+
+    def join_stdin(self, stdio: Stdio, stream_set: StreamSet) -> Stream | None:
+        """Join an open stdin to the container. The stream set owns it afterwards.
+
+        Returns:
+            None if there is no stdin, if it is not open yet, or if the console is not there yet.
+
+        Raises:
+            OSError: EMFILE, ENFILE.
+        """
         from supervisor.io.stream import Stream  # while the runtime works
 
-        while self._our_side:
-            name = next(iter(self._our_side))
-            end = self._our_side.pop(name)
-            if name == "stdin" and stdio.stdin is not None:
-                stream_set.add(
-                    Stream("stdin", stdio.stdin, end, packet_input=packet_input(self._record.stdin))
-                )
-            else:
-                self._add_output(self._output(name, end, stdio, name), stdio, stream_set)
+        if stdio.stdin is None:
+            return None
+        end = self._our_side.pop("stdin", None)
+        if end is None and self._ptmx is not None:
+            end = fds.Fd(os.dup(self._ptmx.fileno()))
+        if end is None:
+            return None
+        source, stdio.stdin = stdio.stdin, None
+        stream = Stream("stdin", source, end, packet_input=packet_input(self._record.stdin))
+        stream_set.add(stream)
+        return stream
 
     def _make_pipe(self) -> tuple[fds.Fd, fds.Fd]:
         """Make a pipe that belongs to the container's root: /dev/stdout can then be reopened."""
@@ -190,7 +206,6 @@ class Pipes:
         Raises:
             OSError: EMFILE, ENFILE.
         """
-        from supervisor.io.stream import Stream
         from supervisor.oci.console_socket import peer
 
         self._ptmx = ptmx
@@ -198,10 +213,7 @@ class Pipes:
         if self._terminal is not None:
             self.fit_to_window()
             stream_set.raw_terminal = self._terminal.make_raw()
-        if stdio.stdin is not None:
-            sink = fds.Fd(os.dup(ptmx.fileno()))
-            sources = packet_input(self._record.stdin)
-            stream_set.add(Stream("stdin", stdio.stdin, sink, packet_input=sources))
+        self.join_stdin(stdio, stream_set)
         source = fds.Fd(os.dup(ptmx.fileno()))
         self._add_output(self._output("console", source, stdio, "stdout"), stdio, stream_set)
 
@@ -237,7 +249,11 @@ class Pipes:
 
     def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
         """Return what `restore` needs."""
-        return {"console": -1 if self._ptmx is None else fd_writer.add(self._ptmx.fileno())}
+        unjoined = self._our_side.get("stdin")
+        return {
+            "console": -1 if self._ptmx is None else fd_writer.add(self._ptmx.fileno()),
+            "stdin": -1 if unjoined is None else fd_writer.add(unjoined.fileno()),
+        }
 
     def snapshot_peer(self, fd_writer: FdWriter) -> int:
         """Return the container's side of the console, for a reload of this process only.
@@ -271,6 +287,9 @@ class Pipes:
             self._peer = contents.take(packed.get("peer", -1))
             if not self._peer.is_open:
                 self._peer = peer(ptmx.fileno())
+        unjoined = contents.take(packed.get("stdin", -1))  # an earlier version has none
+        if unjoined.is_open:
+            self._our_side["stdin"] = unjoined
         for each in streams:
             setting = each["setting"]
             staging = [contents.take(index) for index in each["staging"]]
@@ -323,6 +342,8 @@ class Pipes:
     def close(self) -> None:
         """Close the console and restore the user's terminal."""
         self.close_peer()
+        for end in self._our_side.values():
+            end.close()
         if self._terminal is not None:
             self._terminal.restore()
         if self._ptmx is not None:

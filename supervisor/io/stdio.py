@@ -77,8 +77,17 @@ class StdioOpener:
         self._waits: list[ReaderWait] = []
         self._on_end: Callable[[Stdio | ShimError], None] = lambda _end: None
 
-    def begin(self, record: ProcessConfig, on_end: Callable[[Stdio | ShimError], None]) -> None:
-        """Open what `record` names. `on_end` gets the streams and owns them, or gets the error."""
+    def begin(
+        self,
+        record: ProcessConfig,
+        on_end: Callable[[Stdio | ShimError], None],
+        *,
+        is_stdin_awaited: bool = False,
+    ) -> None:
+        """Open what `record` names. `on_end` gets the streams and owns them, or gets the error.
+
+        `is_stdin_awaited`: a stdin fifo stays unopened until `Stdio.open_stdin`.
+        """
         self._on_end = on_end
         if self._reader_wait_s is not None:
             self._limit.start(self._reader_wait_s)
@@ -86,7 +95,7 @@ class StdioOpener:
             self._wanted = [("stdout", parse_sink(record.stdout))]
             if not record.terminal:
                 self._wanted.append(("stderr", parse_sink(record.stderr)))
-            self._open_stdin(record.stdin)
+            self._open_stdin(record.stdin, is_awaited=is_stdin_awaited)
             self._open_line_sinks(second_sinks(record), is_console=record.terminal)
         except ShimError as error:
             self._fail(error)
@@ -106,7 +115,7 @@ class StdioOpener:
         """Whether every child that waited for a reader has been reaped."""
         return all(wait.is_reaped for wait in self._waits)
 
-    def _open_stdin(self, path: str) -> None:
+    def _open_stdin(self, path: str, *, is_awaited: bool) -> None:
         if path in ("", "null", os.devnull):
             return
         if path == "passthrough":
@@ -117,17 +126,21 @@ class StdioOpener:
             self._stdio.stdin, self._stdio.stdin_closer = fds.pipe(mmap.PAGESIZE)
             return
         with_path = _open_path(path, self._dir_fd)
+        if fds.is_fifo(with_path.fileno()):
+            self._stdio.unopened_stdin = with_path
+            if not is_awaited:
+                self._open_stdin_fifo(path)
+            return
         try:
-            if not fds.is_fifo(with_path.fileno()):
-                self._stdio.stdin = _reopen(with_path, path, os.O_RDONLY)
-                return
-            # Non-blocking, so that open(2) does not wait for a writer: the next line opens one.
-            self._stdio.stdin = _reopen(with_path, path, os.O_RDONLY | os.O_NONBLOCK)
-            self._stdio.stdin_closer = _reopen(with_path, path, os.O_WRONLY)
-            fds.grow_pipe(self._stdio.stdin.fileno())
-            os.set_blocking(self._stdio.stdin.fileno(), True)
+            self._stdio.stdin = _reopen(with_path, path, os.O_RDONLY)
         finally:
             with_path.close()
+
+    def _open_stdin_fifo(self, path: str) -> None:
+        try:
+            self._stdio.open_stdin()
+        except OSError as error:
+            raise ShimError(f"open {path}: {reason(error)}") from error
 
     def _open_line_sinks(self, second: Mapping[str, SinkSpec], *, is_console: bool) -> None:
         """Open all line sinks, which never wait for a reader."""

@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.process]
         test_ctr.test_a_killed_container_has_the_status_of_its_signal,
         test_ctr.test_much_output_comes_whole,
         test_ctr.test_short_containers_lose_no_line,
+        test_ctr.test_input_reaches_the_container_and_its_end_too,
         test_ctr.test_a_terminal_is_the_containers,
         test_ctr.test_a_program_that_is_not_there_is_an_error_that_leaves_nothing,
         test_ctr.test_a_container_is_started_killed_and_removed_step_by_step,

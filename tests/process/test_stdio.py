@@ -47,7 +47,9 @@ class Opening:
         self.ends: list[Stdio | ShimError] = []
 
     def begin(self, **fields: str | bool) -> None:
-        self.opener.begin(ProcessConfig(**fields), self.ends.append)  # type: ignore[arg-type] # its str and bool fields only
+        is_awaited = bool(fields.pop("is_stdin_awaited", False))
+        config = ProcessConfig(**fields)  # type: ignore[arg-type] # its str and bool fields only
+        self.opener.begin(config, self.ends.append, is_stdin_awaited=is_awaited)
 
     def finish(self) -> Stdio | ShimError:
         """Serve until it has called back, and every child is reaped; returns what it said."""
@@ -344,6 +346,32 @@ def test_a_stdin_fifo_stays_open_for_clients_until_we_close_our_own_end(
     assert not waiting.has_hung_up(opened.stdin.fileno())
     opened.stdin_closer.close()
     assert os.read(opened.stdin.fileno(), 99) == b""
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_a_stdin_that_is_left_takes_no_byte_before_it_is_opened(
+    opening: Opening, tmp_path: Path, *, is_closed: bool
+) -> None:
+    path = _fifo(tmp_path / "stdin")
+    opening.begin(stdin=path, is_stdin_awaited=True)
+    opened = opening.opened()
+    assert (opened.has_stdin, opened.stdin) == (True, None)
+    with pytest.raises(OSError, match="No such device or address"):
+        os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    if is_closed:
+        opened.close_stdin()
+    os.unlink(path)
+    opened.open_stdin()
+    assert opened.stdin is not None
+    client = fds.reopen(opened.stdin.fileno(), os.O_WRONLY)
+    capacity_bytes = fds.capacity_bytes(client.fileno())
+    assert capacity_bytes < fds.PIPE_BYTES
+    os.write(client.fileno(), b"word")
+    assert os.read(opened.stdin.fileno(), 99) == b"word"
+    client.close()
+    assert waiting.has_hung_up(opened.stdin.fileno()) is is_closed
+    opened.close_stdin()
+    assert waiting.has_hung_up(opened.stdin.fileno())
 
 
 def test_a_stdin_that_is_a_file_is_opened_for_reading(opening: Opening, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@
 The state directory of a container is DIRECTORY/ID/init. When the last container has started, a
 second process is exec'd in it; DIRECTORY/second.published tells that an adopter would find it. Each
 outcome is a line of DIRECTORY/ends. With POD_AWAITS_START in the environment the last container is
-created, and started only after a reload.
+created, and started only after a reload; the fifo of that name is its stdin.
 """
 
 from __future__ import annotations
@@ -88,13 +88,14 @@ def start(command: tuple[str, ...], stack: ExitStack) -> None:
             host = Host(log, dict(os.environ))
             stack.callback(host.close)
             host.front_end_document = front_end_document
+        stdin = os.environ.get("POD_AWAITS_START", "") if pair == pairs[-1] else ""
         request = StartRequest(
             ContainerSpec(
                 container_id,
                 bundle,
                 runtime,
                 starts_container=True,
-                is_start_awaited=pair == pairs[-1] and "POD_AWAITS_START" in os.environ,
+                is_start_awaited=bool(stdin),
             ),
             StopPolicy(timeout_s=GRACE_S),
             Origin(
@@ -105,7 +106,7 @@ def start(command: tuple[str, ...], stack: ExitStack) -> None:
             ),
         )
         sink = f"file:{DIRECTORY / container_id}.log"
-        config = ProcessConfig(stdout=sink, stderr=sink)
+        config = ProcessConfig(stdin=stdin, stdout=sink, stderr=sink)
         container = Container(host, request, log, state_dir, config)
         follow(container)
         if pair == pairs[-1]:

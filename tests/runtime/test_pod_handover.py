@@ -22,7 +22,9 @@ pytestmark = [pytest.mark.runc, pytest.mark.usefixtures("no_leaks")]
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "tests" / "programs" / "pod_host.py"
-COUNTS = "trap 'echo end; exit 4' TERM; i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done"
+COUNTS = (
+    "trap 'echo end; exit 4' TERM; read -r i; while :; do i=$((i+1)); echo $i; sleep 0.01; done"
+)
 SECOND = "trap 'echo end; exit 5' USR1; echo second; while :; do sleep 0.05; done"
 COUNTED = 20
 
@@ -167,15 +169,18 @@ ENDS = {
 }
 
 
-def check(pod_host: PodHost) -> None:
-    """Check that each ends as it does by itself, with every byte in its log."""
+def check(pod_host: PodHost, first: int = 1) -> None:
+    """Check that each ends as it does by itself, with every byte in its log.
+
+    `first`: the number that the third begins to count with.
+    """
     pod_host.wait_counted()
     assert pod_host.end() == ENDS
     assert pod_host.text(0) == "deaf\n"
     assert pod_host.text(1) == "obeys\nbye\n"
     *numbers, end = pod_host.text(2).split()
     assert end == "end"
-    assert numbers == [str(number) for number in range(1, len(numbers) + 1)]
+    assert numbers == [str(number) for number in range(first, first + len(numbers))]
     assert (pod_host.directory / "second.log").read_text() == "second\nend\n"
     statuses = [(each / "exitStatus").read_text() for each in pod_host.state_dirs]
     assert statuses == ["137", "3", "4", "5"]
@@ -205,14 +210,20 @@ def test_adopted_containers_and_execs_are_reloaded_too(pod_host: PodHost) -> Non
 def test_a_container_that_waits_for_its_start_is_reloaded_with_the_others(
     new_pod_host: PodHost,
 ) -> None:
-    new_pod_host.start(POD_AWAITS_START="yes")
+    """Its stdin, which is opened at its start, too."""
+    stdin = new_pod_host.directory / "stdin"
+    os.mkfifo(stdin)
+    new_pod_host.start(POD_AWAITS_START=str(stdin))
     deaf, obeys, awaits, _second = new_pod_host.state_dirs
     for state_dir in (deaf, obeys):
         fd_stores.wait_published(state_dir)
     waiting.wait_path(awaits / "pid", lambda path: path.exists())
+    with pytest.raises(OSError, match="No such device or address"):
+        os.open(stdin, os.O_WRONLY | os.O_NONBLOCK)
     new_pod_host.supervisor.send_signal(signal.SIGHUP)
+    stdin.write_text("41\n")
     new_pod_host.wait_for_all()
     for state_dir in (deaf, obeys, awaits):
         messages = shim_log.messages(state_dir / "shim-log.json")
         assert sum("reloaded: version" in message for message in messages) == 1
-    check(new_pod_host)
+    check(new_pod_host, first=42)

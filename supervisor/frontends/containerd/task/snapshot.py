@@ -63,6 +63,7 @@ def pack(
             "container": containers.index(container) if container in containers else -1,
             "exit_status": process.exit_status,
             "exited_at": process.exited_at,
+            "is_stdin_closed": process.is_stdin_closed,
             "waits": [
                 call.snapshot(connections)
                 for call in process.waits
@@ -108,6 +109,7 @@ def _unpack(
     process.state = State[packed["state"]]
     process.exit_status = packed["exit_status"]
     process.exited_at = packed["exited_at"]
+    process.is_stdin_closed = packed.get("is_stdin_closed", False)
     process.waits = [Call.restore(each, connections) for each in packed["waits"]]
     if packed["container"] >= 0:
         process.follow(containers[packed["container"]])

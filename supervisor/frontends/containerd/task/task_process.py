@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from supervisor.container.api import ContainerApi
+from supervisor.container.api import ContainerApi, Verb, refusal
 from supervisor.container.lifecycle import Notice
 from supervisor.frontends.containerd.task.flush import LIMIT_S, STALLED_S, Flush
 from supervisor.frontends.containerd.task.task_lifecycle import (
@@ -51,8 +51,9 @@ class TaskProcess:
         exited_at: The values of a Timestamp.
         start_call: A Start that is not answered.
         waits: The calls of Wait that are open.
+        is_stdin_closed: A CloseIO has come.
 
-    Many methods: one for each action of the table, and one for each request.
+    Many methods and attributes: one for each action of the table, and one for each request.
     """
 
     def __init__(self, task: Task, exec_id: str, streams: Mapping[str, Any], state: State) -> None:
@@ -66,6 +67,7 @@ class TaskProcess:
         self.exited_at: Mapping[str, int] = messages.GO_ZERO_TIME
         self.start_call: Call | None = None
         self.waits: list[Call] = []
+        self.is_stdin_closed = False
         self._deletes: list[Call] = []
         self._api: ContainerApi | None = None
         self._error = ""
@@ -136,6 +138,8 @@ class TaskProcess:
     def _on_notice(self, notice: Notice, _detail: str) -> None:
         if notice is Notice.EXITED:
             self._note_exit()
+        if notice is Notice.STARTED:
+            self._close_stdin_if_asked()
         if notice is Notice.OOM and not self.exec_id:
             self._task.emit("/tasks/oom")
         if notice is Notice.CREATED and self.exec_id:
@@ -182,6 +186,17 @@ class TaskProcess:
         """Delete it; the answer follows when nothing is left."""
         self._deletes.append(call)
         self.post(Event.DELETE)
+
+    def close_stdin(self) -> None:
+        """Close stdin: now, or once there is a process."""
+        self.is_stdin_closed = True
+        self._close_stdin_if_asked()
+
+    def _close_stdin_if_asked(self) -> None:
+        if not self.is_stdin_closed or self.container is None:
+            return
+        if not refusal(Verb.CLOSE_STDIN, self.container.state):
+            self.api.close_stdin()
 
     def wait(self, call: Call) -> None:
         """Answer when its exit is published; at once if it was."""

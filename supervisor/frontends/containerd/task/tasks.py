@@ -323,8 +323,8 @@ class Tasks:
 
     def _close_io(self, call: Call, request: Request) -> None:
         _task, process = self._process(request, Method.CLOSE_IO)
-        if request["stdin"] and process.is_alive:
-            process.api.close_stdin()
+        if request["stdin"]:
+            process.close_stdin()
         call.answer()
 
     def _pids(self, call: Call, request: Request) -> None:
