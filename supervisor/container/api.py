@@ -8,6 +8,7 @@ The events are those of `supervisor.container.lifecycle.Notice`; see `ContainerA
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from enum import Enum
 
 from supervisor.container.container import Container
@@ -19,7 +20,7 @@ from supervisor.linux.exit_status import shell_status
 from supervisor.oci.command_line import joined_lines
 from supervisor.oci.process_json import encode_process
 from supervisor.state.container_id import check_id
-from supervisor.state.directory import StateDirectory
+from supervisor.state.directory import StateDirectory, remove_tree
 from workers.common.records import dataclass, replace
 
 TYPE_CHECKING = False
@@ -162,7 +163,7 @@ class ContainerApi:
 
         Raises:
             VerbError: The container does not run.
-            ShimError: The state directory cannot be made.
+            ShimError: The state directory cannot be made. Nothing is left of it.
         """
         self._check(Verb.EXEC)
         container, launch = self._container, self._container.launch
@@ -171,13 +172,6 @@ class ContainerApi:
         check_id(name)
         config = replace(config, is_exec=True, runtime_args=launch.config.runtime_args)
         path = os.path.join(os.path.dirname(launch.state_dir.path), name)
-        try:
-            os.mkdir(path, 0o700)
-            state_dir = StateDirectory.open(path)
-            state_dir.write("process.json", encode_process(process, config), 0o600)
-        except OSError as error:
-            raise ShimError(f"exec {name}: {error.filename or path}: {reason(error)}") from error
-        log = state_dir.open_log()
         of = launch.request
         spec = ContainerSpec(
             of.spec.container_id,
@@ -193,7 +187,19 @@ class ContainerApi:
             environment=of.origin.environment,
         )
         request = StartRequest(spec, of.stop, origin)
-        made = Container(container.host, request, log, state_dir, config, parent=container)
+        try:
+            with ExitStack() as undo:
+                os.mkdir(path, 0o700)
+                undo.callback(remove_tree, path)
+                state_dir = StateDirectory.open(path)
+                undo.callback(state_dir.close)
+                state_dir.write("process.json", encode_process(process, config), 0o600)
+                log = state_dir.open_log()
+                undo.callback(log.close)
+                made = Container(container.host, request, log, state_dir, config, parent=container)
+                undo.pop_all()
+        except OSError as error:
+            raise ShimError(f"exec {name}: {error.filename or path}: {reason(error)}") from error
         made.launch.owned.extend((log, state_dir))
         made.begin()
         return made

@@ -77,7 +77,7 @@ class Claim:
             with suppress(FileNotFoundError):
                 os.unlink(os.path.join(self.path, name))
         if self.is_stale:
-            _remove_tree(self.state_dir)
+            directory.remove_tree(self.state_dir)
 
     def make_state_dir(self, state: dict[str, Any]) -> None:
         """Write state.json and create the state directory."""
@@ -192,27 +192,6 @@ def _check_trust(lock: fds.Fd, path: str) -> None:
     except UntrustedError:
         lock.close()
         raise
-
-
-def _remove_tree(path: str) -> None:
-    """Remove a directory and its content; follows no symbolic link.
-
-    shutil is not used: importing it takes 3 ms, and a package upgrade may have removed its file.
-    """
-    # os.walk has one descriptor open at a time: a second may exceed RLIMIT_NOFILE.
-    for here, directories, files in os.walk(path, topdown=False, onerror=_raise):
-        for name in files:
-            os.unlink(os.path.join(here, name))
-        for name in directories:
-            try:
-                os.rmdir(os.path.join(here, name))
-            except NotADirectoryError:  # a link to a directory
-                os.unlink(os.path.join(here, name))
-    os.rmdir(path)
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _open_directory(path: str) -> fds.Fd:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from supervisor.container.container import Container
 from supervisor.container.host import Host
 from supervisor.container.lifecycle import Notice
 from supervisor.container.request import ContainerSpec, Outcome, StartRequest, StopPolicy
+from supervisor.linux.errors import ShimError
 from supervisor.linux.exit_status import Exited, Killed
 from supervisor.oci.process_json import ProcessConfig
 from supervisor.state.directory import StateDirectory
@@ -49,6 +51,7 @@ class Pod:
         self.runtime = runtime
         self.bundles = bundles
         self.states_at_exec: list[str] = []
+        self.refusals: list[str] = []
         self.has_stopped_two = False
 
     def run(self, process: dict[str, Any]) -> None:
@@ -126,7 +129,20 @@ class Pod:
             self.states_at_exec.append(self.apis["stays"].state().status)
             sink = f"file:{self.directory / 'second'}.log"
             config = ProcessConfig(stdout=sink, stderr=sink)
+            self._fail_to_exec(config)
             self._follow("second", self.apis["stays"].exec("second", self.process, config))
+
+    def _fail_to_exec(self, config: ProcessConfig) -> None:
+        """Try an exec whose process.json cannot be written: it leaves nothing behind."""
+        before, limits = _open_fds(), resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+        try:
+            self.apis["stays"].exec("second", self.process, config)
+        except ShimError as error:
+            self.refusals.append(str(error))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert _open_fds() == before
 
     def _have_spoken(self) -> bool:
         """Say whether each has installed its handlers, of which its first line tells."""
@@ -147,11 +163,11 @@ def run(directory: Path, runtime: str, bundles: dict[str, Path], process: dict[s
         ends = {name: str(outcome.termination) for name, outcome in pod.outcomes.items()}
         errors = [str(outcome.error) for outcome in pod.outcomes.values() if outcome.error]
         told = {name: [each.name for each in told] for name, told in pod.notices.items()}
-        result.write_text(json.dumps([ends, errors, told, pod.states_at_exec]))
+        result.write_text(json.dumps([ends, errors, told, pod.states_at_exec, pod.refusals]))
 
     with forked(work) as child:
         assert child.wait() == Exited(0)
-    ends, errors, told, states = json.loads(result.read_text())
+    ends, errors, told, states, refusals = json.loads(result.read_text())
     assert ends == {
         "deaf": str(Killed(signal.SIGKILL)),
         "obeys": str(Exited(3)),
@@ -159,6 +175,9 @@ def run(directory: Path, runtime: str, bundles: dict[str, Path], process: dict[s
         "stays": str(Exited(4)),
     }, (ends, errors)
     assert errors == []
+    (refusal,) = refusals
+    assert refusal.startswith("exec second: ")
+    assert refusal.endswith("/second: file too large")
     assert states == ["running", "running"], "the third outlives both, and its exec"
     life = ["CREATED", "STARTED", "EXITED", "DRAINED", "DELETED"]
     assert told == {"deaf": life, "obeys": life, "stays": life, "second": life}
