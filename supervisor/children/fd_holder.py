@@ -34,22 +34,9 @@ if TYPE_CHECKING:
         def fds(self) -> tuple[int, ...]:
             """The descriptors it needs, which are lent."""
 
-        @property
-        def starts_successors(self) -> bool:
-            """Whether it starts any. Then `stand_down` sends STAND_DOWN to the process."""
-
-        def stand_down(self) -> None:
-            """Start none from now on. A process that is forked later starts none, either."""
-
         def serve(self, supervisor_pid: int) -> None:
-            """Wait for the supervisor's death and start successors. Returns if none is needed.
+            """Wait for the supervisor's death and start successors. Returns if none is needed."""
 
-            Called with `STAND_DOWN` blocked, which it unblocks once it has a handler.
-            """
-
-
-STAND_DOWN = signal.SIGUSR1
-"""Tells the fd holder to start no successor from now on. Blocked from the fork to the handler."""
 
 _LONG_LIFE_S = 10.0
 """An fd holder that lived this long did not die of the same cause as the one before it."""
@@ -101,7 +88,7 @@ class FdHolder:
         if self.pid or self._is_stopping or self._next_fork.is_running:
             return
         try:
-            self.pid = spawn.fork_worker(partial(self._hold, os.getpid()), held=[STAND_DOWN])
+            self.pid = spawn.fork_worker(partial(self._hold, os.getpid()))
         except OSError as error:  # EAGAIN, ENOMEM: limits of the cgroup
             self._failed_forks += 1
             if restart_policy.is_logged(self._failed_forks):
@@ -115,12 +102,6 @@ class FdHolder:
         self._forked_at_s = time.monotonic()
         self._reaper.expect(self.pid, self._on_exit)
         self._end_predecessors()
-
-    def stand_down(self) -> None:
-        """Start no successor from now on: a stop of the container was requested."""
-        self._starter.stand_down()
-        if self.pid and self._starter.starts_successors:
-            os.kill(self.pid, STAND_DOWN)  # unreaped, so no other process has the pid
 
     def stop(self) -> None:
         """Kill the process and its predecessors. `pid` is 0 once it was reaped."""

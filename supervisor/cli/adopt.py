@@ -7,7 +7,6 @@ again), or the fd holder of a killed daemon does. Each claims the container's lo
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
 
 from supervisor.cli import daemon, foreground
 from supervisor.container.request import Outcome, StartRequest, request_of
@@ -154,6 +153,7 @@ def _adopter(
         request.origin,
         is_daemon=is_daemon,
         starts=tuple(starts),
+        write_pid=claimed.write_pid,
         lock_fd=claimed.lock_fd,
         has_job_control=not is_daemon,
         on_started=on_started or request.origin.on_started,
@@ -161,7 +161,6 @@ def _adopter(
     request = replace(request, origin=origin)
 
     def supervise_it(log: Log, state_dir: StateDirectory) -> Outcome:
-        foreground.write_pid(claimed, log)
         log.notice(f"adopting, after supervisor {contents.document['pid']}")
         left = discover.workers(claimed.state_dir)
         fd_holders = discover.fd_holders(claimed.state_dir)
@@ -179,7 +178,7 @@ def succeed() -> int:
 
     Raises:
         AlreadySupervisedError: Another adopter was first.
-        ShimError: The container cannot be adopted; shim-log.json says why.
+        ShimError: The container cannot be adopted; the fd holder logs why.
     """
     command = own_command()
     told = successor.arrive()
@@ -190,18 +189,10 @@ def succeed() -> int:
         claimed.release()
         return 0
     os.chdir(claimed.state_dir)
-    try:
-        request, supervise_it = _adopter(
-            claimed, told.store, SILENT, command, lambda: None, starts=told.starts
-        )
-    except ShimError as error:
-        with ExitStack() as stack:
-            state_dir = claimed.open_state_dir()
-            stack.callback(state_dir.close)
-            log = state_dir.open_log()
-            stack.callback(log.close)
-            log.error(str(error))
-        raise
+    request, supervise_it = _adopter(
+        claimed, told.store, SILENT, command, lambda: None, starts=told.starts
+    )
+    os.dup2(0, 2)  # /dev/null: the fd holder has lent a file for why there is no successor
     failed = foreground.supervise_in_daemon(claimed, request, supervise_it, is_restored=True)
     return 0 if failed is None else failed.exit_status
 
@@ -231,7 +222,12 @@ def reloaded() -> int:
     request = request_of(
         document, notifier=Notifier(environment), command=command, environment=dict(os.environ)
     )
-    origin = replace(request.origin, lock_fd=claimed.lock_fd, has_job_control=not is_daemon)
+    origin = replace(
+        request.origin,
+        write_pid=claimed.write_pid,  # a full disk may have kept it from being written
+        lock_fd=claimed.lock_fd,
+        has_job_control=not is_daemon,
+    )
     request = replace(request, origin=origin)
 
     def supervise_on(log: Log, state_dir: StateDirectory) -> Outcome:

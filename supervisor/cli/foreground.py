@@ -14,7 +14,6 @@ import time
 from supervisor.cli import exit_record
 from supervisor.linux.errors import AbandonedError, ShimError, StoppedError, UntrustedError, reason
 from supervisor.linux.exit_status import shell_status
-from supervisor.state.claim import PID_NAME
 from supervisor.state.directory import EXIT_STATUS_NAME
 from supervisor.state.journal_log import WARNING
 from supervisor.state.log import line_for_stderr
@@ -116,15 +115,6 @@ def _open(
     except ShimError:
         (claimed.release if is_restored else claimed.remove)()
         raise
-
-
-def write_pid(claimed: Claim, log: Log) -> None:
-    """Write supervisor.pid. Its absence ends no supervisor: a disk may be full for a while."""
-    try:
-        claimed.write_pid()
-    except OSError as error:
-        log.warning(f"write {claimed.path}/{PID_NAME}: {reason(error)}; there is no such file now")
-        claimed.remove_pid()  # the old one names another process
 
 
 def environment_of_a_main_process() -> Mapping[str, str]:

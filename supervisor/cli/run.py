@@ -118,6 +118,7 @@ def run(request: RunRequest) -> int:
             exit_dir=request.exit_dir,
             is_daemon=request.detach,
             began_ns=time.time_ns(),
+            write_pid=claimed.write_pid,
             lock_fd=claimed.lock_fd,
             command=command,
             is_adoptable=True,
@@ -327,7 +328,6 @@ def _supervise_in_foreground(
     start_request = replace(start_request, spec=replace(start_request.spec, terminal=user_terminal))
 
     def supervise_it(log: Log, state_dir: StateDirectory) -> Outcome:
-        foreground.write_pid(claimed, log)
         look = partial(_warn_if_outside, log, state_dir, is_place_chosen=is_place_chosen)
         return supervise(
             replace(start_request, origin=replace(start_request.origin, on_started=look)),
@@ -369,7 +369,6 @@ def _supervise_in_daemon(
     )
 
     def supervise_it(log: Log, state_dir: StateDirectory) -> Outcome:
-        foreground.write_pid(claimed, log)
         return supervise(start_request, log, state_dir)
 
     error = foreground.supervise_in_daemon(claimed, start_request, supervise_it)

@@ -215,13 +215,16 @@ class Container:
         self._look_at_reload()
 
     def started(self) -> None:
-        """The program runs: call the front end, and send the signals that have waited."""
+        """The program runs: call the front end, and send the signals that have waited.
+
+        Who is told that it runs may kill this supervisor next: the container is adoptable by then.
+        """
         self.is_started = True
+        self.running.handover.publish()
         self.request.origin.on_started()
         self.running.service.ready()
         for signum in self.sequence.early_signals():
             self.signal_process(signum)
-        self.running.handover.changed()
         self._look_at_reload()
         self.announce(Notice.STARTED)
 
@@ -258,8 +261,6 @@ class Container:
             self.launch.opener.cancel()
             self.error = StoppedError(f"stopped by {why} before its creation")
         self.is_stopping = True
-        if self._running is not None:
-            self._running.handover.stop_was_asked()
         self.launch.log.info(f"{why}: stopping")
         self.machine.post(Event.STOP)
         if self.state is State.DRAINING:

@@ -18,6 +18,7 @@ from supervisor.linux.reaper import Reaper
 from supervisor.linux.signals import FORWARDED_SIGNALS, STOP_SIGNALS, SignalRouter
 from supervisor.oci import process_json
 from supervisor.sinks.spec import SinkKind, parse_sink, with_absolute_path
+from supervisor.state.retried_file import RetriedFile
 from workers.common.records import replace
 from workers.process import title as title_of_process
 
@@ -188,12 +189,7 @@ def supervise(request: StartRequest, log: Log, state_dir: StateDirectory) -> Out
     Raises:
         ShimError: A file of the state directory is missing or wrong. Nothing was started.
     """
-    host = Host(
-        log,
-        request.origin.environment,
-        has_job_control=request.origin.has_job_control,
-        has_watchdog=request.origin.notifier.watchdog_s > 0,
-    )
+    host = host_for(request, log)
     try:
         exit_fifo = state_dir.open_fifo("exit")
         try:
@@ -220,6 +216,19 @@ def supervise(request: StartRequest, log: Log, state_dir: StateDirectory) -> Out
             exit_fifo.close()
     finally:
         host.close()
+
+
+def host_for(request: StartRequest, log: Log) -> Host:
+    """Return the host of one front end, and write its pid where the front end wants that."""
+    origin = request.origin
+    host = Host(
+        log,
+        origin.environment,
+        has_job_control=origin.has_job_control,
+        has_watchdog=origin.notifier.watchdog_s > 0,
+    )
+    RetriedFile(host.loop, log, "supervisor.pid", origin.write_pid).write()
+    return host
 
 
 def with_absolute_logs(

@@ -81,6 +81,7 @@ class Origin:
         starts: When the last successors were started; monotonic seconds.
         began_ns: When the front end began; nanoseconds since the epoch, for the exit record.
         has_job_control: A shell may stop and continue this process.
+        write_pid: Writes the pid of this process; raises OSError.
         on_started: Called once when the container process runs.
         notifier: The way to the service manager; the default has none.
         lock_fd: The front end's lock, which a reload keeps; -1 for none.
@@ -98,6 +99,7 @@ class Origin:
     starts: tuple[float, ...] = ()
     began_ns: int = 0
     has_job_control: bool = False
+    write_pid: Callable[[], None] = lambda: None
     on_started: Callable[[], None] = lambda: None
     notifier: Notifier = SILENT
     lock_fd: int = -1

@@ -112,14 +112,9 @@ def dry_run(
 
 
 def _host_for(request: StartRequest, log: Log, stack: ExitStack) -> Host:
-    from supervisor.container.host import Host
+    from supervisor.container.host import host_for
 
-    host = Host(
-        log,
-        request.origin.environment,
-        has_job_control=request.origin.has_job_control,
-        has_watchdog=request.origin.notifier.watchdog_s > 0,
-    )
+    host = host_for(request, log)
     stack.callback(host.close)
     return host
 
@@ -258,6 +253,7 @@ def _unpack(container: Container, inherited: Inherited, packed: dict[str, Any]) 
     running.is_paused = packed["is_paused"]
     container.is_stopping = packed["is_stopping"]
     running.stopper.timeout_s = packed["stop_timeout_s"]
+    running.stopper.grace_ends_at_s = packed["grace_ends_at_s"]
     container.process = Process.restore(
         launch.loop, container.host.reaper, launch.state_dir, packed, contents, is_parent=is_parent
     )
@@ -296,10 +292,11 @@ def begin(host: Host, containers: Sequence[Container], places: Sequence[Place]) 
         container.enter_host()
         _continue(container, place.inherited)
     host.reap()  # a process may have ended since the last supervisor's reap
-    for container in containers:
+    for container, place in zip(containers, places, strict=True):
         if container.is_stopping and container.state is State.RUNNING:
-            # The earlier supervisor may have been killed before it sent the signal.
-            container.stop("the supervisor before this one")
+            # It may have been killed before it sent the signal.
+            dead = place.inherited.contents.document["pid"]
+            container.stop(f"supervisor {dead} was killed during a stop")
 
 
 def _continue(container: Container, inherited: Inherited) -> None:
@@ -314,8 +311,8 @@ def _continue(container: Container, inherited: Inherited) -> None:
         kind,
     )
     running.stream_set.renew(running.handover.leftover_workers)
+    running.handover.publish()
     if container.is_started:
         container.request.origin.on_started()
     running.service.running(container.state, container.description())
-    running.handover.changed()
     running.expect_end(process)

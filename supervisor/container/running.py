@@ -241,6 +241,7 @@ class Running:
 
     def _send_stop_signal(self) -> None:
         self.stopper.ask(self._launch.request.stop.signal, self._on_grace_over)
+        self.handover.publish()  # a successor goes on with the stop
 
     def _on_grace_over(self) -> None:
         self._container.machine.post(Event.GRACE_OVER)

@@ -138,6 +138,7 @@ class Snapshot:
                 "is_paused": running.is_paused,
                 "is_stopping": self._container.is_stopping,
                 "stop_timeout_s": running.stopper.timeout_s,
+                "grace_ends_at_s": running.stopper.grace_ends_at_s,
                 "kill_scope": scope.snapshot() if scope else None,
                 "stdio": launch.stdio.snapshot(fd_writer),
                 "pipes": launch.pipes.snapshot(fd_writer),

@@ -11,6 +11,7 @@ always itself: `runtime kill` signals the container's init.
 from __future__ import annotations
 
 import signal
+import time
 
 from supervisor.linux.errors import ShimError
 from supervisor.linux.exit_status import shell_status, signal_name
@@ -36,11 +37,12 @@ class Stopper:
 
     Attributes:
         timeout_s: The grace period: seconds between the stop signal and SIGKILL.
+        grace_ends_at_s: When a stop that has begun kills the process; monotonic. None before.
         kill_scope: What `kill --all` would reach; set when the process is known. Without it nothing
             is killed by cgroup.
     """
 
-    SNAPSHOT = ("kill_scope", "timeout_s")
+    SNAPSHOT = ("kill_scope", "timeout_s", "grace_ends_at_s")
     TRANSIENT = (
         "_loop",
         "_invoker",
@@ -75,13 +77,20 @@ class Stopper:
         self._overdue: Timer | None = None
         self._stop_signal = 0
         self.timeout_s = timeout_s
+        self.grace_ends_at_s: float | None = None
         self.kill_scope: kill_scope.KillScope | None = None
 
     def ask(self, signum: int, on_grace_over: Callable[[], None]) -> None:
-        """Send the stop signal. Call `on_grace_over` when the grace period is over."""
+        """Send the stop signal. Call `on_grace_over` when the grace period is over.
+
+        The grace period of a killed supervisor's stop goes on here: it does not begin again.
+        """
         self._stop_signal = signum
         self._grace_period = self._loop.timer(on_grace_over)
-        self._grace_period.start(self.timeout_s)
+        now_s = time.monotonic()
+        if self.grace_ends_at_s is None:
+            self.grace_ends_at_s = now_s + self.timeout_s
+        self._grace_period.start(max(0.0, self.grace_ends_at_s - now_s))
         if self._is_exec:
             self._signal_init(signum)
             return

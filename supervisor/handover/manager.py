@@ -15,7 +15,9 @@ from supervisor.handover.discover import KEPT_NAMES
 from supervisor.handover.successor import SuccessorStarter
 from supervisor.linux import fds
 from supervisor.linux.errors import ShimError
+from supervisor.state.directory import HANDOVER_NAME
 from supervisor.state.fd_store import FdReader, FdStore, FdWriter
+from supervisor.state.retried_file import RetriedFile
 from workers.common.records import dataclass
 
 TYPE_CHECKING = False
@@ -150,6 +152,7 @@ class HandoverManager:
         "_state_dir",
         "_source",
         "_publish_soon",
+        "_file",
         "leftover_workers",
     )
 
@@ -179,6 +182,7 @@ class HandoverManager:
         self._state_dir = state_dir
         self._source = source
         self._publish_soon = loop.timer(self.publish)
+        self._file = RetriedFile(loop, log, HANDOVER_NAME, self._write_file)
         self._is_published = _is_published(inherited)
         self._store = _open_store(origin, inherited)
         self.leftover_workers: Sequence[fds.Fd] = (
@@ -230,7 +234,7 @@ class HandoverManager:
             "ends": [fd_writer.add(end) for end in self._store_fds],
             "nonce": self._store.nonce if self._store else "",
             "fd_holder": self._fd_holder.pid,
-            "is_published": self._is_published,
+            "is_published": self._is_published and not self._file.is_missing,
         }
 
     def entry(self, fd_writer: FdWriter) -> dict[str, Any] | None:
@@ -247,6 +251,12 @@ class HandoverManager:
             "counters": str(os.fstat(self._source.counters_fd).st_ino),
         }
 
+    def _write_file(self) -> None:
+        if self._store is not None:
+            self._state_dir.write_handover(
+                self._store.fds, self._store.nonce, self._source.counters_fd
+            )
+
     def changed(self) -> None:
         """Publish in the next round of the loop. Several changes are published once."""
         if self._store is not None and self._may_publish:
@@ -262,12 +272,10 @@ class HandoverManager:
         if self._store is None or not self._may_publish:
             return
         is_first, holder = not self._is_published, self._origin.store_holder
+        if is_first and self._parent is None and holder is None:
+            # Before the store has a document: the workers are found by the file alone.
+            self._file.write()
         try:
-            if is_first and self._parent is None and holder is None:
-                # Before the store has a document: the workers are found by the file alone.
-                self._state_dir.write_handover(
-                    self._store.fds, self._store.nonce, self._source.counters_fd
-                )
             fd_writer = FdWriter()
             self._store.put(self._source.document(fd_writer), fd_writer)
             if is_first and self._origin.is_kept:
@@ -285,11 +293,6 @@ class HandoverManager:
         elif is_first:
             self._parent.changed()
 
-    def stop_was_asked(self) -> None:
-        """Publish the stop. From now on the fd holder starts no successor."""
-        self._fd_holder.stand_down()
-        self.changed()
-
     @property
     def has_fd_holder(self) -> bool:
         """Whether the fd holder has not been reaped yet."""
@@ -298,6 +301,7 @@ class HandoverManager:
     def close(self) -> None:
         """Remove what a successor would need, and kill the fd holder; see `has_fd_holder`."""
         self._publish_soon.cancel()
+        self._file.cancel()
         if self._store is not None:
             if self._origin.is_kept:
                 self._origin.notifier.keep_no_more(KEPT_NAMES)

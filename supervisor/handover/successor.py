@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import time
 
-from supervisor.children.fd_holder import STAND_DOWN
+from supervisor.children import restart_policy
 from supervisor.handover.own_command import SUCCESSOR_VARIABLE
 from supervisor.linux import fds, plain_json, reaper, spawn, syscalls
 from supervisor.linux.errors import AlreadySupervisedError, UsageError, reason
@@ -26,7 +25,6 @@ from workers.common.records import dataclass
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from types import FrameType
     from typing import Any
 
     from supervisor.linux.exit_status import Termination
@@ -38,10 +36,12 @@ LIMIT_VARIABLE = "FORKSHIM_SUCCESSORS"
 DEFAULT_LIMIT = 5
 WINDOW_S = 60.0
 _EXEC_FAILED_STATUS = 127
+_LONGEST_CAUSE = 1024
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 16.0
 _LOCK_PAUSE_S = 15.0
 """Another adopter has the lock. It kills this fd holder as soon as it has forked its own."""
+_WAS_TOO_LATE = Exited(AlreadySupervisedError.exit_status)
 _LONGEST_HANDOVER = 256
 _REPLACING_S = 2.0
 _LONGEST_EVENTS = 4096
@@ -131,23 +131,12 @@ class SuccessorStarter:
         self._log = log
         self._limit = limit
         self._starts = [*starts]
-        self._is_standing_down = False
         self._failures = 0
-        self._own: bytes | None = None
 
     @property
     def fds(self) -> tuple[int, ...]:
         """The log's descriptors; empty if no successor is started, and so nothing is logged."""
         return self._log.fds if self._limit else ()
-
-    @property
-    def starts_successors(self) -> bool:
-        """Whether any successor may be started."""
-        return self._limit > 0
-
-    def stand_down(self) -> None:
-        """Start no successor from now on. The process then only holds the store."""
-        self._is_standing_down = True
 
     def serve(self, supervisor_pid: int) -> None:
         """Wait for the supervisor's death, then start successors while one is needed.
@@ -155,21 +144,19 @@ class SuccessorStarter:
         Returns when the container has ended in order. A successor that has its own fd holder kills
         this process.
         """
-        signal.signal(STAND_DOWN, self._on_signal)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [STAND_DOWN])
-        self._own = self._read_handover()
         _wait_until_dead(supervisor_pid)
-        if self._limit and not self._is_standing_down:
+        if self._limit:
             self._log.warning(f"supervisor {supervisor_pid} was killed; starting a successor")
         while self._is_kept():
-            if self._is_standing_down or not self._is_needed() or not self._may_start():
+            if not self._is_needed() or not self._may_start():
                 self._stay()
             else:
                 self._follow(self._start())
 
     def _is_needed(self) -> bool:
         """Return whether the file `handover` still leads to this fd store."""
-        return self._own is not None and self._read_handover() == self._own
+        inodes = [str(os.fstat(end).st_ino) for end in self._store_fds]
+        return self._read_handover().split()[: len(inodes)] == inodes
 
     def _is_kept(self) -> bool:
         """Return whether the state directory has a file `handover`, also a spoilt file.
@@ -193,15 +180,24 @@ class SuccessorStarter:
         return False
 
     def _start(self) -> Termination | None:
-        """Start a successor and wait for its end. Returns None if fork(2) has failed."""
+        """Start a successor, wait for its end, and log how it failed. Returns None without a fork.
+
+        The successor's stderr is a file in memory until it supervises: nothing waits for a reader.
+        """
         self._starts.append(time.monotonic())
         try:
-            return reaper.wait_for(spawn.fork_worker(self._become))
+            with fds.in_memory("stderr", b"") as stderr:
+                end = reaper.wait_for(spawn.fork_worker(lambda: self._become(stderr)))
+                if end not in (Exited(0), _WAS_TOO_LATE):
+                    cause = _last_line(stderr)  # empty where the log has it, and of a kill
+                    self._say_failure(f"{end}: {cause}" if cause else f"{end}")
+                return end
         except OSError as error:  # EAGAIN, ENOMEM: the limits of the cgroup
-            self._say_failure(f"fork: {error.strerror}")
+            self._say_failure(f"not started: {reason(error)}")
             return None
 
-    def _become(self) -> None:
+    def _become(self, stderr: int) -> None:
+        os.dup2(stderr, 2)
         told = {"ends": self._store_fds, "path": self._path, "starts": self._starts}
         environment = {**os.environ, SUCCESSOR_VARIABLE: plain_json.dumps(told).decode()}
         for fd in self._store_fds:
@@ -209,23 +205,21 @@ class SuccessorStarter:
         try:
             os.execve(self._command[0], self._command, environment)
         except OSError as error:
-            self._say_failure(f"exec {self._command[0]}: {reason(error)}")
+            os.write(2, f"exec {self._command[0]}: {reason(error)}".encode(errors="replace"))
             os._exit(_EXEC_FAILED_STATUS)
 
     def _follow(self, end: Termination | None) -> None:
         """Decide how long to wait before the next start."""
-        if end == Exited(AlreadySupervisedError.exit_status):
+        if end == _WAS_TOO_LATE:
             self._starts.pop()
             self._pause(_LOCK_PAUSE_S)
         elif end != Exited(0):
-            if end not in (None, Exited(_EXEC_FAILED_STATUS)):
-                self._say_failure(f"{end}")
             self._pause(min(_FIRST_PAUSE_S * 2**self._failures, _LONGEST_PAUSE_S))
             self._failures += 1
 
     def _say_failure(self, what: str) -> None:
-        if not self._failures:
-            self._log.warning(f"successor: {what}; trying again, {self._limit} times in all")
+        if restart_policy.is_logged(self._failures + 1):
+            self._log.warning(f"successor: {what}; {self._limit} are tried in {WINDOW_S:g} s")
 
     def _pause(self, pause_s: float) -> None:
         """Wait, unless the container needs no successor any more."""
@@ -249,15 +243,18 @@ class SuccessorStarter:
                 os.read(watch.fileno(), _LONGEST_EVENTS)
             watch.close()
 
-    def _read_handover(self) -> bytes | None:
+    def _read_handover(self) -> str:
         try:
             with open(self._handover, "rb", opener=fds.open_without_waiting) as file:
-                return file.read(_LONGEST_HANDOVER)
+                return (file.read(_LONGEST_HANDOVER) or b"").decode("ascii", "replace")
         except OSError:
-            return None
+            return ""
 
-    def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
-        self.stand_down()
+
+def _last_line(stderr: int) -> str:
+    size = os.fstat(stderr).st_size
+    text = os.pread(stderr, _LONGEST_CAUSE, max(0, size - _LONGEST_CAUSE))
+    return text.decode(errors="replace").rstrip().rpartition("\n")[2]
 
 
 def _wait_until_dead(supervisor_pid: int) -> None:

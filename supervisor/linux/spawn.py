@@ -20,7 +20,7 @@ from supervisor.linux import fds, signals, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import NoReturn
 
 _EXEC_FAILED_STATUS = 127
@@ -37,18 +37,15 @@ own: it relays for the container, then waits for a READY=1 that never comes. cru
 LISTEN_FDS for its own without a look at LISTEN_PID."""
 
 
-def fork_worker(
-    work: Callable[[], None], *, dies_with_us: bool = False, held: Iterable[int] = ()
-) -> int:
+def fork_worker(work: Callable[[], None], *, dies_with_us: bool = False) -> int:
     """Fork a child that calls `work` and ends with status 0, or 70 after a bug's traceback.
 
     The caller owns the child: the returned pid goes to the reaper. `work` runs with default
     signal dispositions and every descriptor of this process; it closes what is not its own.
     With `dies_with_us` the kernel kills it when we die; a copy worker goes on to end of file.
-    The signals of `held` stay blocked in the child, until `work` unblocks them.
     """
     supervisor_pid = os.getpid()
-    pid = _fork(held)
+    pid = _fork()
     if pid == 0:
         _run_worker(work, supervisor_pid if dies_with_us else None)
     return pid
@@ -118,7 +115,7 @@ def become(program: str, argv: Sequence[str], environment: Mapping[str, str]) ->
     os.execve(program, [*argv], environment)
 
 
-def _fork(held: Iterable[int] = ()) -> int:
+def _fork() -> int:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.EVERY_SIGNAL)
     pid = -1
     try:
@@ -128,15 +125,15 @@ def _fork(held: Iterable[int] = ()) -> int:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if pid != 0:
         return pid
-    _default_signals(held)
+    _default_signals()
     return 0
 
 
-def _default_signals(held: Iterable[int] = ()) -> None:
+def _default_signals() -> None:
     signals.drop_handlers()
     for signum in syscalls.C_LIBRARY_SIGNALS:
         syscalls.set_ignored(signum, is_ignored=False)
-    signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _run_worker(work: Callable[[], None], dies_with_pid: int | None) -> NoReturn:

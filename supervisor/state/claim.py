@@ -93,8 +93,30 @@ class Claim:
         return directory.StateDirectory.open(self.state_dir)
 
     def write_pid(self) -> None:
-        """Write the pid of this process, for `kill -TERM`."""
-        directory.write_file(self.lock_fd, PID_NAME, f"{os.getpid()}\n".encode())
+        """Write the pid of this process, for `kill -TERM`. On a full disk over the earlier pid.
+
+        Raises:
+            OSError: There is no such file now.
+        """
+        text = f"{os.getpid()}\n".encode()
+        try:
+            directory.write_file(self.lock_fd, PID_NAME, text)
+        except OSError as error:
+            try:
+                self._overwrite_pid(text)
+            except OSError:
+                self.remove_pid()  # it names another process
+                raise error from None
+
+    def _overwrite_pid(self, text: bytes) -> None:
+        """Write in place, which needs no room on the disk. Readers see the old pid or the new."""
+        flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        fd = fds.Fd(os.open(PID_NAME, flags, dir_fd=self.lock_fd))
+        try:
+            # $(cat FILE) drops the newlines at the end.
+            os.pwrite(fd.fileno(), text.ljust(os.fstat(fd.fileno()).st_size, b"\n"), 0)
+        finally:
+            fd.close()
 
     def remove_pid(self) -> None:
         """Remove the pid, once it is that of no supervisor of this container any more."""

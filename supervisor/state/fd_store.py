@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import socket
     from typing import Any
 
-VERSION = 14
+VERSION = 15
 _WORD = b"forkshim-handover"
 _MESSAGE_BYTES = 64
 _NONCE_BYTES = 16

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 def wait_published(state_dir: Path) -> None:
     """Wait until a killed supervisor's container could be adopted. No event tells: looks."""
-    waiting.wait_true(lambda: _is_published(state_dir))
+    waiting.wait_true(lambda: is_published(state_dir))
 
 
-def _is_published(state_dir: Path) -> bool:
+def is_published(state_dir: Path) -> bool:
+    """Say whether a killed supervisor's container could be adopted now."""
     try:
         deposit = discover.find(str(state_dir))
     except (ShimError, FileNotFoundError):

@@ -9,18 +9,19 @@ import json
 import os
 import resource
 import signal
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from supervisor.container.api import ContainerApi
 from supervisor.container.container import Container
 from supervisor.container.host import Host
 from supervisor.container.lifecycle import Notice
-from supervisor.container.request import ContainerSpec, Outcome, StartRequest, StopPolicy
+from supervisor.container.request import ContainerSpec, Origin, Outcome, StartRequest, StopPolicy
 from supervisor.linux.errors import ShimError
 from supervisor.linux.exit_status import Exited, Killed
 from supervisor.oci.process_json import ProcessConfig
 from supervisor.state.directory import StateDirectory
-from tests.harness import waiting
+from tests.harness import fd_stores, waiting
 from tests.harness.forked import forked, has_no_children
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Pod:
         self.bundles = bundles
         self.states_at_exec: list[str] = []
         self.refusals: list[str] = []
+        self.published_at_start: list[bool] = []
         self.has_stopped_two = False
 
     def run(self, process: dict[str, Any]) -> None:
@@ -68,6 +70,12 @@ class Pod:
             request = StartRequest(
                 ContainerSpec(container_id, bundle, self.runtime, starts_container=True),
                 StopPolicy(timeout_s=_GRACE_S if name == "deaf" else _LONG_S),
+                Origin(
+                    str(path.parent),
+                    is_adoptable=name == "stays",
+                    environment=os.environ,
+                    on_started=partial(self._look_at_store, path),
+                ),
             )
             sink = f"file:{self.directory / name}.log"
             container = Container(
@@ -91,6 +99,10 @@ class Pod:
             log.close()
         for state_dir in self.directories:
             state_dir.close()
+
+    def _look_at_store(self, state_dir: Path) -> None:
+        """Note which container could be adopted when its front end hears that it runs."""
+        self.published_at_start.append(fd_stores.is_published(state_dir))
 
     def _give_up(self) -> None:
         raise TimeoutError(f"{self.notices} {self.outcomes}")
@@ -163,11 +175,15 @@ def run(directory: Path, runtime: str, bundles: dict[str, Path], process: dict[s
         ends = {name: str(outcome.termination) for name, outcome in pod.outcomes.items()}
         errors = [str(outcome.error) for outcome in pod.outcomes.values() if outcome.error]
         told = {name: [each.name for each in told] for name, told in pod.notices.items()}
-        result.write_text(json.dumps([ends, errors, told, pod.states_at_exec, pod.refusals]))
+        result.write_text(
+            json.dumps(
+                [ends, errors, told, pod.states_at_exec, pod.refusals, pod.published_at_start]
+            )
+        )
 
     with forked(work) as child:
         assert child.wait() == Exited(0)
-    ends, errors, told, states, refusals = json.loads(result.read_text())
+    ends, errors, told, states, refusals, published = json.loads(result.read_text())
     assert ends == {
         "deaf": str(Killed(signal.SIGKILL)),
         "obeys": str(Exited(3)),
@@ -175,6 +191,7 @@ def run(directory: Path, runtime: str, bundles: dict[str, Path], process: dict[s
         "stays": str(Exited(4)),
     }, (ends, errors)
     assert errors == []
+    assert sorted(published) == [False, False, True], "`stays` alone is adoptable"
     (refusal,) = refusals
     assert refusal.startswith("exec second: ")
     assert refusal.endswith("/second: file too large")

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import signal
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -80,8 +78,7 @@ def fds_of(pid: int) -> dict[int, str]:
     return found
 
 
-def refused(_work: Callable[[], None], *, held: Sequence[int]) -> int:
-    assert held
+def refused(_work: Callable[[], None]) -> int:
     raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
@@ -146,20 +143,3 @@ def test_an_earlier_one_ends_when_the_new_one_is_there(
     waiting.wait_process(old)
     stop(rig, new)
     waiting.wait_reaped(old)
-
-
-def test_a_stop_in_its_first_moment_neither_kills_it_nor_is_lost(rig: Rig, store: FdStore) -> None:
-    for _each in range(20):
-        holder = make(rig, store, limit=5)
-        holder.ensure()
-        holder.stand_down()
-        wait_title(holder.pid)
-        waiting.wait_true(lambda: not is_blocked(holder.pid))  # noqa: B023 -- called now
-        assert waiting.is_alive(holder.pid)
-        stop(rig, holder)
-
-
-def is_blocked(pid: int) -> bool:
-    """Say whether the process has not come to its handler yet."""
-    mask = re.search(r"^SigBlk:\s(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    return mask is None or bool(int(mask[1], 16) & 1 << (signal.SIGUSR1 - 1))

@@ -308,3 +308,26 @@ def test_a_directory_that_cannot_be_synced_is_the_error_that_is_told(
         directory.write("name", b"content")
     assert (state_dir / "name").read_bytes() == b"content"
     assert os.listdir(state_dir) == ["name"]
+
+
+@pytest.mark.runc
+def test_a_pid_file_on_a_full_disk_never_names_another_process(tmp_path: Path) -> None:
+    def work() -> None:
+        claimed = claim.claim(".", "web")
+        _fill()
+        with pytest.raises(OSError, match="No space left"):
+            claimed.write_pid()
+        assert os.listdir("web") == []
+        os.unlink("full")
+        for text in ("1\n", "4194304\n"):
+            with open("web/supervisor.pid", "w") as file:
+                file.write(text)
+            _fill()
+            claimed.write_pid()
+            with open("web/supervisor.pid") as file:
+                assert int(file.read()) == os.getpid()
+            os.unlink("full")
+        claimed.release()
+
+    tmp_path.chmod(0o755)
+    assert _on_a_small_disk(tmp_path, work) == Exited(0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor.linux import reaper, spawn, syscalls
+from supervisor.linux import spawn, syscalls
 from supervisor.linux.exit_status import Exited, Killed, Termination
 from supervisor.linux.signals import SignalRouter
 from tests.harness import waiting
@@ -309,22 +309,6 @@ def test_a_worker_that_returns_ends_with_0_and_one_with_a_bug_with_70_and_a_trac
         assert child.wait() == Exited(70)
         assert b"SystemExit: a bug" in waiting.read_to_end(rfd)
     os.close(rfd)
-
-
-def test_a_held_signal_waits_until_the_worker_unblocks_it() -> None:
-    go_rfd, go_wfd = os.pipe2(os.O_CLOEXEC)
-
-    def work() -> None:
-        waiting.wait_readable(go_rfd)
-        assert signal.sigpending() == {signal.SIGUSR1}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
-
-    pid = spawn.fork_worker(work, held=[signal.SIGUSR1])
-    os.kill(pid, signal.SIGUSR1)
-    os.write(go_wfd, b"go")
-    assert reaper.wait_for(pid) == Killed(signal.SIGUSR1)
-    for fd in (go_rfd, go_wfd):
-        os.close(fd)
 
 
 @pytest.mark.parametrize(

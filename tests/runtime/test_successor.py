@@ -19,7 +19,7 @@ import pytest
 import supervisor
 from tests.harness import bundles, waiting
 from tests.harness.big_stream import BigStream
-from tests.harness.daemon import Daemon
+from tests.harness.daemon import Daemon, reap
 from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def test_the_successor_is_a_daemon_like_the_one_before(
     assert daemon.workers() == []
 
 
-@pytest.mark.parametrize("when", ["an end in order", "a reload", "a stop"])
+@pytest.mark.parametrize("when", ["an end in order", "a reload"])
 def test_no_successor_follows(
     make_bundle: Callable[..., Path], start: Callable[..., Daemon], when: str
 ) -> None:
@@ -141,15 +141,6 @@ def test_no_successor_follows(
         assert daemon.pid == pid
         os.kill(daemon.payload_pid, signal.SIGKILL)
         assert daemon.wait_end() == "137"
-    elif when == "a stop":
-        os.kill(pid, signal.SIGTERM)
-        waiting.wait_true(lambda: any("stopping" in each for each in daemon.log()))
-        kill(pid)
-        assert waiting.is_alive(fd_holder)
-        daemon.adopt()
-        waiting.wait_process(fd_holder)
-        os.kill(daemon.payload_pid, signal.SIGKILL)
-        assert daemon.wait_end() == "137"
     else:
         os.kill(daemon.payload_pid, signal.SIGKILL)
         assert daemon.wait_end() == "137"
@@ -158,22 +149,31 @@ def test_no_successor_follows(
     assert daemon.workers() == []
 
 
-def test_an_fd_holder_that_is_forked_after_a_stop_ends_with_the_state_directory(
-    make_bundle: Callable[..., Path], start: Callable[..., Daemon]
+@pytest.mark.parametrize("victim", ["supervisor", "fd holder, then supervisor"])
+def test_a_successor_goes_on_with_a_stop(
+    make_bundle: Callable[..., Path], start: Callable[..., Daemon], tmp_path: Path, victim: str
 ) -> None:
-    daemon = start(make_bundle("trap '' TERM; " + LOOP.replace("trap", "trap -- 2>&- ; :")))
-    pid, first = daemon.pid, fd_holder_of(daemon.pid)
+    """The container ignores TERM: only the end of the grace period ends it."""
+    log = tmp_path / "log"
+    script = "trap 'echo term' TERM; echo ready; while :; do sleep 0.1; done"
+    daemon = start(make_bundle(script), "--log", f"file:{log}", "--stop-timeout", "5")
+    pid, fd_holder = daemon.pid, fd_holder_of(daemon.pid)
     os.kill(pid, signal.SIGTERM)
-    waiting.wait_true(lambda: any("stopping" in each for each in daemon.log()))
-    kill(first)
-    fd_holder = fd_holder_of(pid)
+    waiting.wait_path(log, lambda path: "term" in path.read_text())
+    if victim != "supervisor":
+        kill(fd_holder)
+        waiting.wait_true(lambda: waiting.worker_of(pid, "fds") not in (None, fd_holder))
     kill(pid)
-    assert not any("successor" in message for message in daemon.log())
-    assert waiting.is_alive(fd_holder)
-    os.kill(daemon.payload_pid, signal.SIGKILL)
-    waiting.wait_process(daemon.payload_pid)
-    (daemon.state_dir / "handover").unlink()
-    waiting.wait_process(fd_holder)
+    wait_successor(daemon, pid)
+    reap(daemon.payload_pid)
+    assert daemon.wait_end() == "137"
+    record = daemon.record()
+    assert (record["signal"], record["stopRequested"]) == ("SIGKILL", True)
+    said = daemon.log()
+    assert f"supervisor {pid} was killed during a stop: stopping" in said
+    assert "did not stop within 5 s of SIGTERM, killed" in said
+    assert log.read_text() == "ready\nterm\nterm\n"
+    assert daemon.workers() == []
 
 
 def test_one_who_adopts_by_hand_is_the_only_one(
@@ -241,9 +241,12 @@ def test_a_program_that_cannot_start_is_said_and_the_container_goes_on(
     kill(pid)
     advice = f"`forkshim adopt {daemon.id}` adopts it"
     waiting.wait_true(lambda: any(advice in message for message in daemon.log("warn")))
-    killed, failed, limit = daemon.log("warn")
+    killed, failed, failed_again, limit = daemon.log("warn")
     assert killed == f"supervisor {pid} was killed; starting a successor"
-    assert failed == "successor: exit status 2; trying again, 2 times in all"
+    assert failed == failed_again
+    assert failed.startswith("successor: exit status 2: ")
+    assert failed.endswith("No such file or directory; 2 are tried in 60 s")
+    assert str(program) in failed
     assert limit.startswith("2 successors in 60 s have not lasted; no more are started. ")
     assert waiting.is_alive(fd_holder)
     daemon.adopt()
