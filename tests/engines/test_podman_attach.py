@@ -286,8 +286,10 @@ def test_a_stopped_foreground_client_is_waited_for_until_the_container_ends(pm: 
     with _started(pm, "run", "--name", "c", IMAGE, "sh", "-c", _WRITER) as client:
         assert client.stdout is not None
         client.stdout.readline()
-        os.kill(client.pid, signal.SIGSTOP)
+        # The client holds podman's lock of the container until the start is written down.
+        assert pm.inspect("c", ".State.Status") == "running"
         log = Path(pm.inspect("c", ".HostConfig.LogConfig.Path"))
+        os.kill(client.pid, signal.SIGSTOP)
         sizes: list[int] = []
 
         def stands_still() -> bool:
