@@ -84,7 +84,7 @@ def discard_kept(kept: FdStore | None) -> None:
     """Close the store of another run that systemd has kept, and remove it from systemd."""
     if kept is not None:
         kept.close()
-        Notifier(foreground.environment_of_a_main_process()).keep_no_more(discover.KEPT_NAMES)
+        Notifier(foreground.environment_of_a_main_process()).remove_fds(discover.KEPT_NAMES)
 
 
 def take_over(

@@ -49,7 +49,7 @@ def supervise_in_foreground(
     try:
         outcome = _supervise_on_record(request, log, state_dir, supervise_it)
         is_over = True
-        if request.origin.notifier.is_heard and _is_requested_stop(outcome, request):
+        if request.origin.notifier.has_manager and _is_requested_stop(outcome, request):
             return 0
         return _exit_status(outcome)
     except (ShimError, OSError) as error:

@@ -144,7 +144,7 @@ class Container:
         """Create the process, or restore it from `checkpoint`. The host's loop does the rest."""
         self.launch.creation.checkpoint = checkpoint
         self.enter_host()
-        if self.request.origin.notifier.is_heard:
+        if self.request.origin.notifier.has_manager:
             self.assemble()
         self.sequence.open_stdio()
         if self.state is State.OPENING:  # a client lets the supervisor wait

@@ -83,7 +83,7 @@ class ExitSequence:
         is_failure = end is not None and shell_status(end) != 0
         if process.oom_kills or isinstance(end, Unknown):
             self._log.warning(message, Kind.ENDED)
-        elif is_failure and not self._is_stopping() and self._service.is_heard:
+        elif is_failure and not self._is_stopping() and self._service.has_manager:
             # systemd sees only the supervisor's status: 137 for SIGKILL and for exit(137).
             self._log.notice(message, Kind.ENDED)
         else:

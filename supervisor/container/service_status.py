@@ -133,9 +133,9 @@ class ServiceStatus:
         }
 
     @property
-    def is_heard(self) -> bool:
+    def has_manager(self) -> bool:
         """Whether there is a service manager."""
-        return self._notifier.is_heard
+        return self._notifier.has_manager
 
     def reloading(self) -> None:
         """Report that a reload begins."""
@@ -170,11 +170,11 @@ class ServiceStatus:
             self._watchdog_source = Source.CONTAINER
         if words.status is not None:
             self._words = words.status
-        self._notifier.pass_on(words.lines(), None if words.status is None else self._line())
+        self._notifier.forward(words.lines(), None if words.status is None else self._line())
 
     def entered(self, state: State, text: str) -> None:
         """Report the new state in words, and ask for the time that it may take."""
-        if not self._notifier.is_heard:
+        if not self._notifier.has_manager:
             return
         if self._is_ending(state) and not self._is_ending(self._state):
             self._notifier.stopping()
@@ -187,7 +187,7 @@ class ServiceStatus:
 
         A container whose workers die again and again must not flood systemd.
         """
-        if not self._text or not self._notifier.is_heard:
+        if not self._text or not self._notifier.has_manager:
             return
         too_soon_s = self._looked_at_s + _AT_MOST_EVERY_S - time.monotonic()
         if too_soon_s > 0:
@@ -196,7 +196,7 @@ class ServiceStatus:
             self._refresh()
 
     def _refresh_later(self) -> None:
-        if self._notifier.is_heard:
+        if self._notifier.has_manager:
             self._shown = self._moved()
             self._next_status.start(_REFRESH_S)
 

@@ -261,7 +261,7 @@ def _read_handover(state_dir: str) -> Handover:
     # A running supervisor of an older forkshim has written fewer words.
     numbers = [*inodes, *counters]
     if len(inodes) != count or len(counters) > 1 or not all(map(str.isdecimal, numbers)):
-        raise FdStoreError(f"{directory.HANDOVER_NAME}: not a supervisor's")
+        raise FdStoreError(f"{directory.HANDOVER_NAME}: not written by a supervisor")
     if boots and boots[0] != directory.boot_id():
         raise FdStoreError(f"{directory.HANDOVER_NAME}: of another boot of the machine")
     return Handover(tuple(inodes), "".join(nonces), "".join(counters))

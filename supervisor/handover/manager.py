@@ -280,8 +280,8 @@ class HandoverManager:
             self._store.put(self._source.document(fd_writer), fd_writer)
             if is_first and self._origin.is_kept:
                 notifier = self._origin.notifier
-                notifier.keep_no_more(KEPT_NAMES)  # of an earlier run of the unit
-                notifier.keep(dict(zip(KEPT_NAMES, self._store.fds, strict=True)))
+                notifier.remove_fds(KEPT_NAMES)  # of an earlier run of the unit
+                notifier.store_fds(dict(zip(KEPT_NAMES, self._store.fds, strict=True)))
         except (ShimError, OSError) as error:
             self._log.warning(f"cannot publish the fd store, adoption is disabled: {error}")
             return
@@ -304,7 +304,7 @@ class HandoverManager:
         self._file.cancel()
         if self._store is not None:
             if self._origin.is_kept:
-                self._origin.notifier.keep_no_more(KEPT_NAMES)
+                self._origin.notifier.remove_fds(KEPT_NAMES)
             if self._origin.store_holder is not None:
                 self._origin.store_holder.drop(self._state_dir.path)
             elif self._parent is None:

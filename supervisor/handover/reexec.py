@@ -68,7 +68,7 @@ def arrive() -> Arrival | None:
         if lock_fd >= 0:
             os.set_inheritable(lock_fd, False)
     except (KeyError, ValueError, OSError):
-        raise FdStoreError(f"{HANDOVER_VARIABLE}: not a supervisor's: {text!r}") from None
+        raise FdStoreError(f"{HANDOVER_VARIABLE}: not written by a supervisor: {text!r}") from None
     lock = fds.Fd(lock_fd)
     try:
         store = FdStore(ends=(front, back))

@@ -1,4 +1,4 @@
-"""The attach clients of one output as its sink, `attach`: packets over SEQPACKET sockets."""
+"""The sink `attach`: packets of one output to its attach clients, over SEQPACKET sockets."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ _STDOUT, _STDERR = 2, 3
 
 
 class AttachSink:
-    """A ring, and the clients at this moment. Owns the ring and not the sockets.
+    """A ring of packets and the present clients. Owns the ring; borrows the sockets.
 
     Attributes:
-        clients: What the next worker gets; `io.attach.packet_clients` assigns it.
+        ring: Shared memory that each worker maps.
+        clients: The next worker gets them; `io.attach.packet_clients` assigns them.
     """
 
     is_file = False
@@ -35,7 +36,7 @@ class AttachSink:
     policy = BLOCK
 
     def __init__(self, stream: str, kept: Sequence[int] = ()) -> None:
-        """Make the ring of an output, or of the branch of one; `kept`: of an earlier supervisor.
+        """Make the ring of an output or its branch. `kept`: descriptors of an earlier supervisor.
 
         Raises:
             ShimError: EMFILE, ENOMEM.
@@ -48,7 +49,7 @@ class AttachSink:
         self.clients: Sequence[HubClient] = ()
 
     def drops(self) -> Drops:
-        """Return nothing: what one client has skipped, another one has."""
+        """Return 0: only clients skip bytes, and each skips its own."""
         return Drops(0, 0)
 
     @property
@@ -57,11 +58,11 @@ class AttachSink:
         return RING_BYTES
 
     def has_room(self, _sink_fd: int) -> bool:
-        """Say whether a client could take a packet; without clients it is discarded."""
+        """Return whether a client could take a packet. True without clients: it is discarded."""
         return not self.clients or any(fds.is_writable(client.fd) for client in self.clients)
 
     def work(self, context: WorkerContext, route: Route) -> None:
-        """Run a worker; called in the child."""
+        """Run a worker to its report. Called in the child."""
         packet_hub.work(context, route, self.ring, self.clients)
 
     def reopen(self) -> None:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def open_buffered(stream: str, sink: SinkSpec, kept: tuple[int, ...]) -> Sink:
-    """Create the buffer before the stream's descriptor; `kept`: of an earlier supervisor.
+    """Create the buffer before the stream's descriptor.
+
+    `kept`: descriptors of an earlier supervisor, owned; they replace the creation.
 
     Raises:
         ShimError: EMFILE or ENOMEM.
@@ -29,7 +31,7 @@ def open_buffered(stream: str, sink: SinkSpec, kept: tuple[int, ...]) -> Sink:
 
 
 def make_buffered(stream: str, sink: SinkSpec, kept: tuple[int, ...]) -> Buffered:
-    """Create a buffer; raises as `open_buffered`."""
+    """Create a buffer. Arguments and errors as `open_buffered`."""
     try:
         return Buffered(stream, sink.policy, sink.buffer_bytes, kept)
     except OSError as error:  # EMFILE, ENOMEM

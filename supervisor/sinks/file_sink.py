@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from workers.sinks.log_file import Format
 
 _PIECE_BYTES = 32 << 10
-"""Of a longer line, pieces may come into different files of a rotation."""
+"""The longest line that a rotation never divides between two files."""
 
 _SMALL_FILE_BYTES, _SMALL_PIECE_BYTES = 64 << 10, 8 << 10
-"""Below this size a k8s-file has smaller pieces, as large as conmon's: 10 kB hold one."""
+"""With a smaller `max-size` a k8s-file has pieces of conmon's size, which fit into 10 kB."""
 
 
 def is_same_file(sink: SinkSpec, other: SinkSpec) -> bool:
-    """Say whether two settings name the same log file.
+    """Return whether two settings name the same log file.
 
     Raises:
         UsageError: They name the same file and differ in an option.
@@ -48,18 +48,21 @@ def is_same_file(sink: SinkSpec, other: SinkSpec) -> bool:
 
 
 def open_log(names: list[str], sink: SinkSpec, kept: tuple[int, ...]) -> dict[str, Sink]:
-    """Open a log file for the streams `names`, which own it together.
+    """Open the log file that the streams `names` share.
 
     Args:
-        names: The streams.
+        names: The streams: "stdout", "stderr".
         sink: Their setting.
-        kept: Descriptors of an earlier supervisor; with them nothing is opened.
+        kept: Descriptors of an earlier supervisor, owned; with them nothing is opened.
+
+    Returns:
+        A sink for each stream. Any of them closes the shared file; a second close does nothing.
 
     Raises:
         ShimError: The directory cannot be opened or is not trusted; EMFILE, ENOMEM.
     """
-    # Only the directory is opened: a symbolic link in place of the file is never followed. What an
-    # engine has chosen with conmon's command line may be a link, and may be anywhere.
+    # Only the directory is opened, so that a symbolic link in the file's place is never followed.
+    # A path of conmon's command line may be a link, and may be in any directory.
     is_chosen = sink.kind is SinkKind.K8S_FILE
     path = os.path.realpath(sink.path) if is_chosen else sink.path
     directory_path, file_name = os.path.split(path)
@@ -113,11 +116,13 @@ def _check_file(name: str, dir_fd: int, path: str) -> None:
     if not stat.S_ISREG(attributes.st_mode):
         raise UntrustedError(f"{path}/{name}: not a regular file")
     if attributes.st_nlink > 1:
-        raise UntrustedError(f"{path}/{name}: not trusted: the file has another name (a hard link)")
+        raise UntrustedError(
+            f"{path}/{name}: not trusted: the file has another name, too (a hard link)"
+        )
 
 
 class _LogDirectory:
-    """A log file and its directory, owned by all streams that name it."""
+    """A log file and its directory, shared by all streams that name it."""
 
     def __init__(self, log: LogFile, directory: fds.Fd, path: str, *, is_chosen: bool) -> None:
         self.log = log
@@ -126,7 +131,7 @@ class _LogDirectory:
         self._path = path
 
     def reopen(self) -> None:
-        """Open the directory again by its name, which may name another directory now.
+        """Open the directory again by its path, which may lead to another directory now.
 
         Raises:
             OSError: The directory does not exist.
@@ -144,10 +149,10 @@ class _LogDirectory:
         self._take(fresh)
 
     def renew_file(self) -> None:
-        """Rotate the file now, or replace it by an empty one of its name: conmon's `ctl`, type 2.
+        """Rotate the file, or replace it by an empty file of its name: conmon's `ctl`, type 2.
 
-        An engine that has renamed the file waits until there is a new one. An empty file stays, so
-        that the streams of one file may each ask for it.
+        An engine that has renamed the file waits for the new one. An empty file is not replaced,
+        because each of the streams that share the file calls this.
 
         Raises:
             OSError: The directory does not exist.

@@ -1,4 +1,4 @@
-"""Streams in the journal: native records, `journal`, and lines, `journal-stream`."""
+"""The sinks `journal` (native records) and `journal-stream` (lines)."""
 
 from __future__ import annotations
 
@@ -32,13 +32,20 @@ if TYPE_CHECKING:
     from workers.sinks.buffered_fd import Buffered
 
 _LONGEST_ANNOTATION = 1024
-"""Characters of an annotation, which is in each record."""
+"""Limit for the value of an annotation, in characters: each record contains it."""
 
 
 def open_journal(
     stream: str, sink: SinkSpec, origin: Origin, kept: tuple[int, ...], *, is_console: bool
 ) -> Sink:
-    """Connect a stream to journald's native socket; `kept`: descriptors of an earlier supervisor.
+    """Connect a stream to journald's native socket.
+
+    Args:
+        stream: "stdout", "stderr" or "console".
+        sink: The setting.
+        origin: The fields of each record.
+        kept: Descriptors of an earlier supervisor, owned; with them nothing is opened.
+        is_console: The stream is a console: carriage returns are removed.
 
     Raises:
         ShimError: journald does not run; EMFILE, ENOMEM.
@@ -66,7 +73,7 @@ def open_journal(
 def open_journal_stream(
     stream: str, sink: SinkSpec, container_id: str, kept: tuple[int, ...]
 ) -> Sink:
-    """Connect a stream to journald's stream socket; `kept` and errors as `open_journal`."""
+    """Connect a stream to journald's stream socket. Arguments and errors as `open_journal`."""
     try:
         with open("/proc/self/cgroup", "rb") as cgroups:
             unit = unit_of(cgroups.read())
@@ -87,7 +94,9 @@ def open_journal_stream(
 
 
 def origin_of(container_id: str, epoch: str, sink: SinkSpec, bundle: str) -> Origin:
-    """Return the origin of a stream; the streams of a container have the same `epoch`.
+    """Return the origin of a stream: the fields that each of its records has.
+
+    `epoch`: 32 hexadecimal digits, the same for the streams of one start.
 
     Raises:
         BundleError: The setting has annotations, and config.json cannot be read.
@@ -98,7 +107,7 @@ def origin_of(container_id: str, epoch: str, sink: SinkSpec, bundle: str) -> Ori
 
 
 def unpacked(origin: dict[str, Any]) -> Origin:
-    """Return the origin from a snapshot."""
+    """Return the origin from a snapshot. The tuples of tuples became lists in JSON."""
     extra = tuple((name, value) for name, value in origin["extra"])
     return Origin(**{**origin, "extra": extra})
 

@@ -1,8 +1,8 @@
-"""Open the sinks that are more than a descriptor; called in the supervisor.
+"""Opens the sinks that are more than a descriptor. Called in the supervisor.
 
 The module of a kind is imported only for a setting that names the kind: the journal needs orjson.
-CPU time of a start with `cri:` before the runtime is executed, 16 starts on a busy machine: median
-91 ms and minimum 62 ms, with all kinds imported 98 and 85 ms.
+CPU time of a start with `cri:` before the runtime is executed (16 starts on a busy machine): median
+91 ms, minimum 62 ms. With all kinds imported: 98 and 85 ms.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class InheritedSinks:
-    """The snapshots of an earlier supervisor's sinks by stream, and their descriptors."""
+    """The sinks of an earlier supervisor.
+
+    Attributes:
+        packed: The snapshot of each stream's sink.
+        contents: The fd store with their descriptors.
+    """
 
     packed: Mapping[str, dict[str, Any]]
     contents: FdReader
@@ -38,10 +43,10 @@ def open_sinks(
     is_console: bool,
     inherited: InheritedSinks | None = None,
 ) -> dict[str, Sink]:
-    """Open the sinks of the outputs, and of branches such as "stdout.attach"; the caller owns them.
+    """Open the sinks of the outputs, and of branches ("stdout.attach"). The caller owns them.
 
-    Streams with the same log file share it. With `inherited` the sinks of an earlier supervisor are
-    restored, and nothing is opened.
+    Streams with the same log file share it. With `inherited` this restores the sinks of an earlier
+    supervisor, and opens nothing.
 
     Raises:
         BundleError: The setting has annotations, and config.json cannot be read.

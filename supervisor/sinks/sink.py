@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from workers.process.context import WorkerContext
 
     class Sink(Protocol):
-        """The destination of a stream. The stream's workers write to it one after another."""
+        """The destination of a stream. The stream's workers write to it, one after the other."""
 
         @property
         def policy(self) -> str:
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 
         @property
         def held_bytes(self) -> int:
-            """Limit of the bytes that are neither in the container's pipe nor in the sink."""
+            """The most bytes that can be between the container's pipe and the sink."""
 
         @property
         def is_file(self) -> bool:
-            """Whether a worker opens a file by its name first."""
+            """Whether each worker opens a file by its name."""
 
         @property
         def is_deleted(self) -> bool:
-            """Whether the file that is written to has no name any more."""
+            """Whether the file that the worker writes to has no name any more."""
 
         def has_room(self, sink_fd: int) -> bool:
-            """Say whether a write would not block."""
+            """Return whether a write would not block."""
 
         def work(self, context: WorkerContext, route: Route) -> None:
-            """Run a worker to its report; called in the child."""
+            """Run a worker to its report. Called in the child."""
 
         def reopen(self) -> None:
             """Reopen or reconnect the sink after a worker has reported an error.
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
             """
 
         def renew_file(self) -> None:
-            """Rotate or replace a k8s-file now; do nothing for another sink.
+            """Rotate or replace a k8s-file. Do nothing for any other sink.
 
             Raises:
                 OSError: The directory does not exist.
@@ -63,19 +63,19 @@ if TYPE_CHECKING:
             """Return the state for `open_sinks` of another supervisor."""
 
         def close(self) -> None:
-            """Close everything; a second call does nothing."""
+            """Close everything. A second call does nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drops:
-    """What a policy has dropped: bytes, and line ends among them."""
+    """What a policy has dropped: bytes, and how many of them were line ends."""
 
     bytes: int
     lines: int
 
 
 def drops_of(buffer: LineBuffer) -> Drops:
-    """Return what was dropped before a buffer."""
+    """Return what was dropped because the buffer was full."""
     state = buffer.read()
     return Drops(min(state.dropped_bytes, MOST_BYTES), min(state.dropped_lines, MOST_BYTES))
 

@@ -3,17 +3,18 @@
     KIND[,OPTION=VALUE]...[:PATH]
 
 - `file:PATH`: a regular file, created with mode 0640 if missing, appended to. With `max-size=10M`
-  it is rotated between two lines, and `keep=5` old files stay
+  the worker rotates it between two lines and keeps `keep=5` old files
 - `cri:PATH`: the same in the log format of Kubernetes, with the same options
-- `journal`: native records; `priority=5` for lines without their own, `tag=web`, `max-line=1M`,
+- `journal`: native records; `priority=5` for lines without a priority, `tag=web`, `max-line=1M`,
   `annotation=com.example.*` (may be repeated), `json=yes`, `join=indented`
 - `journal-stream`: lines, as systemd's own StandardOutput=journal; `priority=5`, `tag=web`
-- `k8s-file:PATH`: `cri:` as conmon writes it, for its front end alone: local times, any size of
-  `max-size`, and without `keep` a full file is replaced by an empty one. `total=16777216` is the
-  limit of all that is written, `sync=yes` an fsync(2) at the end
-- `attach`: packets to the attach clients of conmon's front end, which alone asks for it
-- of `journal`, for the same front end: `name=`, `log-tag=` and `label=NAME=` with values that
-  `quoted` has made; `partial=no` and `prefix=no` leave `CONTAINER_PARTIAL_MESSAGE` and `<N>` alone
+- `k8s-file:PATH`: `cri:` as conmon writes it, only for conmon's front end: local times, and any
+  `max-size`. Without `keep` an empty file replaces a full one. `total=16777216` is the limit of all
+  bytes that are written, `sync=yes` asks for an fsync(2) at the end
+- `attach`: packets to the attach clients of conmon's front end; only that front end uses it
+- `journal`, more options for the same front end: `name=`, `log-tag=` and `label=NAME=` take values
+  that `quoted` has made. `partial=no` omits `CONTAINER_PARTIAL_MESSAGE`. `prefix=no` keeps `<N>` as
+  text
 - `null`: discards the stream; so do "" and /dev/null
 - `passthrough`: descriptor 1 or 2 of the supervisor
 - `path:PATH` or any other PATH: a fifo, a device or an existing file, neither created nor
@@ -23,10 +24,11 @@ Each kind but `null` takes `policy=block`, `drop-new` or `drop-old` for a sink t
 data. The last two take `buffer=1M`, the size of the buffer before the sink.
 
 A path may have any characters, but no option at its end: options precede the colon. A bare path
-that a user types must have a slash (`check_typed`); an engine's setting may be any path.
+that a user types must have a slash (`check_typed`). An engine's setting may be any path.
 
-Sizes are whole numbers of bytes, or of k, m, g or t, with `i`, `b` or `ib` behind it, in either
-case. All units are powers of 1024, as in systemd (SystemMaxFileSize=10M) and Docker (max-size=10m).
+Sizes are whole numbers of bytes, or of k, m, g or t, followed by nothing, `i`, `b` or `ib`, in
+either case. All units are powers of 1024, as in systemd (SystemMaxFileSize=10M) and Docker
+(max-size=10m).
 """
 
 from __future__ import annotations
@@ -65,14 +67,14 @@ class SinkKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class SinkSpec:
-    """The destination of a stream. Many attributes: each option of each kind.
+    """The destination of a stream. It has many attributes: each option of each kind.
 
     Attributes:
         kind: Determines which of the other attributes are used.
         path: For PATH, FILE, CRI and K8S_FILE; else empty.
         max_bytes: Size at which a FILE, CRI or K8S_FILE is rotated; 0 for no rotation.
         keep: How many old files stay after a rotation.
-        total_bytes: Size at which a K8S_FILE ends for good; 0 for no limit.
+        total_bytes: Bytes after which nothing more is written to a K8S_FILE; 0 for no limit.
         is_synced: A K8S_FILE is synced at the end of a stream.
         priority: For JOURNAL and JOURNAL_STREAM, 0 to 7; None for the stream's default.
         tag: For JOURNAL and JOURNAL_STREAM; "" for none.
@@ -82,7 +84,7 @@ class SinkSpec:
         is_joined: A line of a JOURNAL that begins with a blank continues the line before.
         name: CONTAINER_NAME of a JOURNAL; "" for the container id.
         labels: More fields of a JOURNAL, pairs of name and value.
-        marks_partial: Records of a JOURNAL that end within a line say so.
+        marks_partial: Records of a JOURNAL that end within a line have a field for that.
         reads_priority: A line's prefix, `<0>` to `<7>`, is its priority in a JOURNAL.
         policy: "block", "drop-new" or "drop-old", see `workers.lines.drop`.
         buffer_bytes: Size of the buffer with the last two.
@@ -123,7 +125,7 @@ class SinkSpec:
 
 
 def parse_sink(text: str) -> SinkSpec:
-    """Parse a setting; a word that is no kind is a path.
+    """Parse a setting. A word that is no kind is a path.
 
     Raises:
         UsageError: The kind does not take the option or the path.
@@ -154,12 +156,12 @@ def quoted(value: str) -> str:
 
 
 def is_journal_setting(text: str) -> bool:
-    """Say whether a setting, which may be invalid otherwise, names the journal."""
+    """Return whether a setting names the journal. The rest of it may be invalid."""
     return _KINDS.get(_word(text)) in (SinkKind.JOURNAL, SinkKind.JOURNAL_STREAM)
 
 
 def check_typed(text: str) -> SinkSpec:
-    """Parse a setting that a user has typed; a bare path must have a slash.
+    """Parse a setting that a user has typed. A bare path must have a slash.
 
     Raises:
         UsageError: As `parse_sink`; the kind is unknown; or options follow a bare path.
@@ -232,9 +234,9 @@ def _with_options(text: str, sink: SinkSpec, settings: list[str]) -> SinkSpec:
             raise UsageError(f"sink {text}: option {name}: {value!r} is not {option.values}")
         values[option.attribute] = before + parsed if isinstance(parsed, tuple) else parsed
     if "keep" in values and sink.kind is not SinkKind.K8S_FILE and "max_bytes" not in values:
-        raise UsageError(f"sink {text}: option keep: says nothing without max-size")
+        raise UsageError(f"sink {text}: option keep: has no effect without max-size")
     if "buffer_bytes" in values and values.get("policy", "block") == "block":
-        raise UsageError(f"sink {text}: option buffer: says nothing without drop-new or drop-old")
+        raise UsageError(f"sink {text}: option buffer: has no effect without drop-new or drop-old")
     return replace(sink, **values)  # type: ignore[arg-type] # as `_OPTIONS` pairs them
 
 
@@ -296,7 +298,7 @@ _LABEL_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 
 
 def _quoted(text: str) -> str | None:
-    """Return the text of `quoted`; None if it is none."""
+    """Return the text that `quoted` has encoded; None if `text` is no such encoding."""
     head, *parts = text.split("%")
     content = head.encode(errors="surrogateescape")
     for part in parts:
@@ -373,7 +375,7 @@ _OPTIONS: dict[SinkKind, dict[str, _Option]] = {
     SinkKind.PATH: _POLICY,
 }
 _OF_FRONT_ENDS = frozenset({"name", "log-tag", "label", "partial", "prefix"})
-"""Options with values that no person would type; an operator's message does not offer them."""
+"""Options whose values users do not type. Error messages do not list them."""
 
 _OPTION_NAMES = frozenset(name for options in _OPTIONS.values() for name in options)
 _KINDS = {kind.value: kind for kind in SinkKind}

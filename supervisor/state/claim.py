@@ -5,9 +5,9 @@
     ROOT/ID/supervisor.pid
     ROOT/ID/init/        the state directory of the container's init
 
-The lock is on the directory itself, so the kernel removes it with its holder. A second `run` of a
-living id fails on the lock and touches nothing. A directory without a lock belongs to a supervisor
-that was killed.
+The lock is on the directory itself, so the kernel releases it when its holder dies. A second `run`
+of a supervised id fails on the lock and changes nothing. A directory without a lock belongs to a
+supervisor that was killed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Claim:
     """A claimed ROOT/ID. Owns the lock until `release` or `remove`."""
 
     def __init__(self, path: str, lock: fds.Fd) -> None:
-        """Own `lock`; use `claim`."""
+        """Own `lock`. Use `claim`."""
         self.path = path
         self._lock = lock
 
@@ -57,11 +57,11 @@ class Claim:
 
     @property
     def lock_fd(self) -> int:
-        """Lend the descriptor of the lock; a daemon must keep it open."""
+        """Return the descriptor of the lock, borrowed. A daemon must keep it open."""
         return self._lock.fileno()
 
     def left_state(self) -> dict[str, Any]:
-        """Return the state.json of the earlier supervisor; empty if it is missing or not JSON."""
+        """Return the state.json of the earlier supervisor; {} if it is missing or not an object."""
         try:
             path = os.path.join(self.path, STATE_NAME)
             with open(path, "rb", opener=fds.open_without_waiting) as file:
@@ -71,7 +71,7 @@ class Claim:
         return state if isinstance(state, dict) else {}
 
     def clear(self) -> None:
-        """Remove the files of an earlier supervisor; the claim stays."""
+        """Remove the files of an earlier supervisor. The claim stays."""
         temporary = {name for name in os.listdir(self.path) if name.startswith(".")}
         for name in (STATE_NAME, PID_NAME, *temporary):
             with suppress(FileNotFoundError):
@@ -80,7 +80,11 @@ class Claim:
             directory.remove_tree(self.state_dir)
 
     def make_state_dir(self, state: dict[str, Any]) -> None:
-        """Write state.json and create the state directory."""
+        """Write state.json and create the state directory.
+
+        Raises:
+            OSError: As `directory.write_file` and mkdir(2).
+        """
         directory.write_file(self.lock_fd, STATE_NAME, plain_json.dumps(state))
         os.mkdir("init", 0o700, dir_fd=self.lock_fd)
 
@@ -119,13 +123,13 @@ class Claim:
             fd.close()
 
     def remove_pid(self) -> None:
-        """Remove the pid, once it is that of no supervisor of this container any more."""
+        """Remove the file of `write_pid`: this process supervises the container no more."""
         if self._lock.is_open:
             with suppress(OSError):
                 os.unlink(PID_NAME, dir_fd=self.lock_fd)
 
     def remove(self) -> None:
-        """Remove the directory, then release the claim: no other process sees half of it."""
+        """Remove the directory, then release the claim, so that no other process sees a part."""
         os.chdir("/")
         # Other processes may have removed the directory and created it again.
         if _is_still_there(self.path, self._lock):
@@ -139,7 +143,9 @@ class Claim:
 
 
 def claim(root: str, container_id: str) -> Claim:
-    """Lock ROOT/ID for this process and its forks; create it if it is missing.
+    """Lock ROOT/ID for this process and its forks. Create it if it is missing.
+
+    Waits for at most 2 s for the lock of a supervisor that has died.
 
     Raises:
         AlreadySupervisedError: A living supervisor has the lock.
@@ -163,16 +169,16 @@ def claim(root: str, container_id: str) -> Claim:
                 raise AlreadySupervisedError(f"already supervised{_by_whom(path)}") from None
             if _is_still_there(path, lock):
                 return _checked(path, lock)
-            lock.close()  # its owner removed the directory between open and flock
+            lock.close()  # its owner has removed the directory between open(2) and flock(2)
     except OSError as error:
         raise ShimError(f"{error.filename or path}: {reason_of_access(error)}") from error
 
 
 def _is_owner_dead(path: str) -> bool:
-    """Say whether the owner of the lock has died.
+    """Return whether the owner of the lock has died.
 
-    A worker that it was forking holds the lock a moment longer, until `isolate.enter_worker` closes
-    the descriptor.
+    A worker that it has just forked holds the lock until `isolate.enter_worker` closes the
+    descriptor.
     """
     try:
         with open(os.path.join(path, PID_NAME), opener=fds.open_without_waiting) as file:
@@ -221,7 +227,7 @@ def _open_directory(path: str) -> fds.Fd:
     while True:
         with suppress(FileExistsError):  # the lock tells whether it has an owner
             os.mkdir(path, 0o700)
-        with suppress(FileNotFoundError):  # its owner removed it in between
+        with suppress(FileNotFoundError):  # its owner has removed it in between
             return fds.Fd(os.open(path, flags))
 
 

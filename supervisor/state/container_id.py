@@ -9,7 +9,7 @@ _LONGEST = 255
 
 
 def check_id(container_id: str) -> None:
-    r"""Accept what runc accepts and what can be a directory's name.
+    r"""Accept an id that runc accepts and that can be a directory's name.
 
     Raises:
         UsageError: The id breaks a rule, which the message names.

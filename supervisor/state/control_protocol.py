@@ -1,8 +1,8 @@
-"""The messages of the `control` fifo, from bytes to values. Pure.
+"""Parses the messages of the `control` fifo. Pure.
 
-A message is a line of three decimal numbers, `type width height`: 0 closes stdin, 1 resizes the
-console; the parser skips other types. Two more messages are forkshim's own: `reopen` and `attach
-STREAM FIFO`. The parser skips every other line.
+A message is a line of three decimal numbers, `type width height`. Type 0 closes stdin, type 1
+resizes the console. Two more messages are forkshim's own: `reopen` and `attach STREAM FIFO`. The
+parser skips every other line.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class CloseStdin:
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """Set the console's size, ioctl_tty(2) TIOCSWINSZ; each value is 0 to 65535."""
+    """Set the console's size, ioctl_tty(2) TIOCSWINSZ. Each value is from 0 to 65535."""
 
     columns: int
     rows: int
@@ -45,7 +45,7 @@ _LONGEST_NAME = 80
 
 
 class ControlParser:
-    """Buffers the beginning of a line until its end arrives; at most 256 bytes."""
+    """Buffers the beginning of a line until its end arrives, at most 256 bytes."""
 
     def __init__(self) -> None:
         """Start at the beginning of a line."""
@@ -58,7 +58,7 @@ class ControlParser:
         return "x" * (_LONGEST_LINE + 1) if self._is_too_long else self._begun.decode("latin-1")
 
     def feed(self, data: bytes) -> list[Message]:
-        """Take what read(2) returned, and return the messages that are now complete."""
+        """Add the bytes of a read(2), and return the messages that are now complete."""
         *lines, begun = (self._begun + data).split(b"\n")
         messages = []
         for line in lines:
@@ -95,6 +95,6 @@ def _parse(line: bytes) -> Message | None:
 
 
 def _is_client_fifo(fifo: str) -> bool:
-    """Say whether the name is `attach.NAME`, which no fifo of the supervisor has."""
+    """Return whether the name is `attach.NAME`. No fifo of the supervisor has such a name."""
     name = fifo.removeprefix("attach.")
     return name != fifo and 0 < len(name) <= _LONGEST_NAME and _IN_A_NAME.issuperset(name)

@@ -1,13 +1,16 @@
-"""The state directory of one process: the only writer of its files, `pid` and `log.json` apart.
+"""The state directory of one process. This module writes its files, but `pid` and `log.json`.
 
 The names and contents are the protocol of containerd 0.2, from the shim's side:
 
-    process.json   read once                       exit     fifo: end of file means we are done
-    control        fifo: stdin close, resize       pid      written by the runtime
-    exitStatus     decimal, no newline             shim-log.json, log.json   ours, the runtime's
+    process.json    read once
+    control         fifo: close stdin, resize
+    exit            fifo: end of file tells the engine that the supervisor has finished
+    exitStatus      decimal, no newline
+    shim-log.json   the supervisor's log
+    pid, log.json   written by the runtime
 
 Every name is opened relative to a descriptor of the directory: a supervisor may have several
-containers, and only one current directory.
+containers, but it has only one working directory.
 """
 
 from __future__ import annotations
@@ -38,16 +41,16 @@ class StateDirectory:
     """One state directory. Owns a descriptor of it until `close`."""
 
     def __init__(self, fd: fds.Fd, path: str) -> None:
-        """Take the descriptor. `path` is absolute, for the runtime's command lines; see `open`."""
+        """Own the descriptor. `path` is absolute, for the runtime's command lines. Use `open`."""
         self._fd = fd
         self.path = path
 
     @classmethod
     def open(cls, path: str) -> StateDirectory:
-        """Open the directory `path`; "." is the current one, whose absolute path is noted.
+        """Open the directory `path`, which may be relative.
 
         Raises:
-            ShimError: It cannot be opened.
+            ShimError: open(2) failed.
         """
         absolute = paths.absolute(path)
         try:
@@ -57,7 +60,7 @@ class StateDirectory:
             raise ShimError(f"open {path}: {reason(error)}") from error
 
     def fileno(self) -> int:
-        """Lend the descriptor, to open names by."""
+        """Return the descriptor, borrowed, for openat(2)."""
         return self._fd.fileno()
 
     def close(self) -> None:
@@ -65,18 +68,20 @@ class StateDirectory:
         self._fd.close()
 
     def check_trust(self) -> None:
-        """Refuse a directory in which others can create names: they choose what is executed.
+        """Refuse a directory in which other users can create names: they could have code executed.
 
         Raises:
-            UntrustedError: They can.
+            UntrustedError: Other users can create names in it.
         """
         trust.check(self.fileno(), self.path, may_be_sticky=False)
 
     def open_log(self, mirror_prefix: str | None = None) -> Log:
-        """Open shim-log.json for appending. It comes first: every later failure is written there.
+        """Open shim-log.json for appending. Called first, because later failures are logged there.
+
+        `mirror_prefix`: see `Log`.
 
         Raises:
-            ShimError: It cannot be opened.
+            ShimError: open(2) failed, or the file is a fifo.
         """
         flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND
         flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -90,10 +95,10 @@ class StateDirectory:
         return Log(fd, mirror_prefix)
 
     def open_fifo(self, name: str) -> fds.Fd:
-        """Open `exit` or `control` for both directions: it never waits and never sees end of file.
+        """Open `exit` or `control` with O_RDWR: open(2) does not wait, and there is no end of file.
 
         Raises:
-            ShimError: Missing, not a fifo, or not to be opened.
+            ShimError: open(2) failed, or the file is no fifo.
 
         Source: fifo(7), "O_RDWR succeeds in both blocking and nonblocking mode".
         """
@@ -114,7 +119,7 @@ class StateDirectory:
         return name in os.listdir(self.fileno())
 
     def make_fifos(self) -> None:
-        """Make `exit` and `control`, as an engine does before it starts a shim."""
+        """Make the fifos `exit` and `control`, as an engine does before it starts a shim."""
         for name in ("exit", "control"):
             os.mkfifo(name, 0o600, dir_fd=self.fileno())
 
@@ -122,28 +127,28 @@ class StateDirectory:
         """Return the first `most_bytes` of a file.
 
         Raises:
-            OSError: It cannot be opened or read; EAGAIN for a fifo in its place.
+            OSError: As open(2) and read(2); EAGAIN for a fifo of this name.
         """
         opener = partial(fds.open_without_waiting, dir_fd=self.fileno())
         with open(name, "rb", opener=opener) as file:
             return file.read(most_bytes) or b""
 
     def write(self, name: str, content: bytes, mode: int = 0o644) -> None:
-        """Write a file that is there either whole or not at all; see `write_file`."""
+        """See `write_file`."""
         write_file(self.fileno(), name, content, mode)
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file. Do nothing if it does not exist."""
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self.fileno())
 
     def remove_stale_pid(self, name: str = "pid") -> None:
-        """Remove a `pid` of an earlier run: what is there after `create` is then the runtime's.
+        """Remove the `pid` file of an earlier run. A `pid` after `create` is then the runtime's.
 
-        `name` may be the absolute path of an engine.
+        `name` may be an absolute path that an engine has chosen.
 
         Raises:
-            ShimError: It cannot be removed; a directory, say.
+            ShimError: unlink(2) failed: the name is a directory's, for example.
         """
         try:
             self.remove(name)
@@ -151,10 +156,10 @@ class StateDirectory:
             raise ShimError(f"remove {name}: {reason(error)}") from error
 
     def check_file(self, name: str) -> None:
-        """Refuse what is no regular file, before another program opens it; it may be missing.
+        """Refuse anything but a regular file or a missing one, before another program opens it.
 
         Raises:
-            ShimError: A fifo, say, in which an open(2) waits for ever.
+            ShimError: It is a fifo, for example, whose open(2) would block.
         """
         try:
             mode = os.stat(name, dir_fd=self.fileno()).st_mode
@@ -166,34 +171,34 @@ class StateDirectory:
             raise ShimError(f"open {name}: not a regular file")
 
     def read_pid(self, name: str = "pid") -> int:
-        """Read what the runtime wrote to `pid`, or to an engine's path.
+        """Return the pid that the runtime has written to `pid`, or to an engine's path.
 
         Raises:
-            ShimError: Missing, or anything but a decimal number above 0.
+            ShimError: The file is missing, or is not a decimal number above 0.
         """
         try:
             text = self.read(name, _LONGEST_PID + 1)
         except OSError as error:
             raise ShimError(f"open {name}: {reason(error)}") from error
-        # Strict: the engine parses the same file, and int() would take "1_0", " 7" and "7\n".
+        # The engine parses the same file. int() would accept "1_0", " 7" and "7\n", too.
         if not text.isdigit() or len(text) > _LONGEST_PID or int(text) == 0:
             shown = text.decode(errors="backslashreplace")
             raise ShimError(f"{name}: not a process id: {shown!r}")
         return int(text)
 
     def read_exit_status(self) -> str:
-        """Read what `exitStatus` says; empty if there is none."""
+        """Return the content of `exitStatus`; "" if it cannot be read."""
         try:
             return self.read(EXIT_STATUS_NAME, _LONGEST_STATUS).decode(errors="replace")
         except OSError:
             return ""
 
     def write_handover(self, socket_fds: Iterable[int], nonce: str, counters_fd: int) -> None:
-        """Write where a successor finds the fd store and the workers, and the store's nonce.
+        """Write the file `handover`, with which a successor finds the fd store and the workers.
 
-        The inodes of the store's sockets lead to the fd holder, that of the counters' memory to the
-        workers. The file is 0600: another user who read the nonce could publish an fd store in our
-        name.
+        The inodes of the store's sockets lead to the fd holder. The inode of the counters' memory
+        leads to the workers. The mode is 0600: another user who can read the nonce could publish an
+        fd store in the supervisor's name.
 
         Raises:
             OSError: As `write_file`.
@@ -203,16 +208,16 @@ class StateDirectory:
         self.write(HANDOVER_NAME, " ".join([*inodes, boot_id(), nonce, counters]).encode(), 0o600)
 
     def remove_handover(self) -> None:
-        """Remove it: no successor can find anything any more."""
+        """Remove the file `handover`: no successor can adopt the container any more."""
         self.remove(HANDOVER_NAME)
 
 
 def write_file(dir_fd: int, name: str, content: bytes, mode: int = 0o644) -> None:
-    """Write a file in a directory that is there either whole or not at all, also after a power cut.
+    """Write a file atomically and durably: after a power cut it has the old or the new content.
 
     Raises:
-        OSError: The system call that failed, and `name` is as it was before; or, if it was the last
-            system call, is new and might not outlive a power cut.
+        OSError: A system call failed. `name` is unchanged; or, if the last fsync(2) failed, it is
+            new and may not survive a power cut.
 
     Source: rename(2) is atomic; fsync(2) of the file before it, and of the directory after it.
     """
@@ -222,7 +227,7 @@ def write_file(dir_fd: int, name: str, content: bytes, mode: int = 0o644) -> Non
         _write_all(fd, content)
         _move_into_place(dir_fd, fd, temporary, name)
     except OSError:
-        with suppress(FileNotFoundError):  # it has its name already
+        with suppress(FileNotFoundError):  # rename(2) has succeeded
             os.unlink(temporary, dir_fd=dir_fd)
         raise
     finally:
@@ -251,9 +256,11 @@ def _raise(error: OSError) -> None:
 
 
 def boot_id() -> str:
-    """Return the id of this boot of the machine: after the next boot, inodes are other files'.
+    """Return the id of this boot of the machine; "unknown" where it is hidden.
 
-    Source: proc(5), /proc/sys/kernel/random/boot_id. Where it is hidden all boots are alike.
+    After the next boot an inode number belongs to another file.
+
+    Source: proc(5), /proc/sys/kernel/random/boot_id.
     """
     try:
         with open("/proc/sys/kernel/random/boot_id", "rb") as file:
@@ -263,23 +270,23 @@ def boot_id() -> str:
 
 
 class ExitStatusFile:
-    """`exitStatus`, with its room on the disk taken while there is some. Owns the file until then.
+    """The file `exitStatus`, whose disk space is reserved at the start. Owns it until `write`.
 
-    A disk that is full when the container dies, perhaps by its own output, would else take the one
-    thing away that no process can tell a second time.
+    The disk may be full when the container dies, possibly from its own output. No process could
+    report the exit status later.
     """
 
     def __init__(self, directory: StateDirectory, packed: Mapping[str, Any] | None = None) -> None:
-        """Take the room, under a temporary name; without room `write` has to find some.
+        """Reserve the space, under a temporary name. If that fails, `write` tries again.
 
-        `packed`: go on with the room of an earlier supervisor, see `snapshot`.
+        `packed`: use the file of an earlier supervisor, see `snapshot`.
         """
         self._directory = directory
         self._temporary = _temporary_name(EXIT_STATUS_NAME)
         self._fd = fds.Fd(-1)
         if packed is not None:
             self._temporary, flags = packed["name"], os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-            with suppress(OSError):  # there never was any, or it was removed
+            with suppress(OSError):  # ENOENT: the reservation failed, or the file was removed
                 self._fd = fds.Fd(os.open(self._temporary, flags, dir_fd=directory.fileno()))
             return
         try:
@@ -289,14 +296,14 @@ class ExitStatusFile:
             self.close()
 
     def snapshot(self) -> dict[str, Any]:
-        """Return what a successor needs."""
+        """Return the state for another supervisor's `packed`."""
         return {"name": self._temporary}
 
     def write(self, status: str) -> None:
-        """Write it, no newline, whole before anyone is told.
+        """Write the status without a newline, durably. Called before the engine is notified.
 
         Raises:
-            OSError: There is no `exitStatus`.
+            OSError: As `write_file`.
         """
         if not self._fd.is_open:
             self._directory.write(EXIT_STATUS_NAME, status.encode())
@@ -309,10 +316,10 @@ class ExitStatusFile:
         self._fd.close()
 
     def close(self) -> None:
-        """Give the room back, if it was not needed."""
+        """Release the space if `write` was not called."""
         if self._fd.is_open:
             self._fd.close()
-            with suppress(OSError):  # the directory may be gone
+            with suppress(OSError):  # ENOENT: the directory was removed
                 os.unlink(self._temporary, dir_fd=self._directory.fileno())
 
 
@@ -325,13 +332,13 @@ def _create(dir_fd: int, temporary: str, mode: int) -> fds.Fd:
     try:
         return fds.Fd(os.open(temporary, flags, mode, dir_fd=dir_fd))
     except FileExistsError:
-        os.unlink(temporary, dir_fd=dir_fd)  # of a supervisor that was killed here and had our pid
+        os.unlink(temporary, dir_fd=dir_fd)  # of a killed supervisor that had the same pid
         return fds.Fd(os.open(temporary, flags, mode, dir_fd=dir_fd))
 
 
 def _write_all(fd: fds.Fd, content: bytes) -> None:
     rest = memoryview(content)
-    while rest:  # a disk that is nearly full takes a part first, and says ENOSPC next
+    while rest:  # on a nearly full disk write(2) writes a part, and the next one fails (ENOSPC)
         rest = rest[os.write(fd.fileno(), rest) :]
 
 

@@ -1,16 +1,16 @@
-"""The fd store: everything that a supervisor holds, as a document and its descriptors.
+"""The fd store: everything that another supervisor needs, as a document and descriptors.
 
-The store is a socket pair with one message in it. The kernel keeps the message's descriptors
-(unix(7), SCM_RIGHTS) as long as a process has the pair open: the next program after an exec, the fd
-holder, systemd with its FD store. The first descriptor is a sealed memfd with the document, JSON.
-In the document every other descriptor is an index.
+The store is a socket pair that contains one message. The kernel keeps the message's descriptors
+(unix(7), SCM_RIGHTS) while a process has the pair open: the next program after an execve(2), the fd
+holder, or systemd with its FD store. The first descriptor is a sealed memfd with a JSON document.
+The document names every other descriptor by its index.
 
-An adopter finds the sockets by their inodes, which may be other sockets' by then. So the store has
-a nonce: in its message, and in the file `handover` of the state directory, which only the owner can
-read. The adopter's own user must have made the sockets and the document.
+An adopter finds the sockets by their inodes, which may belong to other sockets by then. So the
+store has a nonce: in its message, and in the file `handover` of the state directory, which only the
+owner can read. The adopter's own user must have made the sockets and the document.
 
 Only the same version reads a document. `VERSION` grows with each change of the document and of the
-shared memory that the document leads to.
+shared memory whose descriptors it names.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 
 
 class FdStoreError(ShimError):
-    """The store cannot be used; the message says why."""
+    """The store cannot be used. The message has the reason."""
 
 
 class FdWriter:
-    """Collects the descriptors of a document, in their order. Borrows them."""
+    """Collects the descriptors of a document, in order. Borrows them."""
 
     def __init__(self) -> None:
         """Start without descriptors."""
@@ -68,10 +68,10 @@ class FdReader:
         self._received = received
 
     def take(self, index: int) -> fds.Fd:
-        """Return the descriptor with this index in the document; the caller owns it.
+        """Return the descriptor with this index; the caller owns it. -1: a closed `Fd`.
 
         Raises:
-            FdStoreError: There is none, or it was taken already.
+            FdStoreError: There is no such descriptor, or it was taken already.
         """
         if index == -1:
             return fds.Fd(-1)
@@ -86,19 +86,20 @@ class FdReader:
 
 
 class FdStore:
-    """The socket pair. Owned until `close`; its content is gone when no process has it open."""
+    """Owns the socket pair until `close`. The content exists while a process has the pair open."""
 
     def __init__(self, *, ends: tuple[int, int] | None = None, nonce: str | None = None) -> None:
-        """Make an empty store, or own the `ends` of a store that exists.
+        """Make an empty store, or own the two `ends` of an existing store.
 
-        `nonce` must be in its message; None where only a trusted process can have passed the ends.
+        `nonce`: `look` refuses a message with another nonce. None accepts any, because only a
+        trusted process could have passed the ends.
 
         Raises:
-            FdStoreError: `ends` are not such a pair; they are closed.
+            FdStoreError: EMFILE; or `ends` are no such pair, and are closed now.
         """
         self._nonce = os.urandom(_NONCE_BYTES).hex() if ends is None else nonce
         try:
-            import socket  # 3 ms, only where there is a store
+            import socket  # 3 ms, only for a container that can be adopted
 
             if ends is None:
                 pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -106,7 +107,7 @@ class FdStore:
                 pair = _sockets(ends)
         except OSError as error:
             raise FdStoreError(f"handover: {reason(error)}") from error
-        except ImportError as error:  # EMFILE, as late as this, is that or an OSError
+        except ImportError as error:  # EMFILE while the module was opened
             raise FdStoreError(f"handover: {error}") from error
         self._front, self._back = pair
 
@@ -116,7 +117,7 @@ class FdStore:
 
     @property
     def nonce(self) -> str:
-        """The secret in the message. Of a store that was found it is known after `look`."""
+        """The secret in the message; "" for an existing store before `look`."""
         return self._nonce or ""
 
     @property
@@ -126,14 +127,15 @@ class FdStore:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing has been put into the store. Unlike `look` this changes nothing."""
+        """Whether the store has no message. Unlike `look`, this changes nothing."""
         return not fds.is_readable(self._front.fileno())
 
     def put(self, document: dict[str, Any], fd_writer: FdWriter) -> None:
         """Replace the content. At every instant the store has the old or the new content.
 
         Raises:
-            FdStoreError: The store has the old content still.
+            FdStoreError: A system call failed, or there are over 253 descriptors. The store keeps
+                the old content.
         """
         try:
             import array
@@ -153,7 +155,7 @@ class FdStore:
                 memfd.close()
         except OSError as error:
             raise FdStoreError(f"handover: {reason(error)}") from error
-        except (ImportError, TypeError, ValueError) as error:  # EMFILE; a name that is no UTF-8
+        except (ImportError, TypeError, ValueError) as error:  # EMFILE; a name that is not UTF-8
             raise FdStoreError(f"handover: {error}") from error
         self._drop_all_but_the_last()
 
@@ -163,7 +165,7 @@ class FdStore:
     def look(self) -> FdReader:
         """Return a copy of the content: new descriptors, close-on-exec, owned by the caller.
 
-        Only one process may call it at a time, and not while another calls `put`.
+        Only one process at a time may call `look` or `put`.
 
         Raises:
             FdStoreError: The store is empty, or this version cannot read its content.
@@ -179,7 +181,7 @@ class FdStore:
         try:
             self._check_nonce(message)  # another message may have come since the first check
             return FdReader(_document(received), received[1:])
-        except BaseException:
+        except BaseException:  # also KeyboardInterrupt: the descriptors have no other owner
             for each in received:
                 each.close()
             raise
@@ -188,19 +190,19 @@ class FdStore:
                 received[0].close()
 
     def _check_whose_it_is(self) -> None:
-        """Peek at the first message. The inodes may be those of another program's sockets.
+        """Peek at the first message: the inodes may belong to another program's sockets by now.
 
-        No descriptor is received before its sender is known. close(2) of a descriptor that another
-        user chose may sleep.
+        This receives no descriptor, because its sender is not known yet. close(2) of a descriptor
+        that another user chose may sleep.
 
         Raises:
-            FdStoreError: The store is not a supervisor's, has another version, or is empty.
+            FdStoreError: No supervisor wrote the message, it has another version, or there is none.
         """
         import socket
 
         try:
             option = (socket.SOL_SOCKET, _SO_PEEK_OFF)
-            # A supervisor that was killed in `_has_a_second` has left another offset.
+            # A supervisor that was killed in `_has_a_second` has left an offset.
             offset = self._front.getsockopt(*option)
             self._front.setsockopt(*option, -1)
             message = self._front.recv(_MESSAGE_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -211,14 +213,14 @@ class FdStore:
                 self._front.setsockopt(*option, offset)
                 raise
         except BlockingIOError as error:
-            raise FdStoreError("handover: nothing has been published there yet") from error
+            raise FdStoreError("handover: the fd store is empty") from error
         except OSError as error:
             raise FdStoreError(f"handover: {reason(error)}") from error
 
     def _check(self, message: bytes, makers: set[int]) -> None:
         word, version, nonce = [*message.rstrip(b"\0").split(b" "), b"", b""][:3]
         if word != _WORD:
-            raise FdStoreError("handover: not a supervisor's")
+            raise FdStoreError("handover: not written by a supervisor")
         for uid in makers - {os.geteuid()}:
             raise FdStoreError(f"handover: made by user {uid}")
         if version != b"%d" % VERSION:
@@ -232,21 +234,20 @@ class FdStore:
 
     def _check_nonce(self, message: bytes) -> None:
         if message.rstrip(b"\0") != self._message():
-            raise FdStoreError("handover: not what the supervisor has published")
+            raise FdStoreError("handover: wrong nonce: another process has published it")
 
     def _drop_all_but_the_last(self) -> None:
-        """Remove the older of two messages: a supervisor may have been killed within `put`."""
+        """Remove the older of two messages: `put` sends first, and a signal may kill it then."""
         import socket
 
         while self._has_a_second():
-            self._front.recv(
-                1, socket.MSG_DONTWAIT
-            )  # without ancillary data: the kernel closes the descriptors
+            # recv(2) takes no ancillary data, so the kernel closes the message's descriptors.
+            self._front.recv(1, socket.MSG_DONTWAIT)
 
     def _has_a_second(self) -> bool:
         import socket
 
-        # Peeks from behind the first one (SO_PEEK_OFF, socket(7)).
+        # Peek after the end of the first message. Source: socket(7), SO_PEEK_OFF.
         self._front.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, _MESSAGE_BYTES)
         try:
             return bool(self._front.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
@@ -278,13 +279,13 @@ def _sockets(ends: tuple[int, int]) -> tuple[socket.socket, socket.socket]:
                 with suppress(OSError):  # EBADF
                     os.close(end)
     if not is_such_a_pair:
-        raise FdStoreError("handover: not a supervisor's")
+        raise FdStoreError("handover: not written by a supervisor")
     front, back = taken
     return front, back
 
 
 def _maker(end: socket.socket) -> int:
-    """Return the user that made the pair. Source: unix(7), SO_PEERCRED of socketpair(2)."""
+    """Return the uid that made the pair. Source: unix(7), SO_PEERCRED of socketpair(2)."""
     import socket
 
     _pid, uid, _gid = _CREDENTIALS.unpack(
@@ -318,13 +319,17 @@ def _receive(front: socket.socket, flags: int) -> tuple[bytes, list[fds.Fd]]:
 
 
 def _encoded(document: dict[str, Any]) -> bytes:
-    """Raise UnicodeEncodeError for a path that is not UTF-8: `loads` would return another path."""
+    """Return the JSON.
+
+    Raises:
+        UnicodeEncodeError: A path is not UTF-8: `loads` would return another path.
+    """
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _document(received: list[fds.Fd]) -> dict[str, Any]:
     if not received:
-        raise FdStoreError("handover: not a supervisor's")
+        raise FdStoreError("handover: not written by a supervisor")
     memfd = received[0].fileno()
     attributes = os.fstat(memfd)
     size = attributes.st_size

@@ -1,6 +1,6 @@
-"""Messages of the supervisor as native records of systemd's journal.
+"""Sends messages of the supervisor to systemd's journal, as native records.
 
-The supervisor uses it if the container's lines go to the journal, too. Then `journalctl
+The supervisor does so if the container's lines go to the journal, too. Then `journalctl
 CONTAINER_NAME=web` finds both. Each kind of message has its own MESSAGE_ID. Sending never blocks:
 if journald does not accept a record at once, `send` returns False and the caller uses stderr.
 
@@ -42,7 +42,7 @@ class JournalLog:
 
     def __init__(self, container_id: str, path: str) -> None:
         """Create the socket. Each record names journald's address, so journald may restart."""
-        import socket  # 3 ms, which a supervisor without a journal saves
+        import socket  # 3 ms, only with the journal
 
         self._id = container_id
         self._path = path
@@ -56,7 +56,7 @@ class JournalLog:
         return self._socket.fileno()
 
     def send(self, message: str, priority: int, kind: Kind) -> bool:
-        """Send a record; False if journald does not run or its queue is full."""
+        """Send a record. Return False if journald does not run or its queue is full."""
         try:
             self._socket.sendto(encode(self._id, message, priority, kind), self._flags, self._path)
         except OSError:  # EAGAIN: its queue is full; ENOENT, ECONNREFUSED: it is stopped

@@ -24,7 +24,7 @@ class Log:
     """Appends records. Owns its descriptor until `close`."""
 
     def __init__(self, fd: fds.Fd, mirror_prefix: str | None = None) -> None:
-        """Write to `fd`, opened O_APPEND; with a prefix also to descriptor 2, as plain text."""
+        """Own `fd`, opened with O_APPEND. With a prefix, write to descriptor 2, too, as text."""
         self._fd = fd
         self._mirror_prefix = mirror_prefix
         self._journal: JournalLog | None = None
@@ -47,7 +47,7 @@ class Log:
         self._write("info", message)
 
     def notice(self, message: str, kind: Kind = Kind.OTHER) -> None:
-        """Log a normal event that an operator may look for."""
+        """Log a normal event that is of interest to an operator."""
         self._write("info", message)
         self._mirror(message, NOTICE, kind)
 
@@ -57,11 +57,11 @@ class Log:
         self._mirror(message, WARNING, kind)
 
     def error(self, message: str) -> None:
-        """Log why the shim ends without a container; the engine shows the message to its client."""
+        """Log why the shim ends without a container. The engine shows the message to its client."""
         self._write("error", message)
 
     def tell(self, message: str) -> bool:
-        """Send an error of the command to the journal; False if stderr needs the message, too."""
+        """Send an error to the journal. Return False if stderr needs the message, too."""
         sent = self._journal is not None and self._journal.send(printable(message), ERR, Kind.OTHER)
         return sent and is_journal(2)
 
@@ -85,8 +85,7 @@ class Log:
         try:
             os.write(self._fd.fileno(), plain_json.dumps(record) + b"\n")
         except OSError:
-            # ENOSPC, EDQUOT
-            self._mirror(f"{LOG_NAME}: cannot write; {clean}", WARNING)
+            self._mirror(f"{LOG_NAME}: cannot write; {clean}", WARNING)  # ENOSPC, EDQUOT
 
     def close(self) -> None:
         """Close the file and the socket to the journal."""
@@ -97,7 +96,7 @@ class Log:
 
 
 def is_journal(fd: int) -> bool:
-    """Say whether a descriptor is systemd's connection to the journal.
+    """Return whether a descriptor is systemd's connection to the journal.
 
     Source: systemd.exec(5), JOURNAL_STREAM: device and inode of stdout or stderr.
     """

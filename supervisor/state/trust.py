@@ -1,9 +1,9 @@
 """Trusted directories: only root and this process's user can create a name in them.
 
-A name in a directory that others may write to is no identity: they can replace it by a link or
-another directory. `open_directory` walks a path from the root directory with openat(2) and checks
-each component, as logrotate does. Its owner must be root or this process's user, and only the owner
-or the group root may write to it. In a directory with the sticky bit, as /tmp, the walk enters what
+Where other users may write to a directory, they can replace a name in it by a link or by another
+directory. `open_directory` walks a path from the root directory with openat(2) and checks each
+component, as logrotate does. Its owner must be root or this process's user, and only the owner or
+the group root may write to it. In a directory with the sticky bit (/tmp) the walk enters only what
 root or this process's user owns. The same holds for symbolic links.
 """
 
@@ -26,10 +26,10 @@ _READ = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def check(fd: int, path: str, *, may_be_sticky: bool = True) -> None:
-    """Refuse a directory in which others can create a name; `path` is for the message.
+    """Refuse a directory in which other users can create a name. `path` is for the message.
 
     Raises:
-        UntrustedError: Its owner is another user, or others may write to it.
+        UntrustedError: Its owner is another user, or other users may write to it.
     """
     attributes = os.fstat(fd)
     if not _is_ours(attributes):
@@ -93,11 +93,11 @@ def open_directory(path: str, *, make: int | None = None) -> fds.Fd:
 
 
 def open_path(path: str) -> fds.Fd:
-    """Open a fifo, a device or a file that is there, by the same walk, with O_PATH.
+    """Open an existing fifo, device or file by the same walk, with O_PATH. The caller owns it.
 
-    A link in its place is followed if it belongs to root or to this user. In a directory with the
-    sticky bit the file must belong to root or to this user, too. Below /proc every file is the
-    kernel's (/dev/stdout).
+    The walk follows a link that belongs to root or to this process's user. In a directory with the
+    sticky bit the file must belong to one of them, too. Below /proc the check is skipped: its files
+    are the kernel's (/dev/stdout leads there).
 
     Raises:
         OSError: As `open_directory`.
@@ -137,7 +137,7 @@ def _open_entry(name: str, directory: fds.Fd, path: str) -> fds.Fd:
 
 
 def open_below(name: str, parent_fd: int, path: str) -> fds.Fd:
-    """Open a directory below a trusted one; only its owner may write to it.
+    """Open a directory below a trusted directory. Only its owner may write to it.
 
     Raises:
         OSError: As open(2); ENOTDIR: a symbolic link.

@@ -1,4 +1,4 @@
-"""Files that a person names as sinks: opened where no other user can put a name, see `trust`."""
+"""Opens the files that a user names as sinks, in directories that are trusted, see `trust`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from supervisor.state import trust
 
 
 def open_log_file(path: str) -> fds.Fd:
-    """Open or create a regular file; a link in its place is not followed, see `trust`.
+    """Open or create a regular file for writing; the caller owns it.
 
-    A hard link is refused as well: it is another file's name.
+    A symbolic link in its place is not followed, see `trust`. A hard link is refused, too: it is a
+    name of another file.
 
-    Not O_APPEND: splice(2) refuses such files. The workers write at its end, see
+    The flags have no O_APPEND: splice(2) refuses such files. The workers write at the end, see
     `workers.common.position`.
+
+    Raises:
+        ShimError: The file or a directory is not trusted, the file is not regular, or open(2)
+            failed.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK | os.O_NOFOLLOW
     parent, name = os.path.split(path)
@@ -42,10 +47,10 @@ def open_log_file(path: str) -> fds.Fd:
 
 
 def open_typed(path: str) -> fds.Fd:
-    """Open a fifo, a device or a file that is there, with O_PATH.
+    """Open an existing fifo, device or file, with O_PATH; the caller owns it.
 
     Raises:
-        ShimError: It is missing, or not trusted.
+        ShimError: It does not exist, or is not trusted.
     """
     try:
         return trust.open_path(path)

@@ -1,4 +1,4 @@
-"""Delegated cgroups: the supervisor is in one part of the unit's cgroup, the container in another.
+"""Delegated cgroups: divides the unit's cgroup between the supervisor and the container.
 
 A unit with Delegate=yes may divide its cgroup. The supervisor moves to UNIT/supervisor. Then the
 runtime can create UNIT/payload: cgroup v2 allows no process in a cgroup that delegates controllers
@@ -25,7 +25,7 @@ _PAYLOAD = "/payload"
 
 
 def enter_unit(environment: Mapping[str, str]) -> str:
-    """Move this process to UNIT/supervisor; later children start there.
+    """Move this process to UNIT/supervisor. Later children start there.
 
     Returns:
         UNIT/payload, absolute in the hierarchy: the cgroup that the runtime creates for the
@@ -33,7 +33,7 @@ def enter_unit(environment: Mapping[str, str]) -> str:
         the machine does not use cgroup v2.
 
     Raises:
-        ShimError: The kernel refused; this process has not moved.
+        ShimError: A file operation failed; this process has not moved.
     """
     own, unit = _own_and_unit(environment)
     if not unit:
@@ -44,14 +44,15 @@ def enter_unit(environment: Mapping[str, str]) -> str:
 
 
 def scope_beside_unit(environment: Mapping[str, str], container_id: str) -> str:
-    """Return a scope for the container of a supervisor that another one may adopt; "" for none.
+    """Return a scope for a container that another supervisor may adopt.
 
     Without DelegateSubgroup= (v254) systemd starts the next supervisor in the unit's own cgroup.
     The kernel allows no process there once the unit was divided and delegates controllers. So the
     unit stays undivided, and systemd creates a scope for the container.
 
     Returns:
-        SLICE:PREFIX:NAME, as the runtimes read `linux.cgroupsPath` with --systemd-cgroup.
+        SLICE:PREFIX:NAME, the format of `linux.cgroupsPath` with --systemd-cgroup. "" if this
+        process is not in the cgroup of a delegated unit, or has no controller to delegate.
     """
     own, unit = _own_and_unit(environment)
     if not unit or own != unit:
@@ -65,10 +66,10 @@ def scope_beside_unit(environment: Mapping[str, str], container_id: str) -> str:
 
 
 def outside_of_unit(environment: Mapping[str, str], pid: int) -> str:
-    """Return the cgroup of a process if it is outside the unit of this process.
+    """Return the cgroup of the process `pid` if it is outside this process's unit.
 
-    "" if it is inside, or if this process is not a unit's main process. On cgroup v1 systemd's own
-    hierarchy decides.
+    "" if it is inside, or if this process is not a unit's main process. On cgroup v1 the hierarchy
+    `name=systemd` decides.
     """
     if environment.get("SYSTEMD_EXEC_PID") != str(os.getpid()):
         return ""
@@ -84,7 +85,7 @@ def outside_of_unit(environment: Mapping[str, str], pid: int) -> str:
 
 
 def is_delegated(environment: Mapping[str, str]) -> bool:
-    """Say whether this is the main process of a unit with a delegated cgroup."""
+    """Return whether this process is the main process of a unit with a delegated cgroup."""
     return bool(_own_and_unit(environment)[1])
 
 
@@ -99,10 +100,10 @@ def _own_and_unit(environment: Mapping[str, str]) -> tuple[str, str]:
 
 
 def is_unified() -> bool:
-    """Say whether the runtimes use cgroup v2 alone.
+    """Return whether the runtimes use only cgroup v2.
 
-    With any v1 hierarchy ROOT is a tmpfs with a directory for each hierarchy. /proc/PID/cgroup is
-    no evidence: in a container on a hybrid host it names v1 hierarchies that are not mounted.
+    With a v1 hierarchy ROOT is a tmpfs with a directory for each hierarchy. /proc/PID/cgroup would
+    mislead: in a container on a hybrid host it names v1 hierarchies that are not mounted.
     """
     return os.path.exists(f"{ROOT}/cgroup.controllers")
 
@@ -114,7 +115,10 @@ def membership(pid: int | str) -> dict[str, str]:
 
 
 def _is_delegated(directory: str) -> bool:
-    """Say whether systemd has marked the cgroup; only the machine's root reads `trusted` marks."""
+    """Return whether systemd has marked the cgroup as delegated, by an extended attribute.
+
+    Only the initial user namespace's root can read `trusted.delegate`, xattr(7).
+    """
     for name in ("user.delegate", "trusted.delegate"):
         try:
             if os.getxattr(directory, name) == b"1":

@@ -3,7 +3,7 @@
 A message is a datagram to the socket that NOTIFY_SOCKET names. Without it every method does
 nothing. Only the supervisor sends, as the unit's main process. So NotifyAccess=main suffices, and
 systemd attributes messages even if the supervisor exits right after them. Sending never blocks: a
-full socket loses a status line, and the next phase repeats what must arrive.
+full socket loses the message, and the next phase repeats what must arrive.
 
 Source: sd_notify(3); unix(7) for abstract names.
 """
@@ -33,12 +33,12 @@ class Notifier:
     def __init__(self, environment: Mapping[str, str]) -> None:
         """Read NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID from `environment`.
 
-        An invalid address counts as none: the container runs without a service manager.
+        An invalid address counts as no address: the container runs without a service manager.
         """
         self._socket: socket.socket | None = None
         self._address = environment.get(SOCKET_VARIABLE, "")
         if self._address.startswith(("/", "@")):
-            import socket  # 3 ms, which a start without a manager saves
+            import socket  # 3 ms, only with a manager
 
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             self._socket.setblocking(False)
@@ -48,7 +48,7 @@ class Notifier:
         self._status = ""
 
     @property
-    def is_heard(self) -> bool:
+    def has_manager(self) -> bool:
         """Whether there is a service manager."""
         return self._socket is not None
 
@@ -58,7 +58,7 @@ class Notifier:
         self._send("READY=1", f"STATUS={self._status}")
 
     def status(self, text: str) -> None:
-        """Send a status line; does nothing if the last line was the same."""
+        """Send a status line. Do nothing if the last line was the same."""
         line = _one_line(text)
         if line != self._status:
             self._status = line
@@ -77,10 +77,10 @@ class Notifier:
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
     def reloading(self) -> None:
-        """Report the begin of a reload; `ready` reports its end."""
+        """Report that a reload begins. `ready` reports its end."""
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
-    def keep(self, descriptors: Mapping[str, int]) -> None:
+    def store_fds(self, descriptors: Mapping[str, int]) -> None:
         """Put descriptors into systemd's FD store under their names, for the next supervisor.
 
         Source: sd_notify(3), FDSTORE=1; without FDPOLL=0 systemd removes a pipe at end of file.
@@ -91,13 +91,16 @@ class Notifier:
             message = f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0".encode()
             self._send_bytes(message, (_SOL_SOCKET, _SCM_RIGHTS, fd.to_bytes(4, sys.byteorder)))
 
-    def keep_no_more(self, names: Iterable[str]) -> None:
+    def remove_fds(self, names: Iterable[str]) -> None:
         """Remove the descriptors with these names from the FD store."""
         for name in names:
             self._send("FDSTOREREMOVE=1", f"FDNAME={name}")
 
-    def pass_on(self, lines: Sequence[str], status: str | None) -> None:
-        """Forward the words of the container in one message, with the status line if it is new."""
+    def forward(self, lines: Sequence[str], status: str | None) -> None:
+        """Forward the container's assignments in one message, with the status line if it is new.
+
+        `lines`: assignments as `READY=1`. `status`: the status line; None leaves it as it is.
+        """
         line = self._status if status is None else _one_line(status)
         if line != self._status:
             self._status = line

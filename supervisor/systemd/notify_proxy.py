@@ -1,8 +1,8 @@
-"""--sdnotify=container: the container's own sd_notify socket, and where it is mounted.
+"""--sdnotify=container: the container's own sd_notify socket, and its mount point.
 
 The container never gets the manager's socket. The notify worker reads the container's socket, see
 `workers.notify.reader`. `supervisor.children.notify_worker` forks and replaces that worker. The
-socket and the memory of the worker outlive each worker, and are owned here.
+socket and the worker's shared memory outlive each worker; `NotifyProxy` owns them.
 
 Source: sd_notify(3), unix(7).
 """
@@ -27,20 +27,28 @@ _NAME = "notify.sock"
 
 
 class NotifyProxy:
-    """The container's socket. Owned until `close`, which does not remove the socket's file."""
+    """Owns the container's socket and the memory until `close`, which leaves the socket's file.
+
+    Attributes:
+        socket: The datagram socket that the container sends to.
+        memory: The worker's shared memory.
+        cgroups: The container's cgroups by controller, to check senders.
+    """
 
     def __init__(self, made: socket.socket, memory: NotifyMemory) -> None:
-        """Own both; see `make` and `restore`."""
+        """Own both. Use `make` or `restore`."""
         self.socket = made
         self.memory = memory
         self.cgroups: dict[bytes, bytes] = {}
 
     @classmethod
     def make(cls, *, uid: int, gid: int) -> NotifyProxy:
-        """Make DIRECTORY in the current directory with the socket in it, for this host's `uid`.
+        """Make DIRECTORY in the current directory, with the socket in it.
+
+        Both belong to `uid` and `gid` of the host: the container's root.
 
         Raises:
-            OSError: It cannot be made.
+            OSError: EEXIST, EMFILE, or an error of the file system.
         """
         os.mkdir(DIRECTORY, 0o755)
         made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
@@ -82,7 +90,7 @@ class NotifyProxy:
         }
 
     def belongs_to(self, pid: int) -> None:
-        """Take the cgroup of `pid`, just created, as that of the container."""
+        """Note the cgroups of `pid`, the container's init, as the container's."""
         self.cgroups = cgroup_names.membership(pid)
 
     @property
@@ -98,10 +106,10 @@ class NotifyProxy:
 
 
 def place_for(destinations: set[str]) -> str:
-    """Return the mount point of the directory in a container with mounts at `destinations`.
+    """Return the mount point of DIRECTORY in a container with mounts at `destinations`.
 
     It is /run/notify, as with runc, if /run is a mount. Otherwise the runtime would create the
-    directory in the user's root file system. /dev nearly always is a mount.
+    directory in the container's root file system. /dev nearly always is a mount.
     """
     if "/run" not in destinations and "/dev" in destinations:
         return "/dev/notify"

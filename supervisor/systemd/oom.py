@@ -1,8 +1,8 @@
-"""Detect kills of the kernel's OOM killer in a container.
+"""Detects kills of the kernel's OOM killer in a container.
 
-Its victim looks like a victim of any SIGKILL, and a shell whose child it was exits with 137. Only
-the counter of the cgroup tells them apart: `oom_kill` in memory.events (cgroup v2) or in
-memory.oom_control (v1, Linux 4.13).
+A process that the OOM killer has killed looks like any process that SIGKILL has killed, and its
+parent shell exits with 137. Only a counter of the cgroup tells them apart: `oom_kill` in
+memory.events (cgroup v2) or in memory.oom_control (v1, Linux 4.13).
 
 Source: Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst.
 """
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 class OomWatch:
-    """Counts the kills since its creation: the cgroup may have held an earlier container."""
+    """Counts the kills since its creation: an earlier container may have used the cgroup."""
 
     def __init__(self, pid: int, packed: Mapping[str, Any] | None = None) -> None:
-        """Find the cgroup of `pid`; without it, if the process was reaped, `kills` is 0.
+        """Find the counter of `pid`'s cgroup. `kills` stays 0 if the process was reaped already.
 
-        `packed`: the count of an earlier supervisor, from `snapshot`.
+        `packed`: the state of an earlier supervisor, from `snapshot`.
         """
         if packed is not None:
             self._path = os.fsdecode(str(packed["path"]).encode("latin-1"))
@@ -33,7 +33,7 @@ class OomWatch:
             return
         try:
             self._path = _counter_path(delegation.membership(pid))
-        except OSError:  # EMFILE: the container runs, and its supervisor continues
+        except OSError:  # EMFILE: the container runs without this count
             self._path = ""
         self._before = _read(self._path)
 
@@ -43,7 +43,7 @@ class OomWatch:
         return {"path": os.fsencode(self._path).decode("latin-1"), "before": self._before}
 
     def kills(self) -> int:
-        """Return how many processes of the cgroup were killed since; 0 without a counter.
+        """Return how many processes of the cgroup the OOM killer has killed; 0 without a counter.
 
         Called before the runtime removes the cgroup.
         """
@@ -61,5 +61,5 @@ def _read(path: str) -> int:
         with open(path, "rb") as file:
             counts = dict(line.split() for line in file)
         return int(counts.get(b"oom_kill", 0))
-    except (OSError, ValueError):  # no memory controller, or a cgroup that is not visible here
+    except (OSError, ValueError):  # no memory controller, or the cgroup is not visible here
         return 0

@@ -1,8 +1,8 @@
 """Socket activation: the descriptors that a service manager passes for the container.
 
-Descriptors with a name of the supervisor's in LISTEN_FDNAMES are of the FD store; see
-`supervisor.handover.discover`. The supervisor passes all others to the container in their order, as
-`runc run` does: from descriptor 3 on, with the three variables. runc passes no names.
+Descriptors with one of the supervisor's names in LISTEN_FDNAMES come from the FD store, see
+`supervisor.handover.discover`. The supervisor passes all others to the container in their order,
+from descriptor 3 on and with the three variables, as `runc run` does. runc passes no names.
 
 Source: sd_listen_fds(3).
 """
@@ -30,18 +30,18 @@ class ActivationFds:
 
     Attributes:
         descriptors: In their order; close-on-exec.
-        names: A name for each, or no name at all.
+        names: A name for each, or an empty tuple.
     """
 
     descriptors: tuple[fds.Fd, ...] = ()
     names: tuple[str, ...] = ()
 
     def filenos(self) -> tuple[int, ...]:
-        """Lend the numbers."""
+        """Return the numbers, borrowed."""
         return tuple(each.fileno() for each in self.descriptors)
 
     def environment(self) -> Mapping[str, str]:
-        """Return the variables for the container's process, which has pid 1 in its namespace."""
+        """Return the variables for the container's process. Its pid in its namespace is 1."""
         if not self.descriptors:
             return {}
         variables = {"LISTEN_PID": "1", "LISTEN_FDS": str(len(self.descriptors))}
@@ -49,7 +49,7 @@ class ActivationFds:
         return {**variables, **names}
 
     def close(self) -> None:
-        """Close the descriptors; a second call does nothing."""
+        """Close the descriptors. A second call does nothing."""
         for each in self.descriptors:
             each.close()
 
@@ -58,8 +58,8 @@ def take(environment: MutableMapping[str, str], ours: Collection[str]) -> Activa
     """Take the descriptors for the container, and remove the variables from `environment`.
 
     Args:
-        environment: As the service manager has set it.
-        ours: Names of descriptors that are not the container's.
+        environment: The variables that the service manager has set.
+        ours: Names of descriptors that are the supervisor's.
 
     Raises:
         UsageError: A variable is malformed, or a descriptor is not open.

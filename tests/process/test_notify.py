@@ -32,7 +32,7 @@ def _notifier(manager: socket.socket, **more: str) -> Notifier:
 
 def test_each_word_is_a_datagram_of_its_own(manager: socket.socket) -> None:
     notifier = _notifier(manager)
-    assert notifier.is_heard
+    assert notifier.has_manager
     notifier.status("being created")
     notifier.ready("running, pid 7")
     notifier.status("running, pid 7")  # said already
@@ -73,7 +73,7 @@ def test_an_abstract_address_is_one_without_a_file() -> None:
 @pytest.mark.parametrize("address", ["", "relative", "vsock:2:1"])
 def test_without_a_manager_nothing_is_said(address: str) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "1000"})
-    assert not notifier.is_heard
+    assert not notifier.has_manager
     assert notifier.watchdog_s == 0
     notifier.ready("x")
     notifier.close()

@@ -171,7 +171,7 @@ def test_a_run_that_would_adopt_begins_anew_when_the_container_is_dead(
         said = LOST
     elif left == "a garbled file":
         (daemon.state_dir / "handover").write_text("garbled")
-        said = "handover: not a supervisor's"
+        said = "handover: not written by a supervisor"
     elif left == "another version":
         publish(daemon, version=99, monkeypatch=monkeypatch)
         said = f"handover: state version 99, this forkshim reads {fd_store.VERSION}"
@@ -226,18 +226,18 @@ def test_a_run_that_cannot_adopt_says_that_the_container_lives(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "handover: not a supervisor's"),
+        (b"", "handover: not written by a supervisor"),
         (b"1 2", "its fd holder was killed, too"),
         (b"1 2 3", "handover: of another boot of the machine"),
         (b"1 2 3 4", "handover: of another boot of the machine"),
         (b"1 2 3 4 5", "handover: of another boot of the machine"),
-        (b"1 2 3 4 five", "handover: not a supervisor's"),
-        (b"1 2 3 4 5 6", "handover: not a supervisor's"),
-        (b"../x y", "handover: not a supervisor's"),
-        (b"\xff\xfe 1", "handover: not a supervisor's"),
-        ("\N{SUPERSCRIPT TWO} 1".encode(), "handover: not a supervisor's"),
-        (bytes(1 << 20), "handover: not a supervisor's"),
-        ("fifo", "handover: not a supervisor's"),
+        (b"1 2 3 4 five", "handover: not written by a supervisor"),
+        (b"1 2 3 4 5 6", "handover: not written by a supervisor"),
+        (b"../x y", "handover: not written by a supervisor"),
+        (b"\xff\xfe 1", "handover: not written by a supervisor"),
+        ("\N{SUPERSCRIPT TWO} 1".encode(), "handover: not written by a supervisor"),
+        (bytes(1 << 20), "handover: not written by a supervisor"),
+        ("fifo", "handover: not written by a supervisor"),
         ("directory", "handover: is a directory"),
     ],
     ids=lambda value: repr(value)[:40],

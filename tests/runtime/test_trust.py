@@ -108,7 +108,10 @@ ATTACKERS = {
     "another user": (be_somebody, "its fd holder was killed, too"),
     "another user, not dumpable": (be_somebody_in_secret, "its fd holder was killed, too"),
     "root of a namespace": (be_root_elsewhere, "its fd holder was killed, too"),
-    "root of a container": (lambda: None, "handover: not what the supervisor has published"),
+    "root of a container": (
+        lambda: None,
+        "handover: wrong nonce: another process has published it",
+    ),
 }
 
 

@@ -94,7 +94,7 @@ def test_no_byte_anywhere_in_an_allowed_word_makes_another_one(tmp_path: Path) -
                     inserted = bytes([byte])
                     for tail in (b"", b"MAINPID=1", b"NOTIFYACCESS=all", b"FDSTOREREMOVE=1"):
                         words = parse(word[:place] + inserted + tail + word[place:])
-                        notifier.pass_on(words.lines(), words.status)
+                        notifier.forward(words.lines(), words.status)
                         if words.lines() or words.status:
                             _check(receiver)
         notifier.close()
