@@ -288,8 +288,9 @@ def _unpack(container: Container, inherited: Inherited, packed: dict[str, Any]) 
 def begin(host: Host, containers: Sequence[Container], places: Sequence[Place]) -> None:
     """Serve the restored containers from now on. `host.run` follows."""
     host.prepare_forks(containers[0].launch.title)
+    for container in containers:
+        container.enter_host()  # all first: a container's document names the processes exec'd in it
     for container, place in zip(containers, places, strict=True):
-        container.enter_host()
         _continue(container, place.inherited)
     host.reap()  # a process may have ended since the last supervisor's reap
     for container, place in zip(containers, places, strict=True):
