@@ -3,6 +3,7 @@
 The engine reads the records of level `error`; operators read all of them. Notices and warnings also
 go to the journal if the container's lines go there (`use_journal`). In the foreground they go to
 stderr, too. If stderr is the journal, lines have a priority `<N>`, and no message is sent twice.
+The system's log gets what `use_syslog` asks for.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from supervisor.linux import fds, plain_json
 from supervisor.linux.errors import reason
 from supervisor.linux.text import printable
 from supervisor.state.journal_log import ERR, JOURNAL_SOCKET, NOTICE, WARNING, JournalLog, Kind
+from supervisor.state.syslog import SYSLOG_SOCKET, Syslog
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 LOG_NAME = "shim-log.json"
 _LONGEST_MESSAGE = 4096
@@ -28,12 +34,13 @@ class Log:
         self._fd = fd
         self._mirror_prefix = mirror_prefix
         self._journal: JournalLog | None = None
+        self._syslog: Syslog | None = None
 
     @property
     def fds(self) -> tuple[int, ...]:
         """The descriptors that a forked process keeps to write records itself; borrowed."""
-        journal = () if self._journal is None else (self._journal.fileno(),)
-        return (self._fd.fileno(), *journal)
+        others = (each.fileno() for each in (self._journal, self._syslog) if each is not None)
+        return (self._fd.fileno(), *others)
 
     def use_journal(self, container_id: str, path: str = JOURNAL_SOCKET) -> None:
         """Also send notices, warnings and `tell` to the journal, as records about the container."""
@@ -41,6 +48,15 @@ class Log:
             self._journal = JournalLog(container_id, path)
         except OSError as error:  # EMFILE
             self.warning(f"journal: create socket: {reason(error)}; messages go to stderr")
+
+    def use_syslog(
+        self, container_id: str, levels: Collection[str], path: str = SYSLOG_SOCKET
+    ) -> None:
+        """Also send messages to the system's log; `levels`: see `Syslog`."""
+        try:
+            self._syslog = Syslog(container_id, levels, path)
+        except OSError as error:  # EMFILE
+            self.warning(f"syslog: create socket: {reason(error)}; messages go to {LOG_NAME} alone")
 
     def info(self, message: str) -> None:
         """Log a normal event."""
@@ -81,6 +97,8 @@ class Log:
 
     def _write(self, level: str, message: str) -> None:
         clean = printable(message[:_LONGEST_MESSAGE])
+        if self._syslog is not None:
+            self._syslog.send(level, clean)
         record = {"level": level, "msg": clean, "time": rfc3339(time.time_ns())}
         try:
             os.write(self._fd.fileno(), plain_json.dumps(record) + b"\n")
@@ -88,8 +106,11 @@ class Log:
             self._mirror(f"{LOG_NAME}: cannot write; {clean}", WARNING)  # ENOSPC, EDQUOT
 
     def close(self) -> None:
-        """Close the file and the socket to the journal."""
+        """Close the file and the sockets."""
         self._fd.close()
+        if self._syslog is not None:
+            self._syslog.close()
+            self._syslog = None
         if self._journal is not None:
             self._journal.close()
             self._journal = None

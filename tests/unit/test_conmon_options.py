@@ -195,7 +195,15 @@ def test_an_option_without_effect_is_warned_of() -> None:
     assert [*options.warnings(given, journal)] == []
 
 
-@pytest.mark.parametrize("words", [["--sdnotify-socket", "/s"], ["--syslog"]])
-def test_what_is_not_done_is_said(words: list[str]) -> None:
-    (warning,) = options.warnings(options.parse([*RUN, *words]), options.log_targets(["/log"]))
-    assert warning.startswith(f"{words[0]} has no effect: ")
+@pytest.mark.parametrize(
+    ("word", "levels"),
+    [
+        ("error", "error"), ("Fatal", "error"), ("PANIC", "error"),
+        ("warn", "error warn"), ("warning", "error warn"),
+        ("info", "error warn info"), ("debug", "error warn info"), ("trace", "error warn info"),
+    ],
+)  # fmt: skip
+def test_a_level_says_which_messages_are_said(word: str, levels: str) -> None:
+    given = options.parse([*RUN, "--log-level", word])
+    assert given.said_levels == tuple(levels.split())
+    assert options.parse(RUN).said_levels == ("error", "warn")

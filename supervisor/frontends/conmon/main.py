@@ -19,6 +19,7 @@ from supervisor.frontends.conmon.exit_files import write_whole
 from supervisor.linux import fds, spawn
 from supervisor.linux.errors import ShimError
 from supervisor.linux.process_exit import exit_process
+from supervisor.linux.text import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,8 +42,10 @@ def run_command(words: Sequence[str]) -> int:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGTERM, lambda *_: os._exit(_FAILED))
     os.umask(0o022)
+    options = None
     try:
-        options, targets = _read(words)
+        options = command.parse(words)
+        targets = _check(options)
         engine = Engine(options, dict(os.environ))
         if options.exec_attach and not engine.has_attach_pipe:
             raise command.OptionsError("[conmon:e]: --attach specified but _OCI_ATTACHPIPE was not")
@@ -53,6 +56,8 @@ def run_command(words: Sequence[str]) -> int:
         return 0
     except ShimError as error:
         sys.stderr.write(f"{error}\n")
+        if options is not None and options.syslog:
+            _tell_syslog(options, str(error))
         return _FAILED
     engine.refuse_oom_killer()
     wait_for_start(engine.start)
@@ -63,8 +68,7 @@ def run_command(words: Sequence[str]) -> int:
     return _fork(options, targets, engine)
 
 
-def _read(words: Sequence[str]) -> tuple[Options, tuple[LogTarget, ...]]:
-    options = command.parse(words)
+def _check(options: Options) -> tuple[LogTarget, ...]:
     command.check_first(options)
     runtime = options.runtime
     try:
@@ -76,9 +80,21 @@ def _read(words: Sequence[str]) -> tuple[Options, tuple[LogTarget, ...]]:
     if not is_valid:
         raise command.OptionsError(f"[conmon:e]: Runtime path {runtime} is not valid {why}")
     targets = command.check(options)
-    for warning in command.warnings(options, targets):
-        sys.stderr.write(f"[conmon:w]: {warning}\n")
-    return options, targets
+    if "warn" in options.said_levels:
+        for warning in command.warnings(options, targets):
+            sys.stderr.write(f"[conmon:w]: {warning}\n")
+    return targets
+
+
+def _tell_syslog(options: Options, message: str) -> None:
+    from supervisor.state.syslog import Syslog
+
+    try:
+        syslog = Syslog(options.cid, ("error",))
+    except OSError:  # EMFILE; stderr has the message
+        return
+    syslog.send("error", printable(message))
+    syslog.close()
 
 
 def _make_log_files(targets: Sequence[LogTarget]) -> None:

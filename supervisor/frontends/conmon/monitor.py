@@ -268,6 +268,8 @@ def supervise(options: Options, targets: Sequence[LogTarget], engine: Engine) ->
         files = BundleFiles(os.path.abspath(bundle)) if bundle else None
         state_dir = open_state(files, options.cid)
         log = state_dir.open_log()
+        if options.syslog:
+            log.use_syslog(options.cid, options.said_levels)
     except ShimError as error:
         engine.failed(str(error).encode(errors="surrogateescape"))
         if files is not None:

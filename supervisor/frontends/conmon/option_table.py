@@ -47,7 +47,7 @@ TABLE = (
     Option("log-allowlist-dir", "", Kind.TEXTS, "Directory for --log-rotate; repeatable"),
     Option("log-global-size-max", "", Kind.INT64, "Bytes of log in all; what follows is dropped"),
     Option("log-label", "", Kind.TEXTS, "NAME=VALUE for each journald record; repeatable"),
-    Option("log-level", "", Kind.TEXT, "Messages of this supervisor: error, warn, info, debug"),
+    Option("log-level", "", Kind.TEXT, "Which messages go to stderr and syslog: error, warn, info"),
     Option("log-max-files", "", Kind.INT, "Old log files that --log-rotate keeps (default: 1)"),
     Option("log-path", "l", Kind.TEXTS, "k8s-file:PATH, journald, passthrough or none"),
     Option("log-rotate", "", Kind.FLAG, "Rotate a full log file instead of replacing it"),

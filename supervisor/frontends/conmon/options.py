@@ -28,7 +28,11 @@ VERSION = "2.2.1"
 """The version of conmon whose options and files these are; engines compare it."""
 
 _NUMBER = re.compile(r"\s*([+-]?)(0[xX][0-9a-fA-F]+|[0-9]+)")
-_LEVELS = ("error", "fatal", "panic", "warn", "warning", "info", "debug", "trace")
+_LEVELS = {
+    **dict.fromkeys(("error", "fatal", "panic"), ("error",)),
+    **dict.fromkeys(("warn", "warning"), ("error", "warn")),
+    **dict.fromkeys(("info", "debug", "trace"), ("error", "warn", "info")),
+}
 _SHORTEST_JOURNAL_ID = 13
 _LABEL_NAME = re.compile("[A-Z0-9_]+")
 
@@ -111,6 +115,11 @@ class Options:
     terminal: bool = False
     timeout: int = 0
     version: bool = False
+
+    @property
+    def said_levels(self) -> tuple[str, ...]:
+        """Which of the supervisor's messages go to stderr and to syslog: error, warn, info."""
+        return _LEVELS[self.log_level.lower()]
 
     @property
     def has_clients(self) -> bool:
@@ -335,10 +344,6 @@ def warnings(options: Options, targets: Sequence[LogTarget]) -> Iterator[str]:
     has_journal = any(target.driver is Driver.JOURNALD for target in targets)
     if options.no_container_partial_message and not has_journal:
         yield "--no-container-partial-message has no effect without journald log driver"
-    if options.sdnotify_socket:
-        yield "--sdnotify-socket has no effect: what the container notifies is not passed on"
-    if options.syslog:
-        yield "--syslog has no effect: messages are in shim-log.json of the bundle's .forkshim"
 
 
 def _refused(text: str) -> OptionsError:
