@@ -170,7 +170,7 @@ class ServiceStatus:
             self._watchdog_source = Source.CONTAINER
         if words.status is not None:
             self._words = words.status
-        self._notifier.forward(words.lines(), None if words.status is None else self._line())
+        self._notifier.forward(words.lines(), words.status, self._line)
 
     def entered(self, state: State, text: str) -> None:
         """Report the new state in words, and ask for the time that it may take."""

@@ -20,7 +20,7 @@ from supervisor.linux.text import printable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 SOCKET_VARIABLE = "NOTIFY_SOCKET"
 _LONGEST_STATUS = 512
@@ -30,11 +30,13 @@ _SOL_SOCKET, _SCM_RIGHTS = 1, 1  # `socket` is imported only with a service mana
 class Notifier:
     """Sends messages to the service manager, if there is one. Owns its socket."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], *, only_forwards: bool = False) -> None:
         """Read NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID from `environment`.
 
-        An invalid address counts as no address: the container runs without a service manager.
+        An invalid address counts as no address: the container runs without a service manager. With
+        `only_forwards` the service is the engine's: `forward` alone sends, no other method does.
         """
+        self._only_forwards = only_forwards
         self._socket: socket.socket | None = None
         self._address = environment.get(SOCKET_VARIABLE, "")
         if self._address.startswith(("/", "@")):
@@ -49,8 +51,8 @@ class Notifier:
 
     @property
     def has_manager(self) -> bool:
-        """Whether there is a service manager."""
-        return self._socket is not None
+        """Whether there is a service manager that hears of the supervisor."""
+        return self._socket is not None and not self._only_forwards
 
     def ready(self, status: str) -> None:
         """Report that the service has started: the container's process runs."""
@@ -85,7 +87,7 @@ class Notifier:
 
         Source: sd_notify(3), FDSTORE=1; without FDPOLL=0 systemd removes a pipe at end of file.
         """
-        if self._socket is None:
+        if not self.has_manager:
             return
         for name, fd in descriptors.items():
             message = f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0".encode()
@@ -96,17 +98,21 @@ class Notifier:
         for name in names:
             self._send("FDSTOREREMOVE=1", f"FDNAME={name}")
 
-    def forward(self, lines: Sequence[str], status: str | None) -> None:
+    def forward(self, lines: Sequence[str], status: str | None, line: Callable[[], str]) -> None:
         """Forward the container's assignments in one message, with the status line if it is new.
 
-        `lines`: assignments as `READY=1`. `status`: the status line; None leaves it as it is.
+        Args:
+            lines: Assignments as `READY=1`, without the status.
+            status: The container's status; None without a status.
+            line: Returns the supervisor's status line, which has the container's in it.
         """
-        line = self._status if status is None else _one_line(status)
-        if line != self._status:
-            self._status = line
-            lines = [*lines, f"STATUS={line}"]
+        if status is not None:
+            text = _one_line(status if self._only_forwards else line())
+            if self._only_forwards or text != self._status:
+                self._status = text
+                lines = [*lines, f"STATUS={text}"]
         if lines:
-            self._send(*lines)
+            self._send_bytes(_message(lines))
 
     def close(self) -> None:
         """Close the socket."""
@@ -115,14 +121,18 @@ class Notifier:
             self._socket = None
 
     def _send(self, *lines: str) -> None:
-        if self._socket is not None:
-            self._send_bytes("\n".join(lines).encode(errors="replace"))
+        if self.has_manager:
+            self._send_bytes(_message(lines))
 
     def _send_bytes(self, message: bytes, *ancillary: tuple[int, int, bytes]) -> None:
         if self._socket is None:
             return
         with suppress(OSError):  # EAGAIN, ECONNREFUSED: systemd is busy or re-executing
             self._socket.sendmsg([message], ancillary, 0, self._address)
+
+
+def _message(lines: Sequence[str]) -> bytes:
+    return "\n".join(lines).encode(errors="replace")
 
 
 def _watchdog_s(environment: Mapping[str, str]) -> float:

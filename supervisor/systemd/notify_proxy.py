@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 
 from workers.common import cgroup_names
 from workers.notify.memory import NotifyMemory
@@ -51,13 +52,29 @@ class NotifyProxy:
             OSError: EEXIST, EMFILE, or an error of the file system.
         """
         os.mkdir(DIRECTORY, 0o755)
-        made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        path = f"{DIRECTORY}/{_NAME}"
-        made.bind(path)
-        os.chmod(path, 0o666)  # noqa: S103 -- the service in the container may run as any user
-        for each in (DIRECTORY, path):
+        proxy = cls.make_in(DIRECTORY)
+        for each in (DIRECTORY, f"{DIRECTORY}/{_NAME}"):
             os.chown(each, uid, gid)
+        return proxy
+
+    @classmethod
+    def make_in(cls, directory: str) -> NotifyProxy:
+        """Make the socket in a directory that is there, in the place of an earlier one.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        path = f"{directory}/{_NAME}"
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            made.bind(path)
+            os.chmod(path, 0o666)  # noqa: S103 -- the service in the container may run as any user
+        except OSError:
+            made.close()
+            raise
         return cls(made, NotifyMemory())
 
     @classmethod

@@ -108,3 +108,21 @@ def test_a_sign_of_life_is_due_twice_in_the_watchdogs_time(
     notifier = _notifier(manager, **variables)
     assert notifier.watchdog_s == seconds
     notifier.close()
+
+
+def test_a_service_of_the_engines_hears_the_container_alone(manager: socket.socket) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": str(manager.getsockname())}, only_forwards=True)
+    assert not notifier.has_manager
+    notifier.ready("running, pid 7")
+    notifier.status("running, pid 7")
+    notifier.stopping()
+    notifier.alive()
+    notifier.store_fds({"name": 0})
+    notifier.forward(["READY=1"], "warming\nup", lambda: "running, pid 7: warming up")
+    notifier.forward([], "warming up", lambda: "")
+    notifier.forward([], None, lambda: "")
+    assert manager.recv(4096) == b"READY=1\nSTATUS=warming up"
+    assert manager.recv(4096) == b"STATUS=warming up"
+    with pytest.raises(BlockingIOError):
+        manager.recv(1)
+    notifier.close()

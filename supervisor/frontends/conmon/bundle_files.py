@@ -29,6 +29,11 @@ class BundleFiles:
             raise ShimError(f"open {path}: {reason(error)}") from error
         self.path = path
 
+    @property
+    def by_descriptor(self) -> str:
+        """A path of the directory, for sockets: short, and the same after a rename."""
+        return f"/proc/self/fd/{self._fd.fileno()}"
+
     def make_fifo(self, name: str) -> fds.Fd:
         """Make a fifo in the place of what has its name; opened so that its end is never seen.
 

@@ -25,12 +25,13 @@ from supervisor.frontends.conmon.control import Control
 from supervisor.frontends.conmon.engine import take_null_stdio
 from supervisor.frontends.conmon.exit_files import ExitFiles
 from supervisor.frontends.conmon.options import Driver
-from supervisor.frontends.conmon.settings import process_config
+from supervisor.frontends.conmon.settings import notifier, process_config
 from supervisor.linux.errors import RuntimeFailedError, ShimError, StoppedError, describe
 from supervisor.linux.exit_status import Unknown, shell_status, signal_name
 from supervisor.oci.engine_call import EngineCall
 from supervisor.oci.process_json import CheckpointRecord
 from supervisor.state.directory import StateDirectory
+from supervisor.systemd.notify import SILENT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from supervisor.frontends.conmon.engine import Engine
     from supervisor.frontends.conmon.options import LogTarget, Options
     from supervisor.state.log import Log
+    from supervisor.systemd.notify_proxy import NotifyProxy
 
 _STATE_NAME = ".forkshim"
 _FORWARDED = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
@@ -49,7 +51,10 @@ _UNKNOWN = -1
 
 
 class Monitor:
-    """Supervises for one engine. Owns what the engine sees in the bundle, until `run` returns."""
+    """Supervises for one engine. Owns what the engine sees in the bundle, until `run` returns.
+
+    Many attributes: one for each thing that an engine sees, and for each step of a start.
+    """
 
     def __init__(
         self,
@@ -70,6 +75,8 @@ class Monitor:
         self._passes_stdio = any(each.driver is Driver.PASSTHROUGH for each in targets)
         self._attach: AttachSocket | None = None
         self._control: Control | None = None
+        self._notify_proxy: NotifyProxy | None = None
+        self._notifier = SILENT
         self._container: Container | None = None
         self._has_begun = self._is_created = self._has_timed_out = False
         self._why_not: ShimError | None = None
@@ -99,12 +106,17 @@ class Monitor:
                 self._attach.remove_link()
             if self._files is not None:
                 self._files.close()
+            if self._notify_proxy is not None:
+                self._notify_proxy.close()
+            self._notifier.close()
             host.close()
 
     # The start.
 
     def _open_files(self) -> None:
         options, files = self._options, self._files
+        if options.sdnotify_socket and files is not None and not options.exec:
+            self._notify_proxy = make_notify_proxy(files)
         if files is None or self._passes_stdio:
             return
         socket_dir = "" if options.full_attach else options.socket_dir_path
@@ -138,8 +150,16 @@ class Monitor:
             gid=os.getegid(),
             reads_priority=engine.environment.get(_PRIORITY_VARIABLE) != "stream",
         )
-        spec = ContainerSpec(options.cid, bundle or "/", runtime, engine_call=call)
-        request = StartRequest(spec, origin=Origin(environment=engine.environment))
+        spec = ContainerSpec(
+            options.cid,
+            bundle or "/",
+            runtime,
+            engine_call=call,
+            notify_proxy=self._notify_proxy,
+        )
+        self._notifier = notifier(options)
+        origin = Origin(environment=engine.environment, notifier=self._notifier)
+        request = StartRequest(spec, origin=origin)
         container = Container(host, request, self._log, self._state_dir, config)
         self._container = container
         ContainerApi(container).subscribe(partial(self._on_notice, host))
@@ -236,6 +256,20 @@ class Monitor:
         if options.exec:
             self._engine.exec_ended(status, has_timed_out=self._has_timed_out)
         return status
+
+
+def make_notify_proxy(files: BundleFiles) -> NotifyProxy:
+    """Make the container's socket in the directory that the engine mounts in the container.
+
+    Raises:
+        ShimError: The engine has not made the directory.
+    """
+    from supervisor.systemd.notify_proxy import DIRECTORY, NotifyProxy  # few containers have one
+
+    try:
+        return NotifyProxy.make_in(f"{files.by_descriptor}/{DIRECTORY}")
+    except OSError as error:
+        raise ShimError(f"{DIRECTORY}/ in {files.path}: {describe(error)}") from error
 
 
 def open_state(files: BundleFiles | None, cid: str) -> StateDirectory:

@@ -8,6 +8,7 @@ from supervisor.frontends.conmon.options import Driver
 from supervisor.io.stdio import ATTACH, ATTACH_KEPT_OPEN
 from supervisor.oci.process_json import ProcessConfig
 from supervisor.sinks.spec import quoted
+from supervisor.systemd.notify import SOCKET_VARIABLE, Notifier
 from workers.common.records import replace
 
 TYPE_CHECKING = False
@@ -50,6 +51,12 @@ def process_config(
         root_uid=uid,
         root_gid=gid,
     )
+
+
+def notifier(options: Options) -> Notifier:
+    """Return the way to the engine's service manager, to which only the container speaks."""
+    environment = {SOCKET_VARIABLE: options.sdnotify_socket} if options.sdnotify_socket else {}
+    return Notifier(environment, only_forwards=True)
 
 
 def may_rotate(path: str, allowed: Sequence[str]) -> bool:
