@@ -231,6 +231,9 @@ class Running:
             self._container.process_ended()
 
     def _on_stream_over(self) -> None:
+        if self._launch.request.spec.has_engines_fifos:
+            # CRI's ExecSync asks for the delete only behind the end of the output.
+            self.stream_set.close_read_fifos()
         self.exit.look()
 
     def _on_trouble(self) -> None:

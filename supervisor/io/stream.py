@@ -279,6 +279,11 @@ class Stream:
             with suppress(OSError):  # EMFILE: `unread_bytes` is then 0 whatever the client reads
                 self.write_only()
 
+    def close_fifo_if_read(self) -> None:
+        """Close the fifo of a closed output if a client has it open, which reads end of file."""
+        if self.is_closed and self.has_own_fifo and fds.has_reader(self.sink.fileno()):
+            self.sink.close()
+
     def close(self) -> None:
         """Close every descriptor."""
         self.phase = StreamPhase.CLOSED

@@ -290,6 +290,11 @@ class StreamSet:
             self._context.on_change()
             slot.replace()
 
+    def close_read_fifos(self) -> None:
+        """Close the fifo of each closed output whose client is there."""
+        for stream in self.outputs:
+            stream.close_fifo_if_read()
+
     def _on_client_left(self, stream: Stream) -> None:
         self._context.on_change()
         if stream.is_live_output:

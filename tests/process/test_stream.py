@@ -58,6 +58,29 @@ def test_a_hung_up_console_has_its_end_pending(site: Site) -> None:
     assert stream.has_pending()
 
 
+def test_a_client_that_is_there_reads_the_end_and_a_later_one_reads_the_rest(
+    site: Site, tmp_path: Path
+) -> None:
+    ends = []
+    for name in ("there", "away"):
+        reader, sink = site.fifo_sink(tmp_path / name)
+        writer, _none, stream = site.output(sink=sink)
+        ends.append((reader, writer, stream))
+    site.start()
+    for _reader, writer, _stream in ends:
+        os.write(writer, b"abc")
+        site.disown(writer)
+    site.run_until(lambda: all(stream.is_closed for _reader, _writer, stream in ends))
+    site.disown(ends[1][0])
+    site.stream_set.close_read_fifos()
+    assert os.read(ends[0][0], 9) == b"abc"
+    assert os.read(ends[0][0], 9) == b""
+    again = site.own(os.open(tmp_path / "away", os.O_RDONLY | os.O_NONBLOCK))
+    assert os.read(again, 9) == b"abc"
+    site.stream_set.close_read_fifos()
+    assert os.read(again, 9) == b""
+
+
 def test_what_a_client_with_an_open_fifo_has_not_read_is_safe_and_otherwise_counts(
     site: Site, tmp_path: Path
 ) -> None:
