@@ -118,7 +118,6 @@ def take_over(
 def _adopt_detached(
     claimed: claim.Claim, store: FdStore, report: daemon.StartReport, command: tuple[str, ...]
 ) -> None:
-    signals.hold()
     try:
         request, supervise_it = _adopter(claimed, store, SILENT, command, report.started)
     except ShimError as error:

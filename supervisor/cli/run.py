@@ -131,11 +131,16 @@ def run(request: RunRequest) -> int:
         claimed.remove()
         raise StoppedError(f"stopped by {signal_name(signum)} before its creation")
     if request.detach:
-        daemon.detach(
-            lambda report: _supervise_in_daemon(claimed, start_request, report),
-            working_directory=claimed.state_dir,
-            preserve_fds=[claimed.lock_fd, *activation_fds.filenos()],
-        )
+        try:
+            daemon.detach(
+                lambda report: _supervise_in_daemon(claimed, start_request, report),
+                working_directory=claimed.state_dir,
+                preserve_fds=[claimed.lock_fd, *activation_fds.filenos()],
+                is_start=True,
+            )
+        except StoppedError:
+            claimed.remove()
+            raise
         return 0
     user_terminal = None
     if terminal:
@@ -363,7 +368,6 @@ def _supervise_in_daemon(
     claimed: claim.Claim, start_request: StartRequest, report: daemon.StartReport
 ) -> None:
     """Supervise in the daemon, and report the start to the caller."""
-    signals.hold()
     start_request = replace(
         start_request, origin=replace(start_request.origin, on_started=report.started)
     )

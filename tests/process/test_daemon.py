@@ -25,6 +25,7 @@ def _detach(behaviour: str, directory: Path) -> Any:
     done = subprocess.run(
         [sys.executable, PROGRAM, behaviour, directory],
         capture_output=True,
+        start_new_session=True,
         timeout=waiting.LIMIT_S,
         umask=0o077,
         cwd="/",
@@ -60,6 +61,11 @@ def test_a_daemon_that_dies_silently_is_an_error(tmp_path: Path, behaviour: str)
     exit_status, message = _detach(behaviour, tmp_path)
     assert exit_status == 70
     assert message.startswith("the supervisor died before the container ran")
+
+
+def test_an_interrupt_is_passed_on_to_the_daemon_which_has_ended_then(tmp_path: Path) -> None:
+    assert _detach("is interrupted", tmp_path) == [143, "stopped by SIGINT"]
+    assert (tmp_path / "facts.json").exists(), "the interrupt has killed no half of a daemon"
 
 
 def test_a_directory_that_is_not_there_is_an_error_too(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from supervisor.cli import daemon
-from supervisor.linux.errors import UsageError
+from supervisor.linux.errors import ShimError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +45,7 @@ def _facts() -> dict[str, object]:
 
 def _daemon(report: daemon.StartReport) -> None:
     behaviour = sys.argv[1]
-    if behaviour == "runs":
+    if behaviour in ("runs", "is interrupted"):
         facts_path = Path("facts.json")
         facts_path.with_suffix(".new").write_text(json.dumps(_facts()))
         facts_path.with_suffix(".new").rename(facts_path)
@@ -71,15 +71,29 @@ def _refuse_the_second(fork: Callable[[], int]) -> Callable[[], int]:
     return refuse
 
 
+def _interrupt_the_group(setsid: Callable[[], None]) -> Callable[[], None]:
+    """Be interrupted as by Ctrl-C in the last moment in which the terminal reaches the daemon."""
+
+    def interrupt() -> None:
+        os.killpg(0, signal.SIGINT)
+        setsid()
+
+    return interrupt
+
+
 def main() -> None:
     """Run."""
+    if sys.argv[1] == "is interrupted":
+        os.setsid = _interrupt_the_group(os.setsid)
     if sys.argv[1] == "cannot fork":
         os.fork = _refuse_the_second(os.fork)
     preserved = os.open(os.devnull, os.O_RDONLY)
     os.open(os.devnull, os.O_RDONLY)  # not preserved
     try:
-        daemon.detach(_daemon, working_directory=sys.argv[2], preserve_fds=[preserved])
-    except daemon.DetachedError as error:
+        daemon.detach(
+            _daemon, working_directory=sys.argv[2], preserve_fds=[preserved], is_start=True
+        )
+    except ShimError as error:
         print(json.dumps([error.exit_status, str(error)]))
     else:
         print(json.dumps(None))

@@ -178,6 +178,47 @@ def test_an_id_whose_daemon_has_ended_can_be_run_again(
         assert (root / container_id / "init" / "exitStatus").read_text() == status
 
 
+def launch(root: Path, bundle: Path, *words: str | Path) -> subprocess.Popen[str]:
+    command = [FORKSHIM, "run", "--root", root, "--bundle", bundle, "--detach", *words]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_signal_to_the_caller_gives_the_start_up(
+    tmp_path: Path, make_bundle: Callable[..., Path], signum: signal.Signals
+) -> None:
+    root, container_id = tmp_path / "root", bundles.fresh_id("detached")
+    runtime, gate = runtimes.gate(tmp_path, "create")
+    options = ("--log", "null", "--runtime", runtime, container_id)
+    with launch(root, make_bundle(_LOOP), *options) as caller, gate.open("w"):
+        caller.send_signal(signum)
+        said = caller.communicate(timeout=waiting.LIMIT_S)[1]
+    assert caller.returncode == 143
+    assert said.startswith(f"forkshim: {container_id}: ")
+    assert said.count("\n") == 1
+    assert "stopped" in said
+    assert os.listdir(root) == []
+
+
+def test_a_start_that_is_given_up_too_late_is_stopped(
+    tmp_path: Path, make_bundle: Callable[..., Path]
+) -> None:
+    """The container runs already, and the runtime's `start` has not ended."""
+    root, log, container_id = tmp_path / "root", tmp_path / "log", bundles.fresh_id("detached")
+    runtime, gate = runtimes.lingering(tmp_path, "start")
+    options = ("--log", f"file:{log}", "--runtime", runtime, container_id)
+    with launch(root, make_bundle(_LOOP), *options) as caller:
+        waiting.wait_path(log, lambda path: path.exists() and path.read_text() == "ready\n")
+        caller.send_signal(signal.SIGTERM)
+        shim_log_path = root / container_id / "init" / "shim-log.json"
+        waiting.wait_path(shim_log_path, lambda path: "SIGTERM: stopping" in path.read_text())
+        gate.open("w").close()
+        said = caller.communicate(timeout=waiting.LIMIT_S)[1]
+    assert (caller.returncode, said) == (143, f"forkshim: {container_id}: stopped by SIGTERM\n")
+    assert log.read_text() == "ready\nbye\n"
+    assert os.listdir(root) == []
+
+
 def test_under_systemd_it_stays_in_the_foreground(
     tmp_path: Path, make_bundle: Callable[..., Path]
 ) -> None:
