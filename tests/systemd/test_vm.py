@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -31,6 +32,8 @@ pressed = [b"x" * (1 << 20) for _ in range(8)]
 packed = metrics.read(delegation.membership("self"))
 print(json.dumps(protobuf.unpack_any(packed, cgroup_metrics.V2Metrics)))
 """
+
+OOM_EVENTS = Path(__file__).parents[1] / "programs" / "oom_events.py"
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +156,9 @@ def test_metrics_of_cgroup_v2_are_the_limits_and_the_use_of_the_cgroup(vm: VM) -
     assert told["cpu"]["usage_usec"] >= told["cpu"]["user_usec"] > 0
     assert told["cpu"]["nr_periods"] > 0
     assert None not in told.values()
+
+
+def test_each_kill_in_a_cgroup_is_told_once(vm: VM) -> None:
+    words = ("/usr/bin/python3", "-ISB", "-c", OOM_EVENTS.read_text(), "/usr/lib/forkshim", "oom")
+    done = vm.run(*words, timeout_s=120)
+    assert (done.returncode, done.stdout) == (0, "2 2\n"), done

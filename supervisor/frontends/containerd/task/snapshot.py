@@ -74,6 +74,7 @@ def pack(
     return {
         "is_paused": task.is_paused,
         "membership": task.membership,
+        "is_oom_told": task.is_oom_told,
         "init": packed(task.init, messages.CreateTaskRequest),
         "execs": [packed(each, messages.ExecProcessRequest) for each in task.execs.values()],
     }
@@ -93,6 +94,8 @@ def unpack(
     """Give a task that was made from `request_of` the rest of its state."""
     task.is_paused = packed["is_paused"]
     task.membership = packed["membership"]
+    task.is_oom_told = packed.get("is_oom_told", False)
+    task.watch_oom()
     _unpack(task.init, packed["init"], containers, connections)
     for each in packed["execs"]:
         request = decode(messages.ExecProcessRequest, bytes.fromhex(each["request"]))

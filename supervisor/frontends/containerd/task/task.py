@@ -22,6 +22,7 @@ from supervisor.oci.process_json import ProcessConfig
 from supervisor.state.container_id import check_id
 from supervisor.state.directory import StateDirectory
 from supervisor.systemd import delegation
+from supervisor.systemd.oom_events import OomEvents
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Task:
         is_paused: Whether the runtime has frozen it.
         is_pausing: Whether it is about to.
         membership: The cgroups of its init by controller; empty before its creation.
+        is_oom_told: Whether /tasks/oom was emitted.
         calls: The runtime calls that must not overtake each other.
     """
 
@@ -93,6 +95,8 @@ class Task:
         self.is_paused = False
         self.is_pausing = False
         self.membership: dict[str, str] = {}
+        self.is_oom_told = False
+        self._oom_events: OomEvents | None = None
         self.calls = RuntimeQueue()
 
     @property
@@ -152,6 +156,7 @@ class Task:
     def emit_create(self, pid: int) -> None:
         """Note what only a living process tells, and emit /tasks/create."""
         self.membership = delegation.membership(pid)
+        self.watch_oom()
         with open(os.path.join(self.bundle, delete.PID_NAME), "w") as file:
             file.write(str(pid))
         request = self._request
@@ -163,6 +168,18 @@ class Task:
             checkpoint=request["checkpoint"],
             pid=pid,
         )
+
+    def watch_oom(self) -> None:
+        """Emit /tasks/oom when the kernel kills one of its processes, up to the init's exit."""
+        try:
+            self._oom_events = OomEvents(self._host.loop, self.membership, self.emit_oom)
+        except OSError as error:  # no memory controller: the count at the end has none, either
+            self._host.log.info(f"{self.container_id}: no OOM events: {reason(error)}")
+
+    def emit_oom(self) -> None:
+        """Emit /tasks/oom."""
+        self.is_oom_told = True
+        self.emit("/tasks/oom")
 
     def emit(self, topic: str, **values: object) -> None:
         """Queue an event about this container."""
@@ -213,6 +230,8 @@ class Task:
         if process.exec_id:
             self._after_exec()
             return
+        if self._oom_events is not None:
+            self._oom_events.close()
         self._write_reply(delete.EXIT_REPLY_NAME)
 
     def _after_exec(self) -> None:

@@ -140,8 +140,8 @@ class TaskProcess:
             self._note_exit()
         if notice is Notice.STARTED:
             self._close_stdin_if_asked()
-        if notice is Notice.OOM and not self.exec_id:
-            self._task.emit("/tasks/oom")
+        if notice is Notice.OOM and not (self.exec_id or self._task.is_oom_told):
+            self._task.emit_oom()
         if notice is Notice.CREATED and self.exec_id:
             return  # the runtime starts what it makes: STARTED follows
         if notice in _CORE_EVENTS:
