@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -282,6 +281,6 @@ def test_a_worker_of_records_could_move_something_if_its_outlet_has_room(
     recorder.is_full = is_full
     writer, stream = _recorded(site, recorder)
     site.start()
-    os.kill(site.slot(stream).pid, signal.SIGSTOP)
+    stop_worker(site.slot(stream))
     os.write(writer, b"x")
     assert site.slot(stream).could_move() == (not is_full)
