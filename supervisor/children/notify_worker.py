@@ -225,7 +225,7 @@ class NotifyWorker:
             cgroups=self._notify_proxy.cgroups,
         )
         try:
-            pid = spawn.fork_worker(partial(reader.work, place), dies_with_us=True)
+            pid = spawn.fork_worker(partial(reader.work, place), dies_with_parent=True)
         except OSError:
             words_rfd.close()
             until_wfd.close()

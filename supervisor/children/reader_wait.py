@@ -68,7 +68,7 @@ class ReaderWait:
             try:
                 self._pid = spawn.fork_worker(
                     partial(self._work, self._with_path.fileno(), said_wfd.fileno()),
-                    dies_with_us=True,
+                    dies_with_parent=True,
                 )
             finally:
                 said_wfd.close()

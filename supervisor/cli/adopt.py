@@ -1,7 +1,7 @@
-"""Supervising a container that runs already: after a reload of this process, or by adoption.
+"""Supervises a container that runs already: by adoption, or after a reload of this process.
 
-A person asks for an adoption (`forkshim adopt`), systemd does (it starts `forkshim run --adopt`
-again), or the fd holder of a killed daemon does. Each claims the container's lock first.
+An operator asks for an adoption (`forkshim adopt`), or systemd does (it starts `forkshim run
+--adopt` again), or the fd holder of a killed daemon does. Each claims the container's lock first.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from supervisor.state.log import Log
 
 
-_WHY_NOTHING = "it has ended, or its supervisor was killed before it ran"
+_WHY_NOTHING = "the container has ended, or its supervisor was killed before it ran"
 
 
 def adopt(container_id: str, root: str, *, detach: bool) -> int:
-    """Supervise a container whose supervisor was killed; returns the exit status, as `run`.
+    """Supervise a container whose supervisor was killed. Returns the exit status, as `run`.
 
     Raises:
         ShimError: The container has a supervisor, or its fd store is gone.
@@ -42,7 +42,7 @@ def adopt(container_id: str, root: str, *, detach: bool) -> int:
     command = own_command()
     check_id(container_id)
     kept = discover.take_kept(os.environ)
-    signals.hold()
+    signals.block()
     claimed = claim.claim(root, container_id)
     is_stale = claimed.is_stale
     try:
@@ -81,7 +81,7 @@ def find_store(claimed: claim.Claim, kept: FdStore | None) -> FdStore | None:
 
 
 def discard_kept(kept: FdStore | None) -> None:
-    """Close the store of another run that systemd has kept, and remove it from systemd."""
+    """Close the store of an earlier run that systemd has kept, and remove it from systemd."""
     if kept is not None:
         kept.close()
         Notifier(foreground.environment_of_a_main_process()).remove_fds(discover.KEPT_NAMES)
@@ -90,7 +90,7 @@ def discard_kept(kept: FdStore | None) -> None:
 def take_over(
     claimed: claim.Claim, store: FdStore, *, detach: bool, command: tuple[str, ...]
 ) -> int:
-    """Supervise the container of `store`, here or as a daemon; returns as `run`.
+    """Supervise the container of `store`, in the foreground or as a daemon. Returns as `run`.
 
     Raises:
         ShimError: As `restore.restore`.
@@ -110,7 +110,7 @@ def take_over(
     except ShimError as error:
         foreground.say(str(error))
     if foreground.has_controlling_terminal():
-        command = ()  # SIGHUP is then the terminal's hang-up, no reload
+        command = ()  # SIGHUP is then the terminal's hang-up, not a reload
     request, supervise_it = _adopter(claimed, store, notifier, command)
     return foreground.supervise_in_foreground(claimed, request, supervise_it, is_restored=True)
 
@@ -137,9 +137,9 @@ def _adopter(
     *,
     starts: Sequence[float] = (),
 ) -> tuple[StartRequest, foreground.SuperviseIt]:
-    """Return the start request of the killed supervisor, for this process, and what serves it.
+    """Return the start request of the killed supervisor, for this process, and its function.
 
-    With `on_started` this process is a daemon. `starts`: see `Succession`.
+    With `on_started` this process is a daemon. `starts`: see `successor.Succession`.
     """
     from supervisor.container import restore  # not needed by a plain `run`
 
@@ -170,20 +170,20 @@ def _adopter(
     return request, supervise_it
 
 
-def succeed() -> int:
-    """Adopt the container of a killed supervisor, as a daemon: its fd holder has started us.
+def run_as_successor() -> int:
+    """Adopt the container of a killed supervisor, as a daemon that the fd holder has started.
 
-    Returns 0 when the container has ended, or has no use for a supervisor.
+    Returns 0 when the container has ended, also if it had ended before.
 
     Raises:
         AlreadySupervisedError: Another adopter was first.
-        ShimError: The container cannot be adopted; the fd holder logs why.
+        ShimError: The container cannot be adopted. The fd holder logs why.
     """
     command = own_command()
     told = successor.arrive()
-    signals.hold()
+    signals.block()
     claimed = claim.claim(*os.path.split(told.path))
-    if not discover.is_of(told.store, claimed.state_dir):  # it has ended
+    if not discover.is_of(told.store, claimed.state_dir):  # the container has ended
         told.store.close()
         claimed.release()
         return 0
@@ -191,16 +191,16 @@ def succeed() -> int:
     request, supervise_it = _adopter(
         claimed, told.store, SILENT, command, lambda: None, starts=told.starts
     )
-    os.dup2(0, 2)  # /dev/null: the fd holder has lent a file for why there is no successor
+    os.dup2(0, 2)  # /dev/null: until here stderr was the fd holder's file for an error
     failed = foreground.supervise_in_daemon(claimed, request, supervise_it, is_restored=True)
     return 0 if failed is None else failed.exit_status
 
 
-def reloaded() -> int:
-    """Continue after a reload: this process was another program before. Returns as `run`.
+def run_after_reload() -> int:
+    """Continue after a reload, in which this process has executed a program. Returns as `run`.
 
     Raises:
-        ShimError: As `restore.restore`; or the handover cannot be used.
+        ShimError: As `restore.restore`, or the handover cannot be used.
     """
     from supervisor.container import restore
 
@@ -223,7 +223,7 @@ def reloaded() -> int:
     )
     origin = replace(
         request.origin,
-        write_pid=claimed.write_pid,  # a full disk may have kept it from being written
+        write_pid=claimed.write_pid,  # on a full disk the earlier program may not have written it
         lock_fd=claimed.lock_fd,
         has_job_control=not is_daemon,
     )

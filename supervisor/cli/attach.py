@@ -1,6 +1,6 @@
-"""`forkshim attach`: copy a running container's output from now on, to its end or to Ctrl-C.
+"""`forkshim attach`: copies a running container's output from now on, until its end or Ctrl-C.
 
-The attach client owns two fifos in the container's state directory and reads them; see
+The attach client makes two fifos in the container's state directory and reads them, see
 `supervisor.io.attach.hub`. The container and its workers never wait for it.
 """
 
@@ -30,19 +30,19 @@ _CHUNK_BYTES = 1 << 20
 _STDOUT, _STDERR = 1, 2
 _LOOK_MS = 200
 _LONGEST_WAIT_S = 15.0
-"""For the supervisor's answer, which comes at once, or never from a stopped supervisor."""
+"""For the supervisor's answer. It comes at once; a stopped supervisor never answers."""
 _LONGEST_PID = 20
 _NO_ANSWER = "its supervisor does not answer"
 
 
 def attach(container_id: str, root: str) -> int:
-    """Copy the container's stdout and stderr to ours until both have ended; returns 0.
+    """Copy the container's stdout and stderr to this process's until both end. Returns 0.
 
     A signal, or a closed stdout, ends this command with 0, too. The container does not notice.
 
     Raises:
-        ShimError: The container does not run, or has no output to attach to. Or its supervisor
-            rejects this client, or does not answer.
+        ShimError: The container does not run or has no output to attach to; or its supervisor
+            rejects this client or does not answer.
     """
     check_id(container_id)
     state_dir = os.path.join(paths.absolute(root), container_id, "init")
@@ -80,7 +80,7 @@ def _fifos() -> Iterator[dict[str, fds.Fd]]:
         yield sources
     finally:
         for name in names.values():
-            with contextlib.suppress(OSError):  # the directory may be gone
+            with contextlib.suppress(OSError):  # ENOENT: removed already, also with its directory
                 os.unlink(name)
         for source in sources.values():
             source.close()
@@ -105,9 +105,10 @@ def _request(streams: dict[str, fds.Fd]) -> None:
 
 
 def _copy(sources: dict[str, fds.Fd]) -> None:
-    """Copy to end of file, or until our stdout or stderr has no reader.
+    """Copy to end of file, or until stdout or stderr has no reader.
 
-    Looks every 200 ms until each stream is answered: no event tells that an answer will not come.
+    It looks every 200 ms until the supervisor has answered for each stream: no event tells that an
+    answer will not come.
     """
     sinks = {sources["stdout"].fileno(): _STDOUT, sources["stderr"].fileno(): _STDERR}
     streams = {source.fileno(): stream for stream, source in sources.items()}
@@ -119,7 +120,7 @@ def _copy(sources: dict[str, fds.Fd]) -> None:
     while sinks:
         came = {fd for fd, _events in poller.poll(_LOOK_MS if asking else None)}
         for fd in came | asking:
-            # Before the read: a client that is accepted in between has not reached its end of file.
+            # Before the read: the supervisor may accept the client between the two.
             was_asking = _mode(fd) == ASKING
             chunk = _read(fd)
             if chunk == b"" and was_asking and fd not in came:
@@ -146,7 +147,7 @@ def _mode(fd: int) -> int:
 
 
 def _read(fd: int) -> bytes | None:
-    """Return what is there; b"" if no process has it open for writing, None if one has."""
+    """Return the pending bytes. Without any: None if the fifo has a writer, b"" if it has none."""
     try:
         return os.read(fd, _CHUNK_BYTES)
     except BlockingIOError:
@@ -154,10 +155,10 @@ def _read(fd: int) -> bytes | None:
 
 
 def _check_for_answer(deadline_s: float) -> None:
-    """Give up once no answer can come any more.
+    """Check that the supervisor can still answer.
 
     Raises:
-        ShimError: With the reason.
+        ShimError: It cannot; the message has the reason.
     """
     if os.path.lexists(EXIT_STATUS_NAME) or not os.path.lexists("control") or not _is_supervised():
         raise ShimError(f"nothing to attach to: {_why_not()}")
@@ -167,17 +168,17 @@ def _check_for_answer(deadline_s: float) -> None:
 
 def _why_not() -> str:
     if os.path.lexists(EXIT_STATUS_NAME) or not os.path.lexists("control"):
-        return "it has ended"
+        return "the container has ended"
     why_not = discover.why_not(os.getcwd())
     return (
-        f"no supervisor, and {why_not}" if why_not else "no supervisor: `forkshim adopt` brings one"
+        f"no supervisor, and {why_not}" if why_not else "no supervisor: `forkshim adopt` starts one"
     )
 
 
 def _is_supervised() -> bool:
     """Return whether the process of supervisor.pid has the container's directory open.
 
-    A supervisor locks that directory for as long as it lives.
+    A supervisor locks that directory as long as it lives.
     """
     try:
         directory = os.path.dirname(os.getcwd())
@@ -187,13 +188,13 @@ def _is_supervised() -> bool:
             with contextlib.suppress(FileNotFoundError):
                 if os.readlink(f"{fd_dir}/{name}") == directory:
                     return True
-    except (OSError, ValueError):  # no such process, or it begins or ends right now
+    except (OSError, ValueError):  # no such process, or it is starting or ending
         return False
     return False
 
 
 def _write(fd: int, content: bytes) -> bool:
-    """Write all of it; False if `fd` has no reader any more."""
+    """Write all of `content`. Return False if `fd` has no reader any more."""
     rest = memoryview(content)
     while rest:
         try:

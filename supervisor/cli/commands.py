@@ -1,4 +1,4 @@
-"""The commands of `forkshim`: their options, and what each command line asks for."""
+"""The commands of `forkshim`: the table of options and the parsed request of each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEFAULT_ROOT = "/run/forkshim"
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """The command line of `forkshim run`, parsed; see its --help for each word."""
+    """The command line of `forkshim run`, parsed. --help explains each option."""
 
     container_id: str
     bundle: str = "."
@@ -54,10 +54,10 @@ Request = RunRequest | AdoptRequest | AttachRequest
 
 
 def not_empty(text: str) -> str:
-    """Read a path, which is not the empty one.
+    """Return `text`, a path.
 
     Raises:
-        ValueError: It is.
+        ValueError: `text` is empty.
     """
     if not text:
         raise ValueError(text)
@@ -65,10 +65,10 @@ def not_empty(text: str) -> str:
 
 
 def seconds(text: str) -> float:
-    """Read a number of seconds.
+    """Return a number of seconds.
 
     Raises:
-        ValueError: It is not a number, negative or infinite.
+        ValueError: `text` is not a number, or is negative or infinite.
     """
     number = float(text)
     if not 0 <= number < math.inf:
@@ -105,7 +105,7 @@ RUN = Command(
             "runc, crun or a path (default: runc)",
             "NAME",
             absolute,
-            "no path in UTF-8",
+            "not a path in UTF-8",
         ),
         Option(
             "runtime_args",
@@ -157,7 +157,7 @@ RUN = Command(
         Option(
             "sdnotify",
             ("--sdnotify",),
-            "which process says READY=1 to systemd: the supervisor, when the container runs "
+            "which process sends READY=1 to systemd: the supervisor, when the container runs "
             "(default), or the container itself",
             choices=("supervisor", "container"),
         ),

@@ -1,10 +1,10 @@
-"""Detach from the caller with python-daemon, and report to the caller.
+"""Detaches from the caller with python-daemon, and reports to the caller.
 
 Never under systemd (NOTIFY_SOCKET is set): daemon(7) asks a service not to fork, and systemd
-watches the process that it started. Elsewhere `forkshim run --detach` forks. The child becomes a
-daemon (own session, no controlling terminal) and supervises. The caller waits on a pipe until the
+watches the process that it has started. Elsewhere `forkshim run --detach` forks. The child becomes
+a daemon (own session, no controlling terminal) and supervises. The caller reads a pipe until the
 daemon reports that the container runs, or an error. End of file without a report: the daemon died.
-While it waits for a start, INT and TERM to the caller (Ctrl-C) give the start up.
+SIGINT (Ctrl-C) or SIGTERM to a caller that waits for a start stops what the daemon has begun.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class StartReport:
     """The daemon's one report to its caller. Owns the write end of the pipe."""
 
     def __init__(self, wfd: fds.Fd) -> None:
-        """Take ownership of the write end."""
+        """Own the write end."""
         self._wfd = wfd
 
     def ready(self) -> None:
-        """Tell the caller which process this is: a stop signal to the caller is passed on to it."""
+        """Send this process's pid to the caller, which forwards stop signals to it."""
         self._write(b"%d\n" % os.getpid())
 
     def started(self) -> None:
@@ -78,8 +78,8 @@ class _Wait:
     """The caller's wait for the report. Owns a pidfd of the daemon.
 
     Attributes:
-        stop_signal: The last one that this process has got; 0 for none.
-        has_daemon: Whether the daemon has told which process it is.
+        stop_signal: The last stop signal to this process; 0 for none.
+        has_daemon: Whether the daemon has sent its pid.
     """
 
     def __init__(self, rfd: fds.Fd) -> None:
@@ -90,14 +90,14 @@ class _Wait:
         self.has_daemon = False
 
     def pass_on(self, signum: int, _frame: FrameType | None = None) -> None:
-        """Send a stop signal to the daemon, now or as soon as it is known."""
+        """Forward a stop signal to the daemon, now or as soon as its pid is known."""
         self.stop_signal = signum
         if self._daemon.is_open:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._daemon.fileno(), signum)
 
     def read(self) -> bytes:
-        """Return the report; empty if the daemon died without one."""
+        """Return the report; b"" if the daemon died without one."""
         report = b""
         while chunk := os.read(self._rfd.fileno(), _MOST_BYTES):
             report += chunk
@@ -111,7 +111,7 @@ class _Wait:
         return report
 
     def until_dead(self) -> None:
-        """Wait for the daemon's end."""
+        """Wait until the daemon has exited."""
         if self._daemon.is_open:
             poller = select.poll()
             poller.register(self._daemon.fileno(), select.POLLIN)
@@ -132,15 +132,16 @@ def detach(
     """Run `supervise` in a daemon, and return when the daemon reports that the container runs.
 
     Args:
-        supervise: Called in the daemon; the daemon ends when it returns.
-        working_directory: The daemon's current directory: a state directory.
-        preserve_fds: Descriptors that the daemon keeps open, beside the pipe.
+        supervise: Called in the daemon, which exits when it returns.
+        working_directory: The daemon's working directory: a state directory.
+        preserve_fds: Descriptors that the daemon keeps open, besides the pipe.
         is_start: A stop signal to this process stops what the daemon has begun. Without it such a
-            signal ends this process alone.
+            signal ends only this process.
 
     Raises:
-        DetachedError: The daemon failed, or died before its report.
-        StoppedError: A stop signal has come, and the daemon, if there was one, has ended.
+        DetachedError: The daemon reported an error, or died before its report (status 70).
+        StoppedError: A stop signal has arrived, and the daemon has exited or never existed.
+        OSError: EMFILE; EAGAIN, ENOMEM of fork(2).
     """
     rfd, wfd = fds.pipe(_MOST_BYTES)
     wait = _Wait(rfd)
@@ -151,11 +152,11 @@ def detach(
         wfd.close()
         for signum in signals.STOP_SIGNALS if is_start else ():
             signal.signal(signum, wait.pass_on)
-        signals.release()  # the daemon has its own mask
+        signals.unblock()  # the daemon has its own mask
         report = wait.read()
-        for signum in signals.STOP_SIGNALS:  # a second Ctrl-C ends the wait for the daemon's end
+        for signum in signals.STOP_SIGNALS:  # a second Ctrl-C ends the wait for the daemon's exit
             signal.signal(signum, signal.SIG_DFL)
-        # Without a daemon: the signal was the terminal's, and has killed what was to become one.
+        # Without a daemon: Ctrl-C went to the process group, and has killed the fork as well.
         if wait.stop_signal and (report == _STARTED or not (report or wait.has_daemon)):
             wait.until_dead()
             raise StoppedError(f"stopped by {signal_name(wait.stop_signal)}")
@@ -176,7 +177,7 @@ def _be_daemon(
     preserve_fds: Sequence[int],
     wfd: fds.Fd,
 ) -> None:
-    signals.hold()
+    signals.block()
     # Imported here: a supervisor in the foreground never needs it.
     from daemon import DaemonContext
     from daemon.daemon import DaemonError
@@ -184,13 +185,13 @@ def _be_daemon(
     context = DaemonContext(
         chroot_directory=None,
         working_directory=working_directory,
-        umask=UMASK,  # python-daemon's default of 0 would make every new file writable for all
+        umask=UMASK,  # with python-daemon's default of 0 every user could write to new files
         uid=os.getuid(),
         gid=os.getgid(),
         initgroups=False,
-        prevent_core=False,  # RLIMIT_CORE is inherited by the runtime and by the container
-        detach_process=True,  # the default looks for init among the parents, and guesses
-        files_preserve=[*preserve_fds, wfd.fileno()],  # a new list: python-daemon extends it
+        prevent_core=False,  # the runtime and the container inherit RLIMIT_CORE
+        detach_process=True,  # the default guesses from the parent process
+        files_preserve=[*preserve_fds, wfd.fileno()],  # a copy, because python-daemon extends it
         pidfile=None,  # the claim writes supervisor.pid, under its lock
         stdin=None,
         stdout=None,

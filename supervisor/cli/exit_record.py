@@ -1,7 +1,8 @@
-"""DIR/ID.json: how a container ended, for a reader that comes after its state directory is gone.
+"""DIR/ID.json, the exit record: how a container ended. It outlives the state directory.
 
-One a container id, removed when its next run begins, and written whole or not at all. It keeps
-apart what a shell's one number joins: an exit with 137, a SIGKILL, and one from the OOM killer.
+There is one record per container id. The next run of the id removes it first. The write is atomic.
+The record distinguishes what the shell's status 137 does not: an exit with 137, a SIGKILL, and a
+SIGKILL of the OOM killer.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
 
 
 def make_directory(path: str) -> str:
-    """Make DIR, if it is not there, before there is anything to record; returns it absolute.
+    """Create DIR if it does not exist; return its absolute path. Called before the container runs.
 
     Raises:
-        ShimError: It cannot be made or written to.
-        UntrustedError: Others can put names there.
+        ShimError: DIR cannot be created, or is not writable.
+        UntrustedError: Other users can create names in it.
     """
     absolute = paths.absolute(path)
     try:
@@ -45,10 +46,10 @@ def make_directory(path: str) -> str:
 
 
 def remove(directory: str, container_id: str) -> None:
-    """Remove the record of an earlier run: there may be no room for one of this one.
+    """Remove the record of an earlier run: the disk may be full when this run ends.
 
     Raises:
-        OSError: It is still there.
+        OSError: unlink(2) failed, or the removal may not survive a power cut.
     """
     path = os.path.join(directory, f"{container_id}.json")
     try:
@@ -59,9 +60,10 @@ def remove(directory: str, container_id: str) -> None:
 
 
 def fields(container_id: str, outcome: Outcome, began_ns: int, ended_ns: int) -> dict[str, Any]:
-    """Return the record; times in nanoseconds since the epoch. Pure.
+    """Return the record. Pure.
 
-    `status` is a shell's number, and if there was never a process that of the error.
+    `began_ns` and `ended_ns` are nanoseconds since the epoch. README lists the fields. `status` is
+    the shell's status; without a process, the exit status of the error.
     """
     end, error = outcome.termination, outcome.error
     return {
@@ -90,12 +92,6 @@ def fields(container_id: str, outcome: Outcome, began_ns: int, ended_ns: int) ->
     }
 
 
-def _why(end: Termination | None, error: ShimError | None) -> str | None:
-    if isinstance(end, Unknown):
-        return f"its end is {end}"
-    return None if error is None else printable(str(error))
-
-
 def _status(end: Termination | None, error: ShimError | None) -> int | None:
     if isinstance(end, Unknown):
         return None
@@ -103,11 +99,11 @@ def _status(end: Termination | None, error: ShimError | None) -> int | None:
 
 
 def write(directory: str, record: dict[str, Any]) -> None:
-    """Write the record.
+    """Write the record to `directory`, atomically and durably.
 
     Raises:
         OSError: There is no new record.
-        UntrustedError: The same; others can put names there by now.
+        UntrustedError: There is no new record: other users can create names in `directory`.
     """
     import orjson  # not before the runtime is executed, see linux/plain_json
 
@@ -116,7 +112,7 @@ def write(directory: str, record: dict[str, Any]) -> None:
     try:
         for left in os.listdir(there.fileno()):
             head, _dot, pid = left.rpartition(".")
-            if head == f".{name}" and pid.isdecimal():  # of a supervisor that was killed here
+            if head == f".{name}" and pid.isdecimal():  # a killed supervisor has left it
                 with suppress(FileNotFoundError):
                     os.unlink(left, dir_fd=there.fileno())
         content = orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)

@@ -1,4 +1,4 @@
-"""Run the supervisor in the foreground or in a daemon, and turn its outcome into an exit status.
+"""Runs the supervisor in the foreground or as a daemon. Returns its outcome as an exit status.
 
 In the foreground the exit status is the container's. A daemon writes it to its state directory.
 Both write the exit record for --exit-dir.
@@ -38,10 +38,13 @@ def supervise_in_foreground(
     *,
     is_restored: bool = False,
 ) -> int:
-    """Supervise in the foreground; returns the exit status of this process.
+    """Supervise in the foreground. Returns the exit status of this process.
 
     The state directory is removed at the end. It stays after an unforeseen exception, and if a
     running container could not be restored (`is_restored`: after a reload, or by an adopter).
+
+    Raises:
+        ShimError: The container did not run, or the supervisor abandoned it.
     """
     prefix = f"forkshim: {request.spec.container_id}"
     state_dir, log = _open(claimed, prefix, is_restored=is_restored)
@@ -55,7 +58,7 @@ def supervise_in_foreground(
     except (ShimError, OSError) as error:
         if not isinstance(error, AbandonedError):  # supervising never began
             is_over = is_over or not is_restored
-        # `cli.main` decides what a stop before the container existed means, and says it.
+        # `cli.main` decides what a stop before the container existed means, and reports it.
         if isinstance(error, ShimError) and not isinstance(error, StoppedError):
             error.is_told = log.tell(str(error))
         raise
@@ -73,9 +76,9 @@ def supervise_in_daemon(
     *,
     is_restored: bool = False,
 ) -> ShimError | None:
-    """Supervise in a daemon; returns the error that ended it, None if the container ended.
+    """Supervise in a daemon. Returns the error that ended it; None if the container ended.
 
-    The state directory of a container that ran stays, with `exitStatus`.
+    The state directory stays if the container has run, with the file `exitStatus`.
     """
     state_dir, log = _open(claimed, None, is_restored=is_restored)
     try:
@@ -103,7 +106,7 @@ def _open(
     """Return the state directory and its log.
 
     Raises:
-        ShimError: It cannot be opened. The state directory is gone, except an adopter's.
+        ShimError: open(2) failed. The state directory was removed, unless `is_restored`.
     """
     try:
         state_dir = claimed.open_state_dir()
@@ -118,21 +121,21 @@ def _open(
 
 
 def environment_of_a_main_process() -> Mapping[str, str]:
-    """Return the environment, or an empty one if systemd made it for an ancestor of this process.
+    """Return the environment; {} if systemd made it for an ancestor of this process.
 
-    Source: systemd.exec(5), SYSTEMD_EXEC_PID (v248): a unit's script may run this program.
+    A script of a unit may run this program. Source: systemd.exec(5), SYSTEMD_EXEC_PID (v248).
     """
     pid = os.environ.get("SYSTEMD_EXEC_PID", "")
     return os.environ if pid in ("", str(os.getpid())) else {}
 
 
 def is_main_process_with_manager() -> bool:
-    """Return whether systemd waits for word from this process: a unit of Type=notify."""
+    """Return whether systemd waits for READY=1 of this process: a unit of Type=notify."""
     return bool(environment_of_a_main_process().get(SOCKET_VARIABLE))
 
 
 def has_controlling_terminal() -> bool:
-    """Return whether a SIGHUP may be a terminal's hang-up."""
+    """Return whether this process has a controlling terminal: SIGHUP may be its hang-up."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError:
@@ -141,15 +144,15 @@ def has_controlling_terminal() -> bool:
 
 
 def say(message: str) -> None:
-    """Print a warning to stderr, for the person who typed the command."""
+    """Print a warning to stderr, for the user who typed the command."""
     line = line_for_stderr(f"forkshim: {message}", WARNING)
-    print(line, file=sys.stderr)  # noqa: T201 -- a command talks on stderr
+    print(line, file=sys.stderr)  # noqa: T201 -- a command reports on stderr
 
 
 def _supervise_on_record(
     request: StartRequest, log: Log, state_dir: StateDirectory, supervise_it: SuperviseIt
 ) -> Outcome:
-    """Supervise, and write the exit record to the directory of --exit-dir, if there is one."""
+    """Supervise, then write the exit record if there is an --exit-dir."""
     outcome = supervise_it(log, state_dir)
     exit_dir, began_ns = request.origin.exit_dir, request.origin.began_ns
     if exit_dir is not None:
@@ -164,10 +167,10 @@ def _supervise_on_record(
 
 
 def _is_requested_stop(outcome: Outcome, request: StartRequest) -> bool:
-    """Return whether the stop that systemd asked for ended the container: the unit has not failed.
+    """Return whether systemd's stop has ended the container: the unit has not failed.
 
-    systemd takes death by SIGTERM as clean, but not the status 143 (systemd.service(5)). systemd
-    cannot tell a 137 that the supervisor caused from a 137 of the container's own.
+    For systemd a death by SIGTERM is clean, but the status 143 is a failure, systemd.service(5).
+    systemd cannot distinguish a 137 that the supervisor caused from the container's own 137.
     """
     if outcome.error is not None or outcome.termination is None:
         return False

@@ -1,4 +1,4 @@
-"""What a killed supervisor left behind, before its ID is run again."""
+"""Clears what a killed supervisor has left, before its ID is run again."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def clear(claimed: claim.Claim, request: RunRequest, why_not: FdStoreError | None) -> None:
-    """Clear away what an earlier supervisor of the ID left.
+    """Kill and remove what an earlier supervisor of the ID has left.
 
-    `why_not`: why this process cannot adopt.
+    `why_not`: why this process cannot adopt the container; None if it was not asked to.
 
     Raises:
         AlreadySupervisedError: The container of that supervisor still lives.
@@ -39,7 +39,7 @@ def clear(claimed: claim.Claim, request: RunRequest, why_not: FdStoreError | Non
         )
         state = parse_state(ask_runtime(command.name, command.state(), environment=os.environ))
         danger = kill_scope.of(command.config_path, state.pid if state else 0).unsafe_cgroup()
-        # Its program has not begun, and nothing but its dead supervisor would have started it.
+        # Its program has not begun, and only its dead supervisor would have started it.
         is_unborn = (
             state is not None
             and state.status == "created"
@@ -53,7 +53,7 @@ def clear(claimed: claim.Claim, request: RunRequest, why_not: FdStoreError | Non
                 way = f"it cannot be adopted from here ({why})"
             ending = " ".join(command.delete(force=True))
             if danger:
-                ending = f"kill -KILL {state.pid}"  # delete --force would kill its neighbours
+                ending = f"kill -KILL {state.pid}"  # delete --force would kill other processes
             raise AlreadySupervisedError(
                 "its supervisor is gone and its container is "
                 f"{state.status} (pid {state.pid}); {way}, `{ending}` ends it"
@@ -72,6 +72,6 @@ def clear(claimed: claim.Claim, request: RunRequest, why_not: FdStoreError | Non
                 directory = command.directory if state is not None else "/"
                 ask_runtime(command.name, delete, directory, environment=os.environ)
         if why_not is not None:
-            again = "its container has ended, the next one starts"
+            again = "the container has ended, a new one starts"
             foreground.say(f"{request.container_id}: {why_not}; {again}")
     claimed.clear()

@@ -1,4 +1,4 @@
-"""`forkshim`: the operator's command. Arguments in, one exit status out; no traceback."""
+"""`forkshim`, the operator's command: parses arguments, returns one exit status, no traceback."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ _MACHINE_STATUS = 71  # OSERR of systemd-analyze exit-status
 
 
 def main() -> NoReturn:
-    """Run the command and end the process with its exit status."""
+    """Run the command and exit with its exit status."""
     exit_process(run_command())
 
 
 def run_command() -> int:
-    """Run the command with `sys.argv`; returns its exit status."""
+    """Run the command that `sys.argv` names. Returns its exit status."""
     fds.ensure_stdio()
     request: Request = options.read(COMMANDS, sys.argv[1:]) or parse(sys.argv[1:])
     try:
         if is_handed_over():
-            from supervisor.cli.adopt import reloaded
+            from supervisor.cli.adopt import run_after_reload
 
-            return reloaded()
+            return run_after_reload()
         if is_successor():
-            from supervisor.cli.adopt import succeed
+            from supervisor.cli.adopt import run_as_successor
 
-            return succeed()
+            return run_as_successor()
         if isinstance(request, AdoptRequest):
             from supervisor.cli.adopt import adopt
 
@@ -53,29 +53,29 @@ def run_command() -> int:
         return run(request)
     except StoppedError as error:
         if foreground.is_main_process_with_manager():
-            return 0  # systemd asked for the stop: the unit has not failed
+            return 0  # systemd has requested the stop, so the unit has not failed
         _say(f"forkshim: {request.container_id}: {error}")
         return error.exit_status
     except ShimError as error:
         if not error.is_told:
             _say(f"forkshim: {request.container_id}: {error}")
         return error.exit_status
-    except OSError as error:  # EMFILE, ENOMEM, ...: the machine's trouble, said in one line
+    except OSError as error:  # EMFILE, ENOMEM, ...
         _say(f"forkshim: {request.container_id}: {describe(error)}")
         return _MACHINE_STATUS
     except Exception as error:
         _say(f"forkshim: {request.container_id}: {describe_bug(error)}")
         return AbandonedError.exit_status
-    except KeyboardInterrupt:  # before the signals were routed
+    except KeyboardInterrupt:  # SIGINT before `SignalRouter` has its handlers
         return 130
 
 
 def parse(arguments: list[str]) -> Request:
-    """Read the command line; ends the process with status 2 and a usage line if it is wrong."""
+    """Return the request. A wrong command line ends the process with status 2 and a usage line."""
     description = "Supervises one OCI container with forked IO workers."
     request: Request = options.parse("forkshim", __version__, description, COMMANDS, arguments)
     return request
 
 
 def _say(message: str) -> None:
-    print(line_for_stderr(message, ERR), file=sys.stderr)  # noqa: T201 -- a command talks on stderr
+    print(line_for_stderr(message, ERR), file=sys.stderr)  # noqa: T201 -- a command reports there

@@ -1,9 +1,9 @@
-"""Options of a command line: one table of rows, and the two readers that it feeds.
+"""Options of a command line: one table of rows, which two parsers use.
 
-`read` reads whole options, as scripts and units write them. It leaves every other line (combined
-short options, a wrong word, --help) to `parse`, which has argparse read it. argparse imports re,
-gettext and shutil: 47 million instructions (5 ms of a start), and 1 MB for the life of each
-supervisor. Neither reader knows a default: the request's class has them.
+`read` parses plain options, as scripts and units write them. It leaves every other line (combined
+short options, a wrong word, --help) to `parse`, which uses argparse. argparse imports re, gettext
+and shutil: 47 million instructions (5 ms of a start), and 1 MB as long as the supervisor lives.
+Neither parser has defaults: the class of the request has them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class Option:
 
     Attributes:
         field: The field of the request that it sets.
-        names: As typed, `-t` and `--terminal`; none for an operand.
+        names: As typed, `-t` and `--terminal`; empty for an operand.
         help: The line of --help.
         metavar: The name of its value in --help; empty for a flag.
-        read: Turns the text into the value. Raises ValueError.
-        error: What a text is that `read` does not take: "not a signal".
-        choices: The only texts that it takes; empty for any.
-        is_repeatable: The values are a tuple, one for each time.
+        read: Converts the text to the value. Raises ValueError.
+        error: The message for a text that `read` rejects: "not a signal".
+        choices: The only texts that it accepts; empty for any.
+        is_repeatable: It may occur several times; the value is a tuple.
     """
 
     field: str
@@ -43,20 +43,20 @@ class Option:
 
     @property
     def is_flag(self) -> bool:
-        """Whether it stands alone, and means True."""
+        """Whether it takes no value, and means True."""
         return not self.metavar and not self.choices
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command: its table, and the class of the request that it becomes.
+    """A command: its table, and the class of its request.
 
     Attributes:
-        name: The word that chooses it.
+        name: The first word of the command line.
         request: Called with the fields that the line has set.
         options: The rows.
-        help: The line of the program's --help.
-        epilog: What ends the command's own --help.
+        help: Its line in the program's --help.
+        epilog: The end of the command's own --help.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Command:
 
 
 def read(commands: Sequence[Command], arguments: Sequence[str]) -> Any | None:  # noqa: ANN401 -- a request of one of the commands
-    """Return the request of a plain line; None if argparse has to read it."""
+    """Return the request of a plain line; None if `parse` must read it."""
     for command in commands:
         if arguments and arguments[0] == command.name and all(map(str.isprintable, arguments)):
             fields = _fields(command, arguments[1:])
@@ -114,8 +114,8 @@ def parse(
     commands: Sequence[Command],
     arguments: Sequence[str],
 ) -> Any:  # noqa: ANN401 -- as `read`
-    """Return the request of any line; ends the process with status 2 and a usage if it is wrong."""
-    import argparse  # 5 ms: see above
+    """Return the request of any line. A wrong line ends the process with status 2 and a usage."""
+    import argparse  # 5 ms, see above
 
     parser = argparse.ArgumentParser(prog=program, description=description, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"{program} {version}")

@@ -1,8 +1,8 @@
-"""`forkshim run`: prepare a state directory, supervise, and end as the container ended.
+"""`forkshim run`: prepares a state directory, supervises, and exits with the container's status.
 
 This process is client and supervisor in one. As a client it writes process.json, makes the fifos
-and runs the runtime's `start`. The container's output goes to its own descriptors, or to the sink
-that --log names.
+and runs the runtime's `start`. The container's output goes to this process's stdout and stderr, or
+to the sink that --log names.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _CONFIG = "config.json"
 
 
 def run(request: RunRequest) -> int:
-    """Run a container to its end; returns the exit status. With `detach` return 0 once it runs.
+    """Run a container to its end. Returns the exit status; with `detach` 0 once it runs.
 
     Raises:
         ShimError: The runtime was not executed, or the container never ran.
@@ -65,18 +65,18 @@ def run(request: RunRequest) -> int:
     terminal = bundle.terminal or request.terminal
     if request.exit_dir is not None:
         request = replace(request, exit_dir=exit_record.make_directory(request.exit_dir))
-    if request.detach:  # only a daemon has successors
+    if request.detach:  # the fd holder starts successors only of daemons
         from supervisor.handover import successor
 
         successor.limit(os.environ)
     kept = discover.take_kept(os.environ)
     activation_fds = take_activation_fds(os.environ, discover.KEPT_NAMES)
-    signals.hold()
+    signals.block()
     claimed = claim.claim(request.root, request.container_id)
     try:
         store, why_not = None, None
         if request.adopt or kept is not None:
-            from supervisor.cli import adopt  # which imports io.stream_set: 8 ms of a start
+            from supervisor.cli import adopt  # it imports io.stream_set: 8 ms of a start
 
             if request.adopt:
                 try:
@@ -126,7 +126,7 @@ def run(request: RunRequest) -> int:
             environment=dict(os.environ),
         ),
     )
-    signum = signals.held_stop()
+    signum = signals.pending_stop()
     if signum is not None:
         claimed.remove()
         raise StoppedError(f"stopped by {signal_name(signum)} before its creation")
@@ -148,8 +148,8 @@ def run(request: RunRequest) -> int:
 
         user_terminal = find_terminal(is_input=request.interactive)
     if foreground.has_controlling_terminal():
-        # SIGHUP is then the terminal's hang-up, no reload. And the worker that restores a raw
-        # terminal must see this process end, so that no other process may adopt.
+        # SIGHUP is then the terminal's hang-up, not a reload. The worker that restores a raw
+        # terminal does so when this process ends, so no other process may adopt the container.
         start_request = replace(
             start_request, origin=replace(start_request.origin, command=(), is_adoptable=False)
         )
@@ -196,17 +196,16 @@ def _prepare(
     *,
     terminal: bool,
 ) -> tuple[str, str]:
-    """Make the state directory; return the bundle for the runtime, and the path of its config.json.
+    """Make the state directory, which is the working directory afterwards.
 
-    The bundle is the user's. A config.json with changes is in the state directory, and bound over
-    the user's for `create`. A process that may not mount gives the runtime a bundle of its own.
-    The state directory is the current directory afterwards.
+    The bundle is the user's. A modified config.json is in the state directory, and is mounted over
+    the user's for `create`. A process that may not mount makes a bundle in the state directory.
 
     Returns:
-        The bundle; and a config.json in place of the bundle's, or "".
+        The bundle for the runtime, and the config.json that replaces the bundle's ("" for none).
     """
     request, scope = _with_scope(request, bundle)
-    # Now: the current directory changes below.
+    # First, because the working directory changes below.
     sink = _with_absolute_path(request.log or "passthrough")
     record = process_json.ProcessConfig(
         terminal=terminal,
@@ -247,7 +246,7 @@ def _prepare(
         process = bundle.document.get("process") or {}
         state_dir.write("process.json", process_json.encode_process(process, record), 0o600)
         state_dir.make_fifos()
-        os.fchdir(state_dir.fileno())  # the caller's directory must not stay busy
+        os.fchdir(state_dir.fileno())  # else the caller's directory could not be unmounted
     return runtime_bundle, config
 
 
@@ -267,12 +266,12 @@ def _make_bundle(path: str, config: bytes, of_path: str) -> None:
 
 
 def _has_notify_proxy(request: RunRequest) -> bool:
-    """Return whether the container gets a notify socket: it asks for one, and systemd is there."""
+    """Return whether the container gets a notify socket: `request` wants it, and systemd waits."""
     return request.sdnotify == "container" and foreground.is_main_process_with_manager()
 
 
 def _open_notify_proxy(bundle: Bundle) -> NotifyProxy:
-    from supervisor.systemd.notify_proxy import NotifyProxy  # 4 ms, needed here only
+    from supervisor.systemd.notify_proxy import NotifyProxy  # 4 ms, only with --sdnotify=container
 
     return NotifyProxy.make(uid=bundle.root_uid, gid=bundle.root_gid)
 
@@ -288,9 +287,9 @@ def _notify_mount(claimed: claim.Claim, bundle: Bundle) -> Addition:
 
 
 def _with_scope(request: RunRequest, bundle: Bundle) -> tuple[RunRequest, str]:
-    """Return the request and the scope that systemd makes for the container.
+    """Return the request with --systemd-cgroup, and the scope that systemd makes then.
 
-    Only where the unit's cgroup must stay undivided; "" for the scope elsewhere.
+    Only where the unit's cgroup must stay undivided. Elsewhere: the unchanged request and "".
     """
     if not request.adopt or _is_made_by_systemd(request):
         return request, ""
@@ -305,9 +304,9 @@ def _is_made_by_systemd(request: RunRequest) -> bool:
 
 
 def _choose_cgroup(request: RunRequest) -> str:
-    """Divide the unit's cgroup, if there is one; return the container's part, "" for none.
+    """Divide the unit's cgroup; return the container's part, or "" if there is no such unit.
 
-    "" with --systemd-cgroup, too: a cgroupsPath would name a scope of systemd's outside the unit.
+    "" with --systemd-cgroup, too: the runtime would read cgroupsPath as the name of a scope.
     """
     if request.adopt and delegation.scope_beside_unit(os.environ, request.container_id):
         return ""  # the unit stays undivided
@@ -348,12 +347,12 @@ def _supervise_in_foreground(
 
 
 def _warn_if_outside(log: Log, state_dir: StateDirectory, *, is_place_chosen: bool) -> None:
-    """Log the container's cgroup if it is not below the unit's."""
-    place = delegation.outside_of_unit(os.environ, state_dir.read_pid())
+    """Log the container's cgroup if it is outside the unit's."""
+    place = delegation.cgroup_outside_unit(os.environ, state_dir.read_pid())
     if not place:
         return
     message = f"the container is outside of this unit, in the cgroup {place}"
-    # In a delegated unit `_choose_cgroup` has already said what the kernel refused.
+    # In a delegated unit `_choose_cgroup` has already logged the error.
     if is_place_chosen or delegation.is_delegated(os.environ):
         log.info(message)
     else:

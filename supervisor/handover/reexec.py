@@ -220,7 +220,7 @@ def reexec(
     """Execute the program in this process. Returns only after a failure: the reason.
 
     After a failure every descriptor is as before. The caller holds every signal, see
-    `signals.hold_all`, and releases them after a failure.
+    `signals.block_all`, and releases them after a failure.
     """
     try:
         store = FdStore()

@@ -182,11 +182,11 @@ class Reload:
         if not any(each.is_running for each in self._host.reload_sources()):
             self._refuse("the container is on its way out")
             return
-        signals.hold_all()
+        signals.block_all()
         try:
             why_not = self._reexec() if self._is_moment() else None
         finally:
-            signals.release_all()  # execve(2) has failed, or was not tried
+            signals.unblock_all()  # execve(2) has failed, or was not tried
         if why_not is not None:
             self._refuse(why_not)
         else:

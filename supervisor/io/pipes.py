@@ -45,7 +45,7 @@ def open_own_null() -> fds.Fd:
         OSError: EMFILE.
     """
     try:
-        root = fds.Fd(syscalls.mount_nowhere("tmpfs"))
+        root = fds.Fd(syscalls.mount_detached("tmpfs"))
         try:
             os.mknod("null", stat.S_IFCHR | 0o666, _NULL_DEVICE, dir_fd=root.fileno())
             return fds.Fd(os.open("null", os.O_RDWR | os.O_CLOEXEC, dir_fd=root.fileno()))

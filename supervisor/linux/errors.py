@@ -18,11 +18,11 @@ _MOST_CAUSES = 4
 
 
 class ShimError(Exception):
-    """The command fails; the message is one line for its user."""
+    """The command fails. The message is one line for its user."""
 
     exit_status = 1
     is_told = False
-    """Whether the user has the message already: it is in the journal, and stderr is the journal."""
+    """Whether the journal has the message already, and stderr is the journal."""
 
 
 class UsageError(ShimError):
@@ -68,29 +68,29 @@ class MachineError(ShimError):
 
 
 class AbandonedError(ShimError):
-    """A bug ended the supervisor; living processes were left alone (SOFTWARE)."""
+    """A bug ended the supervisor. It has killed no process (SOFTWARE)."""
 
     exit_status = 70
 
 
 class RuntimeFailedError(ShimError):
-    """The OCI runtime failed; its log.json says why.
+    """The OCI runtime failed. Its log.json has the reason.
 
     Attributes:
-        said: What it has written to stderr, for an engine that shows that to its client.
+        said: The bytes that it has written to stderr, for an engine that shows them to its client.
     """
 
     said: bytes = b""
 
 
 class StoppedError(ShimError):
-    """A stop was requested before the container existed; 143 is 128 + SIGTERM, as in sh(1)."""
+    """A stop was requested before the container existed. 143 is 128 + SIGTERM, as in sh(1)."""
 
     exit_status = 143
 
 
 def describe_bug(error: Exception) -> str:
-    """Say in one line what no code foresaw, and where it was raised."""
+    """Return one line about an unforeseen exception, and where it was raised."""
     function, line = _place(error)
     return f"bug: {type(error).__name__}: {error} ({function}, line {line})"
 
@@ -98,7 +98,8 @@ def describe_bug(error: Exception) -> str:
 def describe_calls(error: BaseException) -> str:
     """Return the calls that led to an error, outermost first: `module.function:line > ...`.
 
-    The causes follow. The module traceback would do the same; it takes 7 ms to import, and 270 kB.
+    Its causes follow, at most four in all. The module traceback would take 7 ms and 270 kB to
+    import.
     """
     told: list[str] = []
     cause: BaseException | None = error
@@ -113,9 +114,9 @@ def describe_calls(error: BaseException) -> str:
 
 
 def describe(error: ShimError | OSError) -> str:
-    """Say in one line what went wrong: of a system call that no code expected to fail, and where.
+    """Return one line about an error: its message, or where and why a system call failed.
 
-    The place is the file's name, or the function that made the system call.
+    The place of a system call is the file's name, or the function that called it.
     """
     if isinstance(error, ShimError):
         return str(error)
@@ -139,13 +140,13 @@ def _function(frame: TracebackType) -> str:
 
 
 def reason(error: OSError) -> str:
-    """Return strerror(3) of an error with a small first letter, as the protocol has it."""
+    """Return strerror(3) of an error with a small first letter, as in Go's messages."""
     text = error.strerror or str(error)
     return text[:1].lower() + text[1:]
 
 
 def reason_of_access(error: OSError) -> str:
-    """Return `reason` for a file of the bundle or of ROOT/ID, with a hint for an ordinary user."""
+    """Return `reason` for a file of the bundle or ROOT/ID, with a hint for users but root."""
     is_denied = error.errno in (errno.EACCES, errno.EPERM) and os.geteuid() != 0
     hint = ", forkshim needs root or rootless runc" if is_denied else ""
     return reason(error) + hint

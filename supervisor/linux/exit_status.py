@@ -1,7 +1,7 @@
-"""How a child ended, as values: `Exited` and `Killed` never share a number. Pure.
+"""How a child ended, as values: `Exited` and `Killed` are different types. Pure.
 
-The state-directory protocol has one number for both: 128 + n for a signal. Only `shell_status`
-returns it.
+The state-directory protocol has one number for both, 128 + n for signal n. Only `shell_status`
+returns that number.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class SigInfo(Protocol):
-        """The fields of `os.waitid`'s result that say how a child ended (waitid(2))."""
+        """The fields of `os.waitid`'s result about how a child ended, waitid(2)."""
 
         @property
         def si_code(self) -> int:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
         @property
         def si_status(self) -> int:
-            """The exit status or the signal, as `si_code` says."""
+            """The exit status or the signal; `si_code` determines which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,42 +34,42 @@ class Exited:
     exit_status: int
 
     def __str__(self) -> str:
-        """Return the words for a log line."""
+        """Return the text for a log line."""
         return f"exit status {self.exit_status}"
 
 
 @dataclass(frozen=True, slots=True)
 class Killed:
-    """A signal ended the process. `signum` is an int: 34 to 64 are no `signal.Signals`."""
+    """A signal ended the process. `signum` is an int: 34 to 64 are not in `signal.Signals`."""
 
     signum: int
     core_dumped: bool = False
 
     def __str__(self) -> str:
-        """Return the words for a log line."""
+        """Return the text for a log line."""
         dumped = ", core dumped" if self.core_dumped else ""
         return f"killed by {signal_name(self.signum)}{dumped}"
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """The process has ended, and its status could not be seen; `reason` says why."""
+    """The process has ended, but its status is unknown; `reason` is the cause."""
 
     reason: str
 
     def __str__(self) -> str:
-        """Return the words for a log line."""
+        """Return the text for a log line."""
         return f"unknown ({self.reason})"
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The process has ended; only the number of `shell_status` is on record."""
+    """The process has ended. Only the number of `shell_status` was recorded."""
 
     status: int
 
     def __str__(self) -> str:
-        """Return the words for a log line."""
+        """Return the text for a log line."""
         return f"status {self.status}, from the record"
 
 
@@ -88,14 +88,14 @@ def from_siginfo(info: SigInfo) -> Termination:
 
 
 def from_wait_status(status: int) -> Termination:
-    """Return the termination for the number that wait(2) fills in."""
+    """Return the termination for a wait status of wait(2)."""
     if os.WIFSIGNALED(status):
         return Killed(os.WTERMSIG(status), core_dumped=os.WCOREDUMP(status))
     return Exited(os.WEXITSTATUS(status))
 
 
 def shell_status(termination: Termination) -> int:
-    """Return the one number of sh(1): the status, or 128 + signal; `UNKNOWN_STATUS` for unknown."""
+    """Return the number of sh(1): the exit status, or 128 + signal. Unknown: `UNKNOWN_STATUS`."""
     if isinstance(termination, Exited):
         return termination.exit_status
     if isinstance(termination, Unknown):
@@ -111,9 +111,9 @@ def protocol_status(termination: Termination) -> str:
 
 
 def from_protocol_status(text: str) -> Termination | None:
-    """Return the termination for the content of `exitStatus`; None if it is no number.
+    """Return the termination for the content of `exitStatus`; None if it is not 0 to 255.
 
-    A number over 128 may stand for a signal.
+    A number over 128 may be an exit status or a signal.
     """
     if not (text.isascii() and text.isdecimal()) or int(text) > _MOST_STATUS:
         return None
@@ -122,7 +122,7 @@ def from_protocol_status(text: str) -> Termination | None:
 
 
 def _numbers() -> dict[str, int]:
-    """Return the numbers of signals by name; of two names the usual one comes first."""
+    """Return the numbers of signals by name. Of two names the usual name comes first."""
     names = (name for name in sorted(dir(signal)) if name.startswith("SIG") and "_" not in name)
     return {name: int(getattr(signal, name)) for name in names}
 

@@ -1,8 +1,7 @@
-"""Check RLIMIT_NOFILE before anything is created.
+"""Checks RLIMIT_NOFILE before the runtime creates anything.
 
-A supervisor without a free descriptor cannot clean up a container that its runtime has created.
-The limit belongs to this process alone, so descriptors that are free now stay free. Nothing needs
-to be reserved.
+A supervisor without a free descriptor cannot delete a container that its runtime has created. The
+limit is this process's own, so descriptors that are free now stay free. Nothing must be reserved.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from supervisor.linux.errors import MachineError
 _LIFE = 24
 """For the handover, runtime calls, pidfds, the clean-up, and imports."""
 _PER_STREAM = 8
-"""Two ends, report pipe, staging pipe, and what a log or the journal needs."""
+"""Two ends, report pipe, staging pipe, and those of a log file or the journal."""
 
 
 def check(streams: int) -> None:
-    """Check that the limit allows a container with so many streams.
+    """Check that the limit allows a container with this number of streams.
 
     Raises:
         MachineError: The limit is too low.

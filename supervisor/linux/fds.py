@@ -1,4 +1,4 @@
-"""Descriptors: their ownership, and thin wrappers for calls that the standard library lacks.
+"""Descriptors: their ownership, and functions that the standard library lacks.
 
 An `Fd` is the only owner of its number. It forgets the number before it closes it, because the
 kernel may assign the same number to another file at once. A plain int in a signature is borrowed.
@@ -31,11 +31,11 @@ class Fd:
     __slots__ = ("_fd",)
 
     def __init__(self, fd: int) -> None:
-        """Take ownership of `fd`."""
+        """Own `fd`."""
         self._fd = fd
 
     def fileno(self) -> int:
-        """Lend the number. -1 once closed, so that a late use is a clean EBADF."""
+        """Return the number, borrowed; -1 once closed, so that a late use fails with EBADF."""
         return self._fd
 
     @property
@@ -49,16 +49,19 @@ class Fd:
         return fd
 
     def close(self) -> None:
-        """Close the descriptor; a second call does nothing."""
+        """Close the descriptor. A second call does nothing."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
 
 def pipe(capacity_bytes: int = PIPE_BYTES) -> tuple[Fd, Fd]:
-    """Create a pipe, close-on-exec, and return its read and write end.
+    """Create a pipe, close-on-exec. Return its read end and its write end.
 
-    The parent creates it: the kernel charges the per-user page limit of pipe(7) to the creator.
+    Called in the supervisor: the kernel counts the pages of pipe(7) against the creator's user.
+
+    Raises:
+        OSError: EMFILE, ENFILE.
     """
     rfd, wfd = os.pipe2(os.O_CLOEXEC)
     grow_pipe(wfd, capacity_bytes)
@@ -72,7 +75,7 @@ def grow_pipe(fd: int, capacity_bytes: int = PIPE_BYTES) -> None:
     try:
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, capacity_bytes)
     except PermissionError:
-        # EPERM: over pipe-user-pages-soft or pipe-max-size. The pipe works, only slower.
+        # EPERM: over pipe-user-pages-soft or pipe-max-size. A small pipe works, only slower.
         return
 
 
@@ -94,7 +97,7 @@ def in_memory(name: str, content: bytes) -> Iterator[int]:
 
 
 def take_pending(pipe_fd: int, null_fd: int, most_bytes: int) -> bytes:
-    """Empty a pipe of its present content; returns the end of it, and moves the rest to null_fd."""
+    """Empty a pipe. Return the last `most_bytes` of its content, and move the rest to null_fd."""
     left = pending_bytes(pipe_fd)
     while left > most_bytes:
         left -= os.splice(pipe_fd, null_fd, left - most_bytes)
@@ -102,10 +105,10 @@ def take_pending(pipe_fd: int, null_fd: int, most_bytes: int) -> bytes:
 
 
 def is_at_end(fd: int) -> bool:
-    """Say whether every writer of a pipe or terminal is gone, and nothing is left to read.
+    """Return whether a pipe or terminal has no writer and nothing left to read.
 
-    Source: poll(2), POLLHUP without POLLIN. Asks twice: a writer may write and close between the
-    kernel's looks at one and the other.
+    Source: poll(2), POLLHUP without POLLIN. It polls twice: a writer may write and close while the
+    kernel evaluates the two.
     """
     poller = select.poll()
     poller.register(fd, select.POLLIN)
@@ -123,12 +126,12 @@ def capacity_bytes(fd: int) -> int:
 
 
 def is_fifo(fd: int) -> bool:
-    """Say whether `fd` is a pipe or a fifo, as splice(2) requires of one end."""
+    """Return whether `fd` is a pipe or a fifo. splice(2) needs one."""
     return stat.S_ISFIFO(os.fstat(fd).st_mode)
 
 
 def is_same_file(fd: int, other_fd: int) -> bool:
-    """Say whether two descriptors are open on the same file. Source: inode(7), st_dev, st_ino."""
+    """Return whether two descriptors refer to the same file. Source: inode(7), st_dev, st_ino."""
     return os.path.samestat(os.fstat(fd), os.fstat(other_fd))
 
 
@@ -147,10 +150,12 @@ def sync_directory(path: str) -> None:
 
 
 def reopen(fd: int, flags: int) -> Fd:
-    """Open the file behind `fd` again, whatever its name is now; close-on-exec.
+    """Open the file of `fd` again, whatever its name is now; close-on-exec.
+
+    `fd` may be an O_PATH descriptor.
 
     Raises:
-        OSError: As open(2); `fd` may be an O_PATH descriptor.
+        OSError: As open(2).
 
     Source: proc(5), /proc/[pid]/fd.
     """
@@ -158,11 +163,11 @@ def reopen(fd: int, flags: int) -> Fd:
 
 
 def has_reader(write_fd: int) -> bool:
-    """Say whether a process has the read end of a pipe or fifo open.
+    """Return whether a process has the read end of a pipe or fifo open.
 
-    `write_fd` must be open for writing only, or this process is a reader. Source: poll(2),
-    POLLERR "is also set for a file descriptor referring to the write end of a pipe when the
-    read end has been closed".
+    `write_fd` must be open with O_WRONLY: with O_RDWR this process would be a reader. Source:
+    poll(2), POLLERR "is also set for a file descriptor referring to the write end of a pipe when
+    the read end has been closed".
     """
     poller = select.poll()
     poller.register(write_fd, 0)

@@ -1,8 +1,7 @@
-"""Paths that a person or an engine names, made independent of the current directory.
+"""Makes paths absolute and checks that they are UTF-8.
 
-What forkshim writes (documents, records, environments) is UTF-8, so a path is UTF-8, too. A word of
-the command line is checked as it is read. The current directory, which a relative path adds, is
-checked here.
+forkshim writes paths to documents, records and environments in UTF-8. `cli.options` checks the
+words of the command line. This module checks the working directory, which a relative path adds.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from supervisor.linux.errors import UsageError, reason
 
 
 class PathError(UsageError, ValueError):
-    """The path cannot be made absolute, or is not UTF-8. `ValueError`: a reader of options."""
+    """The path cannot be made absolute, or is not UTF-8. Options report a `ValueError`."""
 
 
 def joined(path: str) -> str:
-    """Return `path` below the current directory, or itself if it is absolute; no `..` is resolved.
+    """Return `path` joined to the working directory; an absolute path unchanged. Keeps `..`.
 
     Raises:
-        PathError: The current directory is gone, or one of both is not UTF-8.
+        PathError: The working directory was removed, or the result is not UTF-8.
     """
     try:
         found = path if path.startswith("/") else os.path.join(os.getcwd(), path)

@@ -1,16 +1,16 @@
-"""JSON of what every supervisor reads and writes, by the standard library's json.
+"""JSON by the standard library's json, for what every supervisor reads and writes.
 
-That is config.json and process.json before the runtime is executed, log lines, the content of the
-fd store. orjson is for what not every container has: exit records, errors in a runtime's log, and
-JSON lines of a container (`journal,json=yes`), where its speed counts.
+That is config.json and process.json before the runtime is executed, log lines, and the content of
+the fd store. orjson is for what not every container has: exit records, errors in a runtime's log,
+and JSON lines of a container (`journal,json=yes`), where its speed matters.
 
 Measured with CPython 3.11.7 and orjson 3.11, medians of 30 cold starts on 2 cores: orjson adds
 12 to 15 ms and 1.9 MB of private memory to a process that has imported signal and typing. json adds
-1 to 2 ms and 0.1 MB. A second library is worth that from 5 ms and 1 MB on.
+1 to 2 ms and 0.1 MB. The limit for a second library was 5 ms and 1 MB.
 
 `loads` accepts what Go's encoding/json and crun's yajl accept, because the runtime reads the same
-file: text behind the document, bytes that are not UTF-8, half a surrogate pair, numbers beyond a
-double. It refuses NaN and Infinity, a byte order mark, and more than 254 levels.
+file: text after the document, bytes that are not UTF-8, half a surrogate pair, numbers beyond a
+double. It rejects NaN and Infinity, a byte order mark, and more than 254 levels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 _MOST_LEVELS = 254
-"""orjson writes as many. Go reads 10,000, which Python's recursion limit does not allow."""
+"""The limit of orjson's `dumps`. Go reads 10,000, which exceeds Python's recursion limit."""
 
 _TOO_DEEP = "nested too deeply"
 
@@ -31,7 +31,7 @@ _TOO_DEEP = "nested too deeply"
 def loads(content: bytes) -> object:
     """Return the first JSON document in `content`.
 
-    A name that occurs twice has its last value. A number beyond a double is the largest double.
+    A name that occurs twice gets its last value. A number beyond a double becomes the largest.
 
     Raises:
         ValueError: It is not JSON, or has more than 254 levels.

@@ -1,8 +1,7 @@
-"""The end of a supervisor: _exit(2) once everything is closed and said.
+"""Ends a supervisor with _exit(2), after it has closed and reported everything.
 
-The interpreter's own end frees every object and every module first: 15 to 20 ms of a supervisor
-that nothing needs any more, and an engine waits for its process. Every descriptor that matters is
-closed by its owner before; the kernel closes the rest.
+The interpreter would first free every object and module: 15 to 20 ms, while an engine waits for the
+process to exit. Owners have closed their descriptors before. The kernel closes the rest.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def exit_process(status: int) -> NoReturn:
-    """End this process with `status`, after its stdout and stderr are flushed.
+    """Flush stdout and stderr, and exit with `status`.
 
     The last call of an entry point. Functions of atexit do not run.
     """
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # None if the caller had closed the descriptor
-            with suppress(OSError, ValueError):  # the reader is gone, the disk is full; closed
+            with suppress(OSError, ValueError):  # EPIPE, ENOSPC; ValueError: closed
                 stream.flush()
     os._exit(status)

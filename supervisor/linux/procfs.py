@@ -1,4 +1,4 @@
-"""What the kernel tells of a process in /proc/PID/stat, /proc/PID/status and /proc/PID/task.
+"""Reads /proc/PID/stat, /proc/PID/status and /proc/PID/task.
 
 Source: proc(5); sched.h for the flags.
 """
@@ -10,7 +10,7 @@ import os
 from workers.common import process_stat
 
 PF_FORKNOEXEC = 0x40
-"""The process was forked and has executed no program since. A zombie keeps the flag."""
+"""The process has executed no program since it was forked. A zombie keeps the flag."""
 
 CAP_SYS_PTRACE = 19
 CAP_SYS_ADMIN = 21
@@ -21,25 +21,25 @@ def flags(pid: int) -> int | None:
     """Return the flags of the process; None if it was reaped.
 
     Raises:
-        OSError: EMFILE, ENFILE or ENOMEM; so do all functions here.
+        OSError: EMFILE, ENFILE or ENOMEM, as every function of this module.
     """
     found = process_stat.fields(pid)
     return None if found is None else int(found[process_stat.FLAGS])
 
 
 def began(pid: int) -> int | None:
-    """Return when the process began, in clock ticks since the boot; None if it was reaped."""
+    """Return the start time of the process in clock ticks since boot; None if it was reaped."""
     found = process_stat.fields(pid)
     return None if found is None else int(found[process_stat.BEGAN])
 
 
 def is_ending(pid: int) -> bool:
-    """Say whether the process is ending, is a zombie or was reaped."""
+    """Return whether the process is ending, is a zombie or was reaped."""
     return process_stat.is_ending(pid)
 
 
 def is_dead(pid: int) -> bool:
-    """Say whether the process is a zombie or was reaped."""
+    """Return whether the process is a zombie or was reaped."""
     found = process_stat.fields(pid)
     return found is None or found[process_stat.STATE] in b"ZX"
 
@@ -47,7 +47,7 @@ def is_dead(pid: int) -> bool:
 def zombie_wait_status(pid: int) -> int | None:
     """Return the wait status of a zombie; None if the process is no zombie.
 
-    A 0 says nothing: a reader that may not trace the process sees 0, too. Source: ptrace(2),
+    0 is ambiguous: a reader that may not trace the process reads 0, too. Source: ptrace(2),
     "Ptrace access mode checking".
     """
     found = process_stat.fields(pid)
@@ -57,10 +57,10 @@ def zombie_wait_status(pid: int) -> int | None:
 
 
 def status(pid: int | str) -> dict[str, str]:
-    """Return /proc/PID/status by names; `pid` may be "self".
+    """Return the fields of /proc/PID/status by name. `pid` may be "self".
 
     Raises:
-        OSError: ENOENT or ESRCH: it was reaped.
+        OSError: ENOENT or ESRCH: the process was reaped.
     """
     with open(f"/proc/{pid}/status", "rb") as file:
         lines = file.read().decode("ascii", "replace").split("\n")
@@ -68,11 +68,11 @@ def status(pid: int | str) -> dict[str, str]:
 
 
 def has_capability(number: int) -> bool:
-    """Say whether this process has a capability in effect; False where the kernel hides it."""
+    """Return whether a capability of this process is effective. False where /proc hides it."""
     return bool(int(status("self").get("CapEff", "0"), 16) >> number & 1)
 
 
 def children() -> list[int]:
-    """Return the children of this thread, unreaped zombies among them."""
+    """Return the pids of this thread's children, including zombies."""
     with open(f"/proc/self/task/{os.getpid()}/children") as file:
         return [int(word) for word in file.read().split()]

@@ -1,16 +1,16 @@
 """The only module that waits for children.
 
-Why not `subprocess`: a subreaper inherits processes that it has not forked, and must reap them.
-That takes waitid(P_ALL), which takes any child's status. `Popen.wait` would then find no child, and
-return 0 for /bin/false. So no other module waits.
+Why not `subprocess`: a subreaper inherits processes that it has not forked, and must reap them with
+waitid(P_ALL). That call takes any child's status. `Popen.wait` would then find no child, and return
+0 for /bin/false. So no other module waits.
 
-Why not a pidfd in the loop for each child: that costs two system calls a child, and inherited
-children still need SIGCHLD and P_ALL. SIGCHLD coalesces, so the reaper loops until no child is left
-to be reaped. Waiting per known pid would leave unknown children as zombies.
+Why not a pidfd in the loop for each child: it costs two system calls per child, and inherited
+children still need SIGCHLD and P_ALL. SIGCHLD coalesces, so the reaper loops until no child has
+ended. Waiting only for known pids would leave unknown children as zombies.
 
-A status may come before its owner is known: a container may end before its runtime, and only after
-the runtime does the supervisor read the container's pid. So the reaper remembers the statuses of
-unknown children while a create operation is under way, up to a limit; see `remember_unknown`.
+A status may arrive before its owner is known: a container may exit before its runtime, and the
+supervisor reads the container's pid only after the runtime's exit. So the reaper remembers the
+statuses of unknown children during a create operation, up to a limit, see `remember_unknown`.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ if TYPE_CHECKING:
 
 _MOST_IN_A_ROUND = 256
 _MOST_UNKNOWN = 4096
-"""Statuses remembered while a container's pid is unknown; the oldest are dropped first."""
+"""The most remembered statuses. The reaper drops the oldest first."""
 
 
 class Reaper:
-    """Reaps every child; tells those who asked."""
+    """Reaps every child of this process, and calls back with its termination."""
 
     def __init__(self) -> None:
-        """Expect no child so far."""
+        """Expect no child."""
         self._expected: dict[int, OnExit] = {}
         self._unknown: dict[int, exit_status.Termination] = {}
         self._operations: set[object] = set()
         self._last_looks: dict[int, Callable[[], None]] = {}
 
     def look_before(self, pid: int, look: Callable[[], None]) -> None:
-        """Call `look` when the child `pid` is a zombie, before it is reaped: /proc still has it."""
+        """Call `look` when the child `pid` is a zombie, before it is reaped and leaves /proc."""
         self._last_looks[pid] = look
 
     def expect(self, pid: int, on_exit: OnExit) -> None:
-        """Call `on_exit` once when the child `pid` has ended: at once, if it is remembered."""
+        """Call `on_exit` once, when the child `pid` has ended; at once if it is remembered."""
         if pid in self._unknown:
             on_exit(self._unknown.pop(pid))
             return
         self._expected[pid] = on_exit
 
-    def is_ours(self, pid: int) -> bool:
-        """Say whether `pid` is a living child, an unreaped one or a remembered one."""
+    def has_child(self, pid: int) -> bool:
+        """Return whether `pid` is a child of this process, a zombie, or a remembered child."""
         if pid in self._unknown:
             return True
         try:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except (ChildProcessError, OverflowError):  # the latter: more than a pid_t holds
+        except (ChildProcessError, OverflowError):  # OverflowError: larger than a pid_t
             return False
         return True
 
@@ -73,17 +73,20 @@ class Reaper:
         self._operations.add(operation)
 
     def forget_unknown(self, operation: object) -> None:
-        """Stop that for `operation`, whose child is known now. After the last, reap silently."""
+        """Undo `remember_unknown`: the child of `operation` is known now.
+
+        After the last operation the reaper discards the statuses of unknown children.
+        """
         self._operations.discard(operation)
         if not self._operations:
             self._unknown.clear()
 
     def reap(self) -> bool:
-        """Collect children that have ended. Call it on each SIGCHLD; never blocks.
+        """Reap children that have ended, at most 256. Called on each SIGCHLD; never blocks.
 
         Returns:
-            Whether there may be more: a container that makes orphans without end must not keep
-            the loop from a TERM. Then call it again in the next round.
+            Whether more children may have ended. The loop then calls again in its next round: a
+            container that makes orphans without end must not delay a SIGTERM.
         """
         for _each in range(_MOST_IN_A_ROUND):
             try:
@@ -100,7 +103,7 @@ class Reaper:
         return True
 
     def is_expected(self, pid: int) -> bool:
-        """Say whether `pid` is a child of our own making: a worker, or the runtime."""
+        """Return whether this process has forked the child `pid`: a worker, or the runtime."""
         return pid in self._expected
 
     def _tell(self, pid: int, termination: exit_status.Termination) -> None:

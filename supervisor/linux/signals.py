@@ -1,9 +1,10 @@
-"""Signals: which mean stop, which are passed on, and how they reach the loop.
+"""Signals: which request a stop, which are forwarded, and how they reach the loop.
 
-Strategies looked at: signalfd(2) is not in Python, and its blocked mask would have to be undone
-in each child; a handler that acts runs between any two byte codes. Kept: handlers that only note
-the number, and `signal.set_wakeup_fd` to wake the loop. The note, not the byte in the pipe,
-is what counts: a pipe filled by a flood of SIGWINCH cannot swallow a SIGTERM.
+The handlers only note the number, and `signal.set_wakeup_fd` wakes the loop. The note counts, not
+the byte in the pipe: a pipe that a flood of SIGWINCH has filled cannot lose a SIGTERM.
+
+Rejected: signalfd(2), which Python lacks, and whose blocked mask each child would have to undo; a
+handler that acts, because it runs between any two byte codes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
-"""The supervisor's order to stop the container."""
+"""They request a stop of the container."""
 
 FORWARDED_SIGNALS = frozenset(
     {
@@ -35,7 +36,7 @@ FORWARDED_SIGNALS = frozenset(
         *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
     }
 )
-"""Passed on to the container's process as they are; with a terminal SIGWINCH resizes it instead."""
+"""Forwarded to the container's process unchanged. With a terminal, SIGWINCH resizes it instead."""
 
 IGNORED_SIGNALS = frozenset(
     {
@@ -54,62 +55,61 @@ IGNORED_SIGNALS = frozenset(
         signal.SIGSYS,
     }
 )
-"""Without a meaning for the supervisor when another process sends them. For a real fault the kernel
-takes an ignored signal back to its default (force_sig_info), and abort(3) does so itself. A handler
-would return to the same fault, for ever."""
+"""They have no meaning for the supervisor when another process sends them. For a real fault the
+kernel resets an ignored signal to its default (force_sig_info), and abort(3) does so itself. A
+handler would return to the same fault without end."""
 
 JOB_CONTROL_SIGNALS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
-"""Left alone at a shell, which stops and continues us; ignored where there is no shell."""
+"""At their default under a shell, which stops and continues its jobs. Ignored without a shell."""
 
 EVERY_SIGNAL = signal.valid_signals()
 _CATCHABLE_SIGNALS = EVERY_SIGNAL - {signal.SIGKILL, signal.SIGSTOP}
 
 
-def hold() -> None:
-    """Let what will be routed wait until it is: a stop must not end us halfway in our preparations.
+def block() -> None:
+    """Block the stop signals and the forwarded signals until `SignalRouter` or `unblock`.
 
-    A `SignalRouter` lets them through, or `release`.
+    A stop must not end this process while it prepares a container.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | FORWARDED_SIGNALS)
 
 
-def hold_all() -> None:
-    """Let every signal wait, those of our children too: until another program routes them."""
+def block_all() -> None:
+    """Block these signals and SIGCHLD, until another program routes them."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | FORWARDED_SIGNALS | {signal.SIGCHLD})
 
 
-def release_all() -> None:
-    """Let them through to the router that is there."""
+def unblock_all() -> None:
+    """Undo `block_all`: the router of this process gets the signals."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def held_stop() -> int | None:
-    """Return a stop signal that waits, if there is one."""
+def pending_stop() -> int | None:
+    """Return a blocked stop signal that is pending; None without one. Source: sigpending(2)."""
     return min(STOP_SIGNALS & signal.sigpending(), default=None)
 
 
-def release() -> None:
-    """Let them through again, to what they do by default."""
+def unblock() -> None:
+    """Undo `block`."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS | FORWARDED_SIGNALS)
 
 
 def drop_handlers() -> None:
-    """Reset each signal that has a handler or is ignored to its default; called in a child."""
+    """Reset each signal to its default. Called in a child."""
     signal.set_wakeup_fd(-1)
     for signum in _CATCHABLE_SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
 
 
 class SignalRouter:
-    """Brings signals to the loop, one number at a time, lowest first, each once per round."""
+    """Delivers signals to the loop: one number at a time, lowest first, each once per round."""
 
     def __init__(self, *, has_job_control: bool, has_watchdog: bool = False) -> None:
         """Route every signal of this module and SIGCHLD. Owns a pipe until `close`.
 
-        `has_watchdog`: systemd sends SIGABRT to a supervisor that hangs, which has to end then.
-
-        A mask or a disposition inherited from the caller is undone: with SIGCHLD ignored the
-        kernel would reap our children for us.
+        This replaces a signal mask and dispositions that the caller has left: with SIGCHLD ignored
+        the kernel would reap the children. `has_job_control`: a shell may stop this process.
+        `has_watchdog`: systemd sends SIGABRT to a supervisor that hangs, which ends it.
         """
         self._noted: set[int] = set()
         rfd, wfd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -130,12 +130,12 @@ class SignalRouter:
         self._noted.add(signum)
 
     def fileno(self) -> int:
-        """Lend the descriptor to watch."""
+        """Return the descriptor to watch, borrowed."""
         return self._rfd.fileno()
 
     @property
     def has_notes(self) -> bool:
-        """Whether a signal has come that was not dispatched yet."""
+        """Whether a signal has arrived and was not dispatched yet."""
         return bool(self._noted)
 
     def dispatch(self, deliver: Callable[[int], None]) -> None:
@@ -144,16 +144,16 @@ class SignalRouter:
             while len(os.read(self._rfd.fileno(), 4096)) == 4096:
                 pass
         except BlockingIOError:
-            pass  # emptied: the bytes only wake us, the notes below say what came
+            pass  # the bytes only wake the loop
         while self._noted:
             signum = min(self._noted)
             self._noted.discard(signum)
             deliver(signum)
 
     def close(self) -> None:
-        """Stop routing, and ignore what comes late: the status has still to be told.
+        """Stop routing, and ignore later signals: this process must still report the exit status.
 
-        Ignored, since the interpreter's end would take our handlers back to the default action.
+        The interpreter's end would reset handlers to the default action, but keeps SIG_IGN.
         """
         for signum in (*STOP_SIGNALS, *FORWARDED_SIGNALS):
             signal.signal(signum, signal.SIG_IGN)
@@ -166,7 +166,7 @@ def parse_signal(text: str) -> int:
     """Return the number of `TERM`, `SIGTERM`, `15`, `RTMIN+3` or `SIGRTMAX-1`.
 
     Raises:
-        ValueError: It names no signal that can be sent, 1 to 64.
+        ValueError: `text` names no signal from 1 to 64.
     """
     name = text.upper().removeprefix("SIG")
     for base, start in (("RTMIN", signal.SIGRTMIN), ("RTMAX", signal.SIGRTMAX)):

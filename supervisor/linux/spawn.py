@@ -1,12 +1,12 @@
-"""The only module that forks, and what may happen between fork and exec.
+"""The only module that forks.
 
-Between fork(2) and exec(2) the child of this single-threaded process may run Python, but it still
-has the parent's signal handlers, wakeup pipe and descriptors. So every signal is blocked around
-the fork: else the child would write a SIGTERM into the *parent's* wakeup pipe, and the parent would
-stop. The child first resets the handlers and closes the pipe, then unblocks the signals. From then
+The child of this single-threaded process may run Python between fork(2) and execve(2). But it still
+has the parent's signal handlers, wakeup pipe and descriptors. So every signal is blocked around the
+fork: otherwise the child would write a SIGTERM to the *parent's* wakeup pipe, and the parent would
+stop. The child first resets the handlers and the wakeup pipe, then unblocks the signals. From then
 on a signal to the child acts on the child.
 
-Both kinds of child end in os._exit: sys.exit would run the parent's clean-up a second time.
+Both kinds of child end with os._exit: sys.exit would run the parent's clean-up a second time.
 """
 
 from __future__ import annotations
@@ -32,22 +32,25 @@ _OURS_ALONE = frozenset(
         *("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"),
     }
 )
-"""Between systemd and us (sd_notify(3), sd_listen_fds(3)). runc would take NOTIFY_SOCKET for its
-own: it relays for the container, then waits for a READY=1 that never comes. crun would take
-LISTEN_FDS for its own without a look at LISTEN_PID."""
+"""systemd sets them for the supervisor only (sd_notify(3), sd_listen_fds(3)). runc would use
+NOTIFY_SOCKET: it relays for the container, and waits for a READY=1 that never comes. crun would use
+LISTEN_FDS without checking LISTEN_PID."""
 
 
-def fork_worker(work: Callable[[], None], *, dies_with_us: bool = False) -> int:
-    """Fork a child that calls `work` and ends with status 0, or 70 after a bug's traceback.
+def fork_worker(work: Callable[[], None], *, dies_with_parent: bool = False) -> int:
+    """Fork a child that calls `work` and exits with status 0, or with 70 after a traceback.
 
-    The caller owns the child: the returned pid goes to the reaper. `work` runs with default
-    signal dispositions and every descriptor of this process; it closes what is not its own.
-    With `dies_with_us` the kernel kills it when we die; a copy worker goes on to end of file.
+    The caller owns the child, and passes the returned pid to the reaper. `work` runs with default
+    signal dispositions and every descriptor of this process. It must close those that are not its
+    own. With `dies_with_parent` the kernel kills the child when this process dies.
+
+    Raises:
+        OSError: EAGAIN, ENOMEM: limits of the user or the cgroup.
     """
     supervisor_pid = os.getpid()
     pid = _fork()
     if pid == 0:
-        _run_worker(work, supervisor_pid if dies_with_us else None)
+        _run_worker(work, supervisor_pid if dies_with_parent else None)
     return pid
 
 
@@ -62,20 +65,29 @@ def exec_program(
     prepare: Callable[[dict[str, str]], None] | None = None,
     from_three: Sequence[int] = (),
 ) -> int:
-    """Fork and exec `program`, killed by the kernel if we die first. Returns its pid.
+    """Fork and execute `program`. The kernel kills it when this process dies.
 
-    The caller owns the child. `stdio` lends three descriptors that become 0, 1 and 2, `from_three`
-    those that become 3, 4, ...; every other one of ours is close-on-exec, but for those of `keep`,
-    which may not be there together with `from_three`. The program gets default signal
-    dispositions, an empty signal mask and `environment`. `prepare` is called in the child, before
-    it goes to `cwd`, with these variables, which it may change.
+    The program gets default signal dispositions, an empty signal mask and its own process group.
+    An error of the child comes over a pipe. End of file means that execve(2) has succeeded.
+
+    Args:
+        program: Path of the program.
+        argv: Its arguments, argv[0] first.
+        cwd: Its working directory.
+        stdio: Descriptors, lent, that become 0, 1 and 2.
+        environment: All of its variables.
+        keep: Descriptors, lent, that it inherits under their numbers. Not with `from_three`.
+        prepare: Called in the child before chdir(2), with the variables, which it may change.
+        from_three: Descriptors, lent, that become 3, 4, ...
+
+    Returns:
+        The pid of the child, which the caller owns.
 
     Raises:
-        OSError: fork, `prepare`, chdir or exec failed; `filename` is `cwd` of a chdir, else
-            `program`.
+        OSError: fork(2), `prepare`, chdir(2) or execve(2) failed. `filename` is `cwd` for chdir(2),
+            else `program`.
 
-    Source: prctl(2) PR_SET_PDEATHSIG; the error comes over a pipe whose end of file means that
-    exec has worked.
+    Source: prctl(2), PR_SET_PDEATHSIG.
     """
     supervisor_pid = os.getpid()
     error_rfd, error_wfd = fds.pipe(4096)
@@ -105,11 +117,11 @@ def exec_program(
     return pid
 
 
-def become(program: str, argv: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
-    """Replace this process by a program with default signals; its descriptors are those kept open.
+def replace_process(program: str, argv: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
+    """Execute a program in this process, with default signals and the inheritable descriptors.
 
     Raises:
-        OSError: As execve(2); the signals are at their default.
+        OSError: As execve(2). The signals are at their default then.
     """
     _default_signals()
     os.execve(program, [*argv], environment)
@@ -120,7 +132,7 @@ def _fork() -> int:
     pid = -1
     try:
         pid = os.fork()
-    finally:  # EAGAIN as well: who is refused a child has still to hear
+    finally:  # also after EAGAIN: this process must get its signals
         if pid != 0:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if pid != 0:
@@ -141,12 +153,12 @@ def _run_worker(work: Callable[[], None], dies_with_pid: int | None) -> NoReturn
     try:
         if dies_with_pid is not None:
             syscalls.set_pdeathsig(signal.SIGKILL)
-            if os.getppid() != dies_with_pid:  # it died before the prctl took effect
+            if os.getppid() != dies_with_pid:  # the parent died before prctl(2) took effect
                 os._exit(status)
         work()
         status = 0
     except BaseException:
-        sys.excepthook(*sys.exc_info())  # to the descriptor 2 the worker has left itself
+        sys.excepthook(*sys.exc_info())
     finally:
         os._exit(status)
 
@@ -165,15 +177,15 @@ def _exec(
     stage = "prctl"
     try:
         syscalls.set_pdeathsig(signal.SIGKILL)
-        if os.getppid() != supervisor_pid:  # it died before the prctl took effect
+        if os.getppid() != supervisor_pid:  # the parent died before prctl(2) took effect
             os._exit(_EXEC_FAILED_STATUS)
-        os.setpgid(0, 0)  # a ^C at our terminal is for us to act on, not for `runc delete`
+        os.setpgid(0, 0)  # ^C at the user's terminal must reach the supervisor, not `runc delete`
         stage = "dup"
         (error_wfd,) = _above(len(lent), [error_wfd])
         for fd, source_fd in enumerate(_above(len(lent), lent)):
             os.dup2(source_fd, fd, inheritable=True)
         for fd in keep:
-            os.set_inheritable(fd, True)  # in this process alone
+            os.set_inheritable(fd, True)  # only in the child
         if prepare is not None:
             stage = "prepare"
             environment = dict(environment)
@@ -188,11 +200,11 @@ def _exec(
         os._exit(_EXEC_FAILED_STATUS)
 
 
-def without_systemds(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment for another program: without what systemd says to the supervisor."""
+def without_manager_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment for another program: without systemd's variables for this process."""
     return {name: value for name, value in environment.items() if name not in _OURS_ALONE}
 
 
 def _above(count: int, lent: Sequence[int]) -> list[int]:
-    # A source that sits on a number below `count` would be overwritten before its turn.
+    # dup2(2) would overwrite a source whose number is below `count`.
     return [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, count) if fd < count else fd for fd in lent]

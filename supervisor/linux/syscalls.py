@@ -1,7 +1,7 @@
-"""System calls that Python lacks, one thin function each; failures are `OSError` with the errno.
+"""System calls that Python lacks: one thin function each, which raises `OSError` with the errno.
 
-The callers decide. This is the only module that uses ctypes. `CDLL(None)` is the
-C library this process already has; `ctypes.util.find_library` would exec ldconfig to find it.
+Only this module uses ctypes. `CDLL(None)` is the C library that this process has loaded already.
+`ctypes.util.find_library` would execute ldconfig to find it.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ PR_GET_CHILD_SUBREAPER = 37
 _PR_SCHED_CORE, _PR_SCHED_CORE_CREATE, _PIDTYPE_TGID = 62, 1, 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
-# int prctl(int option, unsigned long arg2, arg3, arg4, arg5): five words, never fewer.
+# int prctl(int option, unsigned long arg2, arg3, arg4, arg5): always pass all five.
 _libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
 _libc.prctl.restype = ctypes.c_int
 _libc.syscall.restype = ctypes.c_long
@@ -24,7 +24,7 @@ _libc.tee.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint
 _libc.tee.restype = ctypes.c_ssize_t
 
 C_LIBRARY_SIGNALS = (32, 33)
-"""glibc keeps them for its threads and refuses to change them; see `set_ignored`."""
+"""glibc uses them for its threads and refuses to change them, see `set_ignored`."""
 
 _SYS_RT_SIGACTION = {
     "x86_64": 13,
@@ -40,7 +40,7 @@ _RT_SIGACTION = (
 _KernelSigaction = ctypes.c_ulong * 8
 
 _IOPRIO_WHO_PROCESS = 1
-# The same on every architecture; glibc has functions for them from 2.36 on.
+# The numbers are the same on every architecture. glibc has functions for them since 2.36.
 _SYS_MOVE_MOUNT = 429
 _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
 _SYS_OPENAT2, _SYS_PIDFD_GETFD = 437, 438
@@ -75,10 +75,10 @@ def _prctl_get(option: int) -> int:
 
 
 def set_pdeathsig(signum: int) -> None:
-    """Ask for `signum` when the thread that forked this process ends; 0 asks for nothing.
+    """Have the kernel send `signum` when the thread that forked this process ends; 0 for none.
 
-    Cleared by fork(2) and by exec of set-id files, kept over other execs. The parent may have
-    died already: compare getppid(2) afterwards.
+    fork(2) and execve(2) of a set-user-ID file clear it; other execve(2) calls keep it. The parent
+    may have died already: compare getppid(2) afterwards.
 
     Source: prctl(2), PR_SET_PDEATHSIG.
     """
@@ -86,26 +86,26 @@ def set_pdeathsig(signum: int) -> None:
 
 
 def pdeathsig() -> int | None:
-    """Return the signal asked for with `set_pdeathsig`, or None."""
+    """Return the signal of `set_pdeathsig`; None without one."""
     signum = _prctl_get(PR_GET_PDEATHSIG)
     return signum or None
 
 
 def set_child_subreaper(enabled: bool) -> None:
-    """Make this process the new parent of descendants whose parent ends; False ends that.
+    """Make this process the new parent of descendants whose parent exits; False undoes that.
 
-    Not inherited by children. Source: prctl(2), PR_SET_CHILD_SUBREAPER, Linux 3.4.
+    Children do not inherit it. Source: prctl(2), PR_SET_CHILD_SUBREAPER, Linux 3.4.
     """
     _prctl(PR_SET_CHILD_SUBREAPER, int(enabled))
 
 
 def is_child_subreaper() -> bool:
-    """Say whether this process is a subreaper. Source: prctl(2), PR_GET_CHILD_SUBREAPER."""
+    """Return whether this process is a subreaper. Source: prctl(2), PR_GET_CHILD_SUBREAPER."""
     return bool(_prctl_get(PR_GET_CHILD_SUBREAPER))
 
 
 def share_core() -> None:
-    """Let this process and its later children share a processor core with each other only.
+    """Let only this process and its later children share a processor core with each other.
 
     Does nothing on a kernel without core scheduling.
 
@@ -118,7 +118,7 @@ def share_core() -> None:
 
 
 def set_ignored(signum: int, *, is_ignored: bool) -> None:
-    """Ignore a signal that the C library keeps for itself, or reset it to its default.
+    """Ignore a signal that the C library reserves, or reset it to its default.
 
     Does nothing on an architecture whose system call number is not in the table.
 
@@ -155,9 +155,9 @@ def pidfd_getfd(pidfd: int, target_fd: int) -> int:
 
 
 def ioprio_get(number: int, pid: int) -> int:
-    """Return the I/O priority of a process, 0 if it was never set; `pid` 0 is this one.
+    """Return the I/O priority of a process, 0 if it was never set. `pid` 0 is this process.
 
-    `number` is that of the system call, which depends on the architecture. Source: ioprio_get(2).
+    `number` is the number of the system call on this architecture. Source: ioprio_get(2).
     """
     priority = _libc.syscall(
         ctypes.c_long(number), ctypes.c_int(_IOPRIO_WHO_PROCESS), ctypes.c_int(pid)
@@ -174,7 +174,7 @@ def tee(source_fd: int, sink_fd: int, count: int) -> int:
     Returns the number of bytes copied.
 
     Raises:
-        OSError: EAGAIN: source empty or sink full; EPIPE: the sink has no reader.
+        OSError: EAGAIN: the source is empty or the sink is full; EPIPE: the sink has no reader.
 
     Source: tee(2), SPLICE_F_NONBLOCK.
     """
@@ -186,12 +186,14 @@ def tee(source_fd: int, sink_fd: int, count: int) -> int:
 
 
 def watch_removals(path: str) -> int:
-    """Return a descriptor that is readable once a file of the directory, or itself, has gone.
+    """Return a descriptor that is readable once a file of the directory, or it, was removed.
 
-    The caller closes it. Source: inotify(7).
+    A rename counts as a removal. The caller owns the descriptor.
 
     Raises:
         OSError: ENOENT; EMFILE or ENOSPC: the user's limits of inotify.
+
+    Source: inotify(7).
     """
     fd = int(_libc.inotify_init1(os.O_CLOEXEC))
     if fd < 0:
@@ -203,10 +205,11 @@ def watch_removals(path: str) -> int:
     return fd
 
 
-def mount_nowhere(kind: str) -> int:
-    """Mount a new file system of that kind nowhere; closing its last descriptor unmounts it.
+def mount_detached(kind: str) -> int:
+    """Make a detached mount of a new file system. Closing its last descriptor unmounts it.
 
-    Returns a descriptor of its root, close-on-exec, which the caller owns.
+    Returns:
+        A descriptor of its root, close-on-exec, which the caller owns.
 
     Raises:
         OSError: EPERM: no CAP_SYS_ADMIN; ENODEV: unknown kind.
@@ -225,7 +228,7 @@ def mount_nowhere(kind: str) -> int:
 
 
 def unshare_mounts() -> None:
-    """Give this process a copy of its mount namespace; shared mounts stay shared.
+    """Give this process a copy of its mount namespace. Shared mounts stay shared.
 
     Raises:
         OSError: EPERM: no CAP_SYS_ADMIN.
@@ -238,14 +241,14 @@ def unshare_mounts() -> None:
 
 
 def mount(source: str, target: str, flags: int, kind: str = "", data: str = "") -> None:
-    """Mount a file system, or one place at another, or change how a mount propagates.
+    """Mount a file system, bind a directory or file, or change how a mount propagates.
 
     Args:
-        source: A device, a place, or a word that `kind` does not read.
-        target: Where.
+        source: A device, a path to bind, or any word if the file system has no source.
+        target: The mount point.
         flags: `MS_*`.
-        kind: The file system's type; not read for a bind.
-        data: The file system's own options, with commas between; less than a page of memory.
+        kind: The file system's type; unused for a bind mount.
+        data: The file system's options, separated by commas; less than a page of memory.
 
     Raises:
         OSError: With `target`.
@@ -265,10 +268,10 @@ def mount(source: str, target: str, flags: int, kind: str = "", data: str = "") 
 
 
 def unmount(target: str, flags: int) -> None:
-    """Remove the topmost mount at `target`. `flags` are `MNT_DETACH` and `UMOUNT_NOFOLLOW`.
+    """Remove the topmost mount at `target`. `flags`: `MNT_DETACH` and `UMOUNT_NOFOLLOW`.
 
     Raises:
-        OSError: With `target`. EINVAL: it is no mount point; EBUSY: it is in use.
+        OSError: With `target`. EINVAL: not a mount point; EBUSY: in use.
 
     Source: umount2(2).
     """
@@ -278,9 +281,9 @@ def unmount(target: str, flags: int) -> None:
 
 
 def open_in_root(root_fd: int, path: str) -> int:
-    """Return an O_PATH descriptor of `path`, with `root_fd` as the root of every symbolic link.
+    """Return an O_PATH descriptor of `path`, resolved with `root_fd` as the root directory.
 
-    The caller owns the descriptor, close-on-exec.
+    The caller owns the descriptor, which is close-on-exec.
 
     Raises:
         OSError: With `path`.
@@ -302,7 +305,7 @@ def open_in_root(root_fd: int, path: str) -> int:
 
 
 def join_peer_group(mount_fd: int, of_fd: int) -> None:
-    """Put a private mount into the peer group of another mount of the same root.
+    """Put a private mount into the peer group of another mount with the same root.
 
     Both arguments are descriptors of the roots of the mounts. Source: move_mount(2),
     MOVE_MOUNT_SET_GROUP, Linux 5.15.

@@ -1,8 +1,8 @@
-"""Text that forkshim writes: to a terminal, the journal, systemd, a log file or a record.
+"""Makes text printable before forkshim writes it to a terminal, the journal, systemd or a file.
 
-Messages hold text that the container chooses: arguments, file names, errors of the runtime. A
-terminal obeys escape sequences and direction marks in it, and a line feed forges another message.
-Each such character is written as an escape, and one message is one line.
+Messages contain text that the container chooses: arguments, file names, errors of the runtime. A
+terminal obeys escape sequences and direction marks in it, and a line feed would forge a message.
+`printable` replaces each such character by an escape, so a message is one line.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ _SURROGATES = range(0xDC80, 0xDD00)
 def printable(text: str) -> str:
     r"""Return `text` with each unprintable character as an escape: `\n`, `\x1b`, `\u2028`.
 
-    Unprintable are controls (C0 and C1), line and paragraph separators, direction marks, zero
-    widths and unassigned characters. A byte that is not UTF-8 becomes `\xff`. Blanks and letters
-    stay. Source: str.isprintable.
+    Unprintable are control characters (C0 and C1), line and paragraph separators, direction marks,
+    zero-width and unassigned characters. A byte that is not UTF-8 becomes `\xff`. Source:
+    str.isprintable.
     """
     if text.isprintable():
         return text

@@ -298,7 +298,7 @@ class CreateOperation:
                 worker, self.pid = self.pid, 0
                 self._fail(MachineError(f"pid: {worker} is a process of this supervisor's own"))
                 return
-            if not self._reaper.is_ours(self.pid):
+            if not self._reaper.has_child(self.pid):
                 self._fail(ShimError(f"pid: {self.pid} is no child of this supervisor"))
                 return
             self._phase = Phase.WAITING_FOR_CONSOLE

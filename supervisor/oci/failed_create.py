@@ -72,7 +72,7 @@ class FailedCreateCleanup:
         if state is None:  # `delete --force` removes what a killed runtime may have left
             self._force_delete(0)
             return
-        is_child = state.pid > 0 and self._reaper.is_ours(state.pid)
+        is_child = state.pid > 0 and self._reaper.has_child(state.pid)
         if not command_line.is_ours(
             state,
             before_create=self._began_at,

@@ -53,7 +53,7 @@ class RuntimeInvoker:
         if program is None:
             raise RuntimeMissingError(f"{name} not installed on system")
         self._program = program
-        self._environment = spawn.without_systemds(environment)
+        self._environment = spawn.without_manager_variables(environment)
         self._loop = loop
         self._reaper = reaper
         self._cwd = cwd
@@ -223,7 +223,7 @@ def ask_runtime(
             argv,
             cwd=cwd,
             stdio=(null.fileno(), wfd.fileno(), null.fileno()),
-            environment=spawn.without_systemds(environment),
+            environment=spawn.without_manager_variables(environment),
         )
         wfd.close()
         return _output_of(pid, rfd.fileno())

@@ -65,7 +65,7 @@ def scope_beside_unit(environment: Mapping[str, str], container_id: str) -> str:
     return f"{slices[-1] if slices else 'system.slice'}:forkshim:{name}"
 
 
-def outside_of_unit(environment: Mapping[str, str], pid: int) -> str:
+def cgroup_outside_unit(environment: Mapping[str, str], pid: int) -> str:
     """Return the cgroup of the process `pid` if it is outside this process's unit.
 
     "" if it is inside, or if this process is not a unit's main process. On cgroup v1 the hierarchy

@@ -42,13 +42,13 @@ def test_a_living_child_does_not_hold_the_reaper_up() -> None:
     made.expect(pid, ended.append)
     made.reap()
     assert ended == []
-    assert made.is_ours(pid)
+    assert made.has_child(pid)
     os.kill(pid, signal.SIGKILL)
     waiting.wait_process(pid)
-    assert made.is_ours(pid)  # unreaped
+    assert made.has_child(pid)  # unreaped
     made.reap()
     assert ended == [Killed(signal.SIGKILL)]
-    assert not made.is_ours(pid)
+    assert not made.has_child(pid)
 
 
 def test_a_living_child_that_nobody_expects_is_a_stranger() -> None:
@@ -67,10 +67,10 @@ def test_an_unknown_child_is_remembered_until_a_caller_expects_it_and_told_once(
     waiting.wait_process(pid)
     made.reap()
     assert has_no_children()
-    assert made.is_ours(pid)
+    assert made.has_child(pid)
     made.expect(pid, ended.append)
     assert ended == [Exited(7)]
-    assert not made.is_ours(pid)
+    assert not made.has_child(pid)
     made.expect(pid, ended.append)  # a later child with this number: not told yet
     assert ended == [Exited(7)]
 
@@ -85,14 +85,14 @@ def test_unknown_children_are_forgotten_after_the_last_operation_but_still_reape
     waiting.wait_process(after)
     made.reap()
     made.forget_unknown("create")
-    assert made.is_ours(before), "the exec may be about to ask for it"
+    assert made.has_child(before), "the exec may be about to ask for it"
     made.forget_unknown("exec")
-    assert not made.is_ours(before)
+    assert not made.has_child(before)
     last = _exit_with(3)
     waiting.wait_process(last)
     made.reap()
     assert has_no_children()
-    assert not made.is_ours(last)
+    assert not made.has_child(last)
     made.expect(before, ended.append)
     assert ended == []
 
@@ -113,7 +113,7 @@ def test_no_more_than_4096_unknown_children_are_remembered_and_the_oldest_go_fir
 
 @pytest.mark.parametrize("pid", [1, 2**31 - 1, 2**31, 9_999_999_999])
 def test_a_number_that_is_no_child_is_not_ours(pid: int) -> None:
-    assert not Reaper().is_ours(pid)
+    assert not Reaper().has_child(pid)
 
 
 def test_a_core_dump_and_a_kill_are_told_apart_from_an_exit() -> None:

@@ -41,7 +41,7 @@ def _run(argv: Sequence[str], null: int, cwd: str = "/") -> tuple[Termination, b
         argv,
         cwd=cwd,
         stdio=(null, wfd, null),
-        environment=spawn.without_systemds(os.environ),
+        environment=spawn.without_manager_variables(os.environ),
     )
     os.close(wfd)
     with owned(pid) as child:
@@ -312,10 +312,10 @@ def test_a_worker_that_returns_ends_with_0_and_one_with_a_bug_with_70_and_a_trac
 
 
 @pytest.mark.parametrize(
-    ("dies_with_us", "ended"), [(True, Killed(signal.SIGKILL)), (False, Exited(0))]
+    ("dies_with_parent", "ended"), [(True, Killed(signal.SIGKILL)), (False, Exited(0))]
 )
 def test_a_worker_dies_with_the_one_who_forked_it_only_if_that_is_wanted(
-    dies_with_us: bool, ended: Termination
+    dies_with_parent: bool, ended: Termination
 ) -> None:
     rfd, wfd = os.pipe2(os.O_CLOEXEC)
     go_rfd, go_wfd = os.pipe2(os.O_CLOEXEC)
@@ -325,14 +325,14 @@ def test_a_worker_dies_with_the_one_who_forked_it_only_if_that_is_wanted(
         waiting.wait_readable(go_rfd)
 
     def parent() -> None:
-        spawn.fork_worker(work, dies_with_us=dies_with_us)
+        spawn.fork_worker(work, dies_with_parent=dies_with_parent)
         signal.pause()
 
     with forked(parent) as middle:
         pid = int(waiting.read_until(rfd, b"\n"))
         middle.kill()
     with owned(pid) as worker:  # we are its subreaper
-        if not dies_with_us:
+        if not dies_with_parent:
             assert waiting.is_alive(pid)
             os.write(go_wfd, b"go")
         assert worker.wait() == ended
@@ -354,7 +354,7 @@ def test_a_worker_whose_parent_died_before_the_prctl_does_no_work() -> None:
             waiting.wait_true(lambda: os.getppid() != us)
 
         syscalls.set_pdeathsig = comes_too_late  # only in this child and its own
-        pid = spawn.fork_worker(work, dies_with_us=True)
+        pid = spawn.fork_worker(work, dies_with_parent=True)
         os.write(wfd, b"%d\n" % pid)
 
     with forked(parent) as middle:

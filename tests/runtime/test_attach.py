@@ -250,7 +250,7 @@ def test_what_cannot_be_heard_is_said_in_a_line(
         )
     assert daemon.end() == "23"
     done = daemon.command("attach")
-    assert done.stderr == f"forkshim: {daemon.id}: nothing to attach to: it has ended\n"
+    assert done.stderr == f"forkshim: {daemon.id}: nothing to attach to: the container has ended\n"
     done = subprocess.run(
         [FORKSHIM, "attach", "--root", tmp_path / "root", "nobody"], capture_output=True, text=True
     )
@@ -359,7 +359,7 @@ def test_who_was_not_let_in_before_a_kill_is_told(start: Callable[..., Speaker])
     assert (process.returncode, err.decode()) == (
         1,
         f"forkshim: {daemon.id}: nothing to attach to: no supervisor: "
-        "`forkshim adopt` brings one\n",
+        "`forkshim adopt` starts one\n",
     )
     assert daemon.command("adopt", "--detach").returncode == 0
     listener = daemon.attach()
@@ -376,7 +376,7 @@ def test_who_was_not_let_in_before_the_end_is_told(start: Callable[..., Speaker]
     _out, err = process.communicate(timeout=waiting.LIMIT_S)
     assert (process.returncode, err.decode()) == (
         1,
-        f"forkshim: {daemon.id}: nothing to attach to: it has ended\n",
+        f"forkshim: {daemon.id}: nothing to attach to: the container has ended\n",
     )
     os.kill(daemon.pid, signal.SIGCONT)
     assert daemon.end() == "23"

@@ -183,7 +183,7 @@ def test_a_run_that_would_adopt_begins_anew_when_the_container_is_dead(
     done = daemon.command("run", "--adopt", "--bundle", bundle, "--detach", "--log", "null")
     assert (done.returncode, done.stderr) == (
         0,
-        f"forkshim: {daemon.id}: {said}; its container has ended, the next one starts\n",
+        f"forkshim: {daemon.id}: {said}; the container has ended, a new one starts\n",
     )
     assert daemon.wait_end() == "3"
     waiting.wait_true(lambda: not daemon.workers())  # the old fd holder ends by itself
@@ -289,7 +289,7 @@ def test_what_an_earlier_boot_has_left_is_run_anew(
     bundle = make_bundle("exit 3")
     done = daemon.command("run", "--adopt", "--bundle", bundle, "--detach", "--log", "null")
     assert done.returncode == 0
-    assert "handover: of another boot of the machine; its container has ended" in done.stderr
+    assert "handover: of another boot of the machine; the container has ended" in done.stderr
     assert daemon.wait_end() == "3"
 
 

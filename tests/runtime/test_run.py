@@ -468,7 +468,7 @@ def test_a_relative_path_below_a_directory_that_is_not_utf_8_is_refused(
     code, out, err = ended(process)
     assert (code, out) == (2, "")
     line = err.splitlines()[-1]
-    assert "not UTF-8: '" in line or "--runtime: no path in UTF-8: './rt'" in line
+    assert "not UTF-8: '" in line or "--runtime: not a path in UTF-8: './rt'" in line
     assert "Traceback" not in err
     assert os.listdir(odd_directory) == []
     assert not run.root.exists() or os.listdir(run.root) == []

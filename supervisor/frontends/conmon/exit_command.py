@@ -37,4 +37,4 @@ def become(
         OSError: The machine has no shell.
     """
     syscalls.set_child_subreaper(False)
-    spawn.become(_SHELL, shell_argv(command, delay_s=delay_s, status=status), environment)
+    spawn.replace_process(_SHELL, shell_argv(command, delay_s=delay_s, status=status), environment)

@@ -307,7 +307,7 @@ class MountJob:
         self._told_rfd, told_wfd = fds.pipe(_MOST_TOLD)
         run = partial(_run, work, title, told_wfd.fileno(), null_fd)
         try:
-            self._pid = spawn.fork_worker(run, dies_with_us=True)
+            self._pid = spawn.fork_worker(run, dies_with_parent=True)
         except OSError:
             self._told_rfd.close()
             raise
