@@ -12,7 +12,7 @@ import os
 from contextlib import suppress
 
 from supervisor.linux import fds, paths
-from supervisor.linux.errors import ShimError, reason_of_access
+from supervisor.linux.errors import MachineError, reason_of_access
 from supervisor.linux.exit_status import Exited, Killed, Unknown, shell_status, signal_name
 from supervisor.linux.text import printable
 from supervisor.state import trust
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from supervisor.container.request import Outcome
+    from supervisor.linux.errors import ShimError
     from supervisor.linux.exit_status import Termination
 
 
@@ -31,17 +32,17 @@ def make_directory(path: str) -> str:
     """Create DIR if it does not exist; return its absolute path. Called before the container runs.
 
     Raises:
-        ShimError: DIR cannot be created, or is not writable.
+        MachineError: DIR cannot be created, or is not writable.
         UntrustedError: Other users can create names in it.
     """
     absolute = paths.absolute(path)
     try:
         trust.open_directory(absolute, make=0o755).close()
     except OSError as error:
-        raise ShimError(f"--exit-dir {absolute}: {reason_of_access(error)}") from error
+        raise MachineError(f"--exit-dir {absolute}: {reason_of_access(error)}") from error
     if not os.access(absolute, os.W_OK | os.X_OK):
         denied = OSError(errno.EACCES, os.strerror(errno.EACCES))
-        raise ShimError(f"--exit-dir {absolute}: {reason_of_access(denied)}")
+        raise MachineError(f"--exit-dir {absolute}: {reason_of_access(denied)}")
     return absolute
 
 

@@ -12,7 +12,15 @@ import sys
 import time
 
 from supervisor.cli import exit_record
-from supervisor.linux.errors import AbandonedError, ShimError, StoppedError, UntrustedError, reason
+from supervisor.linux.errors import (
+    AbandonedError,
+    MachineError,
+    ShimError,
+    StoppedError,
+    UntrustedError,
+    describe,
+    reason,
+)
 from supervisor.linux.exit_status import shell_status
 from supervisor.state.directory import EXIT_STATUS_NAME
 from supervisor.state.journal_log import WARNING
@@ -80,16 +88,17 @@ def supervise_in_daemon(
 
     The state directory stays if the container has run, with the file `exitStatus`.
     """
-    state_dir, log = _open(claimed, None, is_restored=is_restored)
+    try:
+        state_dir, log = _open(claimed, None, is_restored=is_restored)
+    except ShimError as untold:
+        return untold
     try:
         _exit_status(_supervise_on_record(request, log, state_dir, supervise_it))
-    except AbandonedError as error:
-        log.error(str(error))
-        return error
-    except ShimError as error:
+    except (ShimError, OSError) as caught:
+        error = caught if isinstance(caught, ShimError) else MachineError(describe(caught))
         log.error(str(error))
         has_run = is_restored or os.path.exists(os.path.join(claimed.state_dir, EXIT_STATUS_NAME))
-        if not has_run:
+        if not has_run and not isinstance(error, AbandonedError):
             claimed.remove()
         return error
     finally:

@@ -21,6 +21,7 @@ from supervisor.handover.own_command import own_command
 from supervisor.linux import paths, signals
 from supervisor.linux.errors import (
     BundleError,
+    MachineError,
     ShimError,
     StoppedError,
     UsageError,
@@ -90,6 +91,7 @@ def run(request: RunRequest) -> int:
                 return adopt.take_over(claimed, store, detach=request.detach, command=command)
         leftovers.clear(claimed, request, why_not)
         try:
+            claimed.check_room()
             if request.exit_dir is not None:
                 exit_record.remove(request.exit_dir, request.container_id)
             runtime_bundle, config = _prepare(
@@ -101,7 +103,9 @@ def run(request: RunRequest) -> int:
             claimed.remove()
             raise
     except OSError as error:
-        raise ShimError(f"{error.filename or claimed.path}: {reason_of_access(error)}") from error
+        raise MachineError(
+            f"{error.filename or claimed.path}: {reason_of_access(error)}"
+        ) from error
     start_request = StartRequest(
         ContainerSpec(
             container_id=request.container_id,

@@ -11,7 +11,7 @@ from supervisor.container.lifecycle import Action, Event, Machine, Notice, State
 from supervisor.container.request import Outcome, StreamEnd
 from supervisor.container.start import Launch, StartSequence
 from supervisor.linux import fds
-from supervisor.linux.errors import ShimError, StoppedError, reason
+from supervisor.linux.errors import MachineError, ShimError, StoppedError, reason
 from supervisor.linux.event_loop import Loop
 from supervisor.linux.exit_status import shell_status, signal_name
 from supervisor.sinks.spec import is_journal_setting
@@ -204,7 +204,7 @@ class Container:
         try:
             process = self.running.take_process(launch.creation.pid)
         except OSError as failed:  # EMFILE
-            error = ShimError(f"{launch.creation.verb}: {reason(failed)}")
+            error = MachineError(f"{launch.creation.verb}: {reason(failed)}")
             self.fail(error, Event.CREATE_FAILED)
             return
         self.process = process

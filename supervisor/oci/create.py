@@ -126,7 +126,7 @@ class CreateOperation:
             try:
                 self._socket = ConsoleSocket()
             except OSError as error:
-                raise ShimError(f"console socket: {error.strerror}") from error
+                raise MachineError(f"console socket: {error.strerror}") from error
             self._watch_console()
         self.began_at = rfc3339(time.time_ns())
         try:

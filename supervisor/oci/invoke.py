@@ -6,12 +6,13 @@ while a runtime works.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
 
 from supervisor.linux import fds, spawn
-from supervisor.linux.errors import RuntimeMissingError, ShimError, reason
+from supervisor.linux.errors import MachineError, RuntimeMissingError, ShimError, reason
 from supervisor.linux.reaper import wait_for
 from supervisor.oci.command_line import find_program
 
@@ -114,7 +115,7 @@ class RuntimeInvoker:
         except OSError as error:
             # The format of Go's os/exec, which engines' users know, and the failed call.
             failed = f"chdir {cwd}: " if cwd is not None and error.filename == cwd else ""
-            raise ShimError(f"fork/exec {program}: {failed}{reason(error)}") from error
+            raise _start_error(error, f"fork/exec {program}: {failed}{reason(error)}") from error
         timer = self._loop.timer(lambda: self.kill(pid))
         self._running[pid] = timer
         if limit_s is not None:
@@ -148,7 +149,7 @@ class RuntimeInvoker:
         try:
             rfd, wfd = fds.pipe(_MOST_OUTPUT)
         except OSError as error:  # EMFILE
-            raise ShimError(f"pipe: {reason(error)}") from error
+            raise MachineError(f"pipe: {reason(error)}") from error
         os.set_blocking(rfd.fileno(), False)
 
         def on_exit(termination: Termination) -> None:
@@ -228,10 +229,16 @@ def ask_runtime(
         wfd.close()
         return _output_of(pid, rfd.fileno())
     except OSError as error:
-        raise ShimError(f"fork/exec {program}: {reason(error)}") from error
+        raise _start_error(error, f"fork/exec {program}: {reason(error)}") from error
     finally:
         for owner in (null, rfd, wfd):
             owner.close()
+
+
+def _start_error(error: OSError, message: str) -> ShimError:
+    """Return the error of a runtime that was not executed: the machine's fault or the runtime's."""
+    is_machine = error.errno in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+    return MachineError(message) if is_machine else ShimError(message)
 
 
 def _output_of(pid: int, rfd: int) -> bytes:

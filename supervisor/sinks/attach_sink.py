@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from supervisor.linux import fds
-from supervisor.linux.errors import ShimError, reason
+from supervisor.linux.errors import MachineError, reason
 from supervisor.sinks.sink import Drops
 from workers.common.policy import BLOCK
 from workers.common.ring import RING_BYTES, Ring
@@ -39,13 +39,13 @@ class AttachSink:
         """Make the ring of an output or its branch. `kept`: descriptors of an earlier supervisor.
 
         Raises:
-            ShimError: EMFILE, ENOMEM.
+            MachineError: EMFILE, ENOMEM.
         """
         kind = _STDERR if stream.startswith("stderr") else _STDOUT
         try:
             self.ring = Ring(kind, fd=kept[0] if kept else -1)
         except OSError as error:
-            raise ShimError(f"shared memory for attach clients: {reason(error)}") from error
+            raise MachineError(f"shared memory for attach clients: {reason(error)}") from error
         self.clients: Sequence[HubClient] = ()
 
     def drops(self) -> Drops:

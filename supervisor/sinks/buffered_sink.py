@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from supervisor.linux import fds
-from supervisor.linux.errors import ShimError, reason
+from supervisor.linux.errors import MachineError, reason
 from supervisor.sinks.sink import Drops, drops_of
 from workers.sinks import buffered_fd
 from workers.sinks.buffered_fd import Buffered
@@ -25,7 +25,7 @@ def open_buffered(stream: str, sink: SinkSpec, kept: tuple[int, ...]) -> Sink:
     `kept`: descriptors of an earlier supervisor, owned; they replace the creation.
 
     Raises:
-        ShimError: EMFILE or ENOMEM.
+        MachineError: EMFILE or ENOMEM.
     """
     return _BufferedSink(make_buffered(stream, sink, kept))
 
@@ -35,7 +35,7 @@ def make_buffered(stream: str, sink: SinkSpec, kept: tuple[int, ...]) -> Buffere
     try:
         return Buffered(stream, sink.policy, sink.buffer_bytes, kept)
     except OSError as error:  # EMFILE, ENOMEM
-        raise ShimError(f"buffer for {sink}: {reason(error)}") from error
+        raise MachineError(f"buffer for {sink}: {reason(error)}") from error
 
 
 class _BufferedSink:

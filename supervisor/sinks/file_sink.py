@@ -6,7 +6,7 @@ import os
 import stat
 
 from supervisor.linux import fds
-from supervisor.linux.errors import ShimError, UntrustedError, UsageError, reason
+from supervisor.linux.errors import MachineError, ShimError, UntrustedError, UsageError, reason
 from supervisor.sinks.sink import Drops, buffer_bytes_of, drops_of
 from supervisor.sinks.spec import SinkKind
 from supervisor.state import trust
@@ -89,7 +89,7 @@ def open_log(names: list[str], sink: SinkSpec, kept: tuple[int, ...]) -> dict[st
         )
     except OSError as error:  # EMFILE, ENOMEM
         directory.close()
-        raise ShimError(f"shared memory for {sink.path}: {reason(error)}") from error
+        raise MachineError(f"shared memory for {sink.path}: {reason(error)}") from error
     log_directory = _LogDirectory(log, directory, directory_path, is_chosen=is_chosen)
     return {name: _LogSink(log_directory, name) for name in names}
 

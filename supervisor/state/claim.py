@@ -20,6 +20,7 @@ from contextlib import suppress
 from supervisor.linux import fds, paths, plain_json, procfs
 from supervisor.linux.errors import (
     AlreadySupervisedError,
+    MachineError,
     ShimError,
     UntrustedError,
     reason_of_access,
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 PID_NAME = "supervisor.pid"
 _DEAD_LOCK_S = 2.0
 _LOOK_AGAIN_S = 0.01
+_ROOM_KIB = 64
+_ROOM_FILES = 16
+"""What a start takes in ROOT/ID: 11 files and directories, each of a page or two."""
 STATE_NAME = "state.json"
 _OURS = frozenset({PID_NAME, STATE_NAME, "init"})
 
@@ -78,6 +82,26 @@ class Claim:
                 os.unlink(os.path.join(self.path, name))
         if self.is_stale:
             directory.remove_tree(self.state_dir)
+
+    def check_room(self) -> None:
+        """Refuse a start for which the disk has no room, before anything is created.
+
+        The runtime writes here, too: its log, in which it would say why it has failed.
+
+        Raises:
+            MachineError: The disk is full, or nearly so.
+
+        Source: statvfs(3). A file system that counts no blocks, or no files, says 0 of them.
+        """
+        disk = os.fstatvfs(self.lock_fd)
+        free_kib, free_files = disk.f_bfree * disk.f_frsize >> 10, disk.f_ffree
+        has_bytes = free_kib >= _ROOM_KIB or not disk.f_blocks
+        has_files = free_files >= _ROOM_FILES or not disk.f_files
+        if not (has_bytes and has_files):
+            raise MachineError(
+                f"{self.path}: no space left on device: {free_kib} KiB and {free_files} files are "
+                f"free, a start needs {_ROOM_KIB} KiB and {_ROOM_FILES}"
+            )
 
     def make_state_dir(self, state: dict[str, Any]) -> None:
         """Write state.json and create the state directory.
@@ -149,7 +173,8 @@ def claim(root: str, container_id: str) -> Claim:
 
     Raises:
         AlreadySupervisedError: A living supervisor has the lock.
-        ShimError: The directory cannot be created or opened, or the path is no directory.
+        MachineError: The directory cannot be created or opened, or the path is no directory.
+        ShimError: The directory holds another program's files.
         UntrustedError: Others can create names in ROOT, ROOT/ID or ROOT/ID/init.
     """
     path = os.path.join(paths.absolute(root), container_id)
@@ -171,7 +196,7 @@ def claim(root: str, container_id: str) -> Claim:
                 return _checked(path, lock)
             lock.close()  # its owner has removed the directory between open(2) and flock(2)
     except OSError as error:
-        raise ShimError(f"{error.filename or path}: {reason_of_access(error)}") from error
+        raise MachineError(f"{error.filename or path}: {reason_of_access(error)}") from error
 
 
 def _is_owner_dead(path: str) -> bool:
@@ -207,7 +232,7 @@ def _checked(path: str, lock: fds.Fd) -> Claim:
             trust.open_below("init", lock.fileno(), claimed.state_dir).close()
         except OSError as error:
             lock.close()
-            raise ShimError(f"{claimed.state_dir}: {reason_of_access(error)}") from error
+            raise MachineError(f"{claimed.state_dir}: {reason_of_access(error)}") from error
         except UntrustedError:
             lock.close()
             raise

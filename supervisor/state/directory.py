@@ -21,7 +21,7 @@ from contextlib import suppress
 from functools import partial
 
 from supervisor.linux import fds, paths
-from supervisor.linux.errors import ShimError, reason
+from supervisor.linux.errors import MachineError, ShimError, reason
 from supervisor.state import trust
 from supervisor.state.log import LOG_NAME, Log
 
@@ -50,14 +50,14 @@ class StateDirectory:
         """Open the directory `path`, which may be relative.
 
         Raises:
-            ShimError: open(2) failed.
+            MachineError: open(2) failed.
         """
         absolute = paths.absolute(path)
         try:
             fd = fds.Fd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             return cls(fd, absolute)
         except OSError as error:
-            raise ShimError(f"open {path}: {reason(error)}") from error
+            raise MachineError(f"open {path}: {reason(error)}") from error
 
     def fileno(self) -> int:
         """Return the descriptor, borrowed, for openat(2)."""
@@ -81,14 +81,15 @@ class StateDirectory:
         `mirror_prefix`: see `Log`.
 
         Raises:
-            ShimError: open(2) failed, or the file is a fifo.
+            MachineError: open(2) failed.
+            ShimError: The file is a fifo.
         """
         flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND
         flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
             fd = fds.Fd(os.open(LOG_NAME, flags, 0o666, dir_fd=self.fileno()))
         except OSError as error:
-            raise ShimError(f"open {LOG_NAME}: {reason(error)}") from error
+            raise MachineError(f"open {LOG_NAME}: {reason(error)}") from error
         if fds.is_fifo(fd.fileno()):
             fd.close()
             raise ShimError(f"open {LOG_NAME}: not a regular file")

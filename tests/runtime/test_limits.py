@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import resource
 import signal
@@ -16,7 +17,7 @@ from tests.harness import bundles, runtime_calls, runtimes, waiting
 from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.harness.engine import Engine
@@ -81,6 +82,53 @@ def test_every_limit_of_a_shim_works_or_leaves_nothing(first: int, make_engine: 
 
 def _has_a_pid_or_is_over(engine: Engine) -> bool:
     return (engine.dir / "pid").exists() or not waiting.is_alive(engine.shim_pid)
+
+
+@pytest.fixture
+def small_root(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Return a function that mounts a tmpfs with these options as ROOT, in place of the last."""
+    root = tmp_path / "root"
+    root.mkdir()
+    umount = ("umount", "--lazy", root)
+
+    def mount(options: str) -> Path:
+        subprocess.run(umount, stderr=subprocess.DEVNULL)
+        command = ("mount", "-t", "tmpfs", "-o", f"mode=755,{options}", "tmpfs", root)
+        subprocess.run(command, check=True)
+        return root
+
+    yield mount
+    subprocess.run(umount, check=True)
+
+
+@pytest.mark.parametrize("detach", [[], ["--detach"]], ids=["", "detach"])
+def test_a_root_without_room_is_said_and_nothing_is_left(
+    make_bundle: Callable[..., Path],
+    rootfs: Path,
+    tmp_path: Path,
+    small_root: Callable[[str], Path],
+    detach: list[str],
+) -> None:
+    small = make_bundle("exit 7")
+    large = bundles.config(rootfs, ["sh", "-c", "exit 7", "x" * 100_000])
+    cases = [
+        (small, "nr_inodes=1"),  # no ROOT/ID
+        (small, "nr_inodes=9"),
+        (small, "size=4k"),
+        (bundles.make_bundle(tmp_path / "large", large), "size=80k"),  # no process.json
+    ]
+    for bundle, options in cases:
+        root, container_id = small_root(options), bundles.fresh_id("room")
+        done = subprocess.run(
+            [FORKSHIM, "run", "--root", root, "--bundle", bundle, "--log", "null",
+             *detach, container_id],
+            capture_output=True, text=True, timeout=waiting.LIMIT_S,
+        )  # fmt: skip
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"forkshim: {container_id}: ")
+        assert "no space left on device" in line
+        assert done.returncode == 71, (options, line)
+        assert os.listdir(root) == []
 
 
 NAMES_A_WORKER = """

@@ -67,14 +67,14 @@ def test_an_ordinary_user_is_told_what_is_missing(services: Services) -> None:
     bed.ctl("chmod", "644", "/run/open/bundle/config.json", check=True)
     bed.ctl("rm", "-rf", "/run/forkshim", check=True)
     done = bed.ctl(*ORDINARY, *run, "denied")
-    assert _said(done) == (1, [f"forkshim: denied: /run/forkshim: {why}"])
+    assert _said(done) == (71, [f"forkshim: denied: /run/forkshim: {why}"])
     done = bed.ctl(*ORDINARY, *run, "--exit-dir", "/run/open/exits", "denied")
-    assert _said(done) == (1, [f"forkshim: denied: --exit-dir /run/open/exits: {why}"])
+    assert _said(done) == (71, [f"forkshim: denied: --exit-dir /run/open/exits: {why}"])
     bed.ctl("mkdir", "-p", f"/run/forkshim/{name}/init", check=True)
     bed.ctl("chmod", "700", f"/run/forkshim/{name}", check=True)
-    for command in ("attach", "adopt"):
+    for command, status in (("attach", 1), ("adopt", 71)):
         done = bed.ctl(*ORDINARY, "forkshim", command, name)
-        assert done.returncode == 1
+        assert done.returncode == status
         assert done.stderr.endswith(f": {why}\n"), done
 
 
