@@ -102,6 +102,30 @@ def test_signals_are_the_containers(make_conmon: Callable[..., Engine], signum: 
     assert "stdout F got" in engine.log()
 
 
+def test_a_signal_that_the_runtime_ignores_is_the_containers(
+    make_conmon: Callable[..., Engine],
+) -> None:
+    """It came at the end of the creation: CRI-O stops a container whose exec has just begun."""
+    engine = make_conmon()
+    engine.create()
+    engine.runc("start", engine.cid)
+    there = engine.directory
+    wrapper = there / "runtime"
+    wrapper.write_text(
+        f"#!/bin/sh\ntrap 'touch {there}/got' TERM\nrunc \"$@\" || exit\n"
+        f"until [ -e {there}/go ]; do sleep 0.02; done\n"
+    )
+    wrapper.chmod(0o755)
+    call = engine.exec("exec sleep 1000", "--sync", "-r", str(wrapper), has_bundle=False)
+    call.start()
+    session = there / "session-1"
+    waiting.wait_true((session / "pid").exists)
+    call.process.send_signal(signal.SIGTERM)
+    waiting.wait_true((there / "got").exists)
+    (there / "go").touch()
+    assert call.message() == {"exit_code": 128 + signal.SIGTERM}
+
+
 def test_a_time_limit_is_the_status_below_zero(make_conmon: Callable[..., Engine]) -> None:
     engine = make_conmon()
     engine.create("--timeout=1")

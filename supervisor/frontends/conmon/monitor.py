@@ -79,6 +79,7 @@ class Monitor:
         self._notifier = SILENT
         self._container: Container | None = None
         self._has_begun = self._is_created = self._has_timed_out = False
+        self._early_signals: list[int] = []
         self._why_not: ShimError | None = None
 
     def run(self) -> int:
@@ -199,6 +200,8 @@ class Monitor:
         if notice is not Notice.CREATED or container is None:
             return
         self._is_created = True
+        for signum in self._early_signals:
+            container.signal_process(signum)
         self._engine.created(container.pid)
         if self._control is not None:
             api = ContainerApi(container)
@@ -207,7 +210,7 @@ class Monitor:
             host.loop.timer(self._on_timeout).start(self._options.timeout)
 
     def _on_signal(self, signum: int) -> None:
-        """TERM, INT and QUIT are the container's, or the runtime's while that creates it."""
+        """TERM, INT and QUIT are the container's, and first the runtime's while that creates it."""
         if signum not in _FORWARDED:
             return
         container = self._container
@@ -217,6 +220,7 @@ class Monitor:
             container.signal_process(signum)
         else:
             container.launch.creation.signal(signum)
+            self._early_signals.append(signum)  # a runtime that is nearly done may ignore it
 
     def _on_timeout(self) -> None:
         container = self._container
