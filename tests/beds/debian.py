@@ -29,7 +29,7 @@ _IN_TREE = (
     *("systemd", "systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "util-linux"),
     *("python3", "runc", "crun", "procps", "iproute2", "logrotate"),
     *("busybox-static", "git", "make", "python3-venv"),
-    *("containerd", "docker.io", "docker-cli"),
+    *("containerd", "docker.io", "docker-cli", "podman", "uidmap"),
 )
 _FETCH = ("/usr/lib/apt/apt-helper", "-oAPT::Sandbox::User=root", "download-file")
 _FETCH_S = 60.0

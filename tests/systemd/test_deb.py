@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from supervisor.frontends.conmon.options import version_text
 from tests.beds.nspawn import Bed
 from tests.harness import bundles, waiting
 from tests.systemd import debs
@@ -262,9 +263,23 @@ def test_a_file_that_the_build_does_not_know_is_an_error(tmp_path: Path) -> None
     assert done.stderr.startswith("make deb: systemd/forkshim.what: ")
 
 
+def test_the_launcher_of_conmon_says_what_the_monitor_says(files: Path) -> None:
+    """Without Python, which takes 20 times as long: Podman asks in each of its commands."""
+    folder = files / "usr/libexec/forkshim"
+    launcher, monitor = ((folder / name).read_text() for name in ("conmon", "conmon-monitor"))
+    assert launcher.endswith('exec /usr/libexec/forkshim/conmon-monitor "$@"\n')
+    assert "supervisor.frontends.conmon.main" in monitor
+    said = subprocess.run([folder / "conmon", "--version"], capture_output=True, text=True)
+    assert (said.returncode, said.stdout) == (0, version_text())
+
+
 @pytest.mark.parametrize(
     ("module", "command"),
-    [("cli/main.py", "forkshim"), ("frontends/statedir.py", "forkshim-shim")],
+    [
+        ("cli/main.py", "bin/forkshim"),
+        ("frontends/statedir.py", "bin/forkshim-shim"),
+        ("frontends/conmon/main.py", "libexec/forkshim/conmon-monitor"),
+    ],
 )
 def test_a_command_that_does_not_start_makes_no_package(
     tmp_path: Path, module: str, command: str
@@ -273,7 +288,7 @@ def test_a_command_that_does_not_start_makes_no_package(
     (copy / "supervisor" / module).rename(copy / "supervisor" / "moved.py")
     done = debs.run_build(copy, tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"make deb: usr/bin/{command} does not work: status 1 ")
+    assert done.stderr.startswith(f"make deb: usr/{command} does not work: status 1 ")
     assert "ModuleNotFoundError" in done.stderr
 
 
