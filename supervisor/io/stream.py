@@ -201,9 +201,9 @@ class Stream:
             raise ValueError(f"{self.sink_name} is open for appending")
         if self.staging is None:
             self.staging = fds.pipe()
-        voice, (out_rfd, out_wfd) = fds.pipe(), fds.pipe()
-        branch = Branch(len(self.branches), voice, out_wfd)
-        sizes = [fds.capacity_bytes(end.fileno()) for end in (voice[1], self.staging[1])]
+        tee_pipe, (out_rfd, out_wfd) = fds.pipe(), fds.pipe()
+        branch = Branch(len(self.branches), tee_pipe, out_wfd)
+        sizes = [fds.capacity_bytes(end.fileno()) for end in (tee_pipe[1], self.staging[1])]
         if self.is_lossy and sizes[0] < sizes[1]:
             # What does not fit into a lossy stream's buffer goes back into the staging pipe.
             branch.close()

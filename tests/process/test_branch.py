@@ -34,15 +34,17 @@ _PAGE = 4096
 class _Site:
     """A source, a log file or a pipe as its sink, and branches."""
 
-    def __init__(self, directory: Path, *, has_log: bool, branches: int, voice_bytes: int) -> None:
+    def __init__(
+        self, directory: Path, *, has_log: bool, branches: int, tee_pipe_bytes: int
+    ) -> None:
         directory.mkdir()
         self.path = directory / "log"
         self.source_rfd, self.source = fds.pipe()
         self.staging = fds.pipe()
         self.sink_rfd, self.sink_wfd = fds.pipe()
-        self.voices = [fds.pipe(voice_bytes) for _ in range(branches)]
-        for rfd, _wfd in self.voices:
-            fcntl.fcntl(rfd.fileno(), fcntl.F_SETPIPE_SZ, voice_bytes)
+        self.tee_pipes = [fds.pipe(tee_pipe_bytes) for _ in range(branches)]
+        for rfd, _wfd in self.tee_pipes:
+            fcntl.fcntl(rfd.fileno(), fcntl.F_SETPIPE_SZ, tee_pipe_bytes)
         self.outs = [fds.pipe() for _ in range(branches)]
         self.report = fds.pipe()
         self.null = fds.Fd(os.open(os.devnull, os.O_RDWR))
@@ -66,8 +68,10 @@ class _Site:
             self.sink_wfd.fileno(),
             (self.staging[0].fileno(), self.staging[1].fileno()),
             branches=tuple(
-                BranchPipes(number, (voice[0].fileno(), voice[1].fileno()), out[1].fileno())
-                for number, (voice, out) in enumerate(zip(self.voices, self.outs, strict=True))
+                BranchPipes(number, (tee_pipe[0].fileno(), tee_pipe[1].fileno()), out[1].fileno())
+                for number, (tee_pipe, out) in enumerate(
+                    zip(self.tee_pipes, self.outs, strict=True)
+                )
             ),
             tee=syscalls.tee,
         )
@@ -91,7 +95,7 @@ class _Site:
     def close(self) -> None:
         if self.log is not None:
             self.log.close()
-        pairs = (self.staging, self.report, *self.voices, *self.outs)
+        pairs = (self.staging, self.report, *self.tee_pipes, *self.outs)
         single = (self.source_rfd, self.source, self.sink_rfd, self.sink_wfd, self.null, self._dir)
         for owner in (*single, *(end for pair in pairs for end in pair)):
             owner.close()
@@ -105,9 +109,9 @@ def _content(rfd: fds.Fd) -> bytes:
 
 @contextmanager
 def _site(
-    directory: Path, *, has_log: bool, branches: int = 1, voice_bytes: int = fds.PIPE_BYTES
+    directory: Path, *, has_log: bool, branches: int = 1, tee_pipe_bytes: int = fds.PIPE_BYTES
 ) -> Iterator[_Site]:
-    site = _Site(directory, has_log=has_log, branches=branches, voice_bytes=voice_bytes)
+    site = _Site(directory, has_log=has_log, branches=branches, tee_pipe_bytes=tee_pipe_bytes)
     try:
         yield site
     finally:
@@ -119,12 +123,12 @@ _PARTS = [b"a line\n", b"", b"another, in ", b"two parts\n", b"and an end"]
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("voice_bytes", [fds.PIPE_BYTES, _PAGE])
+@pytest.mark.parametrize("tee_pipe_bytes", [fds.PIPE_BYTES, _PAGE])
 @pytest.mark.parametrize("has_log", [False, True])
 def test_a_kill_at_any_instruction_loses_and_repeats_nothing(
-    tmp_path: Path, *, has_log: bool, voice_bytes: int
+    tmp_path: Path, *, has_log: bool, tee_pipe_bytes: int
 ) -> None:
-    """Also where the voice has room for one buffer of several: the user's limit, pipe(7)."""
+    """Also where the tee_pipe has room for one buffer of several: the user's limit, pipe(7)."""
     content = b"".join(_PARTS)
 
     def fill(site: _Site) -> None:
@@ -137,7 +141,7 @@ def test_a_kill_at_any_instruction_loses_and_repeats_nothing(
             os.close(wfd)
         site.source.close()
 
-    options = {"has_log": has_log, "branches": 2, "voice_bytes": voice_bytes}
+    options = {"has_log": has_log, "branches": 2, "tee_pipe_bytes": tee_pipe_bytes}
     with _site(tmp_path / "count", **options) as site:  # type: ignore[arg-type]
         fill(site)
         last = dying.instructions(site.work)

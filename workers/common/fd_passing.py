@@ -1,4 +1,4 @@
-"""Receive descriptors over a Unix socket; for both trees.
+"""Receives descriptors over a Unix socket, for supervisor and workers.
 
 socket.recv_fds is not used: up to Python 3.12 it ignores its flags, so the descriptors are not
 close-on-exec.

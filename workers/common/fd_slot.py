@@ -3,7 +3,7 @@
 A name is not enough to find the file that a killed worker was writing to: logrotate or the kubelet
 may have renamed or unlinked it since. So the worker leaves a duplicate of its descriptor in a
 socket pair of the supervisor. The kernel keeps it there (unix(7), SCM_RIGHTS), and every worker can
-peek at it again and again (recv(2), MSG_PEEK).
+peek at it repeatedly (recv(2), MSG_PEEK).
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class FdSlot:
         """Empty the slot."""
         while True:
             try:
-                # The kernel closes descriptors that the receiver leaves no room for.
+                # The kernel closes descriptors for which the receiver has no buffer.
                 self._front.recv(1, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
 
     def peek(self) -> int | None:
-        """Return a new close-on-exec descriptor of the file, None if the slot is empty.
+        """Return a new close-on-exec descriptor of the file; None if the slot is empty.
 
         The caller owns the descriptor.
         """

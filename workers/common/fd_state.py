@@ -1,4 +1,4 @@
-"""Questions about a descriptor that the kernel answers: one function per question."""
+"""What the kernel knows about a descriptor: pending bytes, poll(2) events, its file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import termios
 def pending_bytes(fd: int) -> int:
     """Return how many bytes read(2) can take at once. Source: FIONREAD in pipe(7), ioctl_tty(2).
 
-    Takes the pipe's lock: it sleeps with a process that sleeps in splice(2) on the same pipe.
+    It takes the pipe's lock, so it sleeps while another process sleeps in splice(2) on the pipe.
 
     Raises:
         OSError: ENOTTY or EINVAL, where the file has no such count; EIO on a hung-up terminal.
@@ -30,9 +30,9 @@ def _count(fd: int, request: int) -> int:
 
 
 def is_readable(fd: int) -> bool:
-    """Say whether read(2) would return at once, with data or at end of file.
+    """Return whether read(2) would return at once, with data or at end of file.
 
-    Source: poll(2), POLLIN and POLLHUP; takes no lock.
+    It takes no lock. Source: poll(2), POLLIN and POLLHUP.
     """
     poller = select.poll()
     poller.register(fd, select.POLLIN)
@@ -40,14 +40,14 @@ def is_readable(fd: int) -> bool:
 
 
 def is_writable(fd: int) -> bool:
-    """Say whether write(2) of up to PIPE_BUF bytes would not wait. Source: poll(2), POLLOUT."""
+    """Return whether write(2) of up to PIPE_BUF bytes would not wait. Source: poll(2), POLLOUT."""
     poller = select.poll()
     poller.register(fd, select.POLLOUT)
     return any(events & select.POLLOUT for _fd, events in poller.poll(0))
 
 
 def would_wait(fd: int, events: int) -> bool:
-    """Say whether `wait_for` would wait. It does not where write(2) fails, as with EPIPE."""
+    """Return whether `wait_for` would wait. It does not wait where write(2) would fail (EPIPE)."""
     poller = select.poll()
     poller.register(fd, events)
     return not poller.poll(0)
@@ -61,7 +61,7 @@ def wait_for(fd: int, events: int) -> None:
 
 
 def has_name(fd: int, name: str, dir_fd: int) -> bool:
-    """Say whether `name` in `dir_fd` is the file that `fd` has open; False if it is missing."""
+    """Return whether `name` in `dir_fd` is the file of `fd`; False if it does not exist."""
     try:
         named = os.stat(name, dir_fd=dir_fd)
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""The policy of a stream whose sink takes nothing."""
+"""The policies of a stream, for a time when its sink accepts nothing."""
 
 from __future__ import annotations
 
 BLOCK, DROP_NEW, DROP_OLD = "block", "drop-new", "drop-old"
-"""The container waits, or lines are dropped, see `workers.lines.drop`."""
+"""With BLOCK the container waits. With the others the worker drops lines, see `lines.drop`."""

@@ -1,8 +1,8 @@
-"""Where the next bytes of a file go, although other processes change the file meanwhile.
+"""Corrects the position of an open file that other processes change.
 
 The kernel keeps a position per open file. If another process truncates the file (logrotate's
-`copytruncate`), the next write lands behind the end, and the gap reads as NUL bytes. O_APPEND
-avoids that, but splice(2) refuses it. So the worker corrects the position before each move.
+`copytruncate`), the next write is beyond the end, and the gap reads as NUL bytes. O_APPEND avoids
+that, but splice(2) refuses it. So the worker corrects the position before each move.
 
 A race remains between the two calls: a file that is truncated there gets that gap.
 """
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def make_positioner(fd: int, *, is_log: bool) -> Callable[[], object]:
-    """Return the function to call before each move to `fd`; for most sinks it does nothing.
+    """Return the function to call before each move to `fd`. For most sinks it does nothing.
 
-    `is_log`: the file grows at its end. In any other file the position stays where it is, unless
-    it is behind the end.
+    `is_log`: the position moves to the end of the file. In any other file it stays where it is,
+    unless it is beyond the end.
     """
     is_regular = stat.S_ISREG(os.fstat(fd).st_mode)
     if not is_regular or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND:

@@ -1,7 +1,7 @@
-"""The one parser of /proc/PID/stat, for both trees.
+"""The only parser of /proc/PID/stat, for supervisor and workers.
 
-The second field is the program's name in parentheses. It may hold blanks and parentheses, so the
-fields are counted from behind the last `)`.
+The second field is the program's name in parentheses. It may contain blanks and parentheses, so the
+parser counts the fields after the last `)`.
 
 Source: proc(5), /proc/PID/stat; sched.h for the flags.
 """
@@ -17,7 +17,7 @@ PF_EXITING = 0x4
 
 
 def fields(pid: int) -> dict[int, bytes] | None:
-    """Return the fields from the third on by their numbers in proc(5); None if it was reaped.
+    """Return the fields from the third on, by their numbers in proc(5); None if reaped already.
 
     Raises:
         OSError: EMFILE, ENFILE or ENOMEM.
@@ -35,7 +35,7 @@ def parse(stat: bytes) -> dict[int, bytes]:
 
 
 def is_ending(pid: int) -> bool:
-    """Say whether the process is ending, is a zombie or was reaped.
+    """Return whether the process is ending, is a zombie or was reaped.
 
     Raises:
         OSError: As `fields`.

@@ -1,15 +1,15 @@
-"""The ring of packets between one output and its attach clients, in memory that outlives a worker.
+"""The ring of packets between an output and its attach clients, in memory that outlives a worker.
 
-A packet is `[length: 2 bytes][kind: 1 byte][1 to 8192 bytes]`, so that one send(2) of what follows
-the length is a packet of conmon's attach protocol. Positions count from the first byte and never go
-back. A packet never wraps: where less than the largest packet is left, the next one begins at the
-start of the memory.
+A packet is `[length: 2 bytes][kind: 1 byte][1 to 8192 bytes]`. The part after the length is a
+packet of conmon's attach protocol, for one send(2). Positions count from the first byte and never
+go back. A packet never wraps: where less than the largest packet is left, the next packet begins at
+the start of the memory.
 
-Each client has a cursor, committed after each send(2). So a worker that is killed loses no packet,
-and repeats at most one to one client: the kernel does not say whether a packet was sent.
+The worker commits a client's cursor after each send(2). So a killed worker loses no packet, and its
+successor repeats at most one packet to one client: the kernel does not tell whether it was sent.
 
-Rejected: a pipe with one packet before each client's socket, moved by splice(2), which would make
-it exact. Before Linux 6.5 that splice(2) sends one packet per page, without the kind.
+Rejected: a pipe with one packet before each client's socket, which splice(2) empties. It would
+repeat nothing, but splice(2) before Linux 6.5 sends one packet per page, without the kind.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from workers.common.shared_memory import PAGE_BYTES, Memory, Record
 
 RING_BYTES = 1 << 20
 DATA_BYTES = 8192
-"""Podman reads packets into 8193 bytes, and SEQPACKET cuts what is longer."""
+"""Podman reads packets into 8193 bytes, and the kernel cuts a longer packet."""
 
 _HEAD_BYTES = 3
 PACKET_BYTES = _HEAD_BYTES + DATA_BYTES
@@ -29,12 +29,12 @@ MEMORY_NAME = "forkshim:attach"
 
 
 class RingState(NamedTuple):
-    """What the ring holds.
+    """The content of the ring.
 
     Attributes:
         head: Position after the last packet.
-        total_bytes: Data bytes of all packets so far.
-        pending: While bytes are on their way here, what the staging pipe held before; else 0.
+        total_bytes: Data bytes of all packets.
+        pending: During a read from the staging pipe, its content before; else 0.
     """
 
     head: int
@@ -43,15 +43,15 @@ class RingState(NamedTuple):
 
 
 class Cursor(NamedTuple):
-    """What one client has.
+    """How far one client is.
 
     Attributes:
-        serial: The client: a number of a client that has left is used again.
-        position: Of the next packet.
+        serial: Identifies the client: numbers are used again.
+        position: Position of the next packet.
         seen_bytes: Data bytes before that position.
-        skipped_bytes: Data bytes that were dropped because the client was behind.
-        is_behind: 1 from a drop on until the client has taken everything once; else 0.
-        took_at_ns: When it took a packet, monotonic.
+        skipped_bytes: Data bytes that were dropped because the client was too slow.
+        is_behind: 1 from a drop until the client has everything; else 0.
+        took_at_ns: When it last took a packet, monotonic.
     """
 
     serial: int
@@ -63,7 +63,7 @@ class Cursor(NamedTuple):
 
 
 class Ring:
-    """The supervisor makes and owns it before fork(2); one worker at a time writes."""
+    """The supervisor makes and owns it before fork(2). One worker at a time writes."""
 
     def __init__(self, kind: int, *, fd: int = -1, ring_bytes: int = RING_BYTES) -> None:
         """Make an empty ring, or take over `fd` with its content.
@@ -105,13 +105,13 @@ class Ring:
         self._cursors[number].commit(cursor)
 
     def set_sending(self, number: int, position: int) -> None:
-        """Note, before a send, which packet the client gets; -1 takes it back."""
+        """Note before a send(2) which packet the client gets; -1 for none."""
         self._sending[number] = position + 1
 
     def join(self, number: int, serial: int) -> Cursor | None:
         """Return the cursor of a client; None if a client with another serial had the number.
 
-        A packet that a killed worker was sending will be sent again, and is counted as repeated.
+        The caller sends a packet again that a killed worker was sending. It counts as repeated.
         """
         cursor = self.cursor(number)
         if cursor.serial != serial:
@@ -123,17 +123,17 @@ class Ring:
         return cursor
 
     def repeats(self, number: int) -> int:
-        """Return how many packets the client may have got twice."""
+        """Return how many packets the client may have received twice."""
         return self._repeats[number]
 
     def oldest_kept(self, head: int) -> int:
-        """Return the position from which on packets stay when one more is put behind `head`."""
+        """Return the position of the oldest packet that survives one more packet after `head`."""
         return self._start(head) + PACKET_BYTES - self._ring_bytes
 
     def begin(self, pending: int) -> memoryview:
-        """Commit that `pending` bytes are staged; lend the room for those of the next packet.
+        """Commit that `pending` bytes are staged. Lend the room for the next packet's bytes.
 
-        Source: `workers.lines.reader` has the protocol.
+        `workers.lines.reader` explains the protocol.
         """
         state = self.read()
         self._record.commit(state._replace(pending=pending))
@@ -141,10 +141,10 @@ class Ring:
         return self._memory.room(start, start + min(pending, DATA_BYTES))
 
     def accept(self, staged_bytes: int) -> None:
-        """Make a packet of the bytes that have arrived since `begin`; without them do nothing.
+        """Make a packet of the bytes that have arrived since `begin`. Without any do nothing.
 
         Args:
-            staged_bytes: What the staging pipe holds now.
+            staged_bytes: How many bytes the staging pipe holds now.
         """
         state = self.read()
         arrived = min(max(state.pending - staged_bytes, 0), DATA_BYTES) if state.pending else 0
@@ -161,7 +161,7 @@ class Ring:
         )
 
     def packet(self, position: int) -> tuple[memoryview, int]:
-        """Return the packet at `position`, before the head, and the position after it."""
+        """Return the packet at `position`, which is before the head, and the position after it."""
         start = self._start(position)
         offset = PAGE_BYTES + start % self._ring_bytes
         length = int.from_bytes(self._memory.data[offset : offset + 2], "little")
@@ -170,12 +170,12 @@ class Ring:
         return self._memory.room(first, first + 1 + length), end
 
     def _start(self, position: int) -> int:
-        """Return where a packet at or behind `position` begins."""
+        """Return where the packet at or after `position` begins."""
         left = self._ring_bytes - position % self._ring_bytes
         return position + left if left < PACKET_BYTES else position
 
     def close(self) -> None:
-        """Close the memory; a second call does nothing."""
+        """Close the memory. A second call does nothing."""
         if self._memory.fd >= 0:
             for record in (self._record, *self._cursors):
                 record.release()

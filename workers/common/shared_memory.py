@@ -3,9 +3,9 @@
 The supervisor makes it before fork(2). A worker may be killed between any two instructions. Its
 successor then finds the state before a step or the state after it, never a mixture.
 
-The memory is sealed, so its size never changes. A worker parses what a container writes, and a page
-that a worker could remove would be SIGBUS for the supervisor. A worker can still write any number.
-So readers clamp each number to its range, and use none as an index.
+The memory is sealed, so its size never changes. A worker parses what a container writes. If it
+could truncate the memory, the supervisor would get SIGBUS. A worker can still write any number. So
+readers clamp each number to its range, and use none as an index.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ class Memory:
 
         Args:
             name: For /proc/PID/maps and error messages.
-            data_bytes: Size of the data behind the page of words.
+            data_bytes: Size of the data after the page of words.
             fd: A memfd of the same size; closed if it is refused.
 
         Raises:
             ValueError: `fd` is not sealed, or has another size.
+            OSError: EMFILE, ENOMEM.
         """
         size = PAGE_BYTES + data_bytes
         self.fd = fd if fd >= 0 else os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -110,7 +111,7 @@ class Record:
 
 
 def _check(fd: int, name: str, size: int) -> None:
-    """Refuse memory whose size could change, or is another one.
+    """Refuse memory whose size could change or is wrong.
 
     Raises:
         ValueError: `fd` is not sealed, or has another size.

@@ -1,21 +1,20 @@
-"""When to let small writes gather before the next move, and for how long. No descriptor here.
+"""Batching of small writes: when a worker pauses before the next move, and for how long.
 
 A container that writes 80 bytes at a time wakes its worker for 80 bytes, and a wake-up costs the
 same for any size. So when small moves follow each other at once, the worker pauses for a
-millisecond, and then takes everything that has come meanwhile. The pause comes *after* bytes have
-been delivered and holds none back. The first write after a silence passes at once. A worker that is
-killed in its pause holds no bytes. To the supervisor the source stays readable, that is
-pending.
+millisecond, and then takes everything that has arrived. The pause comes *after* bytes were
+delivered and holds none back. The first write after a silence passes at once. A worker that is
+killed in its pause holds no bytes. For the supervisor the source stays readable, that is pending.
 
-Whether a pause pays is measured, not assumed. A process that answers questions over its stdout
-writes once and waits for the next question. A pause gathers nothing there, and the worker tries the
-next one much later: of a thousand answers one waits for a millisecond. Where much comes the worker
+The worker measures whether a pause pays. A process that answers questions over its stdout writes
+once and waits for the next question. A pause gathers nothing there, and the worker tries the next
+pause much later: one of a thousand answers waits for a millisecond. For large moves the worker
 halves the pause: a full pipe makes its writer wait.
 
+This module uses no descriptor.
+
 Rejected: to wait before each move until FIONREAD passes a threshold. It delays the first write of
-each burst and costs one more system call for all others. The size of the last move says as much.
-FIONREAD takes the pipe's lock, but that would be no argument: splice(2) of the empty pipe takes it
-too, so a process of the container that sleeps with the lock stops either call.
+each burst and costs one more system call for all others. The size of the last move tells as much.
 
 Rejected: poll(2) instead of the sleep, to notice end of file a millisecond earlier. A pipe that was
 ever polled wakes its readers at each write (poll_usage in the kernel's fs/pipe.c).
@@ -34,21 +33,20 @@ if TYPE_CHECKING:
 
 LONGEST_PAUSE_S = 0.001
 SHORTEST_PAUSE_S = LONGEST_PAUSE_S / 8
-"""The kernel adds 50 us to each pause (PR_SET_TIMERSLACK in prctl(2)): a shorter one is no use."""
+"""The kernel adds 50 us to each pause (PR_SET_TIMERSLACK, prctl(2)): shorter ones gain nothing."""
 
 QUICK_S = 0.00025
-"""A move later than this after the last is no burst: below 4000 writes a second a pause of a
-millisecond would save too little to be worth the delay."""
+"""A longer gap between two moves ends a burst: below 4000 writes a second a pause of a millisecond
+saves too little."""
 
 SMALL_BYTES = 4096
-"""Whole pages have gathered already."""
+"""A move of whole pages needs no batching."""
 
 LEAST_RUN, LONGEST_RUN = 8, 1024
-"""So many small moves, each right after the other, are a burst: at first, and where pauses do not
-pay."""
+"""How many small moves in close succession are a burst: at first, and where pauses do not pay."""
 
 PAYS_FROM = 4
-"""A pause pays if it joins at least so many moves into one."""
+"""A pause pays if it joins at least this many moves into one."""
 
 
 class Batching:
@@ -65,14 +63,14 @@ class Batching:
         """Begin without pauses.
 
         Args:
-            capacity_bytes: The most that one move can bring, or the pipe's size if that is less; 0
-                for a source that never gets a pause.
+            capacity_bytes: The most bytes of one move, or the pipe's size if that is less; 0 for a
+                source that never gets a pause.
             small_bytes: A move of this size or more is not small.
             clock: Seconds, monotonic.
             pause: Sleeps for a number of seconds.
         """
-        # Two neighbouring pages of a pipe hold more than one page together, or write(2) would have
-        # put the first bytes of the second into the first. So a full pipe holds at least this.
+        # write(2) fills the last page of a pipe first, so two neighbouring pages hold more than
+        # one page together. So a full pipe holds at least half of its capacity.
         self._full_bytes = capacity_bytes // 2
         self._small_bytes = small_bytes if capacity_bytes else 0
         self._clock = clock
@@ -112,7 +110,7 @@ class Batching:
         self._waits_since_s = self._clock()
 
     def _judge(self, count: int) -> None:
-        """Decide from what the last pause gathered whether another pause follows."""
+        """Decide from the bytes that the last pause gathered whether another pause follows."""
         pays = count * self._run >= PAYS_FROM * self._run_bytes
         if count >= self._full_bytes:  # the writer may have waited
             pays = self._pause_s > SHORTEST_PAUSE_S

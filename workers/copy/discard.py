@@ -1,4 +1,4 @@
-"""The rest of an output that was given up: read, counted and discarded."""
+"""Reads, counts and discards the rest of an output that was given up."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from workers.process.context import WorkerContext
 
 _MOST_BYTES = 4 << 20
-"""More than fits between a container and its sink: beyond that another process still writes."""
+"""More than fits between a container and its sink. Beyond it another process still writes."""
 
 
 def count(context: WorkerContext, route: Route) -> report.Report:
-    """Read what the staging pipe and the source hold; return the report with the count.
+    """Read the content of the staging pipe and of the source. Return the report with the count.
 
     A copy with a line buffer counts in `workers.lines.drop` instead.
     """

@@ -1,14 +1,13 @@
-"""Waiting for the first reader of a fifo, in a process of its own.
+"""Waits for the first reader of a fifo, in a child.
 
-open(2) of a fifo for writing waits for a reader, and no event reports that a reader has come.
-O_NONBLOCK would need retries, and inotify(7) is silent while the reader itself waits in open(2). So
-a child waits in open(2) and reports when it returns.
+open(2) of a fifo for writing blocks until there is a reader, and no event reports that a reader has
+come. O_NONBLOCK would need retries, and inotify(7) is silent while the reader itself blocks in
+open(2). So a child blocks in open(2) and reports when it returns.
 
-Then it matters which process has the fifo open. A reader that loses its last writer is at end of
-file. So the child keeps its write end until the supervisor has opened the fifo and kills the child.
-The supervisor cannot open the fifo earlier: it opens for reading and writing, and would itself be
-the reader that the child waits for. It opens both directions so that clients may leave and come
-back: with a reader always there, no writer gets EPIPE, and bytes wait.
+A reader that loses its last writer reads end of file. So the child keeps its write end until the
+supervisor has opened the fifo and kills the child. The supervisor cannot open the fifo earlier: it
+uses O_RDWR, and would itself be the reader that the child waits for. O_RDWR lets clients leave and
+come back: the fifo always has a reader, so no writer gets EPIPE, and bytes wait in the fifo.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ def wait_for_reader(title: str, path_fd: int, said_wfd: int, null_fd: int) -> No
 
     Args:
         title: Process title for ps(1).
-        path_fd: The fifo, opened with O_PATH: its name may be gone by now.
+        path_fd: The fifo, opened with O_PATH: the client may have unlinked its name.
         said_wfd: Write end of a pipe.
         null_fd: /dev/null, open for reading and writing.
 

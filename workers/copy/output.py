@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def work(context: WorkerContext, route: Route, *, lingers: bool = False) -> None:
     """Copy until the container has closed its side, then report. Never raises `CopyError`.
 
-    `lingers`: the sink is a socket, and the worker stays until the peer has read everything.
+    `lingers`: the sink is a socket, and the worker waits until the peer has read everything.
     """
     context.enter(route.fds)
     if context.is_to_count:

@@ -2,15 +2,19 @@
 
     source --splice--> staging pipe --readv--> ring --send--> clients
 
-The way in is that of `workers.lines.reader`. A consumer was there before the first byte: it gets
-every byte, and the container waits for it, as for the reader of a pipe. A listener came later: it
-may make the container wait while it takes something. When the ring is full and the listener has
-taken nothing for 2 s, it is behind: its queue is dropped and counted, and it makes no process wait
-until it has taken everything once. It stays connected. Without a client the output is discarded.
+`workers.lines.reader` explains the protocol up to the ring. There are two kinds of clients:
 
-send(2) wakes the client, which may run before the worker commits. So a kill is likely to hit that
-moment, and then repeats a packet. The supervisor, which replaces the worker for each new client,
-asks first (`LEAVE_SIGNAL`), and the worker leaves after the commit.
+- A consumer has connected before the first byte. It gets every byte, and the container waits for
+  it, as for the reader of a pipe.
+- A listener has connected later. The container waits for it while it takes packets. If the ring is
+  full and the listener has taken nothing for 2 s, it is behind: the worker drops and counts its
+  queue, and does not wait for it until it has everything. It stays connected.
+
+Without a client the output is discarded.
+
+send(2) wakes the client, which may run before the worker commits. So a kill often hits that moment,
+and a packet is repeated. The supervisor replaces the worker for each new client. So it first sends
+`LEAVE_SIGNAL`, and the worker exits after the commit.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ if TYPE_CHECKING:
     from workers.process.context import WorkerContext
 
 LEAVE_SIGNAL = signal.SIGUSR2
-"""Asks the worker to end without a report. Any other ending of it is a death."""
+"""Asks the worker to exit without a report. Any other exit without a report is a death."""
 
 PATIENCE_S = 2.0
 READ_BYTES = 256 << 10
@@ -47,13 +51,13 @@ _GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})
 
 
 class HubClient(NamedTuple):
-    """A client as the supervisor passes it across the fork.
+    """A client, passed to the worker across fork(2).
 
     Attributes:
-        number: Of its cursor in the ring.
-        serial: Tells it from an earlier client with the same number.
+        number: Index of its cursor in the ring.
+        serial: Distinguishes it from an earlier client with the same number.
         fd: Its socket, SEQPACKET and non-blocking.
-        is_consumer: It was there before the first byte.
+        is_consumer: It has connected before the first byte.
     """
 
     number: int
@@ -63,13 +67,13 @@ class HubClient(NamedTuple):
 
 
 def work(context: WorkerContext, route: Route, ring: Ring, clients: Sequence[HubClient]) -> None:
-    """Send until the source is at its end and each client that counts has everything; report.
+    """Send until the source is at end of file and each awaited client has everything, then report.
 
     Args:
         context: The worker's context.
         route: The source and the staging pipe. The sink is not used.
-        ring: Made by the supervisor, for this stream alone.
-        clients: All that are connected.
+        ring: The ring of this stream, which the supervisor owns.
+        clients: All connected clients.
     """
     context.enter((*route.source_fds, ring.fd, *(client.fd for client in clients)))
     if context.is_to_count:
@@ -86,7 +90,7 @@ def work(context: WorkerContext, route: Route, ring: Ring, clients: Sequence[Hub
 
 
 class _Leaving:
-    """Ends the process when the supervisor asks for it, and not while it is held."""
+    """Exits when the supervisor sends `LEAVE_SIGNAL`, but not between `hold` and `release`."""
 
     def __init__(self) -> None:
         self._is_held = False
@@ -118,7 +122,7 @@ class Hub:
         leaving: _Leaving,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """Continue where a killed predecessor stopped. `route.staging` is required."""
+        """Continue where a killed worker stopped. `route.staging` is required."""
         if route.staging is None:
             raise ValueError("a hub needs a staging pipe")
         self._context = context
@@ -135,7 +139,7 @@ class Hub:
         context.copied_bytes = 0
 
     def run(self) -> None:
-        """Send to the end.
+        """Send to the end of the stream.
 
         Raises:
             CopyError: The source failed.
@@ -159,7 +163,7 @@ class Hub:
 
     @property
     def _awaited(self) -> list[_Queue]:
-        """The clients that make the container wait."""
+        """The clients that the container waits for."""
         return [queue for queue in self._queues if queue.is_awaited]
 
     def _has_room(self) -> bool:
@@ -167,7 +171,7 @@ class Hub:
         return all(queue.position >= kept for queue in self._awaited)
 
     def _wait_for_clients(self) -> None:
-        """Wait until a client takes something; a listener that takes nothing is behind then."""
+        """Wait until an awaited client has room. A listener that takes nothing is behind then."""
         now_ns = self._clock_ns()
         late = [queue for queue in self._awaited if queue.is_late(now_ns)]
         if late:
@@ -190,7 +194,7 @@ class Hub:
         self._batching.record(self._staged_bytes)
 
     def _pull(self) -> None:
-        """Make a packet of staged bytes. A client that is behind may lose its oldest packets."""
+        """Make a packet of staged bytes. A client that is behind may lose its queue."""
         kept = self._ring.oldest_kept(self._ring.read().head)
         for queue in self._queues:
             if queue.position < kept:
@@ -200,7 +204,7 @@ class Hub:
         self._ring.accept(self._staged_bytes)
 
     def _poll(self, timeout_s: float, *, with_source: bool) -> bool:
-        """Wait for room of the clients, and for the source; say whether the source is ready."""
+        """Wait for room of the clients, and for the source. Return whether the source is ready."""
         poller = select.poll()
         if with_source:
             poller.register(self._route.source_fd, select.POLLIN)
@@ -217,7 +221,7 @@ class Hub:
         return is_ready
 
     def _count(self) -> None:
-        """Count what each client that makes the container wait has got."""
+        """Count the bytes that every awaited client has received."""
         total = self._ring.read().total_bytes
         delivered = min((queue.seen_bytes for queue in self._awaited), default=total)
         copied = self._context.counters.copied_bytes(self._context.slot)
@@ -226,7 +230,7 @@ class Hub:
 
 
 class _Queue:
-    """The packets of one client that it has not got yet."""
+    """The packets that one client has not received yet."""
 
     def __init__(self, ring: Ring, client: HubClient, leaving: _Leaving, now_ns: int) -> None:
         self._ring = ring
@@ -263,7 +267,7 @@ class _Queue:
         return not (self.is_gone or self._cursor.is_behind)
 
     def patience_s(self, now_ns: int) -> float:
-        """Return how long the client may still take nothing; infinite for a consumer."""
+        """Return how many seconds the client may still take nothing; infinite for a consumer."""
         if self._client.is_consumer:
             return math.inf
         return max(0.0, PATIENCE_S - (now_ns - self._cursor.took_at_ns) / 1e9)
@@ -272,11 +276,11 @@ class _Queue:
         return self.is_full and self.patience_s(now_ns) == 0
 
     def send(self, clock_ns: Callable[[], int]) -> None:
-        """Send what the socket takes."""
+        """Send packets until the socket has no room or there are no more."""
         head = self._ring.read().head
         while self._cursor.position != head:
             packet, end = self._ring.packet(self._cursor.position)
-            # Before the send: a kill between the send and its commit repeats the packet.
+            # Computed before send(2): a kill between send(2) and its commit repeats the packet.
             after = self._cursor._replace(
                 position=end,
                 seen_bytes=self._cursor.seen_bytes + len(packet) - 1,
@@ -301,7 +305,7 @@ class _Queue:
                 self._leaving.release()
 
     def drop(self) -> None:
-        """Drop all packets; the client is behind."""
+        """Drop all packets of the queue. The client is behind then."""
         state = self._ring.read()
         self._commit(
             self._cursor._replace(

@@ -2,9 +2,9 @@
 
     clients in turn --splice--> empty staging pipe --splice--> container
 
-splice(2) takes one whole packet of a socket, if the pipe has room for it; otherwise it cuts the
-packet, and the rest is gone. So the worker empties the staging pipe between two packets, and reads
-a packet that is larger than the pipe into memory. Only those may be lost by a kill.
+splice(2) takes one whole packet from a socket if the pipe has room for it. Otherwise it cuts the
+packet, and the rest is lost. So the worker empties the staging pipe between two packets. It reads a
+packet that is larger than the pipe into memory; a kill may lose only such a packet.
 
 The source of the route is an idle pipe of the supervisor: its end of file closes the container's
 stdin, whatever the clients do.
@@ -36,7 +36,7 @@ class PacketInput:
     """The sources of one stdin.
 
     Attributes:
-        ends_with_client: The end of one client's input is the end of stdin for all.
+        ends_with_client: End of file of one client's input closes stdin for all.
         fds: Sockets of the clients, non-blocking; borrowed.
     """
 
@@ -83,7 +83,7 @@ def _copy(context: WorkerContext, route: Route, sources: PacketInput) -> None:
 def _take_packet(
     context: WorkerContext, route: Route, pipe: tuple[int, int], client: socket.socket
 ) -> bool:
-    """Move one packet to the container; False at the end of the client's input."""
+    """Move one packet to the container. Return False at the end of the client's input."""
     try:
         size = client.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC)
         if size > _room(pipe):
@@ -91,7 +91,7 @@ def _take_packet(
             return True
         context.set_in_flight(size)
         moved = os.splice(client.fileno(), pipe[1], SPLICE_BYTES, flags=os.SPLICE_F_NONBLOCK)
-    except BlockingIOError:  # an earlier look was stale
+    except BlockingIOError:  # the event of poll(2) was stale
         return True
     except OSError as error:
         if error.errno not in _GONE:
@@ -104,7 +104,7 @@ def _take_packet(
 
 
 def _refuse_more(client: socket.socket) -> None:
-    """Shut the client's input, so that a successor sees its end again, too."""
+    """Shut down the client's input, so that a successor reads end of file, too."""
     try:
         client.shutdown(socket.SHUT_RD)
     except OSError as error:
@@ -113,7 +113,7 @@ def _refuse_more(client: socket.socket) -> None:
 
 
 def _room(pipe: tuple[int, int]) -> int:
-    """Return which packet the empty pipe surely takes: splice(2) may begin within a page."""
+    """Return the largest packet that the empty pipe can take: splice(2) may begin within a page."""
     return fcntl.fcntl(pipe[1], fcntl.F_GETPIPE_SZ) - _PAGE_BYTES
 
 

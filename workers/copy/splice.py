@@ -1,7 +1,7 @@
-"""Copying bytes from one descriptor to another until end of file.
+"""Copies bytes from one descriptor to another until end of file.
 
 The first choice is splice(2): the bytes never enter this process. A worker that is killed at any
-instant loses no byte and repeats none, and its successor continues where the kernel stands.
+instant loses no byte and repeats none. Its successor continues, because the kernel has every byte.
 
 From pipe to pipe the copy is direct. Between all other files it goes through the staging pipe, for
 the reason in `workers.copy.staging`.
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from workers.copy.route import Progress, Route
 
 _SINK_ERRNOS = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ECONNRESET})
-"""splice(2) does not say which side failed; these errors only come from writing."""
+"""splice(2) does not report which side failed. These errors come only from the sink."""
 
 
 def copy(route: Route, progress: Progress) -> None:
-    """Copy to end of file; report to `progress` what is in flight and what has reached the sink.
+    """Copy to end of file. Report the bytes in flight and in the sink to `progress`.
 
     Raises:
-        CopyError: A side failed for good. What was not copied is in the source or staging pipe.
+        CopyError: A side failed for good. The rest is in the source or in the staging pipe.
     """
     if route.staging is None:
         _splice_to_end(route, progress)
@@ -49,7 +49,7 @@ def _splice_to_end(route: Route, progress: Progress) -> None:
         try:
             moved = os.splice(route.source_fd, route.sink_fd, SPLICE_BYTES)
         except BlockingIOError:
-            # EAGAIN does not say which side. When both are ready the next splice moves a byte.
+            # EAGAIN does not tell which side. When both are ready, the next splice(2) moves bytes.
             fd_state.wait_for(route.source_fd, select.POLLIN)
             fd_state.wait_for(route.sink_fd, select.POLLOUT)
             continue
@@ -70,7 +70,7 @@ def _copy_through_staging(route: Route, pipe: tuple[int, int], progress: Progres
     to_position = position.make_positioner(route.sink_fd, is_log=route.sink_is_log)
     staging.tee_to_clients(route, pipe, progress)
     while True:
-        # First the content of the pipe: on the first round a killed predecessor may have left it.
+        # First the content of the pipe: in the first round a killed worker may have left some.
         staging.empty(route, pipe, progress, to_position)
         branch.flush(route)
         batching.pause_when_due()

@@ -1,12 +1,12 @@
 """The staging pipe: the supervisor's pipe between a source and a sink that are not both pipes.
 
 Between a pipe and any other file, splice(2) holds the pipe's lock while it sleeps in the other file
-(seen in Linux 6.18: splice_file_to_pipe, iter_file_splice_write). A process that then reads, writes
-or asks FIONREAD of that pipe sleeps too, uninterruptibly: a client on a silent console could not
-even be killed. So the bytes take a detour through a pipe that no other process uses. A source that
-is not a pipe is spliced only when poll(2) reports that the call will not sleep.
+(seen in Linux 6.18: splice_file_to_pipe, iter_file_splice_write). A process that then calls
+read(2), write(2) or FIONREAD on that pipe sleeps, too, and uninterruptibly: a client of a silent
+console could not even be killed. So the bytes go through a pipe that no other process uses. A
+source that is not a pipe is spliced only when poll(2) reports that the call will not sleep.
 
-The supervisor owns the staging pipe. What a killed worker leaves there, its successor moves first.
+The supervisor owns the staging pipe. The next worker first moves what a killed worker left there.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ _TTY_BYTES = 1 << 12
 def fill(
     route: Route, staging: tuple[int, int], progress: Progress, limit_bytes: int = SPLICE_BYTES
 ) -> int:
-    """Move what the readable source has into the empty staging pipe, and tee it to the clients.
+    """Move bytes of the readable source into the empty staging pipe, and tee them to the clients.
 
     Args:
-        route: Where the bytes come from.
-        staging: The pipe.
-        progress: Receives what is in flight.
-        limit_bytes: How much at most; at least CHUNK_BYTES.
+        route: Has the source.
+        staging: The staging pipe.
+        progress: Gets the number of bytes in flight.
+        limit_bytes: The most bytes to move; at least CHUNK_BYTES.
 
     Returns:
         The number of bytes; 0 at end of file.
 
     Raises:
-        BlockingIOError: The source had nothing after all.
+        BlockingIOError: The source had no bytes: the event of poll(2) was stale.
         CopyError: The source failed.
     """
     if route.branches:
         branch.begin_fill(route, progress)
-    # Before the bytes move: a supervisor that sees an empty source must see a busy worker.
+    # Before the bytes move: a supervisor that finds an empty source must find bytes in flight.
     progress.set_in_flight(1)
     if route.attach_clients:
         progress.set_teed(is_teed=False)
@@ -66,8 +66,8 @@ def fill(
 def tee_to_clients(route: Route, staging: tuple[int, int], progress: Progress) -> None:
     """Tee the content of the staging pipe to the attach clients, once. Never waits for a client.
 
-    A client whose pipe has no room skips the rest. If the worker is killed in here, its successor
-    tees some of the bytes a second time.
+    A client whose pipe has no room skips the rest. If the worker is killed in this function, its
+    successor tees some of the bytes a second time.
     """
     if route.tee is None or not route.attach_clients or progress.is_teed:
         return
@@ -104,7 +104,7 @@ def _fill(route: Route, staging: tuple[int, int], limit_bytes: int) -> int:
 
 
 def _fill_up(route: Route, staging: tuple[int, int], moved: int) -> int:
-    """Add what a console has after the first `moved` bytes: it gives 4095 at a time (tty_read).
+    """Add more bytes of a console after the first `moved`: it gives 4095 at a time (tty_read).
 
     An error, such as EIO, ends the loop; the next call meets it again.
     """
@@ -148,19 +148,19 @@ def empty(
 
 
 def _most_at_once(sink_fd: int) -> int:
-    """Return how much one splice moves to the sink: less where a reader sets the pace.
+    """Return the most bytes of one splice(2) to the sink: fewer if the sink has a reader.
 
-    splice(2) to a socket sleeps until the whole length is sent, and counts nothing meanwhile. A
-    journald that needs 5 s for 512 KiB would look like a reader that has left.
+    splice(2) to a socket sleeps until the whole length is sent, and the worker counts nothing until
+    then. A journald that needs 5 s for 512 KiB would look like a reader that has left.
     """
     return SPLICE_BYTES if stat.S_ISREG(os.fstat(sink_fd).st_mode) else CHUNK_BYTES
 
 
 def _write_all(sink_fd: int, staging: tuple[int, int], pending: int, progress: Progress) -> None:
-    """Move the whole content with read(2) and write(2); on an error put the rest back.
+    """Move the whole content with read(2) and write(2). On an error put the rest back.
 
-    The whole content, so that the pipe is empty and the rest is first in line again. A stream with
-    a sink that needs this gets no branch.
+    It reads the whole content, so that the pipe is empty and the rest comes first again. A stream
+    with such a sink gets no branch.
     """
     rest = memoryview(os.read(staging[0], pending))
     while rest:

@@ -1,9 +1,9 @@
 """The worker of stdin: from the client's fifo, file or terminal to the container.
 
 Unlike an output's worker it must notice two events without a byte to copy: the container closes its
-stdin, and the supervisor dies while the user's terminal is in raw mode. So it polls before it
-splices, and never sleeps in splice(2) on a full pipe. It never lets small writes gather
-(`workers.copy.batching`): the container waits for each of them, and a person may be typing.
+stdin, and the supervisor dies while the user's terminal is in raw mode. So it calls poll(2) before
+splice(2), and never sleeps in splice(2) on a full pipe. It never batches small writes
+(`workers.copy.batching`): the container waits for each of them, and a user may be typing.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _restore(raw: RawTerminal) -> None:
 
 
 def _copy(context: WorkerContext, route: Route, *, ends_with_supervisor: bool) -> bool:
-    """Copy; return True at end of file, False when the supervisor is gone."""
+    """Copy. Return True at end of file, False when the supervisor has died."""
     poller = select.poll()
     poller.register(route.source_fd, select.POLLIN)
     poller.register(route.sink_fd, 0)  # only POLLERR and POLLHUP: the last reader has left

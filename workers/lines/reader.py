@@ -94,7 +94,7 @@ class LineReader:
     def flush_branches(self) -> None:
         """Pass on what the branches have still to get, and wait for room there.
 
-        What a killed predecessor has teed is known only until its voice is flushed.
+        What a killed predecessor has teed is known only until its tee_pipe is flushed.
         """
         branch.flush(self._route)
 

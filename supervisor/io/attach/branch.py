@@ -43,16 +43,16 @@ class Branch:
         is_on: Whether the next worker of the stream serves the branch.
     """
 
-    SNAPSHOT = ("number", "is_on", "_voice", "_out_wfd")
+    SNAPSHOT = ("number", "is_on", "_tee_pipe", "_out_wfd")
     TRANSIENT = ()
 
     def __init__(
-        self, number: int, voice: tuple[fds.Fd, fds.Fd], out_wfd: fds.Fd, *, is_on: bool = True
+        self, number: int, tee_pipe: tuple[fds.Fd, fds.Fd], out_wfd: fds.Fd, *, is_on: bool = True
     ) -> None:
         """Own the descriptors."""
         self.number = number
         self.is_on = is_on
-        self._voice = voice
+        self._tee_pipe = tee_pipe
         self._out_wfd = out_wfd
 
     @classmethod
@@ -67,7 +67,7 @@ class Branch:
         return {
             "number": self.number,
             "is_on": self.is_on,
-            "voice": [fd_writer.add(end.fileno()) for end in self._voice],
+            "voice": [fd_writer.add(end.fileno()) for end in self._tee_pipe],
             "out": fd_writer.add(self._out_wfd.fileno()),
         }
 
@@ -77,16 +77,16 @@ class Branch:
         Raises:
             OSError: EMFILE, ENFILE.
         """
-        voice = fds.pipe()
-        for end in self._voice:
+        tee_pipe = fds.pipe()
+        for end in self._tee_pipe:
             end.close()
-        self._voice = voice
+        self._tee_pipe = tee_pipe
         self.is_on = True
 
     @property
     def pipes(self) -> BranchPipes:
         """What the worker of the stream gets."""
-        rfd, wfd = self._voice
+        rfd, wfd = self._tee_pipe
         return BranchPipes(self.number, (rfd.fileno(), wfd.fileno()), self._out_wfd.fileno())
 
     def has_room(self) -> bool:
@@ -96,5 +96,5 @@ class Branch:
     def close(self) -> None:
         """Close everything. The branch's stream then reads end of file."""
         self.is_on = False
-        for end in (*self._voice, self._out_wfd):
+        for end in (*self._tee_pipe, self._out_wfd):
             end.close()
