@@ -79,6 +79,14 @@ class FdReader:
             raise FdStoreError(f"handover: no descriptor {index}")
         return fds.Fd(self._received[index].take())
 
+    def inode(self, index: int) -> int:
+        """Return the inode of a descriptor that was not taken.
+
+        Raises:
+            OSError, IndexError: There is none.
+        """
+        return os.fstat(self._received[index].fileno()).st_ino
+
     def close(self) -> None:
         """Close every descriptor that was not taken."""
         for each in self._received:

@@ -88,7 +88,7 @@ class Server:
         What it had read is in the `calls` of each connection. `serve_again` has to follow.
         """
         for number, sock, journal in zip(numbers, socks, journals, strict=True):
-            self._add(sock, journal.read(), journal, number=number)
+            self._add(sock, journal.read(), journal, number=number).look_back()
 
     def serve_again(self) -> None:
         """Hand the requests that the dead process was reading to `on_request`, maybe again."""

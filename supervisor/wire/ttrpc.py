@@ -12,6 +12,7 @@ What both ends have in common is in `supervisor.wire.connection`, the pure part 
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 
 from supervisor.wire import messages
 from supervisor.wire.connection import READ_BYTES as READ_BYTES
@@ -102,19 +103,30 @@ class ServerConnection(Connection):
         self._is_serving_again = False
         super().__init__(loop, sock, parser, bytes.fromhex(state["unsent"]))
 
-    def take_over(self) -> None:
-        """Serve what the dead process was reading, unless the socket still has it.
+    def look_back(self) -> None:
+        """Note in `calls` what the dead process was reading, unless the socket still has it.
 
         Called once after the construction from a journal, before the loop runs.
         """
-        received, self._inherited = self._inherited, b""
         try:
-            is_there = not received or self.sock.recv(len(received), _PEEK) == received
+            if self.sock.recv(len(self._inherited), _PEEK) == self._inherited:
+                self._inherited = b""
         except OSError:
-            is_there = False
-        if not is_there:
+            pass  # nothing is there
+        if self._inherited:  # a note that comes earlier than `take_over` must not lose it
+            self._reading = {**self._parser_state(), "received": self._inherited.hex()}
+        parser = FrameParser(bytes(self._parser.unparsed), self._parser.skip_bytes)
+        for frame in parser.feed(self._inherited):
+            if frame.kind == REQUEST and not frame.too_long:
+                with suppress(WireError):
+                    request = decode(messages.Request, frame.data)
+                    self.calls[frame.stream_id] = (request["service"], request["method"])
+
+    def take_over(self) -> None:
+        """Serve what the dead process was reading; after `look_back`, before the loop runs."""
+        received, self._inherited = self._inherited, b""
+        if received:
             self._is_serving_again = True
-            self._reading = {**self._parser_state(), "received": received.hex()}
             self._serve_frames(received)
             self._is_serving_again = False
 

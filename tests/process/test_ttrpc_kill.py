@@ -86,6 +86,7 @@ def _take_over(sock: socket.socket, noted: CallJournal, client: socket.socket) -
         restored=noted.read(),
         journal=noted,
     )
+    connection.look_back()
     connection.take_over()
     client.sendall(frames.encode_request(LAST, "s.S", "Last", b""))
     loop.run_until(lambda: LAST in served or bool(lost))

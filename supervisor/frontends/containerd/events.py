@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
+    from supervisor.frontends.containerd.handover.group_journal import GroupJournal
     from supervisor.linux.event_loop import Loop
     from supervisor.linux.exit_status import Termination
     from supervisor.oci.invoke import RuntimeInvoker
@@ -136,7 +137,7 @@ class EventQueue:
         ttrpc_address: str,
         command: PublishCommand | None = None,
         restored: Sequence[Sequence[str]] = (),
-        journal: CallJournal | None = None,
+        journal: CallJournal | GroupJournal | None = None,
     ) -> None:
         """Borrow everything.
 

@@ -10,7 +10,7 @@ import sys
 
 from supervisor import __version__
 from supervisor.frontends.containerd import invocation, options
-from supervisor.handover.own_command import is_handed_over, own_command
+from supervisor.handover.own_command import is_handed_over, is_successor, own_command
 from supervisor.linux import fds
 from supervisor.linux.errors import ShimError, describe
 from supervisor.linux.process_exit import exit_process
@@ -72,8 +72,12 @@ def _print_info() -> None:
 
 
 def _start(wanted: Invocation) -> None:
-    from supervisor.frontends.containerd.serve import Daemon  # `start` forks the daemon
+    # `start` forks the daemon, so it has what that one needs.
+    from supervisor.frontends.containerd.handover import holder_link
+    from supervisor.frontends.containerd.handover.group_journal import GroupJournal
+    from supervisor.frontends.containerd.serve import JOURNAL, LISTENER, Daemon
     from supervisor.frontends.containerd.start import start
+    from supervisor.wire.call_journal import CallJournal
 
     check_id(wanted.container_id)
     if is_handed_over():
@@ -81,12 +85,27 @@ def _start(wanted: Invocation) -> None:
 
         go_on(wanted)
         return
+    if is_successor():
+        from supervisor.frontends.containerd.handover.arrival import succeed  # as above
+
+        succeed(wanted)
+        return
     environment, command = dict(os.environ), own_command()
     with open(0, "rb", closefd=False) as stdin:
         given = options.of_start(stdin.read(_MOST_STDIN), wanted.container_id)
 
     def serve(found: GroupSocket) -> None:
-        Daemon(found, wanted, environment, command).run()
+        journal = GroupJournal(CallJournal.create())
+        kept = {LISTENER: (found.listener.fileno(),), JOURNAL: (journal.fileno(),)}
+        holder_link.fork_shim(
+            command,
+            kept,
+            title=f"forkshim: {wanted.container_id}",
+            null_fd=0,
+            serve=lambda link: Daemon(
+                found, wanted, environment, command, link=link, journal=journal
+            ).run(),
+        )
 
     address = start(
         wanted,

@@ -11,12 +11,15 @@ from contextlib import ExitStack
 
 from supervisor.container.restore import place_of
 from supervisor.frontends.containerd.group_socket import GroupSocket
-from supervisor.frontends.containerd.serve import Daemon
+from supervisor.frontends.containerd.handover.group_journal import GroupJournal
+from supervisor.frontends.containerd.handover.holder_link import HolderLink
+from supervisor.frontends.containerd.serve import Daemon, in_group
 from supervisor.handover import reexec
 from supervisor.handover.own_command import own_command
 from supervisor.linux.fds import Fd
 from supervisor.state.fd_store import FdStoreError
 from supervisor.state.log import Log
+from supervisor.wire.call_journal import CallJournal
 from supervisor.wire.messages import Envelope
 from supervisor.wire.protobuf import WireError, decode
 
@@ -69,11 +72,24 @@ def _restored(
     found = GroupSocket(document["path"], sock_of(document["listener"]), (device, inode))
     for _topic, _container_id, envelope in document["events"]:
         decode(Envelope, bytes.fromhex(envelope))
-    # The events of a dry run are copies, too: they are not sent.
-    events = [] if arrival.is_rehearsal else document["events"]
-    daemon = Daemon(found, invocation, environment, command, events)
+    # What a dry run has are copies: it sends no events, and tells and notes nothing.
+    is_real = not arrival.is_rehearsal
+    link = HolderLink.restore(document["link"], contents, command) if is_real else None
+    noted = CallJournal(contents.take(document["journal"]).take()) if is_real else None
+    daemon = Daemon(
+        found,
+        invocation,
+        environment,
+        command,
+        link=link,
+        journal=GroupJournal(noted, noted.read()) if noted else None,
+        events=document["events"] if is_real else [],
+    )
     places = [
-        place_of(each, environment, stack, log_of, command=command) for each in arrival.containers
+        in_group(place_of(each, environment, stack, log_of, command=command), link)
+        for each in arrival.containers
     ]
     socks = [sock_of(each) for each in document["socks"]]
-    return daemon, daemon.restore(document, socks, places, stack), places
+    taken = [contents.take(each).take() for each in document["journals"]] if is_real else []
+    daemon.server.restore(socks, document["connections"], [*map(CallJournal, taken)])
+    return daemon, daemon.restore(document["tasks"], places, stack), places

@@ -9,16 +9,17 @@ import signal
 from supervisor.container.host import Host
 from supervisor.container.restore import begin, restore_containers
 from supervisor.frontends.containerd.events import EventQueue, PublishCommand
+from supervisor.frontends.containerd.task.task_journal import TaskJournal
 from supervisor.frontends.containerd.task.tasks import Tasks
 from supervisor.linux.fds import Fd
 from supervisor.oci.invoke import RuntimeInvoker
 from supervisor.state.log import Log
 from supervisor.wire.server import Server
+from workers.common.records import replace
 from workers.process.title import set_title
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Mapping, Sequence
     from contextlib import ExitStack
     from typing import Any
@@ -26,14 +27,33 @@ if TYPE_CHECKING:
     from supervisor.container.container import Container
     from supervisor.container.restore import Place
     from supervisor.frontends.containerd.group_socket import GroupSocket
+    from supervisor.frontends.containerd.handover.group_journal import GroupJournal
+    from supervisor.frontends.containerd.handover.holder_link import HolderLink
     from supervisor.frontends.containerd.invocation import Invocation
     from supervisor.state.fd_store import FdWriter
+    from supervisor.wire.ttrpc import ServerConnection
 
 _STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
+LISTENER, JOURNAL, CONNECTION = "listener", "journal", "connection "
+"""What the fd holder has beside fd stores. A connection's name ends with its number."""
+
+
+def in_group(place: Place, link: HolderLink | None) -> Place:
+    """Return the place of a container whose fd store the group's fd holder has."""
+    origin = replace(place.request.origin, store_holder=link)
+    return replace(place, request=replace(place.request, origin=origin))
 
 
 class Daemon:
-    """Owns everything of the process, until `run` returns."""
+    """Owns everything of the process, until `run` returns.
+
+    Attributes:
+        log: The host's.
+        server: The listener and the connections.
+        tasks: What the connections ask for.
+
+    Many attributes: what the process has once.
+    """
 
     def __init__(
         self,
@@ -41,12 +61,21 @@ class Daemon:
         invocation: Invocation,
         environment: Mapping[str, str],
         command: tuple[str, ...],
+        *,
+        link: HolderLink | None = None,
+        journal: GroupJournal | None = None,
         events: Sequence[Sequence[str]] = (),
     ) -> None:
         """Take the socket and serve it from `run` on.
 
-        `command`: how to start this program again. `events`: those of the program before this one
-        that are not acknowledged.
+        Args:
+            found: The group's socket.
+            invocation: The words of `start`.
+            environment: Of this process.
+            command: How to start this program again.
+            link: To the fd holder; owned. None in a dry run, where nothing may be told.
+            journal: What a successor reads; owned. None in a dry run.
+            events: Those of the program before this one that are not acknowledged.
         """
         self._socket = found
         # Tools look for these words of the stock shim's daemon.
@@ -54,8 +83,8 @@ class Daemon:
             f"containerd-shim-forkshim-v2 -namespace {invocation.namespace} "
             f"-id {invocation.container_id} -address {invocation.address}"
         )
-        self._log = Log(Fd(os.dup(2)))
-        self._host = Host(self._log, environment, keeps_title=True)
+        self.log = Log(Fd(os.dup(2)))
+        self._host = Host(self.log, environment, keeps_title=True)
         self._host.on_signal = self._on_signal
         self._host.front_end_document = self._document
         self._host.is_front_end_settled = self._is_settled
@@ -68,83 +97,127 @@ class Daemon:
             null_fd=self._host.null.fileno(),
             environment=environment,
         )
+        self._link = link
+        self._journal = journal
         self._events = EventQueue(
             loop,
-            self._log,
+            self.log,
             namespace=invocation.namespace,
             ttrpc_address=environment.get("TTRPC_ADDRESS", ""),
             command=PublishCommand(invoker, invocation.publish_binary, invocation.address),
             restored=events,
+            journal=journal,
         )
-        self._tasks = Tasks(
-            self._host, self._events, invocation.namespace, self._leave, command=command
+        self.tasks = Tasks(
+            self._host,
+            TaskJournal(self._events, journal),
+            invocation.namespace,
+            self._leave,
+            command=command,
+            store_holder=link,
         )
-        self._server = Server(
+        self.server = Server(
             loop,
             found.listener,
-            on_request=self._tasks.on_request,
-            on_closed=self._tasks.on_closed,
-            log=self._log.warning,
+            on_request=self.tasks.on_request,
+            on_closed=self._on_closed,
+            on_added=self._on_added,
+            log=self.log.warning,
+            has_journals=link is not None,
         )
         self._is_leaving = self._is_over = False
+        if link is not None:
+            title = f"forkshim: {invocation.container_id}"
+            null_fd = self._host.null.fileno()
+            link.attach(loop, self._host.reaper, title=title, null_fd=null_fd)
+            link.keep(LISTENER, (found.listener.fileno(),))
+        if link is not None and journal is not None:
+            link.keep(JOURNAL, (journal.fileno(),))
+            journal.write(
+                {
+                    "socket": {"path": found.path, "identity": found.identity},
+                    "events": self._events.snapshot(),
+                    "is_leaving": False,
+                }
+            )
 
-    def run(self) -> None:
-        """Serve until a Shutdown finds no task, or a signal does."""
+    def run(self, *, is_leaving: bool = False) -> None:
+        """Serve until a Shutdown finds no task, or a signal does.
+
+        `is_leaving`: a killed shim was leaving.
+        """
         gc.freeze()
         set_title(self._title)
+        if is_leaving:
+            self._leave()
         self._host.run(is_wanted=lambda: not self._is_over)
-        self._server.close()
+        self.server.close()
+        if self._link is not None:
+            self._link.end()  # it has the connections, too: containerd waits for their end
         self._events.close()
         self._host.close()
-        self._log.close()
+        self.log.close()
+
+    # What a successor gets.
+
+    def _on_added(self, connection: ServerConnection) -> None:
+        if self._link is not None and connection.journal is not None:
+            kept = (connection.sock.fileno(), connection.journal.fileno())
+            self._link.keep(f"{CONNECTION}{connection.number}", kept)
+
+    def _on_closed(self, connection: ServerConnection, why: str) -> None:
+        if self._link is not None:
+            self._link.drop(f"{CONNECTION}{connection.number}")
+        self.tasks.on_closed(connection, why)
 
     # The reload.
 
     def _is_settled(self) -> bool:
         is_sending = self._events.is_sending
-        return not is_sending and self._tasks.is_settled(self._server.connections)
+        return not is_sending and self.tasks.is_settled(self.server.connections)
 
     def _document(self, fd_writer: FdWriter) -> dict[str, Any]:
-        connections = self._server.connections
+        connections = self.server.connections
+        journals = [each.journal.fileno() if each.journal else -1 for each in connections]
         return {
             "path": self._socket.path,
             "identity": self._socket.identity,
             "listener": fd_writer.add(self._socket.listener.fileno()),
             "socks": [fd_writer.add(each.sock.fileno()) for each in connections],
-            "connections": self._server.snapshot(),
+            "journals": [fd_writer.add(each) for each in journals],
+            "connections": self.server.snapshot(),
             "events": self._events.snapshot(),
-            **self._tasks.snapshot(connections),
+            "tasks": self.tasks.snapshot(),
+            "link": self._link.snapshot(fd_writer) if self._link else None,
+            "journal": fd_writer.add(self._journal.fileno()) if self._journal else -1,
         }
 
     def restore(
-        self,
-        document: Mapping[str, Any],
-        socks: Sequence[socket.socket],
-        places: Sequence[Place],
-        stack: ExitStack,
+        self, parts: Mapping[str, Any], places: Sequence[Place], stack: ExitStack
     ) -> list[Container]:
         """Take what the program before this one had; serve nothing before `begin`.
 
         Args:
-            document: That of the front end.
-            socks: Of its connections, in their order.
+            parts: Of `Tasks.restore`. Its connections are those of `server`, which come first.
             places: Of the containers, in the order of the host that had them.
             stack: Owns what belongs to no container.
 
         Raises:
-            KeyError, TypeError, ValueError, WireError, ShimError: `document` cannot be used.
+            KeyError, TypeError, ValueError, WireError, ShimError: `parts` cannot be used.
         """
         containers = restore_containers(self._host, places, stack)
         for container, place in zip(containers, places, strict=True):
             container.launch.owned.extend((place.log, place.state_dir))
-        self._server.restore(socks, document["connections"])
-        self._tasks.restore(document, containers, self._server.connections)
+        by_path = {each.launch.state_dir.path: each for each in containers}
+        by_number = {each.number: each for each in self.server.connections}
+        self.tasks.restore(parts, by_path, by_number)
         return containers
 
     def begin(self, containers: Sequence[Container], places: Sequence[Place]) -> None:
         """Serve the restored containers; `run` follows."""
         gc.freeze()  # this forks the first workers
-        begin(self._host, containers, places)
+        if containers:
+            begin(self._host, containers, places)
 
     # The end.
 
@@ -153,21 +226,23 @@ class Daemon:
             self._host.ask_for_reload()
         if signum not in _STOP_SIGNALS:
             return
-        if self._tasks.is_empty:
+        if self.tasks.is_empty:
             self._leave()
         else:
-            self._log.warning(f"signal {signum}: not stopped, this shim has containers")
+            self.log.warning(f"signal {signum}: not stopped, this shim has containers")
 
     def _leave(self) -> None:
         """Remove the name first: no `start` may join a daemon that leaves. Then send the events."""
         if self._is_leaving:
             return
         self._is_leaving = True
-        self._server.stop_listening()
+        if self._journal is not None:
+            self._journal.write({"is_leaving": True})
+        self.server.stop_listening()
         self._socket.release()
         self._events.flush(self._over)
 
     def _over(self, left: int) -> None:
         if left:
-            self._log.warning(f"{left} events were not taken by containerd")
+            self.log.warning(f"{left} events were not taken by containerd")
         self._is_over = True

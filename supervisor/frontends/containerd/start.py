@@ -2,7 +2,8 @@
 
 containerd reads stdout and stderr of `start` to their common end of file. So the daemon has
 neither, nor any other descriptor of this process but the listener. The address is printed when a
-client can connect. The daemon is a fork of this process: what it needs is imported already.
+client can connect. The daemon is a fork of this process: what it needs is imported already. So are
+its cgroup and its OOM score this process's: it ends soon.
 
 Source: docs/runtime-v2.md of containerd, "start"; pkg/shim and runtime/v2/runc/manager for what the
 daemon sets for itself.
@@ -11,7 +12,6 @@ daemon sets for itself.
 from __future__ import annotations
 
 import os
-import signal
 
 from supervisor.frontends.containerd.group_socket import GroupSocket, address_of, claim, group_of
 from supervisor.linux import spawn, syscalls
@@ -87,28 +87,24 @@ def _write_address(bundle: str, address: str) -> None:
 def _fork_daemon(
     found: GroupSocket, bundle: str, shim_cgroup: str, serve: Callable[[GroupSocket], None]
 ) -> None:
-    pid = spawn.fork_worker(lambda: _run_daemon(found, bundle, serve))
-    try:
-        _place(pid, shim_cgroup)
-    except (OSError, ShimError):
-        os.kill(pid, signal.SIGKILL)  # no client knows its address yet; unreaped, so it is its own
-        raise
+    _place(shim_cgroup)
+    spawn.fork_worker(lambda: _run_daemon(found, bundle, serve))
 
 
-def _place(pid: int, shim_cgroup: str) -> None:
-    """Move the daemon into the cgroup, and let the kernel kill it rather than containerd.
+def _place(shim_cgroup: str) -> None:
+    """Move this process into the cgroup, and let the kernel kill it rather than containerd.
 
     Without privileges (rootless) the score stays as it is.
     """
     if shim_cgroup:
-        join_cgroup(pid, shim_cgroup)
+        join_cgroup(os.getpid(), shim_cgroup)
     with open("/proc/self/oom_score_adj", "rb") as own:
         score = int(own.read())
     try:
-        with open(f"/proc/{pid}/oom_score_adj", "wb", buffering=0) as file:
+        with open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
             file.write(b"%d" % min(score + 1, _HIGHEST_SCORE))
-    except (PermissionError, FileNotFoundError, ProcessLookupError):
-        return  # not allowed; or the daemon has ended, which its client learns from the connection
+    except PermissionError:
+        return
 
 
 def join_cgroup(pid: int, path: str) -> None:

@@ -8,7 +8,7 @@ from supervisor.wire.protobuf import encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
     from supervisor.wire.ttrpc import ServerConnection
@@ -23,15 +23,14 @@ class Call:
         self._stream_id = stream_id
         self._method = method
 
-    def snapshot(self, connections: Sequence[ServerConnection]) -> list[Any]:
-        """Return what `restore` needs, in values that JSON has; the connection by its index."""
-        return [connections.index(self.connection), self._stream_id, self._method]
+    @property
+    def key(self) -> tuple[int, int]:
+        """The numbers of the connection and of its stream: no two open calls have the same."""
+        return self.connection.number, self._stream_id
 
-    @staticmethod
-    def restore(packed: Sequence[Any], connections: Sequence[ServerConnection]) -> Call:
-        """Return a call of an earlier program of this process."""
-        index, stream_id, method = packed
-        return Call(connections[index], stream_id, method)
+    def snapshot(self) -> list[Any]:
+        """Return what `restore` needs, in values that JSON has; the connection by its number."""
+        return [*self.key, self._method]
 
     def answer(self, values: Mapping[str, Any] | None = None) -> None:
         """Send the method's response."""
@@ -41,3 +40,17 @@ class Call:
     def refuse(self, code: int, message: str) -> None:
         """Send an error; `message` ends as containerd's errdefs do."""
         self.connection.refuse(self._stream_id, Code(code), message)
+
+
+def restore(
+    packed: Iterable[Sequence[Any]], connections: Mapping[int, ServerConnection]
+) -> list[Call]:
+    """Return the calls of an earlier program that are not answered, from their snapshots.
+
+    `connections`: by their numbers; one that was lost is not there.
+    """
+    return [
+        Call(connections[number], stream_id, method)
+        for number, stream_id, method in packed
+        if number in connections and stream_id in connections[number].calls
+    ]

@@ -1,13 +1,14 @@
-"""A task across a reload: packed as JSON, and unpacked in the next program of this process.
+"""Tasks across a reload or a kill -9: packed as JSON, and unpacked by the next program.
 
-The core hands its containers over by itself; here they are indices in the host's order, and the
-clients' connections are indices in the server's. A request travels as its own message.
+Each process is a part of its own, by `part_name`. The core hands its containers over by itself;
+here they are the paths of their state directories, and the clients' connections are numbers. A
+request travels as its own message.
 """
 
 from __future__ import annotations
 
-from supervisor.frontends.containerd.task.call import Call
-from supervisor.frontends.containerd.task.task_lifecycle import State
+from supervisor.frontends.containerd.task import call as calls
+from supervisor.frontends.containerd.task.task_lifecycle import ENDED, NOWHERE, State
 from supervisor.wire import messages
 from supervisor.wire.protobuf import decode, encode
 
@@ -17,103 +18,112 @@ if TYPE_CHECKING:
     from typing import Any
 
     from supervisor.container.container import Container
+    from supervisor.frontends.containerd.task.call import Call
     from supervisor.frontends.containerd.task.task import Task
     from supervisor.frontends.containerd.task.task_process import TaskProcess
-    from supervisor.wire.protobuf import MessageType
     from supervisor.wire.ttrpc import ServerConnection
 
 _SETTLED = frozenset({State.ADDED, State.CREATED, State.RUNNING, State.FAILED})
 """Nothing is under way, and no client waits for anything but the end."""
 
+_BEFORE = {
+    # The shim has seen the exit, and was killed before it published it: it is seen again.
+    **dict.fromkeys((State.SWEEPING, State.FLUSHING, State.AWAITING_EXECS), State.RUNNING),
+    **dict.fromkeys((State.DRAINING, State.DELETING), State.STOPPED),
+}
+"""Where a process goes on whose shim was killed in such a state."""
+
+TASK, EXEC = "task ", "exec "
+
 
 def is_settled(task: Task) -> bool:
-    """Say whether `pack` has all there is of a task."""
+    """Say whether a reload finds nothing halfway."""
     return (
         task.calls.is_idle
         and not task.is_pausing
-        and all(each.state in _SETTLED and each.start_call is None for each in _processes(task))
+        and all(each.state in _SETTLED and each.start_call is None for each in task.processes)
     )
 
 
 def open_waits(task: Task, connections: Sequence[ServerConnection]) -> list[Call]:
     """Return the Waits whose clients are connected."""
     return [
-        call
-        for process in _processes(task)
-        for call in process.waits
-        if call.connection in connections
+        call for each in task.processes for call in each.waits if call.connection in connections
     ]
 
 
-def _processes(task: Task) -> list[TaskProcess]:
-    return [task.init, *task.execs.values()]
+def part_name(task: Task, process: TaskProcess) -> str:
+    """Return the name of a process's part. No id has a slash."""
+    if process.exec_id:
+        return f"{EXEC}{task.container_id}/{process.exec_id}"
+    return TASK + task.container_id
 
 
-def pack(
-    task: Task, containers: Sequence[Container], connections: Sequence[ServerConnection]
-) -> dict[str, Any]:
-    """Return a settled task in values that JSON has."""
-
-    def packed(process: TaskProcess, message: MessageType) -> dict[str, Any]:
-        container = process.container
-        return {
-            "exec_id": process.exec_id,
-            "request": encode(message, process.streams).hex(),
-            "state": process.state.name,
-            "container": containers.index(container) if container in containers else -1,
-            "exit_status": process.exit_status,
-            "exited_at": process.exited_at,
-            "is_stdin_closed": process.is_stdin_closed,
-            "waits": [
-                call.snapshot(connections)
-                for call in process.waits
-                if call.connection in connections
-            ],
-        }
-
+def pack(task: Task, process: TaskProcess) -> dict[str, Any]:
+    """Return the part of a process; that of the init has what is the task's, too."""
+    container = process.container
+    message = messages.ExecProcessRequest if process.exec_id else messages.CreateTaskRequest
+    packed = {
+        "request": encode(message, process.streams).hex(),
+        "state": process.state.name,
+        "container": container.launch.state_dir.path if container else "",
+        "exit_status": process.exit_status,
+        "exited_at": process.exited_at,
+        "is_stdin_closed": process.is_stdin_closed,
+        "start_call": [process.start_call.snapshot()] if process.start_call else [],
+        "waits": [call.snapshot() for call in process.waits if call.connection.is_open],
+        "deletes": [call.snapshot() for call in process.deletes if call.connection.is_open],
+    }
+    if process.exec_id:
+        return {"of": task.container_id, "exec_id": process.exec_id, **packed}
     return {
+        **packed,
         "is_paused": task.is_paused,
         "membership": task.membership,
         "is_oom_told": task.is_oom_told,
-        "init": packed(task.init, messages.CreateTaskRequest),
-        "execs": [packed(each, messages.ExecProcessRequest) for each in task.execs.values()],
     }
 
 
 def request_of(packed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the CreateTaskRequest of a packed task."""
-    return decode(messages.CreateTaskRequest, bytes.fromhex(packed["init"]["request"]))
+    """Return the request of a packed process: its CreateTaskRequest or ExecProcessRequest."""
+    message = messages.ExecProcessRequest if "exec_id" in packed else messages.CreateTaskRequest
+    return decode(message, bytes.fromhex(packed["request"]))
+
+
+def unpack_task(task: Task, packed: Mapping[str, Any]) -> None:
+    """Give a task that was made from `request_of` what is not one process's."""
+    task.is_paused = packed["is_paused"]
+    task.membership = packed["membership"]
+    task.is_oom_told = packed["is_oom_told"]
+    if task.membership and State[packed["state"]] not in ENDED:
+        task.watch_oom()
 
 
 def unpack(
-    task: Task,
-    packed: Mapping[str, Any],
-    containers: Sequence[Container],
-    connections: Sequence[ServerConnection],
-) -> None:
-    """Give a task that was made from `request_of` the rest of its state."""
-    task.is_paused = packed["is_paused"]
-    task.membership = packed["membership"]
-    task.is_oom_told = packed.get("is_oom_told", False)
-    task.watch_oom()
-    _unpack(task.init, packed["init"], containers, connections)
-    for each in packed["execs"]:
-        request = decode(messages.ExecProcessRequest, bytes.fromhex(each["request"]))
-        task.know_exec(each["exec_id"], request)
-        _unpack(task.execs[each["exec_id"]], each, containers, connections)
-
-
-def _unpack(
     process: TaskProcess,
     packed: Mapping[str, Any],
-    containers: Sequence[Container],
-    connections: Sequence[ServerConnection],
+    containers: Mapping[str, Container],
+    connections: Mapping[int, ServerConnection],
 ) -> None:
-    process.state = State[packed["state"]]
+    """Give a process that was made from `request_of` its state.
+
+    Args:
+        process: An init, or an exec'd process of a task.
+        packed: Its part.
+        containers: By the path of their state directories; not begun yet.
+        connections: By their numbers.
+    """
+    state = State[packed["state"]]
+    process.is_exit_published = state in ENDED
+    process.state = _BEFORE.get(state, state)
     process.exit_status = packed["exit_status"]
     process.exited_at = packed["exited_at"]
-    process.is_stdin_closed = packed.get("is_stdin_closed", False)
-    process.waits = [Call.restore(each, connections) for each in packed["waits"]]
-    if packed["container"] >= 0:
+    process.is_stdin_closed = packed["is_stdin_closed"]
+    process.start_call = next(iter(calls.restore(packed["start_call"], connections)), None)
+    process.waits = calls.restore(packed["waits"], connections)
+    process.deletes = calls.restore(packed["deletes"], connections)
+    if packed["container"] in containers:
         process.follow(containers[packed["container"]])
-    encode(messages.StateResponse, process.state_values)  # a dry run has to meet what a client asks
+    if process.state not in NOWHERE:
+        # A dry run has to meet what a client asks.
+        encode(messages.StateResponse, process.state_values)

@@ -9,7 +9,7 @@ from functools import partial
 from supervisor.container.container import Container
 from supervisor.container.request import ContainerSpec, Origin, StartRequest
 from supervisor.frontends.containerd import delete
-from supervisor.frontends.containerd.mounts import MountJob, mount_all, unmount_all
+from supervisor.frontends.containerd.mounts import MountError, MountJob, mount_all, unmount_all
 from supervisor.frontends.containerd.options import OPTIONS_NAME
 from supervisor.frontends.containerd.task.runtime_queue import RuntimeQueue
 from supervisor.frontends.containerd.task.stdio import setting_of
@@ -30,15 +30,16 @@ if TYPE_CHECKING:
     from typing import Any
 
     from supervisor.container.host import Host
-    from supervisor.frontends.containerd.events import EventQueue
     from supervisor.frontends.containerd.options import Options
     from supervisor.frontends.containerd.task.call import Call
+    from supervisor.frontends.containerd.task.task_journal import TaskJournal
+    from supervisor.handover.manager import StoreHolder
 
 _STATE_NAME = "forkshim"
 
 
 class Task:
-    """One container as containerd sees it. Borrows host and events.
+    """One container as containerd sees it. Borrows host and journal.
 
     Many attributes: it has what is of the container and not of one of its processes.
 
@@ -57,17 +58,18 @@ class Task:
     def __init__(
         self,
         host: Host,
-        events: EventQueue,
+        journal: TaskJournal,
         namespace: str,
         request: Mapping[str, Any],
         options: Options,
         on_deleted: Callable[[Task], None],
         *,
         command: tuple[str, ...],
+        store_holder: StoreHolder | None,
     ) -> None:
         """Nothing happens before `create`. `request`: a CreateTaskRequest.
 
-        `command`: how to start this program again.
+        `command`: how to start this program again. `store_holder`: of this shim; None without one.
 
         Raises:
             UsageError: The id or a stream's name is not valid.
@@ -76,7 +78,7 @@ class Task:
         check_id(self.container_id)
         self.bundle: str = request["bundle"]
         self._host = host
-        self._events = events
+        self._journal = journal
         self._request = request
         self._options = options
         self._config = ProcessConfig(
@@ -88,7 +90,12 @@ class Task:
             root_gid=options.io_gid,
         )
         self._on_deleted = on_deleted
-        self._origin = Origin(command=command, environment=host.environment)
+        self._origin = Origin(
+            command=command,
+            is_adoptable=store_holder is not None,
+            store_holder=store_holder,
+            environment=host.environment,
+        )
         self._specs: dict[str, Mapping[str, Any]] = {}
         self.init = TaskProcess(self, "", request, State.CREATING)
         self.execs: dict[str, TaskProcess] = {}
@@ -103,11 +110,21 @@ class Task:
     def _rootfs(self) -> str:
         return os.path.join(self.bundle, "rootfs")
 
+    @property
+    def _state_path(self) -> str:
+        return os.path.join(self.bundle, _STATE_NAME)
+
+    def state_path(self, process: TaskProcess) -> str:
+        """Return the path of a process's state directory."""
+        name = f"exec-{process.exec_id}" if process.exec_id else "init"
+        return os.path.join(self._state_path, name)
+
     # Creation.
 
     def create(self, call: Call) -> None:
         """Mount the root file system and create the container; the answer follows."""
         self.init.start_call = call
+        self.note(self.init)
         with open(os.path.join(self.bundle, OPTIONS_NAME), "wb") as file:
             file.write(self._options.encode())  # `delete` reads it
         mounts = self._request["rootfs"]
@@ -134,7 +151,7 @@ class Task:
             self.unmount(lambda: self.init.fail(why))
 
     def _begin(self) -> None:
-        path = os.path.join(self.bundle, _STATE_NAME, "init")
+        path = self.state_path(self.init)
         os.makedirs(path, 0o700)
         state_dir = StateDirectory.open(path)
         log = state_dir.open_log(f"forkshim: {self.container_id}")
@@ -162,6 +179,7 @@ class Task:
         request = self._request
         self.emit(
             "/tasks/create",
+            self.init,
             bundle=self.bundle,
             rootfs=request["rootfs"],
             io={name: request[name] for name in ("stdin", "stdout", "stderr", "terminal")},
@@ -179,11 +197,21 @@ class Task:
     def emit_oom(self) -> None:
         """Emit /tasks/oom."""
         self.is_oom_told = True
-        self.emit("/tasks/oom")
+        self.emit("/tasks/oom", self.init)
 
-    def emit(self, topic: str, **values: object) -> None:
-        """Queue an event about this container."""
-        self._events.publish(topic, {"container_id": self.container_id, **values})
+    def emit(self, topic: str, process: TaskProcess, **values: object) -> None:
+        """Queue an event about this container, and note that `process` is past it."""
+        values = {"container_id": self.container_id, **values}
+        self._journal.publish(self, process, topic, values)
+
+    def note(self, process: TaskProcess) -> None:
+        """Note a change of a process for a successor of this shim."""
+        self._journal.note(self, process)
+
+    @property
+    def processes(self) -> list[TaskProcess]:
+        """The init, then the others."""
+        return [self.init, *self.execs.values()]
 
     # Exec'd processes.
 
@@ -194,7 +222,7 @@ class Task:
             ShimError: Its streams or its spec are not valid.
         """
         self.know_exec(exec_id, request)
-        self.emit("/tasks/exec-added", exec_id=exec_id)
+        self.emit("/tasks/exec-added", self.execs[exec_id], exec_id=exec_id)
 
     def know_exec(self, exec_id: str, request: Mapping[str, Any]) -> None:
         """Register a process as `add_exec`, of which containerd knows already."""
@@ -267,10 +295,37 @@ class Task:
         else:
             then()
 
+    def remove(self, process: TaskProcess, then: Callable[[], None]) -> None:
+        """Remove what a killed shim has left of a process without a container of the core."""
+        if process.exec_id:
+            then()
+            return
+
+        def work() -> None:
+            root, *args = self._config.runtime_args[1:]
+            try:
+                delete.clean_up(
+                    self.bundle,
+                    self.container_id,
+                    runtime=self._options.runtime,
+                    root=root,
+                    global_args=args,
+                    environment=self._host.environment,
+                )
+            except ShimError as error:
+                raise MountError(str(error)) from error
+
+        def done(error: str) -> None:
+            if error:
+                self._host.log.warning(f"{self.container_id}: {error}")
+            then()
+
+        self._run_mounts(work, done)
+
     def clean_up(self, process: TaskProcess) -> None:
         """Remove the state directory; of an init also write the answer for `delete`."""
-        name = f"exec-{process.exec_id}" if process.exec_id else ""
-        shutil.rmtree(os.path.join(self.bundle, _STATE_NAME, name), ignore_errors=True)
+        path = self.state_path(process) if process.exec_id else self._state_path
+        shutil.rmtree(path, ignore_errors=True)
         if not process.exec_id and process.pid:
             self._write_reply(delete.DELETE_REPLY_NAME)
 
@@ -279,6 +334,7 @@ class Task:
         if process.exec_id:
             self.execs.pop(process.exec_id, None)
             self._specs.pop(process.exec_id, None)
+            self._journal.forget(self, process)
         else:
             for each in [*self.execs.values()]:  # ended by now, and no client deletes them later
                 each.post(Event.DELETE)

@@ -82,6 +82,9 @@ class Action(Enum):
     ANSWER_DELETE = "answer each Delete"
 
 
+EMITS = frozenset({Action.EMIT_CREATE, Action.EMIT_START, Action.EMIT_EXIT, Action.EMIT_DELETE})
+"""Each notes the next state with its event."""
+
 Step = tuple[State, tuple[Action, ...]]
 
 _S, _E, _A = State, Event, Action
@@ -163,7 +166,11 @@ _DEAD = frozenset(
 ALIVE = frozenset({_S.CREATED, _S.STARTING, _S.RUNNING, _S.DYING})
 """There is a process, and its end is not known."""
 
-_NOWHERE = frozenset({_S.CREATING, _S.GONE})
+ENDED = frozenset({_S.STOPPED, _S.DRAINING, _S.DELETING})
+"""Its exit is published, and it is not deleted."""
+
+NOWHERE = frozenset({_S.CREATING, _S.GONE})
+"""A client finds no process."""
 
 _ALLOWED: Mapping[Method, frozenset[State]] = {
     Method.START: frozenset({_S.ADDED, _S.CREATED}),
@@ -192,7 +199,7 @@ _WORDS = {
 
 def refusal(method: Method, state: State, *, is_paused: bool = False) -> Refusal | None:
     """Return why `method` is an error in `state`; None if it is none."""
-    if state in _NOWHERE:
+    if state in NOWHERE:
         return Refusal(NOT_FOUND, "process not found: not found")
     if method is Method.KILL and state in _DEAD | {State.FAILED}:
         return Refusal(NOT_FOUND, "process already finished: not found")
@@ -209,6 +216,9 @@ def refusal(method: Method, state: State, *, is_paused: bool = False) -> Refusal
     message = f"cannot {method.value} a {word} process: failed precondition"
     return Refusal(FAILED_PRECONDITION, message)
 
+
+NOTED = frozenset({_S.STARTING, _S.DYING, _S.DRAINING, _S.FAILED, _S.GONE})
+"""A successor of a killed shim has to know them. Of the others one goes on as before them."""
 
 _STATUS = {
     **dict.fromkeys((_S.ADDED, _S.CREATED, _S.STARTING), messages.CREATED),

@@ -9,6 +9,8 @@ from supervisor.container.lifecycle import Notice
 from supervisor.frontends.containerd.task.flush import LIMIT_S, STALLED_S, Flush
 from supervisor.frontends.containerd.task.task_lifecycle import (
     ALIVE,
+    EMITS,
+    NOTED,
     UNKNOWN,
     Action,
     Event,
@@ -51,6 +53,8 @@ class TaskProcess:
         exited_at: The values of a Timestamp.
         start_call: A Start that is not answered.
         waits: The calls of Wait that are open.
+        deletes: The calls of Delete that are open.
+        is_exit_published: A killed shim has published the exit, which the core finds again.
         is_stdin_closed: A CloseIO has come.
 
     Many methods and attributes: one for each action of the table, and one for each request.
@@ -68,30 +72,32 @@ class TaskProcess:
         self.start_call: Call | None = None
         self.waits: list[Call] = []
         self.is_stdin_closed = False
-        self._deletes: list[Call] = []
+        self.deletes: list[Call] = []
+        self.is_exit_published = False
+        self._is_delete_due = False
         self._api: ContainerApi | None = None
         self._error = ""
         self._events: list[Event] = []
         self._is_taking_steps = False
         self._actions: dict[Action, Callable[[], None]] = {
             Action.EMIT_CREATE: lambda: task.emit_create(self.pid),
-            Action.ANSWER_CREATE: self._answer_start,
+            Action.ANSWER_CREATE: self.answer_start,
             Action.REFUSE_CREATE: self._refuse_start,
-            Action.RUN_START: self._run_start,
+            Action.RUN_START: self.run_start,
             Action.EMIT_START: self._emit_start,
-            Action.ANSWER_START: self._answer_start,
+            Action.ANSWER_START: self.answer_start,
             Action.REFUSE_START: self._refuse_start,
             Action.KILL: lambda: self.api.stop(0.0),
             Action.FLUSH: lambda: self._flush(STALLED_S),
             Action.AWAIT_EXECS: lambda: task.look_for_execs(self),
             Action.EMIT_EXIT: self._emit_exit,
-            Action.ANSWER_WAITS: self._answer_waits,
+            Action.ANSWER_WAITS: self.answer_waits,
             Action.SERVE_DELETE: self._serve_delete,
             Action.DRAIN: lambda: self._flush(LIMIT_S),
             Action.DELETE: self._delete,
             Action.CLEAN_UP: lambda: task.clean_up(self),
             Action.EMIT_DELETE: self._emit_delete,
-            Action.ANSWER_DELETE: self._answer_deletes,
+            Action.ANSWER_DELETE: self.answer_deletes,
         }
 
     @property
@@ -112,6 +118,11 @@ class TaskProcess:
             raise AssertionError("not begun yet")
         return self._api
 
+    @property
+    def open_calls(self) -> list[Call]:
+        """The requests that are answered by a later step."""
+        return [*([self.start_call] if self.start_call else []), *self.waits, *self.deletes]
+
     def follow(self, container: Container) -> None:
         """Report what the core tells of `container`, before it is begun or right behind."""
         self.container = container
@@ -128,6 +139,8 @@ class TaskProcess:
         try:
             while self._events:
                 self.state, actions = step(self.state, self._events.pop(0))
+                if self.state in NOTED and not EMITS.intersection(actions):
+                    self._task.note(self)
                 for action in actions:
                     self._actions[action]()
         finally:
@@ -136,6 +149,12 @@ class TaskProcess:
     # What the core tells.
 
     def _on_notice(self, notice: Notice, _detail: str) -> None:
+        if self.is_exit_published and notice in (Notice.EXITED, Notice.OOM, Notice.EMPTIED):
+            if notice is Notice.EMPTIED and self._is_delete_due:
+                self._delete()
+            return
+        if self.container is not None and notice in (Notice.CREATED, Notice.STARTED):
+            self.container.running.handover.publish()  # before a client is told
         if notice is Notice.EXITED:
             self._note_exit()
         if notice is Notice.STARTED:
@@ -155,6 +174,13 @@ class TaskProcess:
         self.exit_status = UNKNOWN_STATUS if end is None else shell_status(end)
         if container is not None and container.error is not None:
             self._error = str(container.error)
+
+    def lose(self) -> None:
+        """Publish an unknown end: a killed shim had it, and nothing of it is known any more."""
+        self.exit_status = UNKNOWN_STATUS
+        self.exited_at = messages.timestamp(time.time_ns())
+        self.state = State.AWAITING_EXECS
+        self.post(Event.EXECS_ENDED)
 
     def fail(self, error: str) -> None:
         """Note why it cannot begin."""
@@ -184,7 +210,7 @@ class TaskProcess:
 
     def delete(self, call: Call) -> None:
         """Delete it; the answer follows when nothing is left."""
-        self._deletes.append(call)
+        self.deletes.append(call)
         self.post(Event.DELETE)
 
     def close_stdin(self) -> None:
@@ -202,7 +228,9 @@ class TaskProcess:
         """Answer when its exit is published; at once if it was."""
         self.waits.append(call)
         if not self.is_alive and self.state is not State.ADDED:
-            self._answer_waits()
+            self.answer_waits()
+        else:
+            self._task.note(self)
 
     @property
     def state_values(self) -> dict[str, Any]:
@@ -228,7 +256,8 @@ class TaskProcess:
 
     # Actions.
 
-    def _answer_start(self) -> None:
+    def answer_start(self) -> None:
+        """Answer the Create or Start that waits, if one does."""
         call, self.start_call = self.start_call, None
         if call is not None:
             call.answer({"pid": self.pid})
@@ -241,7 +270,8 @@ class TaskProcess:
         if self.state is State.GONE:
             self._task.deleted(self)
 
-    def _run_start(self) -> None:
+    def run_start(self) -> None:
+        """Run the runtime's start or exec."""
         try:
             if self.exec_id:
                 self._task.begin_exec(self)
@@ -257,13 +287,15 @@ class TaskProcess:
 
     def _emit_start(self) -> None:
         if self.exec_id:
-            self._task.emit("/tasks/exec-started", exec_id=self.exec_id, pid=self.pid)
+            values = {"exec_id": self.exec_id, "pid": self.pid}
+            self._task.emit("/tasks/exec-started", self, **values)
         else:
-            self._task.emit("/tasks/start", pid=self.pid)
+            self._task.emit("/tasks/start", self, pid=self.pid)
 
     def _flush(self, stalled_s: float) -> None:
         if self.container is None:
-            raise AssertionError("an exit without a process")
+            self.post(Event.FLUSHED)  # a killed shim had it, and has delivered all
+            return
         Flush(
             self.container.launch.loop,
             self.container.running.stream_set,
@@ -283,27 +315,34 @@ class TaskProcess:
     def _emit_exit(self) -> None:
         self._task.exited(self)
         process_id = self.exec_id or self._task.container_id
-        self._task.emit("/tasks/exit", id=process_id, **self.exit_values)
+        self._task.emit("/tasks/exit", self, id=process_id, **self.exit_values)
 
-    def _answer_waits(self) -> None:
+    def answer_waits(self) -> None:
+        """Answer each Wait."""
         waits, self.waits = self.waits, []
         for call in waits:
             call.answer({"exit_status": self.exit_status, "exited_at": self.exited_at})
 
     def _serve_delete(self) -> None:
-        if self._deletes:
+        if self.deletes:
             self.post(Event.DELETE)
 
     def _delete(self) -> None:
-        # A delete that overtakes `kill --all` meets a frozen cgroup.
-        self._task.calls.when_idle(self.api.delete)
+        if self.container is None:
+            self._task.remove(self, lambda: self.post(Event.DELETED))
+        elif self.is_exit_published and refusal(Verb.DELETE, self.container.state):
+            self._is_delete_due = True  # the core has still to see the exit
+        else:
+            # A delete that overtakes `kill --all` meets a frozen cgroup.
+            self._task.calls.when_idle(self.api.delete)
 
     def _emit_delete(self) -> None:
         if not self.exec_id:
-            self._task.emit("/tasks/delete", **self.exit_values)
+            self._task.emit("/tasks/delete", self, **self.exit_values)
 
-    def _answer_deletes(self) -> None:
-        deletes, self._deletes = self._deletes, []
+    def answer_deletes(self) -> None:
+        """Answer each Delete, and be forgotten."""
+        deletes, self.deletes = self.deletes, []
         for call in deletes:
             call.answer(self.exit_values)
         self._task.deleted(self)

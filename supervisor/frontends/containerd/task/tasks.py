@@ -9,8 +9,10 @@ from supervisor.container.api import VerbError
 from supervisor.frontends.containerd import metrics, options
 from supervisor.frontends.containerd.task import snapshot
 from supervisor.frontends.containerd.task.call import Call
+from supervisor.frontends.containerd.task.pids import pids_in
 from supervisor.frontends.containerd.task.stdio import UnsupportedError
 from supervisor.frontends.containerd.task.task import Task
+from supervisor.frontends.containerd.task.task_journal import REPLIES
 from supervisor.frontends.containerd.task.task_lifecycle import (
     ALREADY_EXISTS,
     FAILED_PRECONDITION,
@@ -23,7 +25,6 @@ from supervisor.frontends.containerd.task.task_lifecycle import (
     refusal,
 )
 from supervisor.linux.errors import ShimError, UsageError, reason
-from supervisor.systemd import delegation
 from supervisor.wire import messages
 from supervisor.wire.frames import Code
 from supervisor.wire.protobuf import WireError, decode, pack_any
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 
     from supervisor.container.container import Container
     from supervisor.container.host import Host
-    from supervisor.frontends.containerd.events import EventQueue
+    from supervisor.frontends.containerd.task.task_journal import TaskJournal
     from supervisor.frontends.containerd.task.task_process import TaskProcess
+    from supervisor.handover.manager import StoreHolder
     from supervisor.wire.ttrpc import ServerConnection
 
     Request = Mapping[str, Any]
@@ -53,7 +55,7 @@ class _RefusedError(Exception):
 
 
 class Tasks:
-    """Serves every connection of the group. Borrows host and events.
+    """Serves every connection of the group. Borrows host and journal.
 
     Many methods: one for each of the service's, and what a reload needs.
     """
@@ -61,18 +63,22 @@ class Tasks:
     def __init__(
         self,
         host: Host,
-        events: EventQueue,
+        journal: TaskJournal,
         namespace: str,
         on_shutdown: Callable[[], None],
         *,
         command: tuple[str, ...],
+        store_holder: StoreHolder | None = None,
     ) -> None:
         """`on_shutdown` follows a Shutdown when no task is left.
 
-        `command`: how to start this program again.
+        `command`: how to start this program again. `store_holder`: of this shim; None without one.
         """
         self._host = host
-        self._events = events
+        self._journal = journal
+        self._store_holder = store_holder
+        self._known_calls: frozenset[tuple[int, int]] | None = None
+        self._served_again: set[tuple[int, int]] = set()
         self._namespace = namespace
         self._on_shutdown = on_shutdown
         self._command = command
@@ -111,38 +117,63 @@ class Tasks:
             waits += len(snapshot.open_waits(task, connections))
         return waits == sum(len(each.calls) for each in connections)
 
-    def snapshot(self, connections: Sequence[ServerConnection]) -> dict[str, Any]:
+    @property
+    def tasks(self) -> list[Task]:
+        """All tasks, the oldest first."""
+        return [*self._tasks.values()]
+
+    def snapshot(self) -> dict[str, Any]:
         """Return what `restore` needs, in values that JSON has; only while `is_settled`."""
-        containers = self._host.containers
-        return {
-            "tasks": [
-                snapshot.pack(each, containers, connections) for each in self._tasks.values()
-            ],
-            "replies": self._replies,
+        parts = {
+            snapshot.part_name(task, each): snapshot.pack(task, each)
+            for task in self.tasks
+            for each in task.processes
         }
+        return {**parts, REPLIES: self._replies}
 
     def restore(
         self,
-        packed: Mapping[str, Any],
-        containers: Sequence[Container],
-        connections: Sequence[ServerConnection],
+        parts: Mapping[str, Any],
+        containers: Mapping[str, Container],
+        connections: Mapping[int, ServerConnection],
     ) -> None:
-        """Go on with the tasks of an earlier program of this process.
+        """Go on with the tasks of an earlier program: of this process, or of a killed shim.
 
         Args:
-            packed: From `snapshot`.
-            containers: All of them, in the host's order; not begun yet.
-            connections: Those of `snapshot`, restored, in the same order.
+            parts: From `snapshot`, or from the journal of the killed shim.
+            containers: By the paths of their state directories; not begun yet.
+            connections: By their numbers.
 
         Raises:
-            KeyError, TypeError, ValueError, WireError, ShimError: `packed` cannot be used.
+            KeyError, TypeError, ValueError, WireError, ShimError: `parts` cannot be used.
         """
-        for each in packed["tasks"]:
-            task = self._make(snapshot.request_of(each))
-            snapshot.unpack(task, each, containers, connections)
-            self._tasks[task.container_id] = task
-        for container_id, reply in packed["replies"].items():
+        for name, packed in parts.items():
+            if name.startswith(snapshot.TASK):
+                task = self._make(snapshot.request_of(packed))
+                snapshot.unpack_task(task, packed)
+                snapshot.unpack(task.init, packed, containers, connections)
+                self._tasks[task.container_id] = task
+        for name, packed in parts.items():
+            if name.startswith(snapshot.EXEC):
+                task, exec_id = self._tasks[packed["of"]], packed["exec_id"]
+                task.know_exec(exec_id, snapshot.request_of(packed))
+                snapshot.unpack(task.execs[exec_id], packed, containers, connections)
+        for container_id, reply in parts.get(REPLIES, {}).items():
             self._remember(container_id, reply)
+
+    def serve_again(
+        self, known_calls: frozenset[tuple[int, int]], serve: Callable[[], None]
+    ) -> set[tuple[int, int]]:
+        """Run `serve`, which brings requests that a killed shim may have begun; returns their keys.
+
+        `known_calls`: the keys of those that wait for something, and are answered anyway.
+        """
+        self._served_again, self._known_calls = set(), known_calls
+        try:
+            serve()
+            return self._served_again
+        finally:
+            self._known_calls = None
 
     def on_request(
         self,
@@ -154,6 +185,10 @@ class Tasks:
         _timeout_ns: int,
     ) -> None:
         """Serve one request; the answer may follow later."""
+        if self._known_calls is not None:
+            self._served_again.add((connection.number, stream_id))
+            if (connection.number, stream_id) in self._known_calls:
+                return
         serve = self._methods.get(method) if service in messages.TASK_SERVICES else None
         if serve is None:
             connection.refuse(
@@ -218,18 +253,20 @@ class Tasks:
     def _make(self, request: Request) -> Task:
         return Task(
             self._host,
-            self._events,
+            self._journal,
             self._namespace,
             request,
             options.of_any(request["options"]),
             self._on_deleted,
             command=self._command,
+            store_holder=self._store_holder,
         )
 
     def _on_deleted(self, task: Task) -> None:
         self._tasks.pop(task.container_id, None)
         if task.init.pid:
             self._remember(task.container_id, task.init.exit_values)
+        self._journal.forget(task, task.init, self._replies)
 
     def _remember(self, container_id: str, reply: Mapping[str, Any]) -> None:
         self._replies[container_id] = reply
@@ -262,7 +299,11 @@ class Tasks:
 
     def _exec(self, call: Call, request: Request) -> None:
         task, _init = self._process({"id": request["id"]}, Method.EXEC)
-        if request["exec_id"] in task.execs:
+        known = task.execs.get(request["exec_id"])
+        if known is not None and self._known_calls is not None and known.state is State.ADDED:
+            call.answer()  # a killed shim has added it, and was not able to answer
+            return
+        if known is not None:
             raise _RefusedError(ALREADY_EXISTS, f"process {request['exec_id']}: already exists")
         task.add_exec(request["exec_id"], request)
         call.answer()
@@ -304,7 +345,7 @@ class Tasks:
             task.is_pausing = False
             if not error:
                 task.is_paused = is_pause
-                task.emit("/tasks/paused" if is_pause else "/tasks/resumed")
+                task.emit("/tasks/paused" if is_pause else "/tasks/resumed", init)
             self._answer_call(call, error)
 
         task.is_pausing = is_pause
@@ -331,7 +372,7 @@ class Tasks:
         task, _init = self._process(request, Method.PIDS)
         exec_ids = {each.pid: each.exec_id for each in task.execs.values() if each.is_alive}
         processes: list[dict[str, Any]] = []
-        for pid in _pids_in(task.membership):
+        for pid in pids_in(task.membership):
             details = {"exec_id": exec_ids[pid]} if pid in exec_ids else None
             info = pack_any(messages.ProcessDetails, details) if details else None
             processes.append({"pid": pid, "info": info})
@@ -355,24 +396,3 @@ class Tasks:
         call.answer()
         if self.is_empty:
             self._on_shutdown()
-
-
-def _pids_in(membership: Mapping[str, str]) -> list[int]:
-    """Return the processes of a container's cgroup and of those below it."""
-    names = [""] if delegation.is_unified() else ["pids", "memory", "devices", "freezer"]
-    for name in names:
-        path = membership.get(name, "/")
-        if path != "/":
-            return _pids_below(os.path.normpath(f"{delegation.ROOT}/{name}/{path}"))
-    return []
-
-
-def _pids_below(directory: str) -> list[int]:
-    found: set[int] = set()
-    for place, _directories, _files in os.walk(directory):
-        try:
-            with open(os.path.join(place, "cgroup.procs"), "rb") as file:
-                found.update(map(int, file.read().split()))
-        except OSError:  # the cgroup went meanwhile
-            continue
-    return sorted(found)

@@ -1,0 +1,203 @@
+"""Our shim is killed -9: containerd, its clients and its containers do not notice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from supervisor.wire import messages
+from tests.engines.containerd import OURS
+from tests.engines.image import IMAGE
+from tests.engines.shim_client import ShimClient
+from tests.engines.test_ctr import STAYS, detached
+from tests.engines.test_ctr_reload import (
+    COUNTS,
+    GROUP,
+    LIFE,
+    LINES,
+    E,
+    client_of,
+    exec_values,
+    socket_of,
+    told_of,
+)
+from tests.engines.test_ctr_reload import pod as pod
+from tests.harness import waiting
+
+if TYPE_CHECKING:
+    from tests.engines.containerd import Containerd
+    from tests.engines.sandbox import Process
+
+pytestmark = [pytest.mark.engine, pytest.mark.process]
+
+KILLS = 5
+NUMBERS = [b"%d" % number for number in range(1, LINES + 1)]
+
+
+def shim_of(cd: Containerd) -> Process:
+    """Return the one shim of the daemon, when no child of it has its title still."""
+    found: list[Process] = []
+
+    def is_alone() -> bool:
+        found[:] = cd.shims()
+        return len(found) == 1
+
+    waiting.wait_true(is_alone)
+    return found[0]
+
+
+def kill(cd: Containerd) -> Process:
+    """Kill the one shim; return its successor, which serves."""
+    dead = shim_of(cd)
+    os.kill(dead.pid, signal.SIGKILL)
+    waiting.wait_process(dead.pid)
+    return shim_of(cd)
+
+
+def client_at(cd: Containerd) -> ShimClient:
+    """Return a client of the one shim's socket."""
+    # A shim that is killed between an answer and its note answers again: containerd drops that.
+    return ShimClient(socket_of(cd), drops_second_answers=True)
+
+
+def holder_of(cd: Containerd) -> Process:
+    """Return the fd holder of the one group."""
+    (found,) = (each for each in cd.sandbox.processes() if each.title.endswith(" [fds]"))
+    return found
+
+
+def test_a_container_and_its_waiting_client_do_not_notice_five_kills(cd: Containerd) -> None:
+    words = ["run", "--rm", "--runtime", OURS, IMAGE, "a", "sh", "-c", COUNTS]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with cd.events() as events, client_of(cd, *words, **pipes) as client:
+        assert client.stdout is not None
+        data = waiting.read_until(client.stdout.fileno(), b"\n100\n")
+        for number in range(KILLS):
+            kill(cd)
+            assert cd.status("a") == "RUNNING", number
+        rest, errors = client.communicate(timeout=waiting.LIMIT_S)
+        told = events.wait_for("/tasks/delete")
+    assert (client.returncode, errors) == (7, b"")
+    assert (data + rest).split() == NUMBERS
+    assert [each.topic for each in told] == LIFE
+    assert told[2].fields["exit_status"] == 7
+
+
+def test_an_exec_and_its_waiting_client_do_not_notice_five_kills(pod: Containerd) -> None:
+    with pod.events() as events:
+        words = ["task", "exec", "--exec-id", "e", "a", "sh", "-c", COUNTS]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with client_of(pod, *words, **pipes) as client:
+            assert client.stdout is not None
+            data = waiting.read_until(client.stdout.fileno(), b"\n100\n")
+            for _ in range(KILLS):
+                kill(pod)
+            rest, errors = client.communicate(timeout=waiting.LIMIT_S)
+        told = events.wait_for("/tasks/exit")
+    assert (client.returncode, errors) == (7, b"")
+    assert (data + rest).split() == NUMBERS
+    assert told_of(told) == [
+        ("/tasks/exec-added", "e"),
+        ("/tasks/exec-started", "e"),
+        ("/tasks/exit", "e"),
+    ]
+    assert {name: task.status for name, task in pod.tasks().items()} == {
+        "a": "RUNNING",
+        "b": "RUNNING",
+    }
+
+
+def test_what_ends_while_no_shim_is_there_has_its_true_status(pod: Containerd) -> None:
+    with client_at(pod) as client, pod.events() as events:
+        wait = client.send("Wait", {"id": "a"})
+        client.ask("State", {"id": "a"})  # so the shim has read the Wait
+        init, holder, shim = pod.tasks()["a"].pid, holder_of(pod), shim_of(pod)
+        outside = pod.sandbox.pid_outside(init)
+        os.kill(holder.pid, signal.SIGSTOP)
+        os.kill(shim.pid, signal.SIGKILL)
+        os.kill(outside, signal.SIGTERM)
+        waiting.wait_true(lambda: not waiting.is_alive(outside))
+        os.kill(holder.pid, signal.SIGCONT)
+        assert client.answer(wait)["exit_status"] == 3
+        told = events.wait_for("/tasks/exit")
+    assert [(each.topic, each.fields["exit_status"]) for each in told] == [("/tasks/exit", 3)]
+    assert pod.status("a") == "STOPPED"
+
+
+def test_a_killed_fd_holder_is_replaced_and_the_next_kill_survived(pod: Containerd) -> None:
+    shim, first = shim_of(pod), holder_of(pod)
+    os.kill(first.pid, signal.SIGKILL)
+    waiting.wait_true(lambda: len(holders(pod)) == 1 and holders(pod) != [first.pid])
+    assert shim_of(pod).pid == shim.pid
+    with client_at(pod) as client:
+        wait = client.send("Wait", {"id": "a"})
+        for _ in range(2):
+            kill(pod)
+        pod.ctr("task", "kill", "-s", "TERM", "a")
+        assert client.answer(wait)["exit_status"] == 3
+    assert pod.ctr("task", "exec", "--exec-id", "e", "b", "echo", "hi").stdout == "hi\n"
+
+
+def holders(cd: Containerd) -> list[int]:
+    """Return the fd holders of the daemon's groups."""
+    return [each.pid for each in cd.sandbox.processes() if each.title.endswith(" [fds]")]
+
+
+def test_containers_come_and_go_after_a_kill(cd: Containerd) -> None:
+    with detached(cd, OURS, "a", *STAYS, options=GROUP), cd.events() as events:
+        kill(cd)
+        script = "echo third; exit 6"
+        done = cd.run(OURS, "c", "sh", "-c", script, options=["--rm", *GROUP], check=False)
+        assert (done.returncode, done.stdout) == (6, "third\n")
+        assert [each.topic for each in events.wait_for("/tasks/delete")] == LIFE
+        last = kill(cd)
+        cd.ctr("task", "kill", "-s", "TERM", "a")
+        told = events.wait_for("/tasks/exit")
+        assert [each.fields["exit_status"] for each in told] == [3]
+        cd.wait_status("a", "STOPPED")
+        last = kill(cd)
+        assert cd.status("a") == "STOPPED"
+        assert cd.remove_task("a") == 3
+    waiting.wait_process(last.pid)
+
+
+def test_a_connection_goes_on_with_half_a_request(pod: Containerd) -> None:
+    with client_at(pod) as client, client_at(pod) as other:
+        client.ask("Exec", exec_values("exit 9"))
+        wait = client.send("Wait", E)
+        state, frame = client.encode("State", E)
+        client.sock.sendall(frame[:-3])
+        other.ask("State", {"id": "a"})  # by now the shim has read the half, too
+        next_shim = kill(pod)
+        client.sock.sendall(frame[-3:])
+        assert client.answer(state)["status"] == messages.CREATED
+        pid = client.ask("Start", E)["pid"]
+        assert client.answer(wait)["exit_status"] == 9
+        kill(pod)
+        deleted = client.ask("Delete", E)
+        assert (deleted["exit_status"], deleted["pid"]) == (9, pid)
+        told = other.ask("Connect", {"id": "a"})
+        assert told["shim_pid"] == pod.sandbox.pid_inside(shim_of(pod).pid)
+        assert next_shim.pid != shim_of(pod).pid
+
+
+def test_a_start_that_waits_for_a_reader_is_refused(pod: Containerd) -> None:
+    inside = pod.bundle("a") / "out"
+    os.mkfifo(inside)
+    with client_at(pod) as client:
+        words = {"stdout": f"{client.ask('State', {'id': 'a'})['bundle']}/out"}
+        client.ask("Exec", exec_values("echo word; exit 4", **words))
+        start = client.send("Start", E)
+        client.ask("State", E)
+        kill(pod)
+        with pytest.raises(AssertionError, match=r"14.*unavailable"):
+            client.answer(start)
+        client.ask("Delete", E)
+        client.ask("Exec", exec_values("exit 4"))
+        client.ask("Start", E)
+        assert client.ask("Wait", E)["exit_status"] == 4
+        client.ask("Delete", E)
