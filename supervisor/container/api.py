@@ -237,6 +237,7 @@ class ContainerApi:
             self._container.running.stream_set.renew_files()
         except OSError as error:
             raise ShimError(f"renew the log: {error.filename}: {reason(error)}") from error
+        self._container.running.stream_set.reopen()
 
     def attach(self, stream: str, fifo: str) -> None:
         """Copy what `stdout` or `stderr` writes from now on to a fifo of the state directory."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.runc, pytest.mark.process]
 
+SAYS_BYE = "trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.05; done"
+
 
 def test_a_container_ends_with_its_files_and_its_status(make_conmon: Callable[..., Engine]) -> None:
     engine = make_conmon("echo out; echo err >&2; printf part; exit 7")
@@ -176,7 +178,7 @@ def test_resizes_reach_the_terminal_also_early_ones(make_conmon: Callable[..., E
 def test_a_log_that_the_engine_has_renamed_is_made_at_once(
     make_conmon: Callable[..., Engine],
 ) -> None:
-    engine = make_conmon()
+    engine = make_conmon(SAYS_BYE)
     engine.create()
     engine.runc("start", engine.cid)
     waiting.wait_true(lambda: engine.log() == ["stdout F ready"])
@@ -187,6 +189,21 @@ def test_a_log_that_the_engine_has_renamed_is_made_at_once(
     assert (engine.directory / "old").read_text().endswith("stdout F ready\n")
     os.kill(engine.monitor, signal.SIGTERM)
     assert engine.status() == "3"
+    assert engine.log() == ["stdout F bye"]
+    assert (engine.directory / "old").read_text().endswith("stdout F ready\n")
+
+
+def test_a_log_is_rotated_when_the_engine_says_so(make_conmon: Callable[..., Engine]) -> None:
+    engine = make_conmon(SAYS_BYE)
+    engine.create("--log-rotate", "--log-max-files", "2")
+    engine.runc("start", engine.cid)
+    waiting.wait_true(lambda: engine.log() == ["stdout F ready"])
+    (engine.bundle / "ctl").write_text("2 0 0\n")
+    waiting.wait_true((engine.directory / "log.1").exists)
+    os.kill(engine.monitor, signal.SIGTERM)
+    assert engine.status() == "3"
+    assert engine.log() == ["stdout F bye"]
+    assert (engine.directory / "log.1").read_text().endswith("stdout F ready\n")
 
 
 def test_a_limit_keeps_the_log_small(make_conmon: Callable[..., Engine]) -> None:
