@@ -1,9 +1,9 @@
 """Records of the journal's native protocol, one datagram of fields each. Pure.
 
-A field is `NAME=value` and a newline. A value with a newline or NUL is sent as `NAME`, newline, its
-length as a little-endian 64-bit number, its bytes, newline. Every byte of the value stays: an empty
-value, blanks at its end, invalid UTF-8. The container's fields have the names that Podman and
-Docker use.
+A field is `NAME=value` and a newline. A value with a newline or NUL is encoded as `NAME`, newline,
+its length as a little-endian 64-bit number, its bytes, newline. The journal keeps every byte of a
+value: an empty value, blanks at its end, invalid UTF-8. The container's fields have the names that
+Podman and Docker use.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SHORT_ID_LENGTH = 12
 LOWEST_PRIORITY = 7
 PRIORITIES = {"stdout": 6, "stderr": 3, "console": 6}
-"""The default: informational and error, as in Podman."""
+"""The default by stream: informational and error, as in Podman."""
 
 _NAME = re.compile(r"[A-Z0-9][A-Z0-9_]{0,63}")
 _LONGEST_NAME = 64
@@ -46,7 +46,8 @@ def field(name: str, value: bytes) -> bytes:
 def field_name(text: str, prefix: str) -> str:
     """Return a field name for `text`: in capitals, with `_` for characters that are not allowed.
 
-    A name that begins with a digit, or has a meaning already, gets `prefix`.
+    A name that begins with a digit, or that forkshim or systemd uses, gets `prefix`. At most 64
+    characters.
     """
     name = _NOT_IN_A_NAME.sub("_", text.upper()).strip("_")
     if not name or name[0].isdigit() or _TAKEN.fullmatch(name):
@@ -79,7 +80,11 @@ class Origin:
     extra: tuple[tuple[str, str], ...] = ()
 
     def fields(self, stream: str) -> bytes:
-        """Return the encoded fields, with the stream's name. Raises: ValueError, see `field`."""
+        """Return the encoded fields, with the stream's name.
+
+        Raises:
+            ValueError: As `field`.
+        """
         short_id = self.container_id[:SHORT_ID_LENGTH]
         found: Iterable[tuple[str, str]] = (
             ("SYSLOG_IDENTIFIER", self.tag or self.name or short_id),
@@ -97,10 +102,10 @@ class Origin:
 
 
 class RecordMaker:
-    """Makes the records of one stream in few steps: everything except the text is prepared."""
+    """Makes the records of one stream. Everything except the text is encoded in advance."""
 
     def __init__(self, origin: Origin, stream: str, priority: int) -> None:
-        """Prepare the fields; `priority` (0 to 7) is for lines without a priority."""
+        """Encode the fields. `priority` (0 to 7) is for lines without a priority."""
         self.priority = priority
         same = origin.fields(stream)
         self._tails = [
@@ -109,7 +114,7 @@ class RecordMaker:
         ]
 
     def make(self, text: bytes, priority: int, ordinal: int, more: bytes = b"") -> bytes:
-        """Return the record of `text`; `more` is encoded fields."""
+        """Return the record of `text`. `more` contains encoded fields."""
         if b"\n" in text or b"\0" in text:
             head = b"MESSAGE\n" + len(text).to_bytes(8, "little")
         else:
@@ -118,7 +123,7 @@ class RecordMaker:
 
 
 def split_priority(line: bytes) -> tuple[int, bytes] | None:
-    """Return the priority in a line's prefix, `<0>` to `<7>`, and the rest; None without prefix.
+    """Return the priority in a line's prefix, `<0>` to `<7>`, and the rest. None without a prefix.
 
     Source: sd-daemon(3).
     """

@@ -1,9 +1,9 @@
-"""A line that is a JSON object, as the fields of a record. Pure.
+"""Converts a line that is a JSON object to the fields of a record. Pure.
 
 `msg` becomes MESSAGE, `level` becomes PRIORITY, and every other string, number or boolean becomes a
-field of its name in capitals. The container chooses values and names. A name that has a meaning for
-systemd or forkshim gets the prefix `JSON_`: OBJECT_PID= from root would put a record under another
-unit. If a member does not fit into a field, the record also keeps the line.
+field of its name in capitals. The container chooses values and names. A name that systemd or
+forkshim uses gets the prefix `JSON_`: journald would attribute a record with OBJECT_PID= from root
+to another unit. If a member cannot become a field, the record also contains the line.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from workers.journal.fields import LOWEST_PRIORITY, field, field_name
 MOST_FIELDS = 64
 
 LONGEST_BYTES = 64 << 10
-"""A longer line is text: 16 MiB of empty lists take 520 MB when parsed. A line within the limit
-costs at most 7 ms and 1 MB (many nested lists or members), 70 ns a byte."""
+"""A longer line is not parsed: 16 MiB of empty lists would take 520 MB. A line within the limit
+takes at most 7 ms and 1 MB (many nested lists or members), 70 ns per byte."""
 
 _TEXT = ("msg", "message")
 _LEVEL = ("level", "severity", "lvl")
@@ -44,7 +44,13 @@ _LEVELS: dict[object, int] = {
 
 
 class JsonLine(NamedTuple):
-    """The content of a line. `text` is the line if it has no message; `fields` are encoded."""
+    """The content of a line.
+
+    Attributes:
+        text: The message; the line if it has none.
+        priority: 0 to 7; None if the line has no known level.
+        fields: The other members, encoded.
+    """
 
     text: bytes
     priority: int | None
@@ -52,7 +58,7 @@ class JsonLine(NamedTuple):
 
 
 def parse(line: bytes) -> JsonLine | None:
-    """Parse a line; None if it is no JSON object, or too long."""
+    """Parse a line. Return None if it is no JSON object, or longer than LONGEST_BYTES."""
     if not line.startswith(b"{") or len(line) > LONGEST_BYTES:
         return None
     try:

@@ -24,11 +24,11 @@ LIMIT_BYTES = 1 << 20
 
 
 class Sent(NamedTuple):
-    """What has been sent.
+    """The state of the last commit.
 
     Attributes:
         consumed: Position up to which the journal has the stream.
-        records: Number of records; the next one has this number plus 1.
+        records: Number of records; the next record has this number plus 1.
         line_priority: Within a line that is longer than a record, 1 + its priority; else 0.
     """
 
@@ -38,7 +38,7 @@ class Sent(NamedTuple):
 
 
 class Journal:
-    """The supervisor's side of one stream: made before fork(2), owned until `close`."""
+    """The supervisor's side of one stream. Made before fork(2); the owner calls `close`."""
 
     def __init__(
         self,
@@ -62,22 +62,22 @@ class Journal:
         Args:
             origin: The container.
             stream: "stdout" or "stderr", for CONTAINER_STREAM.
-            priority: 0 to 7, of lines that do not begin with a priority.
+            priority: 0 to 7, for lines that do not begin with a priority.
             is_console: Remove the carriage return that a terminal puts before a newline.
-            is_json: Turn a line that is a JSON object into fields, see
+            is_json: Convert a line that is a JSON object to fields, see
                 `workers.journal.json_fields`.
             is_joined: Join lines, see `workers.lines.multiline`.
             marks_partial: A record that ends within a line has CONTAINER_PARTIAL_MESSAGE=true.
             reads_priority: Take a priority from the prefix of a line, `<0>` to `<7>`.
             limit_bytes: The longest line that is one record.
             policy: What happens while journald does not read, see `LineBuffer`.
-            buffer_bytes: Size of the line buffer then; at least two lines fit.
+            buffer_bytes: Size of the line buffer with a drop policy; at least two lines fit.
             path: journald's native socket.
             inherited: The `fds` of an earlier object for the same stream, taken over.
 
         Raises:
-            OSError: There is no journald now, as in `reconnect`.
-            ValueError: The journal would not take a field.
+            OSError: As `reconnect`; EMFILE, ENOMEM.
+            ValueError: The journal would drop a field.
         """
         self.is_console = is_console
         self.is_json = is_json
@@ -114,7 +114,7 @@ class Journal:
         """Replace the socket, after a worker has reported an error of the sink.
 
         Raises:
-            OSError: ENOENT, ECONNREFUSED: there is no journald now; the old socket is kept.
+            OSError: ENOENT, ECONNREFUSED: journald does not run. The old socket is kept.
         """
         fresh = connect(self._path)
         self.socket.close()

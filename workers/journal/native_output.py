@@ -20,7 +20,7 @@ def work(context: WorkerContext, route: Route, journal: Journal, supervisor_pid:
     Args:
         context: The worker's context.
         route: The source and the staging pipe.
-        journal: Made by the supervisor, for this stream alone.
+        journal: The journal of this stream, which the supervisor owns.
         supervisor_pid: The parent of the worker. The records carry its credentials.
     """
     context.enter((*route.source_fds, *journal.fds))

@@ -1,9 +1,9 @@
-"""One worker's access to the journal: lines become records, each with its number.
+"""One worker's access to the journal: it sends lines as records, each with a number.
 
-The writer sends a record, then commits it as sent. So a kill repeats at most one record, with the
-same content and CONTAINER_LOG_ORDINAL, by which a reader can recognize it. No record is left out. A
-line longer than the limit becomes several records, marked by CONTAINER_PARTIAL_MESSAGE=true. So
-does a last line that has no newline.
+The writer sends a record, then commits it as sent. So a kill loses no record and repeats at most
+one. The repeated record has the same content and CONTAINER_LOG_ORDINAL, so a reader can recognize
+it. A line longer than the limit becomes several records with CONTAINER_PARTIAL_MESSAGE=true. A last
+line without a newline has this field, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from workers.journal.native import Journal
 
 _BATCH_BYTES = 32 << 10
-"""Between two updates of the counters: journald may be slow to take each record."""
+"""The most bytes between two updates of the counters: journald may be slow."""
 
 _IS_PARTIAL = b"CONTAINER_PARTIAL_MESSAGE=true\n"
 
@@ -30,7 +30,7 @@ class JournalWriter(RecordSink):
     """Sends the records of one stream."""
 
     def __init__(self, journal: Journal, supervisor_pid: int) -> None:
-        """Continue after the last record that was committed."""
+        """Continue after the last committed record."""
         self._journal = journal
         self._sender = Sender(
             journal.socket, supervisor_pid, is_blocking=journal.buffer.policy == BLOCK
@@ -62,11 +62,11 @@ class JournalWriter(RecordSink):
         return self._journal.socket.fileno()
 
     def write(self, end: int) -> None:
-        """Send some records, at least one, of what is between `consumed` and `end`.
+        """Send at least one of the records between `consumed` and `end`.
 
         Raises:
             BlockingIOError: journald's queue is full, and the policy is to drop.
-            OSError: journald is gone. The line buffer still has what was not sent.
+            OSError: journald does not run. The line buffer still has the rest.
         """
         self._sender.check_parent()
         content = self._batch(end)
@@ -81,7 +81,7 @@ class JournalWriter(RecordSink):
         self._sender.wait_until_read()
 
     def _read_sent(self) -> Sent:
-        """Return what was sent last. The priority of a dropped line does not apply to the next."""
+        """Return the state of the last commit, without the priority of a line that was dropped."""
         sent = self._journal.read()
         if sent.consumed == self.consumed:
             return sent
@@ -104,7 +104,7 @@ class JournalWriter(RecordSink):
         return content[: framing.end_of_first(content, self.limit_bytes)]
 
     def _send_lines(self, lines: list[bytes]) -> None:
-        """Send whole lines; the first may be the rest of a long line."""
+        """Send whole lines. The first may be the rest of a long line."""
         make, send, commit = self._journal.maker.make, self._sender.send, self._journal.commit
         default, parse_json = self._journal.maker.priority, self._parse_json
         is_console, reads_priority = self._journal.is_console, self._journal.reads_priority

@@ -1,4 +1,4 @@
-"""Sending datagrams that journald can attribute, and waiting until it has read them.
+"""Sends datagrams that journald can attribute, and waits until journald has read them.
 
 journald looks up the unit of a sender in /proc when it *reads* the datagram. A sender that has
 exited by then has no unit, and `journalctl -u` does not show its records. So a worker sends with
@@ -6,17 +6,20 @@ the supervisor's credentials where the kernel allows it (SCM_CREDENTIALS, unix(7
 CAP_SYS_ADMIN), and does not report its end before journald has read its datagrams.
 
 A blocking send(2) is the backpressure. It blocks at a send buffer that is smaller than journald's
-queue (net.unix.max_dgram_qlen, 512 under systemd), for two reasons. At the queue the kernel wakes
-the sender for each datagram that is read; at its own send buffer only when three quarters of that
-are free (unix_dgram_recvmsg, unix_write_space in net/unix/af_unix.c). A record of 100 bytes then
-costs journald 14 us instead of 18, and the worker 2 instead of 6. And a full queue is full for all
-senders: two thirds of the datagrams of senders that do not wait were refused.
+queue (net.unix.max_dgram_qlen, 512 under systemd), for two reasons:
+
+- At a full queue the kernel wakes the sender for each datagram that is read. At a full send buffer
+  it wakes the sender once three quarters are free (unix_dgram_recvmsg, unix_write_space in
+  net/unix/af_unix.c). A record of 100 bytes then costs journald 14 us instead of 18, and the worker
+  2 us instead of 6.
+- A full queue is full for all senders: journald refused two thirds of the datagrams of senders that
+  do not wait.
 
 A datagram is one record. journald can read several records from one datagram, separated by an empty
-line. But from 253 on it stops after the first that has a MESSAGE (server_process_entry returns what
-client_context_check_keep_log returns); seen with 257.
+line. But since version 253 it stops after the first record that has a MESSAGE (server_process_entry
+returns what client_context_check_keep_log returns); seen with 257.
 
-A record that is too large for a datagram goes as a sealed memfd, which journald does not copy.
+A record that is too large for a datagram is sent as a sealed memfd, which journald does not copy.
 """
 
 from __future__ import annotations
@@ -36,10 +39,10 @@ ROOM_BYTES = 40 << 10
 """The kernel doubles it. 64 records of 100 bytes fill it, each in 1,280 bytes of its own."""
 
 LARGE_ROOM_BYTES = 1 << 20
-"""For a datagram that is larger than ROOM_BYTES; a memfd would take a third longer."""
+"""For a datagram that is larger than ROOM_BYTES. A memfd would take a third longer."""
 
 LARGEST_DATAGRAM_BYTES = 256 << 10
-"""The kernel takes more at once, but copies it twice, and such memory is hard to allocate."""
+"""The kernel accepts more, but copies it twice, and such memory is hard to allocate."""
 
 _SO_SNDBUFFORCE = 32  # asm-generic/socket.h; the module `socket` lacks it
 
@@ -49,10 +52,10 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_
 
 
 def connect(path: str = JOURNAL_SOCKET) -> socket.socket:
-    """Return a socket connected to journald; the caller owns it.
+    """Return a socket that is connected to journald; the caller owns it.
 
     Raises:
-        OSError: ENOENT, ECONNREFUSED: there is no journald now.
+        OSError: ENOENT, ECONNREFUSED: journald does not run; EMFILE.
     """
     made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
@@ -69,7 +72,7 @@ class Sender:
     def __init__(self, to: socket.socket, supervisor_pid: int, *, is_blocking: bool = True) -> None:
         """Send with the credentials of `supervisor_pid`, the worker's parent, while it lives.
 
-        `is_blocking`: wait for room; else `send` raises BlockingIOError when there is none.
+        `is_blocking`: `send` waits for room. Otherwise it raises BlockingIOError without room.
         """
         self._to = to
         self._flags = 0 if is_blocking else socket.MSG_DONTWAIT
@@ -81,7 +84,7 @@ class Sender:
         self._set_room(ROOM_BYTES)  # a killed worker may have left it large
 
     def check_parent(self) -> None:
-        """Send with the worker's own credentials if the supervisor is gone: pids are reused."""
+        """Send with the worker's own credentials if the supervisor has died: pids are reused."""
         if os.getppid() != self._supervisor_pid:
             self._control = []
 
@@ -89,14 +92,14 @@ class Sender:
         """Send one record.
 
         Raises:
-            BlockingIOError: There is no room, and the sender does not wait.
-            OSError: ECONNREFUSED, ENOTCONN, ...: the socket needs to be replaced.
+            BlockingIOError: There is no room, and this sender does not wait.
+            OSError: ECONNREFUSED, ENOTCONN, ...: the supervisor must replace the socket.
         """
         if len(payload) <= LARGEST_DATAGRAM_BYTES:
             try:
                 self._send_datagram(payload)
             except OSError as error:
-                if error.errno not in _TOO_LARGE:  # for the send buffer that the kernel allowed
+                if error.errno not in _TOO_LARGE:  # too large for the allowed send buffer
                     raise
             else:
                 return
@@ -139,5 +142,5 @@ class Sender:
             os.close(fd)
 
     def wait_until_read(self, limit_s: float = linger.LINGER_S) -> bool:
-        """Wait until journald has read everything; False if it has not in `limit_s`."""
+        """Wait until journald has read everything. Return False if that takes over `limit_s`."""
         return linger.wait_until_read(self._to.fileno(), limit_s)

@@ -1,9 +1,9 @@
-"""A stream connection to journald, as systemd gives one to a service: a header, then plain lines.
+"""A stream connection to journald, as a service has: a header, then plain lines.
 
-The worker splices the bytes, and journald makes the records. That is cheap, and loses more than
+The worker splices the bytes, and journald makes the records. That is cheap, but loses more than
 `workers.journal.native`. journald drops empty lines and blanks at the end of a line, and cuts long
-lines. Where one worker takes over from another in the middle of a line, the line becomes two
-records. Bytes that journald has not read when it is stopped (not restarted) are lost.
+lines. If a worker replaces another in the middle of a line, the line becomes two records. Bytes
+that journald has not read when it is stopped (not restarted) are lost.
 
 Source: systemd.journal(5), systemd-journald.service(8), journald-stream.c in v252.
 """
@@ -30,14 +30,14 @@ def unit_of(cgroups: bytes) -> str:
 def header(identifier: str, unit: str, priority: int) -> bytes:
     """Return the header that journald reads first.
 
-    journald uses `unit` when root sends it and the sender has exited before journald looks it up.
-    journald reads prefixes like `<4>`, and forwards nothing to syslog, kmsg or the console.
+    journald uses `unit` if root sends it and the sender has exited before journald looks it up. The
+    header makes journald read prefixes (`<4>`), and forward nothing to syslog, kmsg or the console.
     """
     return f"{identifier}\n{unit}\n{priority}\n1\n0\n0\n0\n".encode()
 
 
 class JournalStream:
-    """The supervisor's side of one stream: connected before fork(2), owned until `close`."""
+    """The supervisor's side of one stream. Connected before fork(2); the owner calls `close`."""
 
     def __init__(
         self, first: bytes, path: str = STREAM_SOCKET, *, is_blocking: bool = True, fd: int = -1
@@ -71,7 +71,8 @@ class JournalStream:
         """Replace the socket, after a worker has reported an error of the sink.
 
         Raises:
-            OSError: ENOENT, ECONNREFUSED, EAGAIN: no journald now; the old socket is kept.
+            OSError: ENOENT, ECONNREFUSED, EAGAIN: journald does not run or does not accept. The old
+                socket is kept.
         """
         fresh = self._connect()
         self.socket.close()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def work(context: WorkerContext, route: Route, stream: JournalStream) -> None:
     """Copy until the container has closed its side, wait until journald has read it, then report.
 
-    journald looks up a sender when it reads. Never raises `CopyError`. Does not use the sink of
+    journald looks up the sender when it reads. Never raises `CopyError`. Does not use the sink of
     `route`.
     """
     output.work(context, replace(route, sink_fd=stream.socket.fileno()), lingers=True)

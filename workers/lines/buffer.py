@@ -1,9 +1,9 @@
-"""The line buffer of one stream: bytes wait here until they are records, since a line may be slow.
+"""The line buffer of one stream: it holds bytes until a line is complete.
 
 Positions count from the first byte of the stream and never go back. The sink has every byte before
 `consumed`, which the sink commits (`workers.sinks.log_file`, `workers.journal.native`). The line
-buffer has the bytes from there to `taken`. So a position means the same to a worker and to its
-successors.
+buffer has the bytes from there to `taken`. So a position has the same meaning for a worker and for
+its successors.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from workers.common.policy import BLOCK
 from workers.common.shared_memory import PAGE_BYTES, Memory, Record
 
 READ_BYTES = 256 << 10
-"""Bytes taken at once. A quarter of the source pipe, so that reading, formatting and writing stay
-in the processor's cache: 1 MiB at once is slower."""
+"""The most bytes of one read. A quarter of the source pipe, so that reading, formatting and writing
+stay in the processor's cache: 1 MiB at once is slower."""
 
 _NEWLINE = ord("\n")
 
 
 class BufferState(NamedTuple):
-    """What the line buffer holds.
+    """The state of the line buffer.
 
     Attributes:
         base: Position of the first byte of the room.
         taken: Position after the last byte in the room.
-        pending: While bytes are on their way here, what the staging pipe held before; else 0.
+        pending: During a read from the staging pipe, its content before; else 0.
         is_cut: 1 if the byte before `base` does not end a line.
         dropped_to: Position before which every byte is dropped or in the sink. This field and the
-            next ones belong to `workers.lines.drop_reader`.
+            next fields belong to `workers.lines.drop_reader`.
         skipping: Which part of the next bytes is dropped, a `Skip`.
         passed_bytes: Dropped bytes that have positions.
         dropped_bytes: All dropped bytes, with and without positions.
-        dropped_lines: Ends of lines among them.
+        dropped_lines: Line ends among them.
     """
 
     base: int
@@ -51,7 +51,7 @@ class LineBuffer:
     """The bytes and their state, in memory that the supervisor makes and owns.
 
     The room holds READ_BYTES and two of the longest lines. So an unfinished line can move to the
-    start of the room without overlapping itself. It stays whole in its old place until the move is
+    start of the room without overlapping itself. It stays in its old place until the move is
     committed.
     """
 
@@ -62,8 +62,8 @@ class LineBuffer:
 
         Args:
             name: See `Memory`.
-            longest_line_bytes: Size up to which a line must be here in one piece.
-            policy: What happens to more than that while the sink takes nothing.
+            longest_line_bytes: The longest line that the buffer must hold in one piece.
+            policy: What happens when the buffer is full, see `workers.common.policy`.
             fd: See `Memory`.
         """
         self.policy = policy
@@ -85,11 +85,15 @@ class LineBuffer:
         return BufferState._make(self._record.read())
 
     def commit(self, state: BufferState) -> None:
-        """Make `state` the current one. Only the one living worker of the stream calls it."""
+        """Make `state` the current state. Only the living worker of the stream calls it."""
         self._record.commit(state)
 
     def copy(self, start: int, end: int) -> bytes:
-        """Return the bytes between two positions that are both in the room."""
+        """Return the bytes between two positions in the room.
+
+        Raises:
+            RuntimeError: A position is outside the room.
+        """
         base, taken, *_rest = self.read()
         if not base <= start <= end <= taken:
             raise RuntimeError(f"bytes {start} to {end}, of {base} to {taken}")
@@ -97,32 +101,32 @@ class LineBuffer:
         return self.memory.data[start + offset : end + offset]
 
     def last_newline(self, start: int, end: int) -> int:
-        """Return the position of the last newline between two positions, or -1."""
+        """Return the position of the last newline between two positions; -1 without one."""
         offset = PAGE_BYTES - self.read().base
         found = self.memory.data.rfind(b"\n", start + offset, end + offset)
         return -1 if found < 0 else found - offset
 
     def first_newline(self, start: int, end: int) -> int:
-        """Return the position of the first newline between two positions, or -1."""
+        """Return the position of the first newline between two positions; -1 without one."""
         offset = PAGE_BYTES - self.read().base
         found = self.memory.data.find(b"\n", start + offset, end + offset)
         return -1 if found < 0 else found - offset
 
     def begins_line(self, position: int) -> bool:
-        """Say whether a line begins at a position in the room, or right behind the last byte."""
+        """Return whether a line begins at a position in the room or right after its last byte."""
         state = self.read()
         if position == state.base:
             return not state.is_cut
         return self.memory.data[PAGE_BYTES + position - state.base - 1] == _NEWLINE
 
     def arrived(self, count: int) -> bytes:
-        """Return the `count` bytes behind the last taken one."""
+        """Return the `count` bytes after `taken`."""
         base, taken, *_rest = self.read()
         start = PAGE_BYTES + taken - base
         return self.memory.data[start : start + count]
 
     def make_room(self, consumed: int) -> None:
-        """Make room for READ_BYTES behind the bytes from `consumed` on."""
+        """Make room for READ_BYTES more bytes. Keeps the bytes from `consumed` on."""
         state = self.read()
         base, taken = state.base, state.taken
         if taken == consumed:

@@ -1,4 +1,4 @@
-"""The copy loop of all sinks that take records: fill, cut, write, count."""
+"""The copy loop of all sinks that take records: fills the buffer, finds records, writes, counts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 _MALLOC_BYTES = 8 << 20
-"""malloc(3) keeps freed memory, up to twice the largest block that was ever freed. Otherwise the
-kernel makes new pages for each batch, which takes longer than all the rest. Source: mallopt(3),
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD; `cri` took 500 MB/s of 100-byte lines, now 1250."""
+"""Size of a block that is allocated and freed once. After that malloc(3) keeps up to twice as much
+freed memory. Otherwise the kernel makes new pages for each batch: `cri` then copies 500 MB/s of
+100-byte lines, instead of 1250. Source: mallopt(3), M_MMAP_THRESHOLD, M_TRIM_THRESHOLD."""
 
 HOLD_MS = 250
 """How long the source must be silent before an unsettled record is written."""
@@ -37,7 +37,7 @@ class RecordEnds(NamedTuple):
 
 
 class EndFinder:
-    """Finds where records end in a buffer that fills."""
+    """Finds the ends of records in a buffer that is being filled."""
 
     def __init__(self, buffer: LineBuffer, sink: RecordSink) -> None:
         """Borrow both."""
@@ -46,7 +46,7 @@ class EndFinder:
         self._scanned = self._rest_start = sink.consumed
 
     def find(self) -> RecordEnds:
-        """Scan the bytes that have come since the last call. The buffer may have dropped some."""
+        """Scan the bytes that have arrived since the last call. Some may have been dropped."""
         taken = self._buffer.read().taken
         newline = self._buffer.last_newline(min(self._scanned, taken), taken)
         self._scanned = taken
@@ -57,13 +57,13 @@ class EndFinder:
 
 
 def copy(context: WorkerContext, route: Route, buffer: LineBuffer, sink: RecordSink) -> None:
-    """Copy to end of file; an unfinished line waits for its end.
+    """Copy to end of file. An unfinished line stays in the buffer until its end.
 
     Raises:
         CopyError: The source failed.
         OSError: The sink failed. The buffer, the staging pipe or the source has the rest.
     """
-    # A killed predecessor may not have counted the end of what it wrote.
+    # A killed worker may not have counted its last write.
     context.add_copied(sink.consumed - context.counters.copied_bytes(context.slot))
     context.copied_bytes = 0
     bytes(_MALLOC_BYTES)
@@ -81,7 +81,7 @@ def copy(context: WorkerContext, route: Route, buffer: LineBuffer, sink: RecordS
 
 
 def _write(context: WorkerContext, sink: RecordSink, end: int) -> None:
-    """Write everything up to `end`. An unfinished line is not in flight: nothing waits for it."""
+    """Write everything up to `end`. An unfinished line does not count as in flight."""
     context.set_in_flight(end - sink.consumed)
     while sink.consumed < end:
         before = sink.consumed

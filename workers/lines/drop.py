@@ -1,7 +1,7 @@
 """The copy loop of a stream that may drop lines: the container never waits for the sink.
 
-`workers.lines.drop_reader` decides which lines are dropped. This loop writes what the sink takes,
-reads what comes meanwhile, and reports when the sink has recovered.
+`workers.lines.drop_reader` decides which lines are dropped. This loop writes whatever the sink
+accepts, reads new bytes meanwhile, and reports when the sink has recovered.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     from workers.process.context import WorkerContext
 
 CALM_S = 1.0
-"""Without a drop for so long the sink counts as recovered."""
+"""Seconds without a drop after which the sink counts as recovered."""
 
 _MOST_LEFT_BYTES = 4 << 20
 _NO_ROOM_S = 0.01
 
 
 def copy(context: WorkerContext, route: Route, buffer: LineBuffer, sink: RecordSink) -> bool:
-    """Copy to end of file; drop by `buffer.policy` what the sink does not take in time.
+    """Copy to end of file. Drop by `buffer.policy` if the buffer is full.
 
-    The task DROP_UNTIL leaves the sink alone until its time. COUNT_REST drops everything that is
-    left, and ends.
+    The task DROP_UNTIL writes nothing to the sink until its time. COUNT_REST drops the rest and
+    returns.
 
     Returns:
-        True at the end of the stream. False earlier, if the sink has everything again and nothing
-        was dropped for a while. The supervisor then logs the drops, and forks another worker.
+        True at the end of the stream. False before, if the sink has everything again and no line
+        was dropped for CALM_S. The supervisor then logs the drops, and forks another worker.
 
     Raises:
         CopyError: The source failed.
@@ -54,7 +54,7 @@ def _drop_rest(context: WorkerContext, route: Route, buffer: LineBuffer, sink: R
     reader = DropReader(route, buffer, context, sink)
     _count_reached(context, buffer, sink)
     context.copied_bytes = 0
-    if buffer.policy == BLOCK:  # the buffer may hold more than a line, and have no room
+    if buffer.policy == BLOCK:  # the buffer may hold several lines, and have no room
         reader.drop_all()
     dropped = buffer.read().dropped_bytes
     while buffer.read().dropped_bytes - dropped < _MOST_LEFT_BYTES:
@@ -65,7 +65,7 @@ def _drop_rest(context: WorkerContext, route: Route, buffer: LineBuffer, sink: R
 
 
 def _count_reached(context: WorkerContext, buffer: LineBuffer, sink: RecordSink) -> None:
-    """Count what has reached the sink, from this worker and from killed predecessors."""
+    """Count the bytes in the sink, from this worker and from killed workers."""
     reached = sink.consumed - buffer.read().passed_bytes - sink.rest_bytes
     context.add_copied(max(0, reached - context.counters.copied_bytes(context.slot)))
 
@@ -73,7 +73,7 @@ def _count_reached(context: WorkerContext, buffer: LineBuffer, sink: RecordSink)
 class _SinkState(Enum):
     READY = "the next write may succeed"
     STALLED = "wait until poll(2) reports room"
-    HELD = "leave the sink alone until a given time"
+    HELD = "do not write to the sink until a given time"
 
 
 class _Writer:
@@ -89,7 +89,7 @@ class _Writer:
         self._poll_reported_room = False
 
     def write(self, end: int) -> bool:
-        """Write up to `end`, if the sink takes it; True when the sink has everything.
+        """Write up to `end`, as far as the sink has room. Return whether it has everything.
 
         Raises:
             OSError: The sink failed.
@@ -122,7 +122,7 @@ class _Writer:
 
     @property
     def stalled_fd(self) -> int:
-        """Descriptor to poll for room; -1 if there is none to wait for."""
+        """Descriptor to poll for room; -1 without one."""
         return self._sink.stall_fd if self._state is _SinkState.STALLED else -1
 
     def polled(self, *, has_room: bool) -> None:
@@ -137,7 +137,7 @@ class _Writer:
 
 
 class _DropWatch:
-    """Notices drops, and when they have stopped."""
+    """Notices drops, and their end."""
 
     def __init__(self, context: WorkerContext, buffer: LineBuffer) -> None:
         self._context = context
@@ -146,7 +146,7 @@ class _DropWatch:
         self._dropped_at_s = -math.inf
 
     def look(self) -> None:
-        """Compare the count of dropped bytes with the last one."""
+        """Compare the number of dropped bytes with the last."""
         dropped = self._buffer.read().dropped_bytes
         if dropped != self._dropped_bytes:
             self._dropped_bytes = dropped
@@ -165,7 +165,7 @@ class _DropWatch:
 
 
 class _Source(Enum):
-    OPEN = "more bytes may come"
+    OPEN = "more bytes may arrive"
     QUIET = "silent for HOLD_MS: an unsettled record is written now"
     ENDED = "end of file"
 
@@ -197,7 +197,7 @@ class _DropCopy:
             self._wait_and_fill()
 
     def _write(self) -> bool:
-        """Write what is settled; True when the sink has all of it."""
+        """Write the settled records. Return whether the sink has them all."""
         ends = self._ends.find()
         end = ends.settled
         if self._source is _Source.QUIET:
@@ -222,7 +222,7 @@ class _DropCopy:
             self._drops.look()
 
     def _wait(self) -> bool:
-        """Wait for bytes, for room, or for the next due time; True if there are bytes."""
+        """Wait for bytes, for room, or for the next due time. Return whether there are bytes."""
         has_more = self._reader.staged_bytes > 0
         poller = select.poll()
         if self._source is not _Source.ENDED:

@@ -1,12 +1,12 @@
-"""A line reader that always takes what comes: it drops lines that there is no room for.
+"""A line reader that never waits for room: it drops lines for which the buffer has no room.
 
 It drops whole lines, and counts each byte: output plus dropped bytes is input, wherever a worker is
 killed. `DROP_NEW` keeps the first lines, `DROP_OLD` the last, each as many as the line buffer
-holds. Of a line that is longer than the buffer a part stays, and its end.
+holds. Of a line that is longer than the buffer, a part and the newline stay.
 
-Bytes that have arrived behind the last taken one have no state until a commit takes or drops them.
-To take only the first part, the reader writes the rest back into the staging pipe, which is empty
-then, and larger. A worker that is killed in between has taken exactly the first part.
+Bytes after `taken` have no state until a commit takes or drops them. To take only the first part,
+the reader writes the rest back into the staging pipe, which is empty then, and larger. A worker
+that is killed in between has taken exactly the first part.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ class DropReader(LineReader):
     def __init__(
         self, route: Route, buffer: LineBuffer, progress: Progress, sink: RecordSink
     ) -> None:
-        """Continue as `LineReader`; `sink` says what it has consumed."""
+        """Continue as `LineReader`. `sink` knows what it has consumed."""
         self._sink = sink
         self._most_bytes = buffer.longest_line_bytes
         super().__init__(route, buffer, progress)
 
     def drop_all(self) -> None:
-        """Drop the content of the buffer, and what the sink has not passed on."""
+        """Drop the content of the buffer, and the bytes on the way to the sink."""
         state = self._buffer.read()
         self._drop_up_to(state, state.taken)
         self._drop(self._buffer.read(), self._sink.take_rest(), Skip.NOTHING)
 
     def _accept(self, arrived: int) -> None:
-        """Take or drop what has arrived. Decides from shared memory and pipes alone."""
+        """Take or drop the arrived bytes. The decision depends only on shared memory and pipes."""
         state = self._buffer.read()
         content = self._buffer.arrived(arrived)
         if state.skipping:
@@ -66,7 +66,7 @@ class DropReader(LineReader):
         return self._most_bytes - (state.taken - self._sink.consumed)
 
     def _drop_old(self, state: BufferState, arrived: int) -> bool:
-        """Drop old lines to make room for what has arrived; False if that is not enough."""
+        """Drop old lines to make room for the arrived bytes. Return False if that is not enough."""
         if self._buffer.policy != DROP_OLD or self._sink.is_unfinished:
             return False
         consumed = self._sink.consumed
@@ -74,7 +74,8 @@ class DropReader(LineReader):
         newline = self._buffer.first_newline(wanted - 1, state.taken)
         if newline < 0:
             newline = self._buffer.last_newline(consumed, state.taken)
-        # If the beginning of a line is in the sink, its newline stays, or the next line joins it.
+        # If the sink has the beginning of a line, its newline stays: else the next line would be
+        # appended to it.
         dropped_to = newline + int(self._buffer.begins_line(consumed))
         if newline >= 0 and dropped_to > consumed:
             self._drop_up_to(state, dropped_to)
@@ -138,7 +139,7 @@ class DropReader(LineReader):
             os.write(self._staging[1], content)
 
     def _drop(self, state: BufferState, content: bytes, skipping: Skip) -> None:
-        """Drop what has arrived; `skipping` follows unless it ends a line."""
+        """Drop the arrived bytes. `skipping` follows unless they end a line."""
         self._buffer.commit(
             state._replace(
                 pending=0,

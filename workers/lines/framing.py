@@ -1,8 +1,8 @@
-"""Where records begin and end in a stream of bytes. Pure.
+"""Finds where records begin and end in a stream of bytes. Pure.
 
 A record is a line with its newline. A line longer than the limit becomes pieces of exactly the
 limit, without a newline, and a rest. The end of the stream, if its last byte is no newline, is cut
-the same way. The end of a record depends only on the bytes from the start of any record on. So a
+the same way. The ends of records depend only on the bytes after the start of any record. So a
 successor that cuts the same bytes makes the same records.
 """
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Run(NamedTuple):
-    """Neighbouring records: whole lines, or with `is_piece` one piece of a line."""
+    """Adjacent records: whole lines; with `is_piece` a single piece of a line."""
 
     start: int
     end: int
@@ -26,8 +26,8 @@ class Run(NamedTuple):
 def runs(content: bytes, limit_bytes: int) -> Iterator[Run]:
     """Cut `content`, which begins at the start of a record, into as few runs as possible.
 
-    The bytes after the last newline are a piece, too: pass only what becomes records now. Takes one
-    step per `limit_bytes`, not per line.
+    The bytes after the last newline are a piece, too, so pass only bytes that become records now.
+    It takes one step per `limit_bytes`, not per line.
     """
     start = here = 0
     while here < len(content):

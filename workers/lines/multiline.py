@@ -1,6 +1,6 @@
-"""Lines that are one record: a line that begins with a blank or a tab continues the line before.
+"""Joins lines to records: a line that begins with a blank or a tab continues the line before. Pure.
 
-Stack traces of many languages have this form. Pure.
+Stack traces of many languages have this form.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _BETWEEN = re.compile(rb"\n(?![ \t])")
 def join(lines: bytes, limit_bytes: int) -> list[bytes]:
     """Return the records of whole lines, the last of them without its newline.
 
-    No line is longer than the limit, and no record becomes longer: it ends at a newline before.
+    No line may be longer than the limit. A record that would be longer ends at an earlier newline.
     """
     joined: list[bytes] = []
     for record in _BETWEEN.split(lines):
@@ -27,7 +27,7 @@ def join(lines: bytes, limit_bytes: int) -> list[bytes]:
 
 
 def start_of_last(lines: bytes) -> int:
-    """Return where the last record of whole lines begins. A line that follows may continue it."""
+    """Return where the last record of whole lines begins. The next line may continue it."""
     end = len(lines) - 1
     while (newline := lines.rfind(b"\n", 0, max(end, 0))) >= 0:
         if lines[newline + 1 : newline + 2] not in (b" ", b"\t"):

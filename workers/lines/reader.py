@@ -1,10 +1,10 @@
-"""From the container's pipe into the line buffer: every byte is always in exactly one place.
+"""Reads from the container's pipe into the line buffer. Every byte always is in exactly one place.
 
     source pipe --splice--> staging pipe --readv--> line buffer
 
-Only the one living worker of the stream reads the staging pipe, and only this module fills it. The
-worker commits what the staging pipe holds before it reads. So the bytes that have left the pipe are
-the bytes that have arrived here, even if the worker is killed in readv(2) or right after it.
+Only the living worker of the stream reads the staging pipe, and only this module fills it. The
+worker commits the size of the staging pipe's content before it reads. So the bytes that have left
+the pipe are the bytes that have arrived in the buffer, even if the worker is killed in readv(2).
 Reading from the source could not be counted like that, because the container keeps writing.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from workers.lines.buffer import LineBuffer
 
 _SMALL_BYTES = 32 << 10
-"""A batch takes 0.1 ms, however few bytes it has; a page of small writes comes meanwhile."""
+"""A batch takes 0.1 ms, however few bytes it has. A page of small writes arrives in that time."""
 
 
 class Filled(Enum):
@@ -39,9 +39,9 @@ class LineReader:
     """Fills one line buffer. Borrows everything."""
 
     def __init__(self, route: Route, buffer: LineBuffer, progress: Progress) -> None:
-        """Continue where a killed predecessor stopped. `route.staging` is required.
+        """Continue where a killed worker stopped. `route.staging` is required.
 
-        Reports to `progress` what is in flight; the caller reports when that has left.
+        The reader reports bytes in flight to `progress`. The caller reports when they have left.
         """
         if route.staging is None:
             raise ValueError("a line reader needs a staging pipe")
@@ -60,15 +60,15 @@ class LineReader:
 
     @property
     def staged_bytes(self) -> int:
-        """How many bytes the staging pipe holds: they come first."""
+        """How many bytes the staging pipe holds. They come before those of the source."""
         return pending_bytes(self._staging[0])
 
     def fill(self, consumed: int, timeout_ms: int | None = None) -> Filled:
-        """Take what the source has, and wait for it at most `timeout_ms`; None is for ever.
+        """Read the available bytes of the source. Wait for them at most `timeout_ms`.
 
         Args:
             consumed: Position up to which the sink has every byte: that room is free.
-            timeout_ms: 0 does not wait.
+            timeout_ms: 0 does not wait, None waits without a limit.
 
         Raises:
             CopyError: The source failed.
@@ -92,14 +92,15 @@ class LineReader:
         return Filled.SOME
 
     def flush_branches(self) -> None:
-        """Pass on what the branches have still to get, and wait for room there.
+        """Move the content of the tee pipes to the branches, and wait for room there.
 
-        What a killed predecessor has teed is known only until its tee_pipe is flushed.
+        The content of a tee pipe tells how much a killed worker has teed. `branch.ready_bytes`
+        reads that first.
         """
         branch.flush(self._route)
 
     def pause_when_due(self) -> None:
-        """Let small writes gather, where that pays. For a caller that waits itself."""
+        """Pause to batch small writes, where that pays. For a caller that waits itself."""
         self._batching.pause_when_due()
 
     def _pull(self, staged_bytes: int) -> None:
@@ -113,6 +114,6 @@ class LineReader:
         self._accept(os.readv(self._staging[0], [self._buffer.memory.room(start, end)]))
 
     def _accept(self, arrived: int) -> None:
-        """Take the bytes that have arrived behind the last taken one, in one step."""
+        """Take the bytes that have arrived after `taken`, in one step."""
         state = self._buffer.read()
         self._buffer.commit(state._replace(taken=state.taken + arrived, pending=0))

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def work(context: WorkerContext, route: Route, buffer: LineBuffer, sink: RecordSink) -> None:
-    """Copy until the container has closed its side, then report. Raises nothing.
+    """Copy until the container has closed its side, then report. Raises no OSError or CopyError.
 
-    EAGAIN of the sink says that it takes everything again after some bytes were dropped.
+    EAGAIN of the sink reports that it accepts everything again after some bytes were dropped.
     """
     failed, side = 0, ""
     try:

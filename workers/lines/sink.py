@@ -4,9 +4,9 @@ from __future__ import annotations
 
 
 class RecordSink:
-    """One worker's access to a sink. The defaults are those of a sink that never has to wait.
+    """One worker's access to a sink. The defaults are for a sink whose writes never wait.
 
-    A sink commits what it has written to shared memory. So a successor continues at `consumed`.
+    A sink commits to shared memory what it has written. So a successor continues at `consumed`.
     """
 
     consumed: int
@@ -19,7 +19,7 @@ class RecordSink:
 
     @property
     def stall_fd(self) -> int:
-        """Descriptor that becomes writable when the sink has room; -1 if writing never waits."""
+        """Descriptor that becomes writable when the sink has room; -1 if a write never waits."""
         return -1
 
     @property
@@ -33,30 +33,34 @@ class RecordSink:
         return 0
 
     def open(self) -> None:
-        """Prepare to write; finish what a killed worker has begun. Raises: OSError."""
+        """Prepare to write. Finish the write of a killed worker.
+
+        Raises:
+            OSError: The sink failed.
+        """
 
     def settled_end(self, end: int) -> int:
         """Return the end of the last record before `end` that later lines cannot extend."""
         return end
 
     def write(self, end: int) -> None:
-        """Write some records, at least one, from `consumed` on and not beyond `end`.
+        """Write at least one of the records between `consumed` and `end`.
 
         Raises:
             BlockingIOError: The sink has no room, and does not wait.
-            OSError: The sink failed. The line buffer still has what was not written.
+            OSError: The sink failed. The line buffer still has the rest.
         """
         raise NotImplementedError
 
     def flush(self) -> None:
-        """Write the rest; raises as `write`."""
+        """Write the bytes of `rest_bytes`. Raises as `write`."""
 
     def skip_to(self, position: int) -> None:
         """Continue at `position`: the bytes before it were dropped."""
         self.consumed = position
 
     def take_rest(self) -> bytes:
-        """Remove the rest from the way to the sink, and return it."""
+        """Remove the bytes of `rest_bytes`, and return them."""
         return b""
 
     def close(self) -> None:

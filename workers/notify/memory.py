@@ -1,7 +1,7 @@
-"""State that a notify worker leaves to its successor and to the supervisor: messages and counters.
+"""The shared memory of a notify worker, its successors and the supervisor: messages and counters.
 
-A worker may be killed at any instant. So it stores a message before it takes the datagram off the
-socket. A message is sent twice at worst, and never lost.
+A worker may be killed at any instant. So it stores a message before it receives the datagram. A
+message may be sent twice, and is never lost.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 _SEEN, _BUSY, _MERGED, _CURRENT, _LENGTH = 0, 1, 2, 3, 4
 _ROOM = 4096
-"""Bytes of each of two copies. Four messages, one with a status of 1 KiB, take 2 KiB at most."""
+"""Size of each of two copies. Four messages, one with a status of 1 KiB, take 2 KiB at most."""
 
 
 class NotifyMemory:
-    """Owned by the supervisor, written by the one living worker. Readers trust no number in it."""
+    """The supervisor owns it, the living worker writes it. Readers trust no number in it."""
 
     def __init__(self, *, fd: int = -1) -> None:
-        """Make the memory; `fd`: see `Memory`."""
+        """Make the memory. `fd`: see `Memory`."""
         self._memory = Memory("forkshim:notify", 2 * _ROOM, fd=fd)
 
     @property
@@ -32,17 +32,17 @@ class NotifyMemory:
 
     @property
     def seen(self) -> int:
-        """How many datagrams were taken off the socket."""
+        """How many datagrams the workers have received."""
         return self._memory.words[_SEEN]
 
     @property
     def is_busy(self) -> bool:
-        """Whether the worker is receiving, which can sleep: see `workers.notify.reader`."""
+        """Whether the worker is receiving, which can sleep, see `workers.notify.reader`."""
         return bool(self._memory.words[_BUSY])
 
     @property
     def merged(self) -> int:
-        """How many messages were merged with others."""
+        """How many messages the workers have merged with others."""
         return self._memory.words[_MERGED]
 
     def begin(self) -> None:
@@ -63,7 +63,7 @@ class NotifyMemory:
         self._memory.words[_MERGED] = (self._memory.words[_MERGED] + 1) % 2**64
 
     def waiting(self) -> list[Words]:
-        """Return the messages that wait to be sent."""
+        """Return the messages that were not sent yet."""
         current = self._memory.words[_CURRENT] & 1
         length = min(self._memory.words[_LENGTH + current], _ROOM)
         text = bytes(self._memory.room(current * _ROOM, current * _ROOM + length))
@@ -71,7 +71,7 @@ class NotifyMemory:
         return [each for each in messages if each != words.NOTHING]
 
     def keep(self, messages: list[Words]) -> None:
-        """Replace the messages that wait, in one step."""
+        """Replace the messages that were not sent yet, in one step."""
         text = b"\0".join(words.encode(each) for each in messages)
         other = 1 - (self._memory.words[_CURRENT] & 1)
         self._memory.room(other * _ROOM, other * _ROOM + len(text))[:] = text

@@ -1,9 +1,9 @@
 """Rate limit of a container's messages to the service manager: a token bucket, and merging.
 
-PID 1 of the machine reads each message, so a container may cause 20 at once and 10 a second. The
-worker merges messages that come faster: it keeps the last value of each name, and sends it with the
-next token. It keeps changes of state in their order. Without READY=1 before STOPPING=1 a unit would
-have failed; without RELOADING=1 before READY=1 systemd would wait for the end of a reload.
+PID 1 of the machine reads each message, so a container may cause 20 at once and 10 per second. The
+worker merges messages that arrive faster: it keeps the last value of each name, and sends it with
+the next token. It keeps the order of state changes. Without READY=1 before STOPPING=1 the unit
+would have failed. Without RELOADING=1 before READY=1 systemd would wait for the end of a reload.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ AT_ONCE = 20
 A_SECOND = 10.0
 READ_AT_ONCE, READ_A_SECOND = 64, 320.0
 REST_S = 0.1
-"""Limit of datagrams that are not sent at once: reading costs CPU outside of the container. Above
-it the worker reads nothing for REST_S, and a container that fills the socket's queue waits."""
+"""Limit for datagrams that are not sent at once: reading them costs CPU time outside the container.
+Above it the worker reads nothing for REST_S. A container that fills the socket's queue waits."""
 
 
 class Bucket:
-    """Tokens: `at_once` at first and at most, `a_second` more each second."""
+    """A token bucket: `at_once` tokens at first and at most, `a_second` more per second."""
 
     def __init__(self, at_once: int, a_second: float, now_s: float) -> None:
-        """Start with a full bucket. Times are in seconds, monotonic."""
+        """Start with a full bucket. All times are in seconds, monotonic."""
         self._most, self._a_second = float(at_once), a_second
         self._tokens, self._at_s = self._most, now_s
 
     def take(self, now_s: float) -> bool:
-        """Take a token; False if there is none."""
+        """Take a token. Return False if there is none."""
         self._fill(now_s)
         if self._tokens < 1:
             return False
@@ -71,7 +71,7 @@ def _compact(changes: list[Words]) -> list[Words]:
 
 
 def _over(older: Words, newer: Words) -> Words:
-    """Return `older` with the values of `newer` except its state. A watchdog trigger stays."""
+    """Return `older` with the values of `newer`, except its state. WATCHDOG=trigger stays."""
     said = {
         name: value
         for name, value in newer._asdict().items()

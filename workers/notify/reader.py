@@ -1,13 +1,12 @@
 """The worker that reads the container's sd_notify socket.
 
-The container chooses the datagrams, and how long it takes to receive them. A datagram can carry a
+The container chooses the datagrams, and how long their reception takes. A datagram can carry a
 descriptor whose close(2) sleeps (a TCP socket with SO_LINGER, a file of the container's own FUSE).
-The kernel closes it in the process that receives. So this process does nothing else, holds nothing
-else, and the supervisor replaces it when it makes no progress.
+The kernel closes it in the receiving process. So this process has no other work and no other
+descriptors, and the supervisor replaces it when it makes no progress.
 
-The worker first peeks at a datagram (MSG_PEEK), sends or stores its message, and only then receives
-it. It never receives descriptors: the kernel closes those that find no room, which also answers
-BARRIER=1.
+The worker first peeks at a datagram (MSG_PEEK), sends or stores its message, and then receives it.
+It provides no buffer for descriptors, so the kernel closes them, which also answers BARRIER=1.
 
 Source: unix(7), SCM_CREDENTIALS; recv(2); socket(7), SO_LINGER.
 """
@@ -77,7 +76,7 @@ class _Datagram(NamedTuple):
 
 
 def work(context: NotifyContext) -> None:
-    """Read until no further message comes, or the supervisor is gone."""
+    """Read until `until_rfd` hangs up, or the supervisor has died."""
     kept = (context.socket.fileno(), context.words_wfd, context.until_rfd)
     isolate.enter_worker(context.title, kept, context.null_fd)
     with contextlib.suppress(BrokenPipeError):
@@ -97,7 +96,7 @@ class _Reader:
         self._poller.register(context.until_rfd, 0)  # POLLHUP
 
     def run(self) -> None:
-        """Send the messages that wait, then read."""
+        """Send stored messages, and read."""
         while True:
             now_s = time.monotonic()
             while self._waiting and self._tokens.take(now_s):
@@ -110,7 +109,7 @@ class _Reader:
                 self._take_one()
 
     def _poll(self, now_s: float, rest_s: float) -> bool:
-        """Wait for a datagram, a token or the end of a rest; True if no further message comes."""
+        """Wait for a datagram, a token or the end of a rest. Return whether `until_rfd` hung up."""
         self._poller.register(self._context.socket, 0 if rest_s else select.POLLIN)
         waits_s = [rest_s] if rest_s else []
         if self._waiting:
@@ -126,15 +125,15 @@ class _Reader:
             self._send_first()
 
     def _take_one(self) -> bool:
-        """Send or store one message, and receive it; False if there is none."""
+        """Send or store one message, and receive its datagram. Return False if there is none."""
         seen = self._receive(socket.MSG_PEEK)
         if seen is None:
             return False
         self._handle(seen)
         self._memory.begin()
-        taken = self._receive(0)  # may sleep: see the module docstring
+        taken = self._receive(0)  # may sleep, see the module docstring
         self._memory.done()
-        if taken is not None and taken != seen:  # a killed predecessor received that one
+        if taken is not None and taken != seen:  # a killed worker has received the first
             self._handle(taken)
         return True
 
@@ -169,12 +168,12 @@ class _Reader:
         return _Datagram(data, pid, bool(flags & socket.MSG_TRUNC))
 
     def _is_of_the_container(self, pid: int) -> bool:
-        """Say whether a sender is in the container's cgroups.
+        """Return whether a sender is in the container's cgroups.
 
-        A sender that has exited is accepted: only root of this machine and the container can reach
+        True for a sender that has exited: only root of this machine and the container can reach
         the socket.
         """
-        if pid == 0:  # in a pid namespace that is not below this one
+        if pid == 0:  # the sender's pid namespace is not below this process's
             return False
         theirs = {} if process_stat.is_ending(pid) else cgroup_names.membership(pid)
         return not theirs or all(
@@ -184,7 +183,7 @@ class _Reader:
         )
 
     def _send_first(self) -> None:
-        # Sent before it is removed: if the worker is killed in between, it is sent twice.
+        # Send before removing: if the worker is killed in between, the message is sent twice.
         self._send(self._waiting[0])
         self._waiting = self._waiting[1:]
         self._memory.keep(self._waiting)

@@ -1,9 +1,9 @@
-"""Messages that a container may send to its service manager: from bytes to values, and back. Pure.
+"""Parses and encodes the messages that a container may send to its service manager. Pure.
 
-The grammar is the receiver's. systemd splits a datagram at line feeds and carriage returns, and
-refuses a NUL that is not the last byte. It uses the last of READY=1, RELOADING=1 and STOPPING=1,
-and the first assignment of any other name. So this module parses each value, checks it by its own
-grammar, and formats it again. No byte of the container passes, except printable text of STATUS=.
+The grammar is systemd's. It splits a datagram at line feeds and carriage returns, and rejects a NUL
+that is not the last byte. It uses the last of READY=1, RELOADING=1 and STOPPING=1, and the first
+assignment of any other name. So this module parses each value, checks it by its own grammar, and
+formats it again. It forwards no byte of the container, except printable text of STATUS=.
 
 Source: sd_notify(3); systemd 252 and 257.
 """
@@ -29,7 +29,7 @@ _LONGEST_BUS_ERROR = 255
 
 
 class Words(NamedTuple):
-    """The values of one datagram that may pass.
+    """The values of one datagram that the supervisor forwards.
 
     Attributes:
         state: READY, RELOADING, STOPPING, or empty.
@@ -69,7 +69,7 @@ NOTHING = Words()
 
 
 def parse(data: bytes) -> Words:
-    """Parse a datagram. Leaves out assignments that are not allowed or not valid."""
+    """Parse a datagram. Ignore assignments that are not allowed or not valid."""
     if len(data) > MOST_BYTES or b"\0" in data.removesuffix(b"\0"):
         return NOTHING
     state = ""

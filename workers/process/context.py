@@ -34,13 +34,13 @@ class WorkerContext:
         title: Process title for ps(1).
         counters: Shared with the supervisor and with every other worker.
         slot: The slot of the stream in `counters`.
-        report_wfd: The only write end of the report pipe once the supervisor has closed its own.
-            So the death of this worker is end of file for the supervisor.
+        report_wfd: The only write end of the report pipe, once the supervisor has closed its copy.
+            So the supervisor reads end of file when this worker dies.
         null_fd: /dev/null, open for reading and writing.
-        predecessors: pidfds of killed workers of this stream that may not be dead yet.
-        task: What the worker is forked for.
+        predecessors: pidfds of killed workers of this stream that may not have exited yet.
+        task: What the worker does.
         reported_dropped_bytes: How many dropped bytes the supervisor has logged already.
-        orphaned_fifo: What to do when the supervisor dies; None if a successor can adopt.
+        orphaned_fifo: The fifo to stop reading when the supervisor dies; None without one.
         copied_bytes: Copied by this worker; `counters` has the total of the stream.
     """
 
@@ -57,9 +57,9 @@ class WorkerContext:
     copied_bytes: int = 0
 
     def enter(self, keep_fds: Iterable[int]) -> None:
-        """Become the worker, wait for the death of its predecessors, then until its task begins.
+        """Isolate the worker, wait until its predecessors have exited and until its task begins.
 
-        See `isolate.enter_worker`.
+        `keep_fds`: descriptors that stay open, see `isolate.enter_worker`.
         """
         kept = (*keep_fds, *self.predecessors, self.report_wfd)
         isolate.enter_worker(self.title, kept, self.null_fd)
@@ -87,40 +87,40 @@ class WorkerContext:
 
     @property
     def is_teed(self) -> bool:
-        """Whether the attach clients have what is between source and sink."""
+        """Whether the bytes between source and sink were teed to the attach clients."""
         return self.counters.is_teed(self.slot)
 
     def set_teed(self, *, is_teed: bool) -> None:
-        """Set whether the attach clients have what is between source and sink."""
+        """Set `is_teed`."""
         self.counters.set_teed(self.slot, is_teed=is_teed)
 
     def add_skipped(self, client: int, skipped_bytes: int) -> None:
-        """Count bytes that an attach client was too slow for."""
+        """Count bytes for which an attach client had no room."""
         self.counters.add_skipped(client, skipped_bytes)
 
     def unteed_bytes(self, branch: int) -> int:
-        """Return how many bytes at the end of the staging pipe a branch has still to get."""
+        """Return how many bytes at the end of the staging pipe were not teed to a branch."""
         return self.counters.unteed_bytes(self.slot, branch)
 
     def set_unteed_bytes(self, branch: int, count: int) -> None:
-        """Set that number."""
+        """Set `unteed_bytes`."""
         self.counters.set_unteed_bytes(self.slot, branch, count)
 
     def make_report(self, errno: int = 0, side: str = "") -> report.Report:
-        """Return the completion record of this worker; see `Report`."""
+        """Return the completion record of this worker, see `Report`."""
         return report.Report(self.stream, self.copied_bytes, errno, side)
 
     def send(self, record: report.Report) -> None:
-        """Write the completion record; do nothing if the supervisor is gone."""
+        """Write the completion record. Do nothing if the supervisor has died."""
         with contextlib.suppress(BrokenPipeError):
             os.write(self.report_wfd, report.encode(record))
 
     def send_last(self, record: report.Report) -> None:
         """Write the completion record, as the last action of an output's worker.
 
-        The worker delays the report of an end of file. That is nearly always the container's exit,
-        which wakes every worker before the kernel notifies the supervisor. Without the delay all
-        processors are busy with ends of file, while clients wait for `exitStatus`.
+        The worker delays the report of an end of file, which nearly always means the container's
+        exit. That wakes every worker before the kernel notifies the supervisor. Without the delay
+        the workers keep the processors busy, while clients wait for `exitStatus`.
         """
         if not record.errno:
             time.sleep(_EXIT_FIRST_S)

@@ -1,9 +1,9 @@
-"""First actions of a forked worker: drop the supervisor's signals, descriptors and title.
+"""First actions of a forked worker: it drops the supervisor's signals, descriptors and title.
 
-Close-on-exec has no effect on a fork without exec. A worker that kept the write end of another
-worker's pipe would hide that worker's end of file for ever. A worker ignores the signals that stop
-a service, so that it copies the last output of a container that was asked to stop. It ends at end
-of file, or when the supervisor kills it.
+Close-on-exec has no effect on fork(2) without execve(2). A worker that kept the write end of
+another worker's pipe would hide that worker's end of file. A worker ignores the signals that stop a
+service, so that it copies the last output of a stopping container. It exits at end of file, or when
+the supervisor kills it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ IGNORED_SIGNALS = (
     signal.SIGXFSZ,
     *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
 )
-"""Signals that the supervisor handles or forwards; a terminal or systemd sends them to the whole
-process group. And signals that accompany EPIPE and EFBIG of write(2), which the worker reports."""
+"""Signals that the supervisor handles or forwards: a terminal or systemd sends them to the whole
+process group. Also the signals of EPIPE and EFBIG, which the worker reports as errors."""
 
 
 def enter_worker(title: str, keep_fds: Iterable[int], null_fd: int) -> None:

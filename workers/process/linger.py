@@ -1,6 +1,6 @@
-"""Waiting until the peer of a socket has read what was sent.
+"""Waits until the peer of a socket has read everything.
 
-A process that exits earlier takes its name with it: journald looks up a sender when it reads.
+journald looks up a sender's name when it reads. A sender that has exited by then has no name.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _LONGEST_PAUSE_S = 0.05
 
 
 def wait_until_read(fd: int, limit_s: float = LINGER_S) -> bool:
-    """Wait until the peer of a socket has read everything; False if it has not in `limit_s`.
+    """Wait until the peer of a socket has read everything. Return False after `limit_s`.
 
-    No event reports it, so the worker asks after 1 ms, 2 ms, ... 50 ms.
+    No event reports it, so the worker looks after 1 ms, 2 ms, ... 50 ms.
     """
     deadline_s = time.monotonic() + limit_s
     pause_s = _SHORTEST_PAUSE_S

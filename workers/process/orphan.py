@@ -1,10 +1,10 @@
-"""How a worker ends when its supervisor has died and no successor can adopt it.
+"""How a worker ends when its supervisor has died and no successor can adopt the container.
 
-Its sink is a fifo that the worker has open for reading and writing, so that clients may leave and
-come back. So the worker is itself a reader of the fifo, and would wait for another reader for ever.
-It stops being a reader when the kernel reports the supervisor's death (PR_SET_PDEATHSIG). The
-signal interrupts a call that waits for room; the retried call finds the descriptor write-only.
-While a client has the fifo open nothing changes; without a client the worker gets EPIPE.
+The worker has the fifo that is its sink open with O_RDWR, so that clients may leave and come back.
+So the worker itself is a reader of the fifo, and would wait for room without end. It stops being a
+reader when the kernel reports the supervisor's death (PR_SET_PDEATHSIG). The signal interrupts a
+call that waits for room, and the retried call uses a write-only descriptor. Then the worker gets
+EPIPE if no client has the fifo open, and goes on if a client has.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _PARENT_DEATH_SIGNAL = signal.SIGHUP
-"""A signal that other workers ignore. Any process may send it, so the handler checks the parent."""
+"""Other workers ignore it. Any process may send it, so the handler checks the parent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class OrphanedFifo:
     def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
         is_orphan = os.getppid() != self.supervisor_pid
         if is_orphan and fcntl.fcntl(self.fifo_fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
-            # Does not wait for a reader: this process still is one.
+            # open(2) does not wait for a reader, because this process still is a reader.
             write_only = os.open(f"/proc/self/fd/{self.fifo_fd}", os.O_WRONLY | os.O_CLOEXEC)
             os.dup2(write_only, self.fifo_fd, inheritable=False)
             os.close(write_only)

@@ -21,7 +21,7 @@ MOST_BYTES = select.PIPE_BUF
 
 
 class ReportError(ValueError):
-    """The bytes are no completion record."""
+    """The bytes are not a completion record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Report:
         stream: "stdin", "stdout", "stderr" or "console".
         copied_bytes: Copied by this worker.
         errno: 0 at end of file, else the error that stopped the copy.
-        side: "source" or "sink", where the error occurred; "" if the system call does not say.
+        side: "source" or "sink", where the error occurred; "" if it is unknown.
         left_bytes: Counted by this worker in a stream that was given up.
-        left_lines: Ends of lines among them.
+        left_lines: Line ends among them.
     """
 
     stream: str
@@ -46,7 +46,7 @@ class Report:
 
     @property
     def errno_name(self) -> str:
-        """EPIPE for 32; empty at end of file."""
+        """The name of `errno`, "EPIPE" for 32; "" at end of file."""
         return errno_names.errorcode.get(self.errno, str(self.errno)) if self.errno else ""
 
 
@@ -54,7 +54,7 @@ def encode(report: Report) -> bytes:
     """Return the line, ending in a newline, at most PIPE_BUF bytes long.
 
     Raises:
-        ReportError: It would be longer.
+        ReportError: The line would be longer.
     """
     line = json.dumps(asdict(report)).encode() + b"\n"
     if len(line) > MOST_BYTES:
@@ -66,7 +66,7 @@ def decode(line: bytes) -> Report | None:
     """Parse the bytes before end of file; None if there are none.
 
     Raises:
-        ReportError: Not exactly one line of this codec.
+        ReportError: The bytes are not exactly one line of `encode`.
     """
     if not line:
         return None

@@ -1,4 +1,4 @@
-"""What a worker is forked for."""
+"""The tasks of a worker."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from workers.common.records import dataclass
 class TaskKind(Enum):
     """What the worker does with its stream.
 
-    DROP_UNTIL and WAIT_UNTIL leave a failed sink alone until a given time. DROP_UNTIL reads on and
-    drops by the policy of the stream; WAIT_UNTIL does nothing. After that time both copy.
+    DROP_UNTIL and WAIT_UNTIL write nothing to a failed sink until a given time. DROP_UNTIL reads on
+    and drops by the policy of the stream. WAIT_UNTIL does nothing. After that time both copy.
     COUNT_REST reads and counts the rest of a stream that was given up, and writes nothing.
     """
 
@@ -24,13 +24,13 @@ class TaskKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The task of one worker. `until_s` is monotonic time, which supervisor and worker share."""
+    """The task of one worker. `until_s`: monotonic time, the same in supervisor and worker."""
 
     kind: TaskKind
     until_s: float = 0.0
 
     def remaining_s(self) -> float:
-        """Return how many seconds the worker still leaves the sink alone."""
+        """Return for how many seconds the worker writes nothing to the sink."""
         return max(0.0, self.until_s - time.monotonic())
 
 

@@ -1,9 +1,9 @@
-"""The worker of an output that may be dropped, and whose sink is a descriptor, such as a fifo.
+"""The worker of an output with a drop policy whose sink is a descriptor: a fifo, for example.
 
     source --splice--> staging pipe --readv--> line buffer --write--> outlet pipe --splice--> sink
 
-The way in is that of `workers.lines.reader`, and the way out mirrors it. Only the one living worker
-of the stream writes to the outlet pipe. So its content says how much a killed worker has written,
+`workers.lines.reader` explains the first half; the second half mirrors it. Only the living worker
+of the stream writes to the outlet pipe. So its content tells how much a killed worker has written,
 and splice(2) moves a byte to the sink or leaves it there.
 """
 
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 _OUTLET_BYTES = 64 << 10
 _SLOW_BYTES = 512
-"""For a terminal or a device: poll(2) promises room for some bytes, and write(2) waits for all."""
+"""For a terminal or a device: poll(2) reports room for some bytes, but write(2) waits for all."""
 
 
 class OutletState(NamedTuple):
-    """What has left the line buffer.
+    """How far the bytes of the line buffer have come.
 
     Attributes:
         consumed: Position up to which every byte is in the outlet pipe or in the sink.
-        sending: 1 while bytes are on their way into the outlet pipe, which was empty before.
+        sending: 1 during a write to the outlet pipe, which was empty before.
     """
 
     consumed: int
@@ -47,7 +47,7 @@ class OutletState(NamedTuple):
 
 
 class Buffered:
-    """The supervisor's side of one stream: made before fork(2), owned until `close`."""
+    """The supervisor's side of one stream. Made before fork(2); the owner calls `close`."""
 
     def __init__(
         self, stream: str, policy: str, buffer_bytes: int, inherited: Sequence[int] = ()
@@ -79,7 +79,7 @@ class Buffered:
         return OutletState._make(self._record.read())
 
     def commit(self, state: OutletState) -> None:
-        """Make `state` the current one."""
+        """Make `state` the current state."""
         self._record.commit(state)
 
     def close(self) -> None:
@@ -102,7 +102,7 @@ class PipeWriter(RecordSink):
     stall_fd = -1
 
     def __init__(self, buffered: Buffered, sink_fd: int, *, lingers: bool) -> None:
-        """Continue where a killed predecessor stopped.
+        """Continue where a killed worker stopped.
 
         `lingers`: the sink is a socket, and `close` waits until the peer has read everything.
         """
@@ -123,11 +123,11 @@ class PipeWriter(RecordSink):
         return fd_state.pending_bytes(self._outlet_rfd)
 
     def write(self, end: int) -> None:
-        """Move whole lines, if there are some, into the outlet pipe, once that is empty.
+        """Flush the outlet pipe, then write whole lines, if there are any, to it.
 
         Raises:
             BlockingIOError: The sink has no room.
-            OSError: The sink fails.
+            OSError: The sink failed.
         """
         self.flush()
         buffer = self._buffered.buffer
@@ -140,7 +140,7 @@ class PipeWriter(RecordSink):
         self.consumed += written
 
     def flush(self) -> None:
-        """Move the content of the outlet pipe into the sink; raises as `write`."""
+        """Move the content of the outlet pipe to the sink. Raises as `write`."""
         while rest := self.rest_bytes:
             if fd_state.would_wait(self.stall_fd, select.POLLOUT):
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
@@ -154,7 +154,7 @@ class PipeWriter(RecordSink):
                 self._write_rest(most)
 
     def _write_rest(self, most: int) -> None:
-        """Flush with write(2) what splice(2) refuses; a kill may lose those bytes."""
+        """Flush with write(2) where splice(2) fails with EINVAL. A kill may lose those bytes."""
         content = self.take_rest()
         written = 0
         try:
@@ -175,9 +175,9 @@ class PipeWriter(RecordSink):
 
 
 def _takes_what_fits(fd: int) -> bool:
-    """Say whether splice(2) into `fd`, which poll(2) reports writable, moves what fits and returns.
+    """Return whether splice(2) to a writable `fd` moves what fits and returns.
 
-    True for pipes, by SPLICE_F_NONBLOCK, for non-blocking sockets, and for files.
+    True for pipes (SPLICE_F_NONBLOCK), for non-blocking sockets, and for files.
     """
     mode = os.fstat(fd).st_mode
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
@@ -196,7 +196,7 @@ def work(
     Args:
         context: The worker's context.
         route: The source and the staging pipe.
-        buffered: Made by the supervisor, for this stream alone.
+        buffered: The buffer of this stream, which the supervisor owns.
         sink_fd: Must be non-blocking if it is a socket.
         lingers: See `PipeWriter`.
     """

@@ -1,12 +1,12 @@
-"""The log format of the Kubernetes container runtime interface, as `kubectl logs` reads it. Pure.
+"""The log format of the Kubernetes container runtime interface, which `kubectl logs` reads. Pure.
 
     2016-10-06T00:17:09.669794202Z stdout F a whole line
     2016-10-06T00:17:09.669794202Z stdout P a piece of a line, without its end
 
-The bytes of a line stay as they are: empty, NUL, invalid UTF-8, a carriage return. All records of
-one batch have the time when the batch was written. A line longer than 16 KiB is cut, as in
-containerd. If the last byte of the output is no newline, the last record is P, as in containerd and
-conmon. The reader removes the newline after a P, so `kubectl logs` shows the exact bytes.
+The bytes of a line stay unchanged: NUL, invalid UTF-8, a carriage return, an empty line. All
+records of one batch have the time of its write. A line longer than 16 KiB is cut, as in containerd.
+If the last byte of the output is no newline, the last record is P, as in containerd and conmon. The
+reader removes the newline after a P, so `kubectl logs` prints the exact bytes.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from workers.lines import framing
 
 
 def timestamp(stamp_ns: int, *, is_local: bool = False) -> bytes:
-    """Return nanoseconds since 1970 as RFC 3339 with nine digits.
+    """Return nanoseconds since the epoch as RFC 3339 with nine digits.
 
-    In UTC and with a Z, or in local time and with its offset, as conmon writes it. The offset
-    belongs to the stamp, not to the moment of the call.
+    In UTC with a Z, or in local time with its offset, as conmon writes it. The offset is that of
+    the time stamp, not that of the time of the call.
     """
     stamp_s, rest_ns = divmod(stamp_ns, 1_000_000_000)
     if not is_local:
@@ -40,14 +40,14 @@ def timestamp(stamp_ns: int, *, is_local: bool = False) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class CriFormat:
-    """The records of one stream, "stdout" or "stderr"."""
+    """The format of one stream, "stdout" or "stderr". `is_local`: time stamps in local time."""
 
     stream: str
     limit_bytes: int = 16 << 10
     is_local: bool = False
 
     def rewrite(self, content: bytes, stamp_ns: int) -> bytes:
-        """Return the records of `content`; the same arguments give the same bytes."""
+        """Return the records of `content`. The same arguments give the same bytes."""
         head = timestamp(stamp_ns, is_local=self.is_local) + b" " + self.stream.encode()
         line_head = head + b" F "
         parts: list[bytes | memoryview] = []
@@ -61,13 +61,13 @@ class CriFormat:
         return b"".join(parts)
 
     def source_bytes(self, content: bytes, written: bytes) -> int:
-        """Return how much of `content` the whole records in `written` stand for."""
+        """Return how many bytes of `content` the whole records in `written` contain."""
         return framing.end_of_nth(content, self.limit_bytes, written.count(b"\n"))
 
 
 @dataclass(frozen=True, slots=True)
 class PlainFormat:
-    """The bytes as they are. A line longer than the limit may end in another file."""
+    """The unchanged bytes. A rotation may divide a line that is longer than the limit."""
 
     limit_bytes: int
 

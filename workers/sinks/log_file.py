@@ -1,19 +1,19 @@
-"""A log file that several workers append records to: the supervisor's side, and the shared state.
+"""A log file to which several workers append records: the supervisor's side and the shared state.
 
-Before a write the worker commits what it will write: which bytes, how many, at which file size,
-with which time. After the write it commits again. Formatting is a function of the bytes and the
-time. So the next writer can make the same records again, see how many of them are in the file, and
-write the rest. The next writer is a killed worker's successor, or the worker of the other stream if
-that gets the lock first. A reader that follows the file never sees a record vanish or come back.
+Before a write the worker commits its plan: which bytes, how many, at which file size, with which
+time. After the write it commits again. Formatting is a function of the bytes and the time. So the
+next writer can make the same records again, find how many of them are in the file, and write the
+rest. The next writer is a killed worker's successor, or the worker of the other stream if it gets
+the lock first. A reader that follows the file never sees a record vanish or come back.
 
-Each file has one lock (fcntl(2), F_SETLKW on the shared memory: the kernel releases it when its
-holder is killed), so there is at most one unfinished write. A slot holds the open file, because its
-name may belong to another file by now. No worker calls fsync(2): every batch would pay for what it
-saves, a power cut.
+Each file has one lock (fcntl(2), F_SETLKW on the shared memory), so there is at most one unfinished
+write. The kernel releases the lock when its holder is killed. An `FdSlot` holds the open file,
+because its name may belong to another file by now. No worker calls fsync(2) per batch: it would
+help only in a power cut.
 
-Only other processes that change the file are beyond this. If one appends while a killed worker's
-write is unfinished, or truncates the file then (logrotate's `copytruncate`), the file gets that
-write again.
+The protocol does not cover other processes that change the file. If a process appends while a
+killed worker's write is unfinished, or truncates the file then (logrotate's `copytruncate`), the
+file gets that write again.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
             """The longest line that is one record, without its newline."""
 
         def rewrite(self, content: bytes, stamp_ns: int, /) -> bytes:
-            """Return the records; the same arguments give the same bytes."""
+            """Return the records. The same arguments give the same bytes."""
 
         def source_bytes(self, content: bytes, written: bytes, /) -> int:
-            """Return how much of `content` the whole records in `written` stand for."""
+            """Return how many bytes of `content` the whole records in `written` contain."""
 
 
 NO_WRITER = 0
@@ -53,7 +53,7 @@ class FileState(NamedTuple):
     """State that the workers of one file share.
 
     Attributes:
-        generation: Incremented before another file is put into the slot.
+        generation: Incremented before a worker puts another file into the slot.
         writer: NO_WRITER, or 1 + the index of the stream whose write has begun. The next four
             fields describe that write.
         before: Size of the file when the write began.
@@ -61,7 +61,7 @@ class FileState(NamedTuple):
         stamp_ns: Time of the records.
         until: `consumed` of the stream after the write.
         consumed: By stream, the position up to which a file has its bytes.
-        total_bytes: Written to all files so far; only with a limit of it.
+        total_bytes: Bytes written to all files; only if they are limited.
     """
 
     generation: int
@@ -80,7 +80,7 @@ class FileState(NamedTuple):
 
 
 class LogFile:
-    """The supervisor's side: made before fork(2), shared with the workers, owned until `close`."""
+    """The supervisor's side. Made before fork(2) and shared; the owner calls `close`."""
 
     def __init__(
         self,
@@ -97,23 +97,26 @@ class LogFile:
         is_any_file: bool = False,
         inherited: Sequence[int] = (),
     ) -> None:
-        """Describe the file; the workers open it.
+        """Make the shared memory. The workers open the file.
 
         Args:
-            dir_fd: The directory, borrowed. The owner may assign another one for the next worker.
+            dir_fd: The directory, borrowed. The owner may assign another for the next worker.
             name: The name of the file in it; created with mode 0640 if missing.
-            formats: By stream name, for each stream that goes into this file.
+            formats: By stream name, for each stream that is written to this file.
             max_bytes: Size at which the file is rotated; 0 disables rotation.
             keep: How many old files to keep; 0 replaces a full file by an empty one.
             policy: What happens while the file cannot be written, see `LineBuffer`.
             buffer_bytes: Size of the line buffer then; at least one line fits.
-            total_max_bytes: Size of all files together, and of what the first one held. What comes
-                after that is dropped and counted. 0 for no limit.
+            total_max_bytes: Limit for all bytes written, and those in the first file before. The
+                workers drop and count later bytes. 0 for no limit.
             is_synced: fsync(2) at the end of each stream.
             is_any_file: `name` may be a fifo or a device. There a kill may repeat a batch.
-            inherited: The `fds` of an earlier object of the same description, taken over.
+            inherited: The `fds` of an earlier object with the same arguments, taken over.
 
-        A record that is longer than `max_bytes` is alone in its file.
+        A record that is longer than `max_bytes` has a file of its own.
+
+        Raises:
+            OSError: EMFILE, ENOMEM.
         """
         self.dir_fd = dir_fd
         self.name = name
@@ -149,7 +152,7 @@ class LogFile:
         return FileState(generation, writer, before, length, stamp_ns, until, tuple(rest), total)
 
     def commit(self, state: FileState) -> None:
-        """Make `state` the current one; only under the lock."""
+        """Make `state` the current state. Called only with the lock held."""
         total = (state.total_bytes,) if self.total_max_bytes else ()
         self._record.commit((*state[:6], *state.consumed, *total))
 

@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 def work(context: WorkerContext, route: Route, log: LogFile, stream: str) -> None:
-    """Write `stream` into `log` until the container has closed its side, then report.
+    """Write `stream` to `log` until the container has closed its side, then report.
 
     Never raises `CopyError`. Does not use the sink of `route`, but its staging pipe.
 
     Args:
         context: The worker's context.
         route: The source and the staging pipe.
-        log: Made by the supervisor; all workers of the file share its memory.
-        stream: The name in `log`, which may differ from that in `context`.
+        log: Owned by the supervisor. All workers of the file share its memory.
+        stream: The name in `log`, which may differ from the name in `context`.
     """
     context.enter((*route.source_fds, *log.fds))
     buffer = log.buffers[log.streams.index(stream)]

@@ -1,4 +1,4 @@
-"""One worker's access to a log file: opening, appending, rotating, finishing a killed write."""
+"""One worker's access to a log file: it opens, appends, rotates, and finishes killed writes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class LogWriter(RecordSink):
-    """Appends the records of one stream. Each worker opens the file's name, so it drops old files.
+    """Appends the records of one stream. Each worker opens the name, so it follows a rotation.
 
-    The protocol of the shared state is in `workers.sinks.log_file`.
+    `workers.sinks.log_file` explains the protocol of the shared state.
     """
 
     def __init__(self, log: LogFile, stream: str) -> None:
-        """Borrow `log`; `open` opens the file."""
+        """Borrow `log`. `open` opens the file."""
         self._log = log
         self._index = log.streams.index(stream)
         self._format = log.formats[self._index]
@@ -38,7 +38,7 @@ class LogWriter(RecordSink):
             self.consumed = self._read_consumed()
 
     def open(self) -> None:
-        """Finish the write of a killed worker in its file, then open the file of that name.
+        """Finish the write of a killed worker in its file, then open the file by its name.
 
         Raises:
             OSError: The file cannot be opened or written.
@@ -63,10 +63,11 @@ class LogWriter(RecordSink):
         return self._format.limit_bytes
 
     def write(self, end: int) -> None:
-        """Write some records, at least one, of what is between `consumed` and `end`.
+        """Write at least one of the records between `consumed` and `end`.
 
         Raises:
-            OSError: The file ends with a whole record. The next writer finishes what was begun.
+            OSError: A write failed. The file ends with a whole record, and the next writer
+                continues there.
         """
         with self._log.locked():
             self._follow_current_file(self._finish_killed_write())
@@ -78,7 +79,7 @@ class LogWriter(RecordSink):
                     self._drop(end)
                     return
             until = self.consumed + len(content)
-            # `consumed` of the state is behind where lines were dropped.
+            # The state's `consumed` does not include dropped lines.
             state = self._log.read().with_consumed(self._index, self.consumed)
             state = state._replace(
                 writer=1 + self._index,
@@ -92,12 +93,12 @@ class LogWriter(RecordSink):
             self.consumed = until
 
     def _fit(self, content: bytes, stamp_ns: int) -> tuple[bytes, bytes]:
-        """Return the content that fits into the file, and its records; rotate if none fits."""
+        """Return the content that fits into the file, and its records. Rotate if none fits."""
         payload = self._format.rewrite(content, stamp_ns)
         if not self._log.max_bytes or not self._is_regular:
             return content, payload
         while len(payload) > (room := self._log.max_bytes - os.fstat(self._fd).st_size):
-            # Estimated from the average; always less than what did not fit.
+            # An estimate from the average, always less than what did not fit.
             guess = len(content) * max(room, 0) // len(payload)
             fitting = content.rfind(b"\n", 0, guess) + 1
             if fitting == 0 and room < self._log.max_bytes:
@@ -110,7 +111,7 @@ class LogWriter(RecordSink):
         return content, payload
 
     def _fit_total(self, content: bytes, payload: bytes, stamp_ns: int) -> tuple[bytes, bytes]:
-        """Return the whole records that fit into the limit of all files, which may be none."""
+        """Return the whole records that fit into the limit of all files, possibly none."""
         room = self._log.total_max_bytes - self._log.read().total_bytes
         while len(payload) > room:
             guess = len(content) * max(room, 0) // len(payload)
@@ -120,11 +121,11 @@ class LogWriter(RecordSink):
 
     @property
     def _has_dropped(self) -> bool:
-        """Whether the limit of all files was met: nothing is written after a gap."""
+        """Whether the limit of all files was reached: no bytes are written after a gap."""
         return self._buffer.policy == BLOCK and self._buffer.read().dropped_bytes > 0
 
     def _drop(self, end: int) -> None:
-        """Drop what comes after the limit of all files, and count it."""
+        """Drop and count the bytes after the limit of all files."""
         state = self._buffer.read()
         dropped = self._buffer.copy(self.consumed, end)
         self._buffer.commit(
@@ -146,13 +147,13 @@ class LogWriter(RecordSink):
         self._open(self._log.read())
 
     def close(self) -> None:
-        """Sync the file, if that is asked for."""
+        """Sync the file, if the setting asks for it."""
         if self._log.is_synced and self._fd >= 0 and self._is_regular:
             os.fsync(self._fd)
 
     def _open(self, state: FileState) -> None:
-        """Open the file of that name, and put it into the slot. No write is unfinished now."""
-        # The generation first: from here on no worker trusts the descriptor that it has.
+        """Open the file by its name, and put it into the slot. Called without unfinished writes."""
+        # The generation first: the other worker then uses its descriptor no more.
         is_first = state.total_bytes == 0
         state = state._replace(generation=state.generation + 1)
         self._log.commit(state)
@@ -165,19 +166,19 @@ class LogWriter(RecordSink):
         if self._log.is_any_file and not is_regular:
             os.set_blocking(fd, True)
         elif not is_regular or attributes.st_nlink > 1:
-            # A hard link names another file: what root writes there may be /etc/passwd.
+            # A hard link is a name of another file, which may be /etc/passwd.
             os.close(fd)
             number = errno.EMLINK if is_regular else errno.EINVAL
             raise OSError(number, os.strerror(number), self._log.name)
         if is_first and is_regular and self._log.total_max_bytes:
-            # What the file held at the start counts, too.
+            # The content of the file at the start counts, too.
             state = state._replace(total_bytes=attributes.st_size)
             self._log.commit(state)
         self._log.fd_slot.put(fd)
         self._use(fd, state.generation)
 
     def _follow_current_file(self, state: FileState) -> None:
-        """Follow the other worker to the file that it has opened."""
+        """Use the file that the other worker has opened."""
         if state.generation == self._generation:
             return
         fd = self._log.fd_slot.peek()
@@ -194,7 +195,7 @@ class LogWriter(RecordSink):
         self._generation = generation
 
     def _finish_killed_write(self) -> FileState:
-        """Finish the write of a killed worker, if there is one; return the state after it."""
+        """Finish the write of a killed worker, if there is one. Return the state after it."""
         state = self._log.read()
         if state.writer == NO_WRITER:
             return state
@@ -215,7 +216,7 @@ class LogWriter(RecordSink):
             os.close(fd)
 
     def _append(self, fd: int, state: FileState, payload: bytes, written: int) -> FileState:
-        """Write what is not yet written of `payload`, and commit that it is written."""
+        """Write the rest of `payload` after `written` bytes, and commit that the write is done."""
         rest = memoryview(payload)[written:]
         try:
             while rest:
@@ -233,12 +234,12 @@ class LogWriter(RecordSink):
         return state
 
     def _cut(self, fd: int, state: FileState, written: bytes) -> None:
-        """Truncate the file to whole records, and count them: it may stay like this for long."""
+        """Truncate the file to whole records, and count them: the next write may be much later."""
         attributes = os.fstat(fd)
         if not stat.S_ISREG(attributes.st_mode):
-            return  # what has left cannot be told: all of it is written again
+            return  # a fifo or device does not tell how much it got: all is written again
         if attributes.st_size != state.before + len(written):
-            return  # another process has written: the next writer looks what is there
+            return  # another process has written: the next writer compares the content
         whole = written[: written.rfind(b"\n") + 1]
         os.ftruncate(fd, state.before + len(whole))
         index = state.writer - 1
@@ -248,9 +249,9 @@ class LogWriter(RecordSink):
 
 
 def _written(fd: int, before: int, payload: bytes) -> int | None:
-    """Return how much of `payload` is in the file; None if other bytes are there.
+    """Return how many bytes of `payload` are in the file; None if other bytes are there.
 
-    A fifo or a device does not tell: there it is taken for nothing.
+    0 for a fifo or a device, which does not tell.
     """
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         return 0

@@ -1,8 +1,8 @@
-"""Renaming full log files: `log` becomes `log.1`, `log.1` becomes `log.2`, and so on.
+"""Renames full log files: `log` becomes `log.1`, `log.1` becomes `log.2`, and so on.
 
-Renames go from the highest number down, and only up to the first free number. So a rotation that
-was cut short leaves a gap. The next rotation shifts the files below the gap and no others: no file
-is shifted twice, and only the oldest is ever replaced.
+Renames go from the highest number down, and only up to the first free number. So an interrupted
+rotation leaves a gap. The next rotation shifts only the files below the gap: no file is shifted
+twice, and only the oldest is ever replaced.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import os
 
 
 def rotate(dir_fd: int, name: str, keep: int) -> None:
-    """Rename `name` away; afterwards there are at most `keep` old files.
+    """Rename `name` to `name.1`. Afterwards there are at most `keep` old files.
 
-    May be killed anywhere and called again, unless `name` is a new file by then.
+    A worker may be killed in this function, and another call it again, unless `name` is a new file
+    by then.
 
     Args:
         dir_fd: The directory, borrowed.
@@ -21,7 +22,7 @@ def rotate(dir_fd: int, name: str, keep: int) -> None:
         keep: At least 1.
 
     Raises:
-        OSError: From rename(2).
+        OSError: As rename(2).
     """
     free = next((n for n in range(1, keep) if not _exists(dir_fd, f"{name}.{n}")), keep)
     for number in range(free, 1, -1):
@@ -30,16 +31,16 @@ def rotate(dir_fd: int, name: str, keep: int) -> None:
 
 
 def replace(dir_fd: int, name: str) -> None:
-    """Put an empty file in the place of `name`, whose content is gone for those who open it later.
+    """Replace `name` by an empty file. A process that has the old file open keeps it.
 
-    May be killed anywhere and called again.
+    A worker may be killed in this function, and another call it again.
 
     Args:
         dir_fd: The directory, borrowed.
         name: The name of the log in it.
 
     Raises:
-        OSError: From open(2) or rename(2).
+        OSError: As open(2) or rename(2).
     """
     fresh = f"{name}.tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
