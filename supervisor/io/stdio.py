@@ -154,7 +154,8 @@ class StdioOpener:
         self._wanted = [(name, sink) for name, sink in self._wanted if sink.is_descriptor]
         for name, sink in wanted.items():
             self._stdio.names[name] = str(sink)
-            if not sink.is_descriptor and sink.path:
+            is_engines = sink.kind is SinkKind.K8S_FILE  # conmon's front end has opened it
+            if not sink.is_descriptor and sink.path and not is_engines:
                 # The workers open it later. An error in the path fails the start here.
                 open_log_file(sink.path).close()
         if wanted.get("stdout") == wanted.get("stderr") and wanted["stdout"].kind is SinkKind.FILE:

@@ -118,3 +118,30 @@ def test_a_client_that_leaves_takes_no_log_with_it(
 
 def _titles(engine: Engine) -> str:
     return " ".join(waiting.title_of(pid) for pid in waiting.children_of(engine.monitor))
+
+
+def test_an_engines_log_may_be_in_anybodys_directory(make_conmon: Callable[..., Engine]) -> None:
+    """A rootless engine's `/` belongs to no user of its namespace."""
+    engine = make_conmon("echo there; exit 0")
+    theirs = engine.directory / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, 65534, 65534)
+    theirs.chmod(0o777)
+    engine.create(log=f"k8s-file:{theirs}/log")
+    assert engine.created is not None
+    assert engine.created["data"] > 0
+    engine.runc("start", engine.cid)
+    assert engine.status() == "0"
+    assert (theirs / "log").read_text().endswith(" stdout F there\n")
+
+
+def test_an_engines_log_may_be_a_fifo(make_conmon: Callable[..., Engine]) -> None:
+    engine = make_conmon("echo there; exit 0")
+    fifo = engine.directory / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    engine.create(log=f"k8s-file:{fifo}")
+    engine.runc("start", engine.cid)
+    assert engine.status() == "0"
+    assert os.read(reader, 999).endswith(b" stdout F there\n")
+    os.close(reader)
