@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from tests.harness import waiting
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
+
+    from tests.engines.containerd import Containerd
 
 
 class ShimClient:
@@ -82,3 +85,16 @@ class ShimClient:
     def ask(self, method: str, values: dict[str, Any]) -> dict[str, Any]:
         """Send a request and wait for the answer."""
         return self.answer(self.send(method, values))
+
+
+def socket_of(cd: Containerd) -> Path:
+    """Return the path of the one shim's socket."""
+    (path,) = cd.sandbox.path("/run/containerd/s").iterdir()
+    return path
+
+
+def exec_values(script: str, **more: str) -> dict[str, Any]:
+    """Return the values of a request that adds `script` to `a`, as the exec `e`."""
+    spec = {"args": ["/bin/sh", "-c", script], "cwd": "/", "env": ["PATH=/bin"]}
+    packed = {"type_url": "process", "value": json.dumps(spec).encode()}
+    return {"id": "a", "exec_id": "e", "spec": packed, **more}

@@ -12,7 +12,7 @@ import pytest
 from supervisor.wire import messages
 from tests.engines.containerd import OURS
 from tests.engines.image import IMAGE
-from tests.engines.shim_client import ShimClient
+from tests.engines.shim_client import ShimClient, exec_values, socket_of
 from tests.engines.test_ctr import STAYS, detached
 from tests.engines.test_ctr_reload import (
     COUNTS,
@@ -21,8 +21,6 @@ from tests.engines.test_ctr_reload import (
     LINES,
     E,
     client_of,
-    exec_values,
-    socket_of,
     told_of,
 )
 from tests.engines.test_ctr_reload import pod as pod

@@ -1,38 +1,103 @@
-"""The promises of `test_ctr` that our shim keeps, with our shim."""
+"""What our shim promises beyond the stock one."""
 
 from __future__ import annotations
 
+import os
+import signal
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.engines import test_ctr
 from tests.engines.containerd import OURS
+from tests.engines.shim_client import ShimClient, exec_values, socket_of
+from tests.engines.test_ctr import STAYS, detached
+from tests.harness import waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from pathlib import Path
 
     from tests.engines.containerd import Containerd
 
 pytestmark = [pytest.mark.engine, pytest.mark.process]
 
+E = {"id": "a", "exec_id": "e"}
+LOGGER = """#!/bin/sh
+exec 5>&-
+echo $$ >>{log}.pids
+while read -r line <&3; do echo "$line" >>{log}; done
+"""
 
-@pytest.mark.parametrize(
-    "promise",
-    [
-        test_ctr.test_output_and_status_are_the_containers,
-        test_ctr.test_a_killed_container_has_the_status_of_its_signal,
-        test_ctr.test_much_output_comes_whole,
-        test_ctr.test_short_containers_lose_no_line,
-        test_ctr.test_input_reaches_the_container_and_its_end_too,
-        test_ctr.test_a_terminal_is_the_containers,
-        test_ctr.test_a_program_that_is_not_there_is_an_error_that_leaves_nothing,
-        test_ctr.test_a_container_is_started_killed_and_removed_step_by_step,
-        test_ctr.test_many_execs_leave_nothing_in_the_shim,
-        test_ctr.test_a_paused_container_stands_still_until_it_is_resumed,
-        test_ctr.test_the_processes_of_a_container_are_told_apart,
-        test_ctr.test_containers_of_a_group_share_one_shim,
-    ],
-)
-def test_ours(cd: Containerd, promise: Callable[[Containerd, str], None]) -> None:
-    promise(cd, OURS)
+
+def make_logger(directory: Path, script: str) -> Path:
+    """Make a program that logs."""
+    program = directory / "logger"
+    program.write_text(script.format(log=directory / "log"))
+    program.chmod(0o755)
+    return program
+
+
+def test_an_end_of_input_that_comes_before_the_start_is_remembered(cd: Containerd) -> None:
+    with detached(cd, OURS, "a", *STAYS), ShimClient(socket_of(cd)) as client:
+        stdin = cd.bundle("a") / "in"
+        os.mkfifo(stdin)
+        bundle = client.ask("State", {"id": "a"})["bundle"]
+        client.ask("Exec", exec_values("cat; exit 6", stdin=f"{bundle}/in"))
+        client.ask("CloseIO", {**E, "stdin": True})
+        client.ask("Start", E)
+        assert client.ask("Wait", E)["exit_status"] == 6
+        client.ask("Delete", E)
+
+
+def test_an_exec_whose_client_does_not_come_does_not_hold_the_end_back(cd: Containerd) -> None:
+    with detached(cd, OURS, "a", *STAYS), ShimClient(socket_of(cd)) as client:
+        os.mkfifo(cd.bundle("a") / "out")
+        bundle = client.ask("State", {"id": "a"})["bundle"]
+        client.ask("Exec", exec_values("echo word", stdout=f"{bundle}/out"))
+        client.send("Start", E)
+        wait = client.send("Wait", {"id": "a"})
+        client.ask("Kill", {"id": "a", "signal": signal.SIGKILL})
+        assert client.answer(wait)["exit_status"] == 137
+
+
+def test_the_name_of_an_exec_that_failed_may_be_used_again(cd: Containerd) -> None:
+    with detached(cd, OURS, "a", *STAYS):
+        for _each in range(2):
+            failed = cd.ctr("task", "exec", "--exec-id", "e", "a", "/no/such", check=False)
+            assert "OCI runtime exec failed" in failed.stderr
+            assert "no such file or directory" in failed.stderr
+        assert cd.ctr("task", "exec", "--exec-id", "e", "a", "echo", "here").stdout == "here\n"
+
+
+def test_a_log_program_that_is_killed_is_started_again_and_loses_nothing(
+    cd: Containerd, tmp_path: Path
+) -> None:
+    program, log, pids = make_logger(tmp_path, LOGGER), tmp_path / "log", tmp_path / "log.pids"
+    script = "trap 'n=$((n+1)); echo $n' USR1; n=0; echo 0; while :; do sleep 0.05; done"
+    with detached(cd, OURS, "a", "sh", "-c", script, options=["--log-uri", f"binary://{program}"]):
+        for number in range(3):
+            waiting.wait_path(log, partial(has_lines, count=number + 1))
+            logger = int(pids.read_text().split()[-1])
+            os.kill(cd.sandbox.pid_outside(logger), signal.SIGKILL)
+            cd.ctr("task", "kill", "-s", "USR1", "a")
+        waiting.wait_path(log, partial(has_lines, count=4))
+        assert log.read_text() == "0\n1\n2\n3\n"
+        assert len(pids.read_text().split()) == 4
+    assert not [each for each in cd.sandbox.processes() if "logger" in each.title]
+
+
+def has_lines(path: Path, *, count: int) -> bool:
+    """Say whether a file has so many lines."""
+    return path.exists() and path.read_text().count("\n") == count
+
+
+@pytest.mark.parametrize("script", ["exec 5>&-; exec cat <&3", "exit 3"], ids=["closes", "exits"])
+def test_a_log_program_that_is_not_ready_refuses_the_container(
+    cd: Containerd, tmp_path: Path, script: str
+) -> None:
+    program = make_logger(tmp_path, f"#!/bin/sh\n{script}\n")
+    uri = ["--log-uri", f"binary-v2://{program}"]
+    done = cd.run(OURS, "a", *STAYS, options=["-d", *uri], check=False)
+    assert done.returncode != 0
+    assert f"log program {program}: " in done.stderr
+    cd.ctr("container", "rm", "a", check=False)

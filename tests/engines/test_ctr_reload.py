@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,13 +13,12 @@ import pytest
 from supervisor.wire import messages
 from tests.engines.containerd import OURS
 from tests.engines.image import IMAGE
-from tests.engines.shim_client import ShimClient
+from tests.engines.shim_client import ShimClient, exec_values, socket_of
 from tests.engines.test_ctr import STAYS, detached
 from tests.harness import waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.engines.containerd import Containerd, Event
     from tests.engines.sandbox import Process
@@ -173,19 +171,6 @@ def test_containers_come_and_go_after_a_reload(cd: Containerd) -> None:
         cd.wait_status("a", "STOPPED")
         assert cd.remove_task("a") == 3
     waiting.wait_process(shim.pid)
-
-
-def socket_of(cd: Containerd) -> Path:
-    """Return the path of the one shim's socket."""
-    (path,) = cd.sandbox.path("/run/containerd/s").iterdir()
-    return path
-
-
-def exec_values(script: str, **more: str) -> dict[str, Any]:
-    """Return the values of a request that adds `script` to `a`, as the exec `e`."""
-    spec = {"args": ["/bin/sh", "-c", script], "cwd": "/", "env": ["PATH=/bin"]}
-    packed = {"type_url": "process", "value": json.dumps(spec).encode()}
-    return {**E, "spec": packed, **more}
 
 
 def test_a_connection_goes_on_with_half_a_request_and_an_open_wait(pod: Containerd) -> None:

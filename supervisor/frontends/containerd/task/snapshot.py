@@ -41,8 +41,13 @@ def is_settled(task: Task) -> bool:
     return (
         task.calls.is_idle
         and not task.is_pausing
-        and all(each.state in _SETTLED and each.start_call is None for each in task.processes)
+        and all(_is_settled(each) for each in task.processes)
     )
+
+
+def _is_settled(process: TaskProcess) -> bool:
+    is_logged = process.logger is None or process.logger.is_settled
+    return process.state in _SETTLED and process.start_call is None and is_logged
 
 
 def open_waits(task: Task, connections: Sequence[ServerConnection]) -> list[Call]:
@@ -70,6 +75,7 @@ def pack(task: Task, process: TaskProcess) -> dict[str, Any]:
         "exit_status": process.exit_status,
         "exited_at": process.exited_at,
         "is_stdin_closed": process.is_stdin_closed,
+        "logger": process.logger.snapshot() if process.logger and container else None,
         "start_call": [process.start_call.snapshot()] if process.start_call else [],
         "waits": [call.snapshot() for call in process.waits if call.connection.is_open],
         "deletes": [call.snapshot() for call in process.deletes if call.connection.is_open],
@@ -124,6 +130,8 @@ def unpack(
     process.deletes = calls.restore(packed["deletes"], connections)
     if packed["container"] in containers:
         process.follow(containers[packed["container"]])
+        if packed.get("logger"):
+            process.restore_logger(packed["logger"])
     if process.state not in NOWHERE:
         # A dry run has to meet what a client asks.
         encode(messages.StateResponse, process.state_values)

@@ -11,8 +11,9 @@ from supervisor.container.request import ContainerSpec, Origin, StartRequest
 from supervisor.frontends.containerd import delete
 from supervisor.frontends.containerd.mounts import MountError, MountJob, mount_all, unmount_all
 from supervisor.frontends.containerd.options import OPTIONS_NAME
+from supervisor.frontends.containerd.task.log_program import LogProgram
 from supervisor.frontends.containerd.task.runtime_queue import RuntimeQueue
-from supervisor.frontends.containerd.task.stdio import setting_of
+from supervisor.frontends.containerd.task.stdio import logger_of, make_directory, settings_of
 from supervisor.frontends.containerd.task.task_lifecycle import Event, State
 from supervisor.frontends.containerd.task.task_process import TaskProcess
 from supervisor.linux import plain_json
@@ -79,10 +80,11 @@ class Task:
         self.bundle: str = request["bundle"]
         self._host = host
         self._journal = journal
+        self._namespace = namespace
         self._request = request
         self._options = options
         self._config = ProcessConfig(
-            **_streams(request),
+            **settings_of(request, self._logger_directory("")),
             runtime_args=options.runtime_args(namespace),
             no_pivot_root=options.no_pivot_root,
             no_new_keyring=options.no_new_keyring,
@@ -98,6 +100,7 @@ class Task:
         )
         self._specs: dict[str, Mapping[str, Any]] = {}
         self.init = TaskProcess(self, "", request, State.CREATING)
+        self.make_logger(self.init)
         self.execs: dict[str, TaskProcess] = {}
         self.is_paused = False
         self.is_pausing = False
@@ -144,13 +147,10 @@ class Task:
         if mount_error:
             self.init.fail(mount_error)
             return
-        try:
-            self._begin()
-        except (ShimError, OSError) as error:
-            why = describe(error)
-            self.unmount(lambda: self.init.fail(why))
+        self._begin_logged(self.init, self._begin)
 
     def _begin(self) -> None:
+        make_directory(self._request)
         path = self.state_path(self.init)
         os.makedirs(path, 0o700)
         state_dir = StateDirectory.open(path)
@@ -169,6 +169,43 @@ class Task:
         container.launch.owned.extend((log, state_dir))
         self.init.follow(container)
         container.begin()
+
+    # The programs that log.
+
+    def _logger_directory(self, exec_id: str) -> str:
+        return os.path.join(self.bundle, _STATE_NAME, f"log-{exec_id}" if exec_id else "log")
+
+    def make_logger(self, process: TaskProcess) -> None:
+        """Give a process its program that logs, if its client has named one."""
+        target = logger_of(process.streams)
+        if target is not None:
+            process.logger = LogProgram(
+                self._host,
+                target,
+                bundle=self.bundle,
+                directory=self._logger_directory(process.exec_id),
+                container_id=process.exec_id or self.container_id,
+                namespace=self._namespace,
+            )
+
+    def _begin_logged(self, process: TaskProcess, begin: Callable[[], None]) -> None:
+        """Call `begin` when the program that logs is ready; at once if there is none."""
+
+        def ready(error: str) -> None:
+            if not error:
+                try:
+                    begin()
+                except (ShimError, OSError) as failed:
+                    error = describe(failed)
+            if error:
+                self.release(process, lambda: process.fail(error))
+
+        if process.logger is None:
+            ready("")
+        else:
+            process.logger.start(ready)
+
+    # What the init tells.
 
     def emit_create(self, pid: int) -> None:
         """Note what only a living process tells, and emit /tasks/create."""
@@ -227,7 +264,7 @@ class Task:
     def know_exec(self, exec_id: str, request: Mapping[str, Any]) -> None:
         """Register a process as `add_exec`, of which containerd knows already."""
         check_id(exec_id)
-        _streams(request)
+        settings_of(request, self._logger_directory(exec_id))
         spec = plain_json.loads(request["spec"]["value"] if request["spec"] else b"")
         if not isinstance(spec, dict):
             raise ShimError("spec is no JSON object")
@@ -235,13 +272,14 @@ class Task:
         self.execs[exec_id] = TaskProcess(self, exec_id, request, State.ADDED)
 
     def begin_exec(self, process: TaskProcess) -> None:
-        """Run the runtime's exec.
+        """Run the runtime's exec; an error fails the process."""
+        self.make_logger(process)
+        self._begin_logged(process, partial(self._begin_exec, process))
 
-        Raises:
-            ShimError: The container does not run, or the machine refuses.
-        """
+    def _begin_exec(self, process: TaskProcess) -> None:
+        make_directory(process.streams)
         config = ProcessConfig(
-            **_streams(process.streams),
+            **settings_of(process.streams, self._logger_directory(process.exec_id)),
             root_uid=self._config.root_uid,
             root_gid=self._config.root_gid,
         )
@@ -250,19 +288,22 @@ class Task:
 
     def look_for_execs(self, process: TaskProcess) -> None:
         """Let the init's exit go out once each exec'd process has had its own."""
+        for each in self.execs.values():
+            each.give_up_start("its container has ended")
         if process.exec_id or not any(each.is_alive for each in self.execs.values()):
             process.post(Event.EXECS_ENDED)
 
     def exited(self, process: TaskProcess) -> None:
         """Write the init's end for a `delete` of another process; go on behind an exec's."""
         if process.exec_id:
-            self._after_exec()
+            self.after_exec()
             return
         if self._oom_events is not None:
             self._oom_events.close()
         self._write_reply(delete.EXIT_REPLY_NAME)
 
-    def _after_exec(self) -> None:
+    def after_exec(self) -> None:
+        """Go on with an init that has ended before an exec'd process."""
         # Behind the exec's own /tasks/exit, which its step emits next.
         self._host.loop.timer(self._look_again).start(0.0)
 
@@ -282,8 +323,25 @@ class Task:
 
     # The end.
 
-    def unmount(self, then: Callable[[], None]) -> None:
-        """Unmount the root file system; `then` follows, whatever came of it."""
+    def release(self, process: TaskProcess, then: Callable[[], None]) -> None:
+        """End the program that logs; of an init also unmount the root file system.
+
+        `then` follows, whatever came of it.
+        """
+
+        def stopped() -> None:
+            process.logger = None
+            if process.exec_id:
+                then()
+            else:
+                self._unmount(then)
+
+        if process.logger is None:
+            stopped()
+        else:
+            process.logger.stop(stopped)
+
+    def _unmount(self, then: Callable[[], None]) -> None:
 
         def done(error: str) -> None:
             if error:
@@ -339,13 +397,3 @@ class Task:
             for each in [*self.execs.values()]:  # ended by now, and no client deletes them later
                 each.post(Event.DELETE)
             self._on_deleted(self)
-
-
-def _streams(request: Mapping[str, Any]) -> dict[str, Any]:
-    is_terminal = request["terminal"]
-    return {
-        "terminal": is_terminal,
-        "stdin": request["stdin"],
-        "stdout": setting_of(request["stdout"]),
-        "stderr": "" if is_terminal else setting_of(request["stderr"]),
-    }

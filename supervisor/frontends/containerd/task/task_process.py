@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from supervisor.container.container import Container
     from supervisor.container.request import Outcome
     from supervisor.frontends.containerd.task.call import Call
+    from supervisor.frontends.containerd.task.log_program import LogProgram
     from supervisor.frontends.containerd.task.task import Task
 
 UNKNOWN_STATUS = 255
@@ -56,6 +57,7 @@ class TaskProcess:
         deletes: The calls of Delete that are open.
         is_exit_published: A killed shim has published the exit, which the core finds again.
         is_stdin_closed: A CloseIO has come.
+        logger: The client's program that logs its output; None if there is none.
 
     Many methods and attributes: one for each action of the table, and one for each request.
     """
@@ -72,6 +74,7 @@ class TaskProcess:
         self.start_call: Call | None = None
         self.waits: list[Call] = []
         self.is_stdin_closed = False
+        self.logger: LogProgram | None = None
         self.deletes: list[Call] = []
         self.is_exit_published = False
         self._is_delete_due = False
@@ -182,24 +185,28 @@ class TaskProcess:
         self.state = State.AWAITING_EXECS
         self.post(Event.EXECS_ENDED)
 
+    def restore_logger(self, packed: Mapping[str, Any]) -> None:
+        """Go on with the program that logs, or with another run of it."""
+        self._task.make_logger(self)
+        if self.logger is not None and not self.logger.restore(packed):
+            self.logger = None
+
     def fail(self, error: str) -> None:
         """Note why it cannot begin."""
         self._error = error
+        self.exit_status = UNKNOWN_STATUS
         self.post(Event.FAILED)
+        if self.exec_id:
+            self._task.after_exec()
 
     def _on_outcome(self, outcome: Outcome) -> None:
-        if self.exec_id:
-            self._over(outcome)
-        else:
-            self._task.unmount(lambda: self._over(outcome))
+        self._task.release(self, lambda: self._over(outcome))
 
     def _over(self, outcome: Outcome) -> None:
         if self.state is State.DELETING:
             self.post(Event.DELETED)
         elif self.state in (State.CREATING, State.STARTING):
-            self._error = str(outcome.error or "the runtime has failed")
-            self.exit_status = UNKNOWN_STATUS
-            self.post(Event.FAILED)
+            self.fail(str(outcome.error or "the runtime has failed"))
 
     # Requests.
 
@@ -207,6 +214,12 @@ class TaskProcess:
         """Start it; the answer follows when it runs."""
         self.start_call = call
         self.post(Event.START)
+
+    def give_up_start(self, why: str) -> None:
+        """Stop what waits for a client or for the runtime: there is no process yet."""
+        is_starting = self.state is State.STARTING and not self.pid
+        if self.container is not None and (is_starting or self.state is State.CREATING):
+            self.container.stop(why)
 
     def delete(self, call: Call) -> None:
         """Delete it; the answer follows when nothing is left."""
@@ -216,6 +229,7 @@ class TaskProcess:
     def close_stdin(self) -> None:
         """Close stdin: now, or once there is a process."""
         self.is_stdin_closed = True
+        self._task.note(self)
         self._close_stdin_if_asked()
 
     def _close_stdin_if_asked(self) -> None:
@@ -272,18 +286,14 @@ class TaskProcess:
 
     def run_start(self) -> None:
         """Run the runtime's start or exec."""
+        if self.exec_id:
+            self._task.begin_exec(self)
+            return
         try:
-            if self.exec_id:
-                self._task.begin_exec(self)
-            else:
-                self.api.start()
+            self.api.start()
         except ShimError as error:
             self._error = str(error)
-            if self.exec_id:
-                self.exit_status = UNKNOWN_STATUS
-                self.post(Event.FAILED)
-            else:
-                self.api.stop(0.0)
+            self.api.stop(0.0)
 
     def _emit_start(self) -> None:
         if self.exec_id:

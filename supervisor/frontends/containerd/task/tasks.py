@@ -10,7 +10,6 @@ from supervisor.frontends.containerd import metrics, options
 from supervisor.frontends.containerd.task import snapshot
 from supervisor.frontends.containerd.task.call import Call
 from supervisor.frontends.containerd.task.pids import pids_in
-from supervisor.frontends.containerd.task.stdio import UnsupportedError
 from supervisor.frontends.containerd.task.task import Task
 from supervisor.frontends.containerd.task.task_journal import REPLIES
 from supervisor.frontends.containerd.task.task_lifecycle import (
@@ -200,8 +199,6 @@ class Tasks:
             serve(call, decode(messages.TASK_METHODS[method][0], payload))
         except _RefusedError as error:
             call.refuse(error.code, str(error))
-        except UnsupportedError as error:
-            call.refuse(UNIMPLEMENTED, f"{error}: not implemented")
         except (WireError, UsageError, ValueError) as error:
             call.refuse(INVALID_ARGUMENT, f"{error}: invalid argument")
         except VerbError as error:
@@ -213,11 +210,9 @@ class Tasks:
         """Give up what waits for a client that has gone."""
         for task in [*self._tasks.values()]:
             for process in (task.init, *task.execs.values()):
-                call, container = process.start_call, process.container
-                if call is None or call.connection is not connection or container is None:
-                    continue
-                if process.state is State.CREATING or not process.pid:
-                    container.stop("its client has left")
+                call = process.start_call
+                if call is not None and call.connection is connection:
+                    process.give_up_start("its client has left")
 
     def _task(self, request: Request) -> Task:
         task = self._tasks.get(request["id"])
