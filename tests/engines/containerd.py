@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 STOCK = "io.containerd.runc.v2"
 OURS = "io.containerd.runc.forkshim.v2"
-RUNTIMES = {"stock": STOCK}
+RUNTIMES = {"stock": STOCK, "forkshim": OURS}
 """The runtimes that every test runs with, by the names that pytest shows."""
 
 _SETTINGS = """\
