@@ -35,12 +35,11 @@ class User:
     def __init__(self, bed: Bed) -> None:
         self.bed = bed
         bed.ctl("useradd", "--create-home", "--shell", "/bin/sh", "tester", check=True)
-        bed.ctl("loginctl", "enable-linger", "tester", check=True)
         self.uid = bed.ctl("id", "-u", "tester", check=True).stdout.strip()
-        bed.wait_until_active(f"user@{self.uid}.service")
+        bed.run("systemctl", "start", f"user@{self.uid}.service", check=True)
         self._as_user = (
             *("setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--init-groups"),
-            *("env", "-C", "/home/tester", "HOME=/home/tester"),
+            *("env", "-C", "/home/tester", "HOME=/home/tester", "USER=tester"),
             f"XDG_RUNTIME_DIR=/run/user/{self.uid}",
             f"DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/{self.uid}/bus",
         )
