@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.systemd, pytest.mark.slow]
 
 LIBRARY = "/usr/lib/forkshim"
+SHIM = "containerd-shim-forkshim-v2"
 UNIT = "forkshim@demo.service"
 BUNDLE = "/var/lib/forkshim/demo"
 NEWER = "99.0rc1"
@@ -169,7 +170,7 @@ def test_every_date_is_that_of_the_commit_and_every_file_is_roots(package: Path)
     assert dates == {time.strftime("%Y-%m-%d %H:%M", time.gmtime(debs.COMMITTED_AT))}
     assert {line[1] for line in listing} == {"root/root"}
     modes = {line[0] for line in listing if line[5] != "./var/lib/forkshim/"}
-    assert modes == {"drwxr-xr-x", "-rw-r--r--", "-rwxr-xr-x"}
+    assert modes == {"drwxr-xr-x", "-rw-r--r--", "-rwxr-xr-x", "lrwxrwxrwx"}
 
 
 def test_nobody_but_root_reaches_the_bundles(package: Path) -> None:
@@ -234,7 +235,8 @@ def test_its_checksums_are_those_of_its_files(files: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, b"")
     summed = (files / "DEBIAN/md5sums").read_text().splitlines()
-    found = [path for path in files.rglob("*") if path.is_file() and path.parent.name != "DEBIAN"]
+    own = [path for path in files.rglob("*") if path.parent.name != "DEBIAN"]
+    found = [path for path in own if path.is_file() and not path.is_symlink()]
     assert len(summed) == len(found)
 
 
@@ -245,6 +247,40 @@ def test_every_file_of_the_systemd_folder_has_its_place(files: Path) -> None:
     drop_ins = {path.name for path in (debs.ROOT / "systemd/drop-ins").iterdir()}
     assert {path.name for path in (examples / "forkshim@.service.d").iterdir()} == drop_ins
     assert {"adopt.conf", "newer-systemd.conf"} <= drop_ins
+    of_containerd = {path.name for path in (debs.ROOT / "systemd/containerd-drop-ins").iterdir()}
+    assert {path.name for path in (examples / "containerd.service.d").iterdir()} == of_containerd
+
+
+def test_a_delete_that_the_shim_has_answered_needs_no_python(files: Path, tmp_path: Path) -> None:
+    """Nothing below /usr/libexec/forkshim is installed here: a look for it fails."""
+    bundle = tmp_path / "web"
+    bundle.mkdir()
+    reply = b"\x08\x2a\x10\x89\x01\n"
+    (bundle / "delete.reply").write_bytes(reply)
+
+    def run(container_id: str, *words: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [files / "usr/bin" / SHIM, "-namespace", "n", "-id", container_id, *words],
+            cwd=bundle,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+        )
+
+    done = run("web", "-bundle", str(bundle), "-debug", "delete")
+    assert (done.returncode, done.stdout, done.stderr) == (0, reply, b"")
+    assert run("other", "-bundle", str(bundle), "delete").stdout == b""
+    assert run("web", "start").stdout == b""
+    (bundle / "delete.reply").write_bytes(b"")
+    done = run("web", "-bundle", str(bundle), "delete")
+    assert (done.returncode, done.stdout) == (127, b"")
+    assert b"/usr/libexec/forkshim/" in done.stderr
+
+
+def test_the_name_that_old_dockerds_know_is_the_shims(files: Path) -> None:
+    shadow = files / "usr/libexec/forkshim/shadow/containerd-shim-runc-v2"
+    assert shadow.resolve() == (files / "usr/bin" / SHIM).resolve()
+    drop_in = debs.ROOT / "systemd/containerd-drop-ins/docker-20.10.conf"
+    assert "PATH=/usr/libexec/forkshim/shadow:" in drop_in.read_text()
 
 
 def test_its_settings_are_an_example_that_an_upgrade_leaves_alone(files: Path) -> None:
@@ -279,6 +315,7 @@ def test_the_launcher_of_conmon_says_what_the_monitor_says(files: Path) -> None:
         ("cli/main.py", "bin/forkshim"),
         ("frontends/statedir.py", "bin/forkshim-shim"),
         ("frontends/conmon/main.py", "libexec/forkshim/conmon-monitor"),
+        ("frontends/containerd/main.py", f"libexec/forkshim/{SHIM}"),
     ],
 )
 def test_a_command_that_does_not_start_makes_no_package(
