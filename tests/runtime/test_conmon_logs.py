@@ -145,3 +145,32 @@ def test_an_engines_log_may_be_a_fifo(make_conmon: Callable[..., Engine]) -> Non
     assert engine.status() == "0"
     assert os.read(reader, 999).endswith(b" stdout F there\n")
     os.close(reader)
+
+
+def test_the_journals_records_have_the_engines_fields(
+    make_conmon: Callable[..., Engine], journal: Journal
+) -> None:
+    engine = make_conmon("echo out; printf part; exit 0")
+    options = ("--log-tag", "a tag", "--log-label", "ONE=1", "--log-label", "TWO=2:3")
+    _create(engine, journal, *options, "--no-container-partial-message")
+    assert engine.status() == "0"
+    records = [
+        each.fields for each in journal.fake.datagrams() if "CONTAINER_STREAM" in each.fields
+    ]
+    assert [record["MESSAGE"] for record in records] == [b"out", b"part"]
+    for record in records:
+        assert record["CONTAINER_NAME"] == b"name"
+        assert record["CONTAINER_TAG"] == record["SYSLOG_IDENTIFIER"] == b"a tag"
+        assert (record["ONE"], record["TWO"]) == (b"1", b"2:3")
+        assert "CONTAINER_PARTIAL_MESSAGE" not in record
+
+
+def test_a_limit_of_all_that_is_logged_is_met_and_told(make_conmon: Callable[..., Engine]) -> None:
+    engine = make_conmon("i=0; while [ $i -lt 500 ]; do i=$((i+1)); echo line $i; done; exit 0")
+    engine.create("--log-global-size-max", "4096", "--log-size-max", "1000", "--log-rotate")
+    engine.runc("start", engine.cid)
+    assert engine.status() == "0"
+    waiting.wait_process(engine.monitor)
+    kept = sum(path.stat().st_size for path in engine.directory.glob("log*"))
+    assert kept <= 2000
+    assert f"stdout {engine.directory}/log: dropped " in engine.own_log()

@@ -129,6 +129,16 @@ def test_a_restart_policy_starts_the_next_one_under_ours(bed: Bed) -> None:
     assert monitor_of(bed, "a").startswith("forkshim: ")
 
 
+def test_what_the_monitor_warns_of_is_in_the_system_log(bed: Bed) -> None:
+    """CRI-O asks for it. The engine that calls here is a line of shell: no pipes, no container."""
+    words = ("-c", "syslog-test", "-u", "x", "-r", "/usr/sbin/runc", "--syslog")
+    done = bed.ctl(OURS, *words, "-l", "k8s-file:/no/such/log")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    (entry,) = bed.journal(None, "--identifier=conmon")
+    assert entry["MESSAGE"].startswith("conmon syslog-test <error>: [conmon:e]: Failed to open log")
+    assert (entry["PRIORITY"], entry["SYSLOG_FACILITY"]) == ("3", "3")
+
+
 def test_a_removed_package_gives_podman_its_own_back_and_harms_no_container(bed: Bed) -> None:
     out(bed, "run", "-d", "--name", "a", IMAGE, *STAYS)
     waiting.wait_true(lambda: out(bed, "logs", "a") == "ready")
