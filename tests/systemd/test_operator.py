@@ -179,7 +179,7 @@ def test_what_journald_has_dropped_is_found_by_the_command_of_the_readme(
     limits = "LogRateLimitIntervalSec=2s\nLogRateLimitBurst=1000"
     script = "seq 1 20000; while :; do sleep 0.3; echo again; done"
     unit = services.start("chatty", script, limits)
-    command = readme.block("Sinks", "a596d6fe").replace("forkshim@web", unit)
+    command = readme.block("Records of the journal", "a596d6fe").replace("forkshim@web", unit)
 
     def said() -> list[str]:
         return services.bed.ctl("sh", "-c", command, check=True).stdout.splitlines()
