@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from supervisor.container.request import ContainerSpec, StartRequest
 from supervisor.linux.exit_status import Exited
 from supervisor.oci.process_json import ProcessConfig
 from supervisor.state.directory import StateDirectory
+from supervisor.systemd import delegation
 from tests.harness import bundles, pod, runtime_calls, waiting
 from tests.harness.forked import forked
 
@@ -77,6 +79,76 @@ def test_the_verbs_start_pause_and_resume_and_when_they_are_errors(
             assert child.wait() == Exited(0)
     finally:
         runtime_calls.delete(container_id)
+
+
+def test_the_verbs_update_delete_and_kill_by_the_runtime(
+    tmp_path: Path, make_bundle: Callable[..., Path]
+) -> None:
+    container_id = bundles.fresh_id("verbs")
+    bundle = make_bundle("trap 'exit 6' USR1; echo ready; while :; do sleep 0.01; done")
+    sink, path = tmp_path / "log", tmp_path / "state"
+    path.mkdir()
+
+    def work() -> None:
+        state_dir = StateDirectory.open(str(path))
+        log = state_dir.open_log()
+        host = Host(log, os.environ)
+        spec = ContainerSpec(
+            container_id,
+            str(bundle),
+            runtime_calls.RUNTIME,
+            starts_container=True,
+            is_delete_awaited=True,
+        )
+        config = ProcessConfig(stdout=f"file:{sink}", stderr=f"file:{sink}")
+        container = Container(host, StartRequest(spec), log, state_dir, config)
+        _update_kill_and_delete(host, container, sink)
+        host.run()
+        assert container.outcome.termination == Exited(6)
+        with pytest.raises(VerbError, match=r"^delete: deleted already$"):
+            ContainerApi(container).delete()
+
+    try:
+        with forked(work) as child:
+            assert child.wait() == Exited(0)
+        assert container_id.encode() not in runtime_calls.list_all()
+    finally:
+        runtime_calls.delete(container_id)
+
+
+def _update_kill_and_delete(host: Host, container: Container, sink: Path) -> None:
+    limit = host.loop.timer(_give_up)
+    limit.start(waiting.LIMIT_S)
+    tick = host.loop.timer(lambda: tick.start(0.01))
+    tick.start(0.01)
+    run_until, api, ends = host.loop.run_until, ContainerApi(container), list[str]()
+    container.begin()
+    with pytest.raises(VerbError, match=r"^update: not created yet$"):
+        api.update(b"{}", ends.append)
+    run_until(lambda: container.is_started and b"ready" in sink.read_bytes())
+    with pytest.raises(VerbError, match=r"^delete: not stopped yet$"):
+        api.delete()
+    api.update(b'{"pids": {"limit": 77}}', ends.append)
+    run_until(lambda: len(ends) == 1)
+    assert ends == [""]
+    assert _pids_limit(container.pid) == "77"
+    api.update(b"no JSON", ends.append)
+    run_until(lambda: len(ends) == 2)
+    assert ends[1].startswith("exit status 1: ")
+    api.kill_by_runtime(signal.SIGUSR1, ends.append)
+    run_until(lambda: len(ends) == 3 and container.state is State.DRAINING)
+    assert ends[2] == ""
+    with pytest.raises(VerbError, match=r"^signal: stopped already$"):
+        api.kill_by_runtime(signal.SIGKILL, ends.append, is_all=True)
+    limit.cancel()
+    tick.cancel()
+    api.delete()
+
+
+def _pids_limit(pid: int) -> str:
+    place = delegation.membership(pid)
+    name = "" if delegation.is_unified() else "pids"
+    return Path(f"{delegation.ROOT}/{name}/{place[name]}/pids.max").read_text().strip()
 
 
 def _use_the_verbs(host: Host, container: Container, sink: Path) -> None:

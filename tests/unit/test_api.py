@@ -11,23 +11,29 @@ CREATED = {State.STARTING, State.STOP_DEFERRED, State.RUNNING, State.STOPPING, S
 DEAD = {State.KILLING_REST, State.CLEANING, State.DRAINING, State.DELETING}
 
 
-@pytest.mark.parametrize(
-    ("verb", "allowed"),
-    [
-        (Verb.START, {State.STARTING}),
-        (Verb.STOP, set(State) - {State.ENDED}),
-        (Verb.SIGNAL, CREATED),
-        (Verb.EXEC, {State.RUNNING}),
-        (Verb.RESIZE, CREATED | DEAD),
-        (Verb.CLOSE_STDIN, CREATED | DEAD),
-        (Verb.REOPEN_LOGS, CREATED | DEAD),
-        (Verb.ATTACH, CREATED | DEAD),
-        (Verb.PAUSE, {State.RUNNING}),
-        (Verb.RESUME, {State.RUNNING, State.STOPPING, State.KILLING}),
-        (Verb.WAIT, set(State) - {State.ENDED}),
-        (Verb.STATE, set(State)),
-    ],
-)
+ALLOWED = {
+    Verb.START: {State.STARTING},
+    Verb.STOP: set(State) - {State.ENDED},
+    Verb.SIGNAL: CREATED,
+    Verb.EXEC: {State.RUNNING},
+    Verb.RESIZE: CREATED | DEAD,
+    Verb.CLOSE_STDIN: CREATED | DEAD,
+    Verb.REOPEN_LOGS: CREATED | DEAD,
+    Verb.ATTACH: CREATED | DEAD,
+    Verb.PAUSE: {State.RUNNING},
+    Verb.RESUME: {State.RUNNING, State.STOPPING, State.KILLING},
+    Verb.UPDATE: CREATED,
+    Verb.DELETE: {State.DRAINING},
+    Verb.WAIT: set(State) - {State.ENDED},
+    Verb.STATE: set(State),
+}
+
+
+def test_every_verb_is_in_the_table() -> None:
+    assert set(ALLOWED) == set(Verb)
+
+
+@pytest.mark.parametrize(("verb", "allowed"), ALLOWED.items())
 def test_a_verb_is_an_error_in_every_other_state(verb: Verb, allowed: set[State]) -> None:
     assert {state for state in State if not refusal(verb, state)} == allowed
 
@@ -40,6 +46,9 @@ def test_a_verb_is_an_error_in_every_other_state(verb: Verb, allowed: set[State]
         (Verb.PAUSE, State.STOPPING, "pause: about to stop"),
         (Verb.START, State.RUNNING, "start: started already"),
         (Verb.CLOSE_STDIN, State.ENDED, "close stdin: stopped already"),
+        (Verb.DELETE, State.RUNNING, "delete: not stopped yet"),
+        (Verb.DELETE, State.ENDED, "delete: deleted already"),
+        (Verb.UPDATE, State.DRAINING, "update: stopped already"),
     ],
 )
 def test_the_words_name_the_verb_and_the_reason(verb: Verb, state: State, said: str) -> None:
