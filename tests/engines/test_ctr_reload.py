@@ -173,6 +173,23 @@ def test_containers_come_and_go_after_a_reload(cd: Containerd) -> None:
     waiting.wait_process(shim.pid)
 
 
+def test_stopped_tasks_and_execs_that_are_not_deleted_are_reloaded_too(pod: Containerd) -> None:
+    shim = shim_of(pod)
+    with ShimClient(socket_of(pod)) as client:
+        client.ask("Exec", exec_values("exit 9"))
+        pid = client.ask("Start", E)["pid"]
+        assert client.ask("Wait", E)["exit_status"] == 9
+        pod.ctr("task", "kill", "-s", "TERM", "b")
+        init = client.ask("State", {"id": "b"})["pid"]
+        assert client.ask("Wait", {"id": "b"})["exit_status"] == 3
+        reload(pod, shim)
+        assert client.ask("State", E)["status"] == messages.STOPPED
+        assert (pod.status("a"), pod.status("b")) == ("RUNNING", "STOPPED")
+        assert client.ask("Delete", E)["pid"] == pid
+        deleted = client.ask("Delete", {"id": "b"})
+        assert (deleted["exit_status"], deleted["pid"]) == (3, init)
+
+
 def test_a_connection_goes_on_with_half_a_request_and_an_open_wait(pod: Containerd) -> None:
     shim, path = shim_of(pod), socket_of(pod)
     with ShimClient(path) as client, ShimClient(path) as other:

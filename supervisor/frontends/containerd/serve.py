@@ -223,6 +223,7 @@ class Daemon:
 
     def _on_signal(self, signum: int) -> None:
         if signum == signal.SIGHUP:
+            self.tasks.retire_stopped()
             self._host.ask_for_reload()
         if signum not in _STOP_SIGNALS:
             return

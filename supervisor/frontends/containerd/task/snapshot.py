@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from supervisor.frontends.containerd.task.task_process import TaskProcess
     from supervisor.wire.ttrpc import ServerConnection
 
-_SETTLED = frozenset({State.ADDED, State.CREATED, State.RUNNING, State.FAILED})
+_SETTLED = frozenset({State.ADDED, State.CREATED, State.RUNNING, State.FAILED, State.STOPPED})
 """Nothing is under way, and no client waits for anything but the end."""
 
 _BEFORE = {
@@ -72,6 +72,7 @@ def pack(task: Task, process: TaskProcess) -> dict[str, Any]:
         "request": encode(message, process.streams).hex(),
         "state": process.state.name,
         "container": container.launch.state_dir.path if container else "",
+        "retired_pid": process.retired_pid,
         "exit_status": process.exit_status,
         "exited_at": process.exited_at,
         "is_stdin_closed": process.is_stdin_closed,
@@ -122,6 +123,7 @@ def unpack(
     state = State[packed["state"]]
     process.is_exit_published = state in ENDED
     process.state = _BEFORE.get(state, state)
+    process.retired_pid = packed["retired_pid"]
     process.exit_status = packed["exit_status"]
     process.exited_at = packed["exited_at"]
     process.is_stdin_closed = packed["is_stdin_closed"]

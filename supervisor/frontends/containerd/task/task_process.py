@@ -56,6 +56,7 @@ class TaskProcess:
         waits: The calls of Wait that are open.
         deletes: The calls of Delete that are open.
         is_exit_published: A killed shim has published the exit, which the core finds again.
+        retired_pid: That of a stopped process which the core has deleted for a reload; else 0.
         is_stdin_closed: A CloseIO has come.
         logger: The client's program that logs its output; None if there is none.
 
@@ -77,7 +78,9 @@ class TaskProcess:
         self.logger: LogProgram | None = None
         self.deletes: list[Call] = []
         self.is_exit_published = False
+        self.retired_pid = 0
         self._is_delete_due = False
+        self._is_retiring = False
         self._api: ContainerApi | None = None
         self._error = ""
         self._events: list[Event] = []
@@ -106,7 +109,7 @@ class TaskProcess:
     @property
     def pid(self) -> int:
         """0 before there is a process."""
-        return self.container.pid if self.container else 0
+        return self.container.pid if self.container else self.retired_pid
 
     @property
     def is_alive(self) -> bool:
@@ -203,6 +206,11 @@ class TaskProcess:
         self._task.release(self, lambda: self._over(outcome))
 
     def _over(self, outcome: Outcome) -> None:
+        if self._is_retiring:
+            self.retired_pid = self.pid
+            self.container = self._api = None
+            self._is_retiring = False
+            self._task.note(self)
         if self.state is State.DELETING:
             self.post(Event.DELETED)
         elif self.state in (State.CREATING, State.STARTING):
@@ -295,6 +303,20 @@ class TaskProcess:
             self._error = str(error)
             self.api.stop(0.0)
 
+    def retire(self) -> None:
+        """Have the core delete a stopped process before its client does: a reload is to come.
+
+        Without a client that has read the output it is not done: its fifo would lose it.
+        """
+        container = self.container
+        if self.state is not State.STOPPED or container is None or self._is_retiring:
+            return
+        streams = container.running.stream_set
+        is_read = all(each.is_closed and not streams.unread_bytes(each) for each in streams.outputs)
+        if is_read and not refusal(Verb.DELETE, container.state):
+            self._is_retiring = True
+            self._task.calls.when_idle(self.api.delete)
+
     def _emit_start(self) -> None:
         if self.exec_id:
             values = {"exec_id": self.exec_id, "pid": self.pid}
@@ -340,6 +362,8 @@ class TaskProcess:
     def _delete(self) -> None:
         if self.container is None:
             self._task.remove(self, lambda: self.post(Event.DELETED))
+        elif self._is_retiring:
+            return  # the core deletes it already
         elif self.is_exit_published and refusal(Verb.DELETE, self.container.state):
             self._is_delete_due = True  # the core has still to see the exit
         else:

@@ -116,6 +116,12 @@ class Tasks:
             waits += len(snapshot.open_waits(task, connections))
         return waits == sum(len(each.calls) for each in connections)
 
+    def retire_stopped(self) -> None:
+        """Prepare for a reload, which hands over no stopped container of the core."""
+        for task in self.tasks:
+            for each in task.processes:
+                each.retire()
+
     @property
     def tasks(self) -> list[Task]:
         """All tasks, the oldest first."""
