@@ -103,7 +103,7 @@ class Stdio:
             self.close_stdin()
 
     def close_stdin(self) -> None:
-        """Close our own write end: stdin then ends with the last client's."""
+        """Close the supervisor's write end: stdin then ends when the last client closes its own."""
         self.is_stdin_closed = True
         if self.stdin_closer is not None:
             self.stdin_closer.close()

@@ -129,7 +129,7 @@ class DrainWatch:
     def __init__(
         self, stream_set: StreamSet, *, is_read: bool = True, idle_s: float = IDLE_S
     ) -> None:
-        """Note how many bytes each stream has to move: the container's last output.
+        """Note how many bytes each stream must copy: the container's last output.
 
         Args:
             stream_set: The streams, borrowed.

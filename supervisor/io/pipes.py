@@ -83,10 +83,11 @@ class Pipes:
         null_fd: int,
         engine_call: EngineCall | None = None,
     ) -> None:
-        """`terminal` is the person's, joined to the container's console, or None.
+        """Borrow everything.
 
-        With `engine_call` the pipes are open to each user of the container: an image whose process
-        is not root opens /dev/stdout.
+        `terminal`: the user's terminal, which is joined to the console; None without one. With
+        `engine_call` every user of the container may open the pipes: an image whose process is not
+        root opens /dev/stdout.
         """
         self._engine_call = engine_call
         self._runtime_stderr = fds.Fd(-1)

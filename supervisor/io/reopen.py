@@ -96,7 +96,7 @@ class LogReopener:
             self._on_change()  # a supervisor that adopts the container then tries again
 
     def _reopen(self, slot: StreamCopy) -> bool:
-        """Open the stream's name. Return whether its worker has to be replaced."""
+        """Open the stream's name. Return whether the caller must replace its worker."""
         stream = slot.stream
         if stream.line_sink is not None:  # the next worker opens the name
             return stream.line_sink.is_file and slot.renew_sink()

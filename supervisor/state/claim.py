@@ -84,14 +84,14 @@ class Claim:
             directory.remove_tree(self.state_dir)
 
     def check_room(self) -> None:
-        """Refuse a start for which the disk has no room, before anything is created.
+        """Refuse a start if the disk has no room for it, before anything is created.
 
-        The runtime writes here, too: its log, in which it would say why it has failed.
+        The runtime writes its log here, too: on a full disk it could not log why it has failed.
 
         Raises:
-            MachineError: The disk is full, or nearly so.
+            MachineError: The disk is full, or nearly full.
 
-        Source: statvfs(3). A file system that counts no blocks, or no files, says 0 of them.
+        Source: statvfs(3). A file system that counts no blocks or files reports 0.
         """
         disk = os.fstatvfs(self.lock_fd)
         free_kib, free_files = disk.f_bfree * disk.f_frsize >> 10, disk.f_ffree

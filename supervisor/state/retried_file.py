@@ -1,4 +1,4 @@
-"""A small file that other processes look for, and that the supervisor goes on without."""
+"""Writes a small file for other processes. The supervisor goes on if that fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RETRY_S = 5.0
 
 
 class RetriedFile:
-    """Writes one file until that has worked: a disk may be full for a while."""
+    """Writes one file, and repeats that until it succeeds: a disk may be full for some time."""
 
     def __init__(self, loop: Loop, log: Log, name: str, write: Callable[[], None]) -> None:
         """Borrow everything. `write` may raise OSError; `name` is for the log."""
@@ -28,11 +28,11 @@ class RetriedFile:
 
     @property
     def is_missing(self) -> bool:
-        """Whether the last try has failed."""
+        """Whether the last attempt has failed."""
         return self._failures > 0
 
     def write(self) -> None:
-        """Write the file now. After an error log that once, and try again every 5 s."""
+        """Write the file now. After an error, log it once and try again every 5 s."""
         self._timer.cancel()
         try:
             self._write()
@@ -51,5 +51,5 @@ class RetriedFile:
             self._failures = 0
 
     def cancel(self) -> None:
-        """Try no more."""
+        """Cancel further attempts."""
         self._timer.cancel()

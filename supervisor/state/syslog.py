@@ -1,7 +1,7 @@
-"""Messages of the supervisor in the system's log, as conmon's `--syslog` sends them.
+"""Sends messages of the supervisor to syslog, in the format of conmon's `--syslog`.
 
-Sending never blocks: a message that the socket does not take at once is dropped, and shim-log.json
-has it. The socket is not connected, so the system's log may be restarted.
+Sending never blocks: a message that the socket does not accept at once is dropped, and
+shim-log.json has it. The socket is not connected, so the syslog daemon may restart.
 
 Source: syslog(3), unix(7), RFC 3164; conmon(8).
 """
@@ -34,7 +34,7 @@ class Syslog:
         Raises:
             OSError: EMFILE, ENFILE.
         """
-        import socket  # 3 ms, which a supervisor without it saves
+        import socket  # 3 ms, only with --syslog
 
         self._id = container_id
         self._levels = levels
@@ -49,13 +49,13 @@ class Syslog:
         return self._socket.fileno()
 
     def send(self, level: str, message: str) -> None:
-        """Send a printable message, if its level is one of those that are sent."""
+        """Send a printable message, if its level is in `levels`."""
         if level not in self._levels:
             return
         data = encode(self._id, level, message, pid=os.getpid(), at_s=time.time())
         try:
             self._socket.sendto(data, self._flags, self._path)
-        except OSError:  # EAGAIN, ENOENT, ECONNREFUSED
+        except OSError:  # EAGAIN: its queue is full; ENOENT, ECONNREFUSED: it does not run
             return
 
     def close(self) -> None:
@@ -64,7 +64,7 @@ class Syslog:
 
 
 def encode(container_id: str, level: str, message: str, *, pid: int, at_s: float) -> bytes:
-    """Return the bytes of a message. Pure but for the time zone."""
+    """Return the bytes of a message. Pure, except for the time zone."""
     stamp = time.strftime("%b %e %H:%M:%S", time.localtime(at_s))
     head = f"<{_FACILITY_DAEMON | _PRIORITIES[level]}>{stamp} conmon[{pid}]"
     text = f"conmon {container_id[:_SHORT_ID]} <{_NAMES[level]}>: {message}"

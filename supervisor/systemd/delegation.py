@@ -73,10 +73,10 @@ def cgroup_outside_unit(environment: Mapping[str, str], pid: int) -> str:
     """
     if environment.get("SYSTEMD_EXEC_PID") != str(os.getpid()):
         return ""
-    ours, theirs = membership("self"), membership(pid)
+    own, other = membership("self"), membership(pid)
     for hierarchy in ("", "name=systemd"):
-        unit = ours.get(hierarchy, "").removesuffix(_SUPERVISOR)
-        place = theirs.get(hierarchy, "")
+        unit = own.get(hierarchy, "").removesuffix(_SUPERVISOR)
+        place = other.get(hierarchy, "")
         if unit.endswith(".service"):
             # On cgroup v1 a dead process is in "/".
             is_inside = place in ("", "/", unit) or place.startswith(f"{unit}/")

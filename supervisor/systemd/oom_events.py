@@ -1,7 +1,7 @@
-"""Call back when the kernel's OOM killer works in a container that lives.
+"""Calls back when the kernel's OOM killer kills in a running container.
 
-cgroup v1 announces it on an eventfd, before the kill. cgroup v2 counts the kills in memory.events,
-whose change is an error condition for epoll.
+cgroup v1 reports it on an eventfd, before the kill. cgroup v2 counts the kills in memory.events,
+and reports a change as EPOLLERR.
 
 Source: Documentation/admin-guide/cgroup-v1/memory.rst, "OOM Control", and cgroup-v2.rst,
 "memory.events"; kernfs_generic_poll of the kernel.
@@ -30,10 +30,10 @@ class OomEvents:
     def __init__(
         self, loop: Loop, membership: Mapping[str, str], on_oom: Callable[[], None]
     ) -> None:
-        """Watch from now on.
+        """Begin to watch.
 
         Args:
-            loop: As everywhere.
+            loop: Watches the descriptor.
             membership: The cgroups of the container's init, by controller.
             on_oom: Called for each event.
 
@@ -81,8 +81,8 @@ class OomEvents:
 
     def _on_v2(self) -> None:
         try:
-            kills = self._count()  # this read also ends the error condition
-        except OSError:  # ENODEV: the cgroup is removed
+            kills = self._count()  # this read also clears EPOLLERR
+        except OSError:  # ENODEV: the cgroup was removed
             self.close()
             return
         if kills > self._kills:
@@ -95,7 +95,7 @@ class OomEvents:
         return int(counts.get(b"oom_kill", 0))
 
     def close(self) -> None:
-        """Watch no more. A second call does nothing."""
+        """Stop watching. A second call does nothing."""
         if self._watched.is_open:
             self._loop.forget(self._watched.fileno())
             self._watched.close()
