@@ -156,8 +156,8 @@ def _look_at_zombie(pid: int, pidfd: int) -> Termination | None:
     """Return how an unreaped process has ended; None if the kernel does not show it."""
     status = procfs.zombie_wait_status(pid)
     # The pidfd is checked after /proc/PID/stat was read: if the process is still unreaped, the file
-    # was its own. A process without the right to trace reads 0 there.
-    if not status or _is_reaped(pidfd):
+    # was its own.
+    if status is None or _is_reaped(pidfd):
         return None
     return from_wait_status(status)
 

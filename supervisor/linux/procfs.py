@@ -45,7 +45,7 @@ def is_dead(pid: int) -> bool:
 
 
 def zombie_wait_status(pid: int) -> int | None:
-    """Return the wait status of a zombie; None if the process is no zombie.
+    """Return the wait status of a zombie; None if the process is no zombie, or it is hidden.
 
     0 is ambiguous: a reader that may not trace the process reads 0, too. Source: ptrace(2),
     "Ptrace access mode checking".
@@ -53,7 +53,20 @@ def zombie_wait_status(pid: int) -> int | None:
     found = process_stat.fields(pid)
     if found is None or found[process_stat.STATE] != b"Z":
         return None
-    return int(found[process_stat.EXIT_CODE])
+    wait_status = int(found[process_stat.EXIT_CODE])
+    return wait_status if wait_status or _may_trace(pid) else None
+
+
+def _may_trace(pid: int) -> bool:
+    """Say whether this process may trace another one, which may be a zombie.
+
+    The kernel checks the same access for this link as for the wait status. Source: namespaces(7).
+    """
+    try:
+        os.readlink(f"/proc/{pid}/ns/user")
+    except OSError:
+        return False
+    return True
 
 
 def status(pid: int | str) -> dict[str, str]:
@@ -72,7 +85,8 @@ def has_capability(number: int) -> bool:
     return bool(int(status("self").get("CapEff", "0"), 16) >> number & 1)
 
 
-def children() -> list[int]:
-    """Return the pids of this thread's children, including zombies."""
-    with open(f"/proc/self/task/{os.getpid()}/children") as file:
+def children(pid: int = 0) -> list[int]:
+    """Return the pids of a thread's children, including zombies; of this thread by default."""
+    pid = pid or os.getpid()
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
         return [int(word) for word in file.read().split()]
