@@ -282,6 +282,9 @@ def _unpack(container: Container, inherited: Inherited, packed: dict[str, Any]) 
     streams.attach_clients.restore(
         packed["stream_set"]["attach_clients"], contents, streams.streams
     )
+    packet_clients = packed["stream_set"]["packet_clients"]
+    if packet_clients is not None:
+        streams.serve_packets(launch.stdio.line_sinks).restore(packet_clients, contents)
     streams.restore(packed["stream_set"])
 
 
