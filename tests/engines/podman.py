@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ conmon_path = ["{conmon}"]
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 runtime = "runc"
+conmon_env_vars = ["PATH={path}", "FORKSHIM_SUCCESSORS={successors}"]
 """
 
 
@@ -62,6 +64,11 @@ class Podman:
         """Return what a command prints."""
         return str(self.run(*words).stdout).strip()
 
+    def set_successors(self, limit: int) -> None:
+        """Set how many successors of a killed conmon are started within a minute."""
+        text = _SETTINGS.format(conmon=self.program, path=os.environ["PATH"], successors=limit)
+        (self.directory / "containers.conf").write_text(text)
+
     def inspect(self, name: str, field: str) -> str:
         """Return one field of a container."""
         return self.out("inspect", "--format", f"{{{{{field}}}}}", name)
@@ -71,9 +78,9 @@ class Podman:
 def podman(directory: Path, rootfs: Path) -> Iterator[Podman]:
     """Make one, with an image of busybox; remove all its containers at the end."""
     program = conmon.make_program(directory)
-    (directory / "containers.conf").write_text(_SETTINGS.format(conmon=program))
     (directory / "tmp").mkdir()
     made = Podman(directory, program)
+    made.set_successors(5)
     archive = directory / "image.tar"
     subprocess.run(["tar", "-C", rootfs, "-cf", archive, "."], check=True)
     changes = ("--change", 'CMD ["/bin/sh"]', "--change", "ENV PATH=/bin")

@@ -81,7 +81,12 @@ def test_a_detached_container_is_logged_and_waited_for(pm: Podman) -> None:
 
 
 def test_the_monitor_is_ours(pm: Podman, stays: str) -> None:
-    assert monitors(pm) == [int(pm.inspect(stays, ".State.ConmonPid"))]
+    """The engine knows the guardian, whose child the supervisor is."""
+    guardian = int(pm.inspect(stays, ".State.ConmonPid"))
+    assert monitors(pm) == waiting.children_of(guardian)
+    assert waiting.title_of(guardian).startswith(
+        f"/bin/sh -c # forkshim: {pm.inspect(stays, '.Id')}"
+    )
 
 
 def test_stdin_comes_whole_through_run_and_exec(pm: Podman, stays: str) -> None:
@@ -217,9 +222,9 @@ def test_killed_workers_lose_nothing_of_the_log(pm: Podman) -> None:
     halves = [f"while [ $i -lt {n} ]; do i=$((i+1)); echo line $i; done" for n in (50000, 100000)]
     script = f"i=0; {halves[0]}; until [ -e /go ]; do sleep 0.01; done; {halves[1]}; exit 7"
     pm.run("run", "-d", "--name", "a", IMAGE, "sh", "-c", script)
-    monitor = int(pm.inspect("a", ".State.ConmonPid"))
+    (supervisor,) = monitors(pm)
     kills = 0
-    children = Path(f"/proc/{monitor}/task/{monitor}/children")
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children")
     while kills < _KILLS:
         try:
             pids = children.read_text().split()

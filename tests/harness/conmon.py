@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -44,8 +45,9 @@ class Call:
         *,
         is_attached: bool = False,
         enter: Callable[[], None] | None = None,
+        parked: Sequence[int] = (),
     ) -> None:
-        """Start it; it waits for `start`. `enter` is called in the child."""
+        """Start it; it waits for `start`. `enter` is called in the child; it gets `parked`, too."""
         pairs = {
             name: socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             for name in ("_OCI_SYNCPIPE", "_OCI_STARTPIPE", "_OCI_ATTACHPIPE")
@@ -59,7 +61,7 @@ class Call:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            pass_fds=[end.fileno() for end in theirs.values()],
+            pass_fds=[*parked, *(end.fileno() for end in theirs.values())],
             env={**os.environ, **environment},
             preexec_fn=enter,
         )
@@ -95,6 +97,12 @@ def run(
     )
 
 
+def exit_command(script: str) -> list[str]:
+    """Return the options for an exit command that is a shell script."""
+    words = ("-c", script)
+    return ["--exit-command", "/bin/sh", *(f"--exit-command-arg={word}" for word in words)]
+
+
 STAYS = "trap 'exit 3' TERM; echo ready; while :; do sleep 0.05; done"
 PROCESS = {
     "user": {"uid": 0, "gid": 0},
@@ -109,6 +117,8 @@ class Engine:
 
     Attributes:
         enter: Called in each conmon before it is executed; None for nothing.
+        parked: Descriptors that each conmon gets beside its pipes.
+        runtime: The path of the runtime.
     """
 
     def __init__(self, directory: Path, bundle: Path) -> None:
@@ -119,23 +129,33 @@ class Engine:
         self.calls: list[Call] = []
         self.created: dict[str, Any] | None = None
         self.enter: Callable[[], None] | None = None
+        self.parked: list[int] = []
+        self.runtime = "/usr/sbin/runc"
         for name in ("exits", "persist"):
             (directory / name).mkdir()
 
     def words(self, *more: str, log: str | None = None) -> list[str]:
         return [
-            *("-c", self.cid, "-u", self.cid, "-r", "/usr/sbin/runc", "-n", "name"),
+            *("-c", self.cid, "-u", self.cid, "-r", self.runtime, "-n", "name"),
             *("-l", log or f"k8s-file:{self.directory}/log", "--log-level", "info"),
             *("--exit-dir", f"{self.directory}/exits", "--full-attach", *more),
         ]
 
     def call(self, words: list[str], *, is_attached: bool = False) -> Call:
-        call = Call(self.program, words, is_attached=is_attached, enter=self.enter)
+        call = Call(
+            self.program, words, is_attached=is_attached, enter=self.enter, parked=self.parked
+        )
         self.calls.append(call)
         return self.calls[-1]
 
     def create(self, *more: str, log: str | None = None) -> Call:
         """Create the container; the runtime's start is still to come."""
+        call = self.begin(*more, log=log)
+        self.created = call.message()
+        return call
+
+    def begin(self, *more: str, log: str | None = None) -> Call:
+        """Begin the creation."""
         files = (f"{self.directory}/{name}" for name in ("pid", "conmon.pid", "persist"))
         pid, own, persist = files
         more = ("-p", pid, "-P", own, "--persist-dir", persist, *more)
@@ -143,7 +163,6 @@ class Engine:
         call = self.call(self.words(*words, log=log))
         call.start()
         call.forked()
-        self.created = call.message()
         return call
 
     def exec(
@@ -165,7 +184,27 @@ class Engine:
 
     @property
     def monitor(self) -> int:
+        """The guardian, whose pid the engine knows."""
         return int((self.directory / "conmon.pid").read_text())
+
+    @property
+    def supervisor(self) -> int:
+        """The parent of the workers; it waits until there is one."""
+        found: list[int] = []
+
+        def is_there() -> bool:
+            children = waiting.children_of(self.monitor)
+            found[:] = [pid for pid in children if waiting.title_of(pid) == f"forkshim: {self.cid}"]
+            return len(found) == 1
+
+        waiting.wait_true(is_there)
+        return found[0]
+
+    def kill_supervisor(self) -> None:
+        """Kill the supervisor, and wait until another one has adopted the container."""
+        before = self.own_log().count("adopted: version")
+        waiting.send(self.supervisor, signal.SIGKILL)
+        waiting.wait_true(lambda: self.own_log().count("adopted: version") > before)
 
     def status(self) -> str:
         """Wait for the exit file; return what it says."""

@@ -87,7 +87,7 @@ def test_killed_workers_and_clients_harm_neither_log(
         kills = 0
         while kills < _KILLS:
             client.hear_more()
-            for pid in waiting.children_of(engine.monitor):
+            for pid in waiting.children_of(engine.supervisor):
                 if waiting.title_of(pid).endswith(("[stdout]", "[stdout.second]")):
                     with suppress(ProcessLookupError):
                         waiting.send(pid, signal.SIGKILL)
@@ -117,7 +117,7 @@ def test_a_client_that_leaves_takes_no_log_with_it(
 
 
 def _titles(engine: Engine) -> str:
-    return " ".join(waiting.title_of(pid) for pid in waiting.children_of(engine.monitor))
+    return " ".join(waiting.title_of(pid) for pid in waiting.children_of(engine.supervisor))
 
 
 def test_an_engines_log_may_be_in_anybodys_directory(make_conmon: Callable[..., Engine]) -> None:

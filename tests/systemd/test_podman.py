@@ -92,7 +92,7 @@ def test_a_container_runs_in_the_foreground(bed: Bed) -> None:
 @pytest.mark.parametrize("driver", ["k8s-file", "journald"])
 def test_a_container_from_its_start_to_its_removal(bed: Bed, driver: str) -> None:
     out(bed, "run", "-d", "--log-driver", driver, "--name", "a", IMAGE, *STAYS)
-    assert monitor_of(bed, "a").startswith("forkshim: ")
+    assert "forkshim: " in monitor_of(bed, "a")
     waiting.wait_true(lambda: out(bed, "logs", "a") == "ready")
     done = podman(bed, "exec", "a", "sh", "-c", "echo in; exit 5")
     assert (done.returncode, done.stdout) == (5, "in\n")
@@ -126,7 +126,7 @@ def test_a_restart_policy_starts_the_next_one_under_ours(bed: Bed) -> None:
     script = "echo run; test -e /twice && exec sleep 1000; touch /twice; exit 3"
     out(bed, "run", "-d", "--restart", "on-failure", "--name", "a", IMAGE, "sh", "-c", script)
     waiting.wait_true(lambda: out(bed, "logs", "a") == "run\nrun")
-    assert monitor_of(bed, "a").startswith("forkshim: ")
+    assert "forkshim: " in monitor_of(bed, "a")
 
 
 def test_what_the_monitor_warns_of_is_in_the_system_log(bed: Bed) -> None:
@@ -145,7 +145,7 @@ def test_a_removed_package_gives_podman_its_own_back_and_harms_no_container(bed:
     bed.run("dpkg", "--remove", "forkshim", check=True)
     assert out(bed, "info", "--format", "{{.Host.Conmon.Path}}") == DEBIANS
     assert out(bed, "run", "--rm", IMAGE, "echo", "stock") == "stock"
-    assert monitor_of(bed, "a").startswith("forkshim: ")
+    assert "forkshim: " in monitor_of(bed, "a")
     out(bed, "stop", "--time", "10", "a")
     assert out(bed, "wait", "a") == "3"
     out(bed, "start", "a")

@@ -13,7 +13,7 @@ from supervisor.frontends.conmon.control_lines import (
     Resize,
 )
 from supervisor.frontends.conmon.engine_pipes import message
-from supervisor.frontends.conmon.exit_command import shell_argv
+from supervisor.frontends.conmon.guardian.exit_command import shell_argv
 from supervisor.frontends.conmon.options import parse
 
 

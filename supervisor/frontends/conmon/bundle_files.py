@@ -9,7 +9,17 @@ import os
 from contextlib import suppress
 
 from supervisor.linux import fds
-from supervisor.linux.errors import ShimError, reason
+from supervisor.linux.errors import ShimError, describe, reason
+from supervisor.state.directory import StateDirectory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from supervisor.frontends.conmon.options import Options
+    from supervisor.state.log import Log
+    from supervisor.systemd.notify_proxy import NotifyProxy
+
+STATE_NAME = ".forkshim"
+"""The directory of the supervisor's own files in a bundle."""
 
 _FIFO_MODE = 0o660
 
@@ -55,3 +65,58 @@ class BundleFiles:
     def close(self) -> None:
         """Close the directory; the fifos stay, as conmon's do."""
         self._fd.close()
+
+
+def make_notify_proxy(files: BundleFiles) -> NotifyProxy:
+    """Make the container's socket in the directory that the engine mounts in the container.
+
+    Raises:
+        ShimError: The engine has not made the directory.
+    """
+    from supervisor.systemd.notify_proxy import DIRECTORY, NotifyProxy  # few containers have one
+
+    try:
+        return NotifyProxy.make_in(f"{files.by_descriptor}/{DIRECTORY}")
+    except OSError as error:
+        raise ShimError(f"{DIRECTORY}/ in {files.path}: {describe(error)}") from error
+
+
+def open_state(files: BundleFiles | None, cid: str) -> StateDirectory:
+    """Make the directory of the supervisor's own files: in the bundle, or for this process alone.
+
+    Raises:
+        ShimError: It cannot be made.
+    """
+    if files is not None:
+        path = os.path.join(files.path, STATE_NAME)
+    else:
+        parent = os.environ.get("XDG_RUNTIME_DIR") or "/run"
+        path = os.path.join(parent, "forkshim", "conmon", f"{cid[:64]}-{os.getpid()}")
+    try:
+        os.makedirs(path, 0o700, exist_ok=True)
+        state_dir = StateDirectory.open(path)
+    except OSError as error:
+        raise ShimError(f"{error.filename or path}: {describe(error)}") from error
+    for name in os.listdir(state_dir.fileno()):  # of an earlier run of the container
+        state_dir.remove(name)
+    return state_dir
+
+
+def open_log(state_dir: StateDirectory, options: Options) -> Log:
+    """Open the supervisor's log, and syslog beside it if the engine wants that.
+
+    Raises:
+        ShimError: The log cannot be opened.
+    """
+    log = state_dir.open_log()
+    if options.syslog:
+        log.use_syslog(options.cid, options.said_levels)
+    return log
+
+
+def remove_state(state_dir: StateDirectory) -> None:
+    """Remove the directory and what is in it, as far as that is possible."""
+    with suppress(OSError):
+        for name in os.listdir(state_dir.fileno()):
+            state_dir.remove(name)
+        os.rmdir(state_dir.path)

@@ -10,9 +10,13 @@ from supervisor.linux.errors import ShimError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
     from supervisor.frontends.conmon.bundle_files import BundleFiles
     from supervisor.linux import fds
     from supervisor.linux.event_loop import Loop
+    from supervisor.state.fd_store import FdReader, FdWriter
     from supervisor.state.log import Log
 
 _FEATURE = "ctl"
@@ -22,16 +26,35 @@ _MOST_BYTES = 4096
 class Control:
     """Owns both fifos until `close`. What is written before `serve` waits in them."""
 
-    def __init__(self, files: BundleFiles) -> None:
+    def __init__(self, fifos: list[tuple[fds.Fd, ControlLines]]) -> None:
+        """Own the fifos; see `make` and `restore`."""
+        self._fifos = fifos
+        self._loop: Loop | None = None
+
+    @classmethod
+    def make(cls, files: BundleFiles) -> Control:
         """Make the fifos.
 
         Raises:
             ShimError: One cannot be made.
         """
-        self._fifos: list[tuple[fds.Fd, ControlLines]] = []
-        for fifo in Fifo:
-            self._fifos.append((files.make_fifo(fifo.name.lower()), ControlLines(fifo)))
-        self._loop: Loop | None = None
+        return cls([(files.make_fifo(fifo.name.lower()), ControlLines(fifo)) for fifo in Fifo])
+
+    def snapshot(self, fd_writer: FdWriter) -> list[dict[str, Any]]:
+        """Return what `restore` needs."""
+        return [
+            {"fd": fd_writer.add(fifo.fileno()), **lines.snapshot()} for fifo, lines in self._fifos
+        ]
+
+    @classmethod
+    def restore(cls, packed: Sequence[Mapping[str, Any]], contents: FdReader) -> Control:
+        """Return the fifos of an earlier supervisor."""
+        return cls(
+            [
+                (contents.take(each["fd"]), ControlLines.restore(fifo, each))
+                for fifo, each in zip(Fifo, packed, strict=True)
+            ]
+        )
 
     def serve(self, loop: Loop, log: Log, api: ContainerApi) -> None:
         """Serve from now on: the container and its terminal are there."""

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from typing import Any
 
 _LONGEST_LINE = 199
 _LARGEST_SIZE = 1000
@@ -57,6 +58,17 @@ class ControlLines:
         self._line = re.compile(_NUMBER * fifo.value)
         self._rest = b""
         self._is_dropping = False
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return what `restore` needs."""
+        return {"rest": self._rest.hex(), "is_dropping": self._is_dropping}
+
+    @classmethod
+    def restore(cls, fifo: Fifo, packed: Mapping[str, Any]) -> ControlLines:
+        """Go on in the middle of a line."""
+        made = cls(fifo)
+        made._rest, made._is_dropping = bytes.fromhex(packed["rest"]), packed["is_dropping"]
+        return made
 
     def feed(self, data: bytes) -> Iterator[Resize | Reopen | Refused]:
         """Give what each line means whose end has come."""

@@ -17,9 +17,11 @@ from supervisor.linux import fds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
     from supervisor.frontends.conmon.options import Options
+    from supervisor.state.fd_store import FdReader, FdWriter
 
 _SCORE = "/proc/self/oom_score_adj"
 _NEVER_KILLED = "-1000"
@@ -45,27 +47,69 @@ class Engine:
 
     Attributes:
         start: For a second word before an exec; closed where there is none.
+        score: The oom_score_adj with which the engine has started this program.
     """
 
-    def __init__(self, options: Options, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        options: Options,
+        environment: Mapping[str, str],
+        pipes: Mapping[str, fds.Fd],
+        parked: Sequence[int],
+        score: str,
+        *,
+        sets_listen_pid: bool = False,
+    ) -> None:
+        """Own the descriptors; see `inherit` and `restore`."""
+        self._options = options
+        self.environment = environment
+        self.start = pipes[START]
+        self._sync, self._attach = EnginePipe(pipes[SYNC]), EnginePipe(pipes[ATTACH])
+        self._parked = [*parked]
+        self.score = score
+        self._sets_listen_pid = sets_listen_pid
+
+    @classmethod
+    def inherit(cls, options: Options, environment: Mapping[str, str]) -> Engine:
         """Take what the environment names.
 
         Raises:
             UsageError: A variable names no descriptor.
         """
         parked = inherited_fds()
-        self._options = options
-        self.environment = environment
-        self.start = inherited(START, environment)
-        self._sync = EnginePipe(inherited(SYNC, environment))
-        self._attach = EnginePipe(inherited(ATTACH, environment))
-        ours = {environment.get(name) for name in (START, SYNC, ATTACH)}
-        self._parked = [fd for fd in parked if str(fd) not in ours]
-        self._score = _read_score()
+        pipes = {name: inherited(name, environment) for name in (START, SYNC, ATTACH)}
+        ours = {environment.get(name) for name in pipes}
         pid = environment.get("LISTEN_PID")
-        self._sets_listen_pid = pid is not None and (
-            pid == str(os.getpid()) or options.replace_listen_pid
+        return cls(
+            options,
+            environment,
+            pipes,
+            [fd for fd in parked if str(fd) not in ours],
+            _read_score(),
+            sets_listen_pid=pid is not None
+            and (pid == str(os.getpid()) or options.replace_listen_pid),
         )
+
+    @classmethod
+    def restore(
+        cls,
+        options: Options,
+        environment: Mapping[str, str],
+        packed: Mapping[str, Any],
+        contents: FdReader,
+    ) -> Engine:
+        """Return what an earlier supervisor had; nothing is taken from the environment."""
+        pipes = {START: fds.Fd(-1), SYNC: contents.take(packed["sync"]), ATTACH: fds.Fd(-1)}
+        parked = [contents.take(index).take() for index in packed["parked"]]
+        return cls(options, environment, pipes, parked, packed["score"])
+
+    def snapshot(self, fd_writer: FdWriter) -> dict[str, Any]:
+        """Return what `restore` needs, when the runtime has created the process."""
+        return {
+            "sync": fd_writer.add(self._sync.fileno()),
+            "parked": [fd_writer.add(fd) for fd in self._parked],
+            "score": self.score,
+        }
 
     @property
     def has_attach_pipe(self) -> bool:
@@ -84,7 +128,7 @@ class Engine:
 
     def restore_oom_score(self) -> None:
         """Have the score of this process as the engine had it."""
-        _write_score(self._score)
+        _write_score(self.score)
 
     # What the engine is told.
 

@@ -89,6 +89,10 @@ class EnginePipe:
         """Whether there is an engine that listens."""
         return self._fd.is_open
 
+    def fileno(self) -> int:
+        """Lend the descriptor; -1 once closed."""
+        return self._fd.fileno()
+
     def send(self, text: bytes) -> None:
         """Send a message. An engine that has hung up misses it: of an exec it reads exit files.
 

@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from supervisor.frontends.conmon.options import Options
     from supervisor.state.log import Log
 
 _AGAIN_S = 0.25
@@ -43,6 +44,18 @@ class ExitFiles:
         self._log = log
         self._sleep = sleep
         self._until_s = 0.0
+
+    def write_all(
+        self, options: Options, status: int, *, bundle: str = "", oom_kills: int = 0
+    ) -> None:
+        """Write `oom` to the bundle, if there is one, and what the options name, in this order."""
+        if oom_kills:
+            for directory in filter(None, (options.persist_dir, bundle)):
+                self.write(os.path.join(directory, "oom"), "")
+        if options.persist_dir:
+            self.write(os.path.join(options.persist_dir, "exit"), str(status))
+        if options.exit_dir:
+            self.write(os.path.join(options.exit_dir, options.cid), str(status))
 
     def write(self, path: str, text: str) -> None:
         """Write one file. One that cannot be written is said in the log."""

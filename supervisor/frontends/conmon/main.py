@@ -1,7 +1,8 @@
 """`conmon`: what Podman and CRI-O start for each container and each exec session.
 
-This process reads the command line, opens the log, waits for the engine's word, forks the
-supervisor, writes --conmon-pidfile and ends. With --sync it is the supervisor itself.
+This process reads the command line, opens the log, waits for the engine's word, forks the guardian
+of the supervisor, or for an exec the supervisor, writes --conmon-pidfile and ends. With --sync it
+is the supervisor itself.
 Exit status: 0 once the supervisor is forked; 1 for a wrong command line or log. The supervisor's is
 that of the container's process.
 """
@@ -13,9 +14,18 @@ import signal
 import sys
 
 from supervisor.frontends.conmon import options as command
+from supervisor.frontends.conmon.bundle_files import (
+    BundleFiles,
+    open_log,
+    open_state,
+    remove_state,
+)
 from supervisor.frontends.conmon.engine import Engine, take_null_stdio
 from supervisor.frontends.conmon.engine_pipes import wait_for_start
 from supervisor.frontends.conmon.exit_files import write_whole
+from supervisor.frontends.conmon.guardian import start
+from supervisor.frontends.conmon.guardian.exit_command import leave
+from supervisor.handover.own_command import is_handed_over, is_successor
 from supervisor.linux import fds, spawn
 from supervisor.linux.errors import ShimError
 from supervisor.linux.process_exit import exit_process
@@ -26,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
+    from supervisor.frontends.conmon.guardian.link import GuardianLink
     from supervisor.frontends.conmon.options import LogTarget, Options
 
 _FAILED = 1
@@ -38,6 +49,8 @@ def main() -> NoReturn:
 
 def run_command(words: Sequence[str]) -> int:
     """Run the command; returns its exit status."""
+    if is_handed_over() or is_successor():
+        return _go_on(words)
     # Podman's restart policies start this program with signals blocked.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGTERM, lambda *_: os._exit(_FAILED))
@@ -46,7 +59,7 @@ def run_command(words: Sequence[str]) -> int:
     try:
         options = command.parse(words)
         targets = _check(options)
-        engine = Engine(options, dict(os.environ))
+        engine = Engine.inherit(options, dict(os.environ))
         if options.exec_attach and not engine.has_attach_pipe:
             raise command.OptionsError("[conmon:e]: --attach specified but _OCI_ATTACHPIPE was not")
         fds.ensure_stdio()
@@ -117,8 +130,13 @@ def _make_log_files(targets: Sequence[LogTarget]) -> None:
 def _fork(options: Options, targets: Sequence[LogTarget], engine: Engine) -> int:
     sys.stdout.flush()
 
+    def guarded(link: GuardianLink) -> int:
+        return _supervise(options, targets, engine, link)
+
     def work() -> None:
-        exit_process(_supervise(options, targets, engine))
+        if options.exec:
+            exit_process(_supervise(options, targets, engine))
+        start.guard(options, engine, guarded)
 
     try:
         pid = spawn.fork_worker(work)
@@ -135,11 +153,45 @@ def _fork(options: Options, targets: Sequence[LogTarget], engine: Engine) -> int
     return 0
 
 
-def _supervise(options: Options, targets: Sequence[LogTarget], engine: Engine) -> int:
+def _supervise(
+    options: Options,
+    targets: Sequence[LogTarget],
+    engine: Engine,
+    link: GuardianLink | None = None,
+) -> int:
+    """Run one monitor to its end, then the exit command, if there is one and no guardian."""
     if not any(target.driver is command.Driver.PASSTHROUGH for target in targets):
         take_null_stdio()
-    if os.getpgrp() != os.getpid() or not options.sync:
+    if link is None and (os.getpgrp() != os.getpid() or not options.sync):
         os.setsid()
-    from supervisor.frontends.conmon import monitor  # with the core: after the fork
+    status = _FAILED
+    files: BundleFiles | None = None
+    try:
+        bundle = options.bundle_path
+        files = BundleFiles(bundle) if bundle else None
+        state_dir = open_state(files, options.cid)
+        log = open_log(state_dir, options)
+    except ShimError as error:
+        engine.failed(str(error).encode(errors="surrogateescape"))
+        if files is not None:
+            files.close()
+    else:
+        from supervisor.frontends.conmon.monitor import Monitor  # with the core: after the fork
 
-    return monitor.supervise(options, targets, engine)
+        try:
+            status = Monitor(options, targets, engine, log, state_dir, files, link).run()
+        finally:
+            log.close()
+            if files is None:
+                remove_state(state_dir)
+            state_dir.close()
+    return leave(options, engine, link, status)
+
+
+def _go_on(words: Sequence[str]) -> int:
+    """Go on where another supervisor was: a reload or a guardian has executed this program."""
+    fds.ensure_stdio()
+    options = command.parse(words)
+    from supervisor.frontends.conmon.guardian import arrival  # with the core
+
+    return arrival.go_on(options, command.log_targets(options.log_path))

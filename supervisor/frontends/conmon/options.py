@@ -13,6 +13,7 @@ The rules, each measured with conmon 2.1.6:
 
 from __future__ import annotations
 
+import os
 import re
 from enum import Enum
 
@@ -120,6 +121,12 @@ class Options:
     def said_levels(self) -> tuple[str, ...]:
         """Which of the supervisor's messages go to stderr and to syslog: error, warn, info."""
         return _LEVELS[self.log_level.lower()]
+
+    @property
+    def bundle_path(self) -> str:
+        """The absolute path of the bundle; "" for an exec without one."""
+        bundle = self.bundle or ("" if self.exec else ".")
+        return os.path.abspath(bundle) if bundle else ""
 
     @property
     def has_clients(self) -> bool:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import NoReturn
 
+    from supervisor.frontends.conmon.engine import Engine
+    from supervisor.frontends.conmon.guardian.link import GuardianLink
+    from supervisor.frontends.conmon.options import Options
+
 _SHELL = "/bin/sh"
 _SCRIPT = """
 delay=$1 status=$2
@@ -38,3 +42,17 @@ def become(
     """
     syscalls.set_child_subreaper(False)
     spawn.replace_process(_SHELL, shell_argv(command, delay_s=delay_s, status=status), environment)
+
+
+def leave(options: Options, engine: Engine, link: GuardianLink | None, status: int) -> int:
+    """Give the engine's descriptors back; then the guardian, or this process, ends as it wants."""
+    engine.release()
+    engine.hang_up()
+    if link is not None and link.is_alive:
+        link.over(status & 0xFF)
+        return status & 0xFF
+    engine.restore_oom_score()
+    if options.exit_command:
+        command = (options.exit_command, *options.exit_command_arg)
+        become(command, engine.environment, delay_s=options.exit_delay, status=status & 0xFF)
+    return status & 0xFF
