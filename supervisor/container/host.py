@@ -89,17 +89,22 @@ class Host:
             gc.freeze()
             title_of_process.set_title(title)
 
-    def run(self, is_wanted: Callable[[], bool] = lambda: False) -> None:
+    def run(
+        self,
+        is_wanted: Callable[[], bool] = lambda: False,
+        has_to_leave: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Serve until each container has ended and left nothing behind.
 
         `is_wanted`: whether a front end may bring another container; asked when none is left.
+        `has_to_leave`: whether a front end leaves its living containers to another program.
 
         Raises:
             AbandonedError: An unforeseen error. Nothing was ended or removed: the workers, or the
                 fd holder, keep what a successor needs.
         """
         try:
-            self.loop.run_until(lambda: self._is_empty() and not is_wanted())
+            self.loop.run_until(lambda: has_to_leave() or (self._is_empty() and not is_wanted()))
         except Exception as error:
             for container in self.containers:
                 container.tell_of_bug(error)

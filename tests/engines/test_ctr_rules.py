@@ -170,6 +170,21 @@ def test_the_shim_is_killed_by_the_kernel_before_containerd(cd: Containerd, runt
         assert its == min(own + 1, 1000)
 
 
+def test_a_shim_that_gets_a_term_leaves_and_containerd_deletes_its_container(
+    cd: Containerd, runtime: str
+) -> None:
+    with cd.events() as events:
+        cd.run(runtime, "a", *STAYS, options=["-d"])
+        (shim,) = cd.shims()
+        init = cd.sandbox.pid_outside(cd.tasks()["a"].pid)
+        os.kill(shim.pid, signal.SIGTERM)
+        told = events.wait_for("/tasks/delete")
+        waiting.wait_process(init)
+        waiting.wait_process(shim.pid)
+    assert [event.fields["exit_status"] for event in told[-2:]] == [137, 137]
+    cd.ctr("container", "rm", "a")
+
+
 def test_an_end_while_containerd_is_down_is_told_afterwards(cd: Containerd, runtime: str) -> None:
     with detached(cd, runtime, "a", *STAYS):
         init = cd.sandbox.pid_outside(cd.tasks()["a"].pid)

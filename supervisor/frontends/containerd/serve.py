@@ -150,7 +150,10 @@ class Daemon:
         set_title(self._title)
         if is_leaving:
             self._leave()
-        self._host.run(is_wanted=lambda: not self._is_over)
+        self._host.run(
+            is_wanted=lambda: not self._is_over,
+            has_to_leave=lambda: self._is_over and not self.tasks.is_empty,
+        )
         self.server.close()
         if self._link is not None:
             self._link.end()  # it has the connections, too: containerd waits for their end
@@ -227,10 +230,10 @@ class Daemon:
             self._host.ask_for_reload()
         if signum not in _STOP_SIGNALS:
             return
-        if self.tasks.is_empty:
-            self._leave()
-        else:
-            self.log.warning(f"signal {signum}: not stopped, this shim has containers")
+        if not self.tasks.is_empty:
+            # A shutdown of the machine would wait 90 s for a shim that stays.
+            self.log.warning(f"signal {signum}: leaving; containerd deletes the containers")
+        self._leave()
 
     def _leave(self) -> None:
         """Remove the name first: no `start` may join a daemon that leaves. Then send the events."""
