@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from supervisor.frontends.containerd.group_socket import GroupSocket
+    from supervisor.frontends.containerd.handover.holder_link import HolderLink
     from supervisor.frontends.containerd.invocation import Invocation
 
 _PROGRAM = "containerd-shim-forkshim-v2"
@@ -72,10 +73,9 @@ def _print_info() -> None:
 
 
 def _start(wanted: Invocation) -> None:
-    # `start` forks the daemon, so it has what that one needs.
     from supervisor.frontends.containerd.handover import holder_link
+    from supervisor.frontends.containerd.handover.group_holder import JOURNAL, LISTENER
     from supervisor.frontends.containerd.handover.group_journal import GroupJournal
-    from supervisor.frontends.containerd.serve import JOURNAL, LISTENER, Daemon
     from supervisor.frontends.containerd.start import start
     from supervisor.wire.call_journal import CallJournal
 
@@ -102,10 +102,14 @@ def _start(wanted: Invocation) -> None:
             kept,
             title=f"forkshim: {wanted.container_id}",
             null_fd=0,
-            serve=lambda link: Daemon(
-                found, wanted, environment, command, link=link, journal=journal
-            ).run(),
+            serve=lambda link: run_daemon(found, link, journal),
         )
+
+    def run_daemon(found: GroupSocket, link: HolderLink, journal: GroupJournal) -> None:
+        # In the shim alone: the fd holder has no use for it, and its pages would be its own soon.
+        from supervisor.frontends.containerd.serve import Daemon
+
+        Daemon(found, wanted, environment, command, link=link, journal=journal).run()
 
     address = start(
         wanted,

@@ -9,6 +9,7 @@ import signal
 from supervisor.container.host import Host
 from supervisor.container.restore import begin, restore_containers
 from supervisor.frontends.containerd.events import EventQueue, PublishCommand
+from supervisor.frontends.containerd.handover.group_holder import CONNECTION, JOURNAL, LISTENER
 from supervisor.frontends.containerd.task.task_journal import TaskJournal
 from supervisor.frontends.containerd.task.tasks import Tasks
 from supervisor.linux.fds import Fd
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from supervisor.wire.ttrpc import ServerConnection
 
 _STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
-LISTENER, JOURNAL, CONNECTION = "listener", "journal", "connection "
-"""What the fd holder has beside fd stores. A connection's name ends with its number."""
 
 
 def in_group(place: Place, link: HolderLink | None) -> Place:

@@ -11,6 +11,7 @@ daemon sets for itself.
 
 from __future__ import annotations
 
+import gc
 import os
 
 from supervisor.frontends.containerd.group_socket import GroupSocket, address_of, claim, group_of
@@ -88,6 +89,7 @@ def _fork_daemon(
     found: GroupSocket, bundle: str, shim_cgroup: str, serve: Callable[[GroupSocket], None]
 ) -> None:
     _place(shim_cgroup)
+    gc.freeze()  # a collection in the fd holder or the shim would copy every page that they share
     spawn.fork_worker(lambda: _run_daemon(found, bundle, serve))
 
 

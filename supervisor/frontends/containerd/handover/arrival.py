@@ -14,15 +14,10 @@ from contextlib import ExitStack
 from supervisor.container.restore import place_of
 from supervisor.frontends.containerd.group_socket import GroupSocket
 from supervisor.frontends.containerd.handover import aftermath, group_holder
+from supervisor.frontends.containerd.handover.group_holder import CONNECTION, JOURNAL, LISTENER
 from supervisor.frontends.containerd.handover.group_journal import GroupJournal
 from supervisor.frontends.containerd.handover.holder_link import HolderLink
-from supervisor.frontends.containerd.serve import (
-    CONNECTION,
-    JOURNAL,
-    LISTENER,
-    Daemon,
-    in_group,
-)
+from supervisor.frontends.containerd.serve import Daemon, in_group
 from supervisor.handover import discover
 from supervisor.handover.manager import Leftovers
 from supervisor.handover.own_command import own_command

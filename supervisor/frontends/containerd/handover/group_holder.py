@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 KEEP, DROP, SERVES = "keep", "drop", "serves"
 """The words of the shim's messages: a JSON array of the word and, but for the last, a name."""
 
+LISTENER, JOURNAL, CONNECTION = "listener", "journal", "connection "
+"""What the fd holder has beside fd stores. A connection's name ends with its number."""
+
 MOST_MESSAGE_BYTES = 8192
 _MOST_FDS = 8
 _MOST_DOCUMENT_BYTES = 16 << 20
