@@ -94,7 +94,7 @@ class FdHolder:
             if restart_policy.is_logged(self._failed_forks):
                 self._log.warning(
                     f"fd holder: fork: {error.strerror}; trying again in "
-                    f"{restart_policy.FORK_AGAIN_S:g} s; {self._failed_forks} times so far"
+                    f"{restart_policy.FORK_AGAIN_S:g} s; failures: {self._failed_forks}"
                 )
             self._next_fork.start(restart_policy.FORK_AGAIN_S)
             return
@@ -124,7 +124,7 @@ class FdHolder:
         is_short = time.monotonic() - self._forked_at_s < _LONG_LIFE_S
         self._deaths_in_a_row = self._deaths_in_a_row + 1 if is_short else 1
         if restart_policy.is_logged(self._deaths):
-            self._log.warning(f"fd holder: {termination}, forked again; {self._deaths} so far")
+            self._log.warning(f"fd holder: {termination}, forked again; deaths: {self._deaths}")
         pause_s = restart_policy.pause_s(self._deaths_in_a_row)
         self._next_fork.start(min(pause_s, restart_policy.FORK_AGAIN_S))
 

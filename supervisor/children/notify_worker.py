@@ -195,8 +195,8 @@ class NotifyWorker:
             self._failed_forks += 1
             if restart_policy.is_logged(self._failed_forks):
                 self._log.warning(
-                    f"notify: fork: {error.strerror}; trying again; "
-                    f"{self._failed_forks} times so far"
+                    f"notify: fork: {error.strerror}; trying again in "
+                    f"{restart_policy.FORK_AGAIN_S:g} s; failures: {self._failed_forks}"
                 )
             self._next_fork.start(restart_policy.FORK_AGAIN_S)
             return
@@ -290,7 +290,7 @@ class NotifyWorker:
         has_progress = self._notify_proxy.memory.seen != self._seen_at_fork
         self._deaths_in_a_row = 0 if has_progress else self._deaths_in_a_row + 1
         if restart_policy.is_logged(self._deaths):
-            self._log.warning(f"notify: worker {how}, replaced; {self._deaths} so far")
+            self._log.warning(f"notify: worker {how}, replaced; deaths: {self._deaths}")
 
     def _fork_after_a_death(self) -> None:
         pause_s = restart_policy.pause_s(self._deaths_in_a_row)

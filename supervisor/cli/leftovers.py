@@ -55,7 +55,7 @@ def clear(claimed: claim.Claim, request: RunRequest, why_not: FdStoreError | Non
             if danger:
                 ending = f"kill -KILL {state.pid}"  # delete --force would kill other processes
             raise AlreadySupervisedError(
-                "its supervisor is gone and its container is "
+                "its supervisor has died and its container is "
                 f"{state.status} (pid {state.pid}); {way}, `{ending}` ends it"
             )
         discover.end_leftovers(claimed.state_dir)

@@ -58,7 +58,7 @@ class StreamLog:
         """Log the death of a worker."""
         name, deaths = slot.stream.name, decision.history.deaths
         if decision.is_logged:
-            self._log.warning(f"{name}: worker {termination}, replaced; {deaths} so far")
+            self._log.warning(f"{name}: worker {termination}, replaced; deaths: {deaths}")
         if decision.is_degraded:
             self._degraded(slot, f"its workers die without progress: {termination}")
         else:
@@ -68,8 +68,8 @@ class StreamLog:
         """Log that a worker could not be forked."""
         if decision.is_logged:
             self._log.warning(
-                f"{slot.stream.name}: fork: {error.strerror}; trying again; "
-                f"{decision.history.failed_forks} times so far"
+                f"{slot.stream.name}: fork: {error.strerror}; trying again in "
+                f"{decision.pause_s:g} s; failures: {decision.history.failed_forks}"
             )
         if decision.is_degraded:
             self._degraded(slot, f"the supervisor cannot fork a worker: {error.strerror}")

@@ -196,7 +196,7 @@ def _refuse_options_at_the_end(text: str, head: str, path: str) -> None:
         place, comma, last = path.rpartition(",")
     if options:
         raise UsageError(
-            f"sink {text}: {','.join(options)} stands behind the path; "
+            f"sink {text}: {','.join(options)} follows the path; "
             f"options come before the colon: {','.join([head, *options])}:{path}"
         )
 

@@ -225,7 +225,7 @@ def _checked(path: str, lock: fds.Fd) -> Claim:
     }
     if foreign:
         lock.close()
-        raise ShimError(f"{path}: not a directory of forkshim's: it holds {min(foreign)!r}")
+        raise ShimError(f"{path}: not a directory of forkshim: it contains {min(foreign)!r}")
     claimed = Claim(path, lock)
     if claimed.is_stale:
         try:

@@ -74,6 +74,6 @@ def test_clearing_removes_what_is_ours_and_not_what_links_lead_to(tmp_path: Path
 def test_a_directory_with_anything_of_somebody_elses_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mysql").mkdir()
     (tmp_path / "mysql" / "precious").touch()
-    with pytest.raises(ShimError, match="not a directory of forkshim's: it holds 'precious'"):
+    with pytest.raises(ShimError, match="not a directory of forkshim: it contains 'precious'"):
         home.claim(str(tmp_path), "mysql")
     assert os.listdir(tmp_path / "mysql") == ["precious"]

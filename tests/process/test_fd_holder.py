@@ -108,7 +108,7 @@ def test_one_that_is_killed_is_forked_again_and_again(rig: Rig, holder: FdHolder
         rig.run_until(lambda: holder.pid not in (0, killed))  # noqa: B023 -- called now
         assert waiting.is_alive(holder.pid)
     said = rig.messages("warn")
-    assert said[0] == "fd holder: killed by SIGKILL, forked again; 1 so far"
+    assert said[0] == "fd holder: killed by SIGKILL, forked again; deaths: 1"
     assert len(said) == 4, "the deaths 1, 2, 4 and 8"
 
 
@@ -122,7 +122,7 @@ def test_a_fork_that_is_refused_is_said_once_and_tried_again(
         assert not holder.pid
     rig.run_until(lambda: bool(holder.pid))
     assert rig.messages("warn") == [
-        "fd holder: fork: Resource temporarily unavailable; trying again in 0.5 s; 1 times so far"
+        "fd holder: fork: Resource temporarily unavailable; trying again in 0.5 s; failures: 1"
     ]
 
 

@@ -163,7 +163,7 @@ def test_a_descriptor_whose_close_sleeps_hangs_the_worker_alone(
         notify_site.hear(Words(errno=1), Words(errno=2))
         assert notify_site.pid != pid
     assert notify_site.rig.messages("warn") == [
-        f"notify: worker {pid} makes no progress, killed, replaced; 1 so far"
+        f"notify: worker {pid} makes no progress, killed, replaced; deaths: 1"
     ]
 
 

@@ -62,8 +62,8 @@ def test_a_crashed_worker_is_replaced_on_the_same_descriptors(site: Site) -> Non
     assert site.slot(stream).history.deaths == 3
     assert site.stream_set.copied_bytes(stream) == 3
     assert [message for message in site.rig.messages("warn") if "replaced" in message] == [
-        "stdout: worker killed by SIGKILL, replaced; 1 so far",
-        "stdout: worker killed by SIGKILL, replaced; 2 so far",
+        "stdout: worker killed by SIGKILL, replaced; deaths: 1",
+        "stdout: worker killed by SIGKILL, replaced; deaths: 2",
     ]
     site.disown(writer)
     site.run_until(lambda: stream.is_closed)
@@ -95,7 +95,7 @@ def test_a_worker_that_dies_again_and_again_without_progress_is_given_pauses(
     assert site.slot(stream).history.deaths_without_progress == 20
     assert site.rig.messages("warn") == [
         *(
-            f"stdout: worker exit status 3, replaced; {deaths} so far"
+            f"stdout: worker exit status 3, replaced; deaths: {deaths}"
             for deaths in (1, 2, 4, 8, 16)
         ),
         "stdout: degraded: its workers die without progress: exit status 3; the supervisor forks "
@@ -290,8 +290,8 @@ def test_a_fork_that_fails_is_tried_again(site: Site, monkeypatch: pytest.Monkey
     site.disown(writer)
     site.run_until(lambda: stream.is_closed)
     assert os.read(reader, 9) == b"x"
-    message = "stdout: fork: Resource temporarily unavailable; trying again"
-    assert site.rig.messages("warn") == [f"{message}; {n} times so far" for n in (1, 2)]
+    message = "stdout: fork: Resource temporarily unavailable; trying again in 0.5 s"
+    assert site.rig.messages("warn") == [f"{message}; failures: {n}" for n in (1, 2)]
 
 
 def _refused(_work: Callable[[], None]) -> int:
@@ -433,5 +433,5 @@ def test_without_a_free_descriptor_a_killed_worker_is_replaced_later(
     waiting.wait_readable(reader)
     assert os.read(reader, 9) == b"some"
     said = [text for text in site.rig.messages("warn") if "fork" in text]
-    assert said[0] == "stdout: fork: Too many open files; trying again; 1 times so far"
+    assert said[0] == "stdout: fork: Too many open files; trying again in 0.5 s; failures: 1"
     assert len(said) <= 3, "1, 2, 4, ...: no log is filled with it"

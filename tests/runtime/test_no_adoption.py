@@ -215,7 +215,7 @@ def test_a_run_that_cannot_adopt_says_that_the_container_lives(
     done = daemon.command("run", "--adopt", "--bundle", bundle, "--detach", "--log", "null")
     assert done.returncode == 75
     assert done.stderr.startswith(
-        f"forkshim: {daemon.id}: its supervisor is gone and its container is running "
+        f"forkshim: {daemon.id}: its supervisor has died and its container is running "
         f"(pid {daemon.payload_pid}); it cannot be adopted from here "
         f"({LOST}), `runc "
     )

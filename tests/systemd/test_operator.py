@@ -37,8 +37,7 @@ def _said(done: subprocess.CompletedProcess[str]) -> tuple[int, list[str]]:
         ),
         (
             "cri:/run/x,max-size=1m",
-            "max-size=1m stands behind the path; options come before the colon: "
-            "cri,max-size=1m:/run/x",
+            "max-size=1m follows the path; options come before the colon: cri,max-size=1m:/run/x",
         ),
         ("cri,max-size=1q:/run/x", "option max-size: '1q' is not a size from 64K to 1T, as in 10M"),
     ],

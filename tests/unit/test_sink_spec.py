@@ -230,9 +230,9 @@ _KINDS = "there are null, path, file, cri, journal, journal-stream, passthrough"
         ("JOURNAL,tag=web", f"no kind is called JOURNAL (did you mean journal?); {_KINDS}; "
          "a path has a slash in it, as in ./JOURNAL,tag=web"),
         ("stdout", f"no kind is called stdout; {_KINDS}; a path has a slash in it, as in ./stdout"),
-        ("/run/x.fifo,policy=drop-new", "policy=drop-new stands behind the path; "
+        ("/run/x.fifo,policy=drop-new", "policy=drop-new follows the path; "
          "options come before the colon: path,policy=drop-new:/run/x.fifo"),
-        ("./x,keep=1", "keep=1 stands behind the path; "
+        ("./x,keep=1", "keep=1 follows the path; "
          "options come before the colon: path,keep=1:./x"),
     ],
 )  # fmt: skip
@@ -267,7 +267,7 @@ def test_what_a_person_has_typed_well_means_the_same_everywhere(text: str) -> No
     ],
 )
 def test_options_behind_the_path_get_a_hint(text: str, hint: str) -> None:
-    with pytest.raises(UsageError, match="stands behind the path; ") as caught:
+    with pytest.raises(UsageError, match="follows the path; ") as caught:
         parse_sink(text)
     assert str(caught.value).endswith(f"options come before the colon: {hint}")
 
