@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 
-from supervisor.linux import fds, signals, syscalls
+from supervisor.linux import fd_limit, fds, signals, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ def replace_process(program: str, argv: Sequence[str], environment: Mapping[str,
         OSError: As execve(2). The signals are at their default then.
     """
     _default_signals()
+    fd_limit.give_back()
     os.execve(program, [*argv], environment)
 
 
@@ -192,6 +193,7 @@ def _exec(
             prepare(environment)
         stage = "chdir"
         os.chdir(cwd)
+        fd_limit.give_back()
         stage = "exec"
         os.execve(program, [*argv], environment)
     except OSError as error:

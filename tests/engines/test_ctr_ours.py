@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from functools import partial
 from typing import TYPE_CHECKING
@@ -58,6 +59,17 @@ def test_an_exec_whose_client_does_not_come_does_not_hold_the_end_back(cd: Conta
         wait = client.send("Wait", {"id": "a"})
         client.ask("Kill", {"id": "a", "signal": signal.SIGKILL})
         assert client.answer(wait)["exit_status"] == 137
+
+
+def test_a_shim_may_have_as_many_descriptors_as_the_kernel_lets_it(cd: Containerd) -> None:
+    soft, hard = resource.prlimit(cd.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(cd.pid, resource.RLIMIT_NOFILE, (hard - 1, hard))
+    try:
+        with detached(cd, OURS, "a", *STAYS):
+            (shim,) = cd.shims()
+            assert resource.prlimit(shim.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.prlimit(cd.pid, resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_the_name_of_an_exec_that_failed_may_be_used_again(cd: Containerd) -> None:

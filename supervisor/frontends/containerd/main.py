@@ -11,7 +11,7 @@ import sys
 from supervisor import __version__
 from supervisor.frontends.containerd import invocation, options
 from supervisor.handover.own_command import is_handed_over, is_successor, own_command
-from supervisor.linux import fds
+from supervisor.linux import fd_limit, fds
 from supervisor.linux.errors import ShimError, describe
 from supervisor.linux.process_exit import exit_process
 from supervisor.linux.text import printable
@@ -80,6 +80,7 @@ def _start(wanted: Invocation) -> None:
     from supervisor.wire.call_journal import CallJournal
 
     check_id(wanted.container_id)
+    fd_limit.raise_soft()
     if is_handed_over():
         from supervisor.frontends.containerd.reload import go_on  # `start` has no use for it
 
