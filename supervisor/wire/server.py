@@ -39,14 +39,16 @@ class Server:
         on_closed: Callable[[ServerConnection, str], None],
         log: Callable[[str], None],
         has_journals: bool = False,
-        on_added: Callable[[ServerConnection], None] = lambda _connection: None,
+        on_accepted: Callable[[int, tuple[int, ...]], None] = lambda _number, _fds: None,
     ) -> None:
         """Take ownership of a listening unix socket and accept from now on.
 
         `has_journals`: every connection has a `CallJournal`, so that it survives a kill -9.
 
-        `on_added` is told of each connection before anything is read from it, `on_closed` of each
-        that was lost, after it has left `connections`.
+        `on_accepted` is told of each new connection, by its number, before anything is read from
+        it: first of its socket, then of that and its journal. With neither it was refused.
+
+        `on_closed` is told of each connection that was lost, after it has left `connections`.
         """
         self.connections: list[ServerConnection] = []
         self._loop = loop
@@ -56,7 +58,7 @@ class Server:
         self._tell_closed = on_closed
         self._log = log
         self._has_journals = has_journals
-        self._tell_added = on_added
+        self._tell_accepted = on_accepted
         self._next_number = 0
         self._again = loop.timer(self._watch)
         self._is_watched = False
@@ -135,13 +137,18 @@ class Server:
             self._log(f"refused a connection of process {pid}: user {uid}, group {gid}")
             sock.close()
             return
+        number = self._next_number
+        self._tell_accepted(number, (sock.fileno(),))
         try:
             journal = CallJournal.create() if self._has_journals else None
         except OSError as error:
             self._log(f"refused a connection of process {pid}: its journal: {error.strerror}")
+            self._tell_accepted(number, ())
             sock.close()
             return
-        self._add(sock, None, journal)
+        if journal is not None:
+            self._tell_accepted(number, (sock.fileno(), journal.fileno()))
+        self._add(sock, None, journal, number=number)
 
     def _add(
         self,
@@ -149,9 +156,8 @@ class Server:
         state: Mapping[str, Any] | None,
         journal: CallJournal | None = None,
         *,
-        number: int | None = None,
+        number: int,
     ) -> ServerConnection:
-        number = self._next_number if number is None else number
         self._next_number = max(self._next_number, number + 1)
         connection = ServerConnection(
             self._loop,
@@ -163,7 +169,6 @@ class Server:
             number=number,
         )
         self.connections.append(connection)
-        self._tell_added(connection)
         return connection
 
     def _on_closed(self, connection: ServerConnection, why: str) -> None:

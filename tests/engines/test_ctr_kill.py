@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -199,3 +202,84 @@ def test_a_start_that_waits_for_a_reader_is_refused(pod: Containerd) -> None:
         client.ask("Start", E)
         assert client.ask("Wait", E)["exit_status"] == 4
         client.ask("Delete", E)
+
+
+def create_values(cd: Containerd, rootfs: Path, script: str, **config: Any) -> dict[str, Any]:
+    """Make a bundle of the group's container `a`, with another id; return a Create request."""
+    bundle = cd.directory / f"bundle-{os.urandom(3).hex()}"  # each container has its own
+    bundle.mkdir()
+    document = json.loads((cd.bundle("a") / "config.json").read_text())
+    document["root"]["path"] = str(rootfs)
+    document["process"]["args"] = ["/bin/sh", "-c", script]
+    document["linux"]["cgroupsPath"] = f"/{cd.cgroup}/c"
+    (bundle / "config.json").write_text(json.dumps({**document, **config}))
+    return {"id": "c", "bundle": str(bundle), "stdout": f"file://{bundle}/out"}
+
+
+C = {"id": "c"}
+
+
+def test_a_created_container_is_started_by_the_successor(pod: Containerd, rootfs: Path) -> None:
+    values = create_values(pod, rootfs, "echo hi; exit 4")
+    with client_at(pod) as client:
+        pid = client.ask("Create", values)["pid"]
+        kill(pod)
+        told = client.ask("State", C)
+        assert (told["status"], told["pid"]) == (messages.CREATED, pid)
+        wait = client.send("Wait", C)
+        client.ask("Start", C)
+        assert client.answer(wait)["exit_status"] == 4
+        kill(pod)
+        assert client.ask("State", C)["status"] == messages.STOPPED
+        assert client.ask("Delete", C)["exit_status"] == 4
+    assert Path(values["bundle"], "out").read_text() == "hi\n"
+
+
+def test_a_create_whose_runtime_died_with_the_shim_is_refused(
+    pod: Containerd, rootfs: Path
+) -> None:
+    reached, goes = pod.directory / "reached", pod.directory / "goes"
+    for fifo in (reached, goes):
+        os.mkfifo(fifo)
+    script = f"echo >{reached}; read -r word <{goes}"
+    hooks = {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]}
+    with client_at(pod) as client:
+        create = client.send("Create", create_values(pod, rootfs, "exit 4", hooks=hooks))
+        reached.read_text()  # the runtime runs the hook
+        kill(pod)
+        with pytest.raises(AssertionError, match=r"14.*unavailable"):
+            client.answer(create)
+        goes.write_text("on\n")  # the hook has outlived its runtime
+        assert client.ask("Connect", C)["task_pid"] == 0
+        client.ask("Create", create_values(pod, rootfs, "exit 4"))
+        client.ask("Start", C)
+        assert client.ask("Wait", C)["exit_status"] == 4
+        assert client.ask("Delete", C)["exit_status"] == 4
+    for fifo in (reached, goes):
+        fifo.unlink()
+
+
+def test_a_run_whose_shim_is_killed_at_any_instant_ends_and_leaves_nothing(
+    cd: Containerd,
+) -> None:
+    """Its client may be told of it; it is not left waiting, and no status is invented."""
+    words = ["run", "--rm", "--runtime", OURS, IMAGE, "a", "sh", "-c", "echo hi; exit 4"]
+    for number in range(6):
+        with client_of(cd, *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as client:
+            waiting.wait_true(lambda: is_at(cd, number) or client.poll() is not None)  # noqa: B023
+            for shim in cd.shims():
+                with suppress(ProcessLookupError):
+                    os.kill(shim.pid, signal.SIGKILL)
+            said, errors = client.communicate(timeout=waiting.LIMIT_S)
+        if client.returncode == 4:
+            assert said == b"hi\n"
+        else:
+            assert b"unavailable" in errors, (number, client.returncode, said, errors)
+            cd.ctr("container", "rm", "a", check=False)
+        cd.wait_clean()
+
+
+def is_at(cd: Containerd, number: int) -> bool:
+    """Return whether a run is so far: the shim makes these files one after the other."""
+    found = cd.bundle("a") / "forkshim/init"
+    return found.exists() and len(os.listdir(found)) >= number

@@ -16,13 +16,16 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 
 from supervisor.frontends.containerd.mounts import MountError, unmount_all
 from supervisor.linux import plain_json
 from supervisor.linux.errors import ShimError, reason
 from supervisor.linux.fds import Fd
+from supervisor.oci.bundle import read_config
 from supervisor.oci.invoke import ask_runtime
 from supervisor.state.directory import write_file
+from supervisor.systemd import delegation
 from supervisor.wire import messages
 from supervisor.wire.protobuf import WireError, decode, encode
 
@@ -87,12 +90,29 @@ def clean_up(
         unmount_all(os.path.join(bundle, "rootfs"))
     except MountError as error:
         raise ShimError(str(error)) from error
+    _remove_cgroups(bundle)
     values = {
         "pid": _pid_of(bundle),
         "exit_status": status,
         "exited_at": messages.timestamp(time.time_ns()),
     }
     return _read_reply(bundle, EXIT_REPLY_NAME) or encode(messages.DeleteResponse, values)
+
+
+def _remove_cgroups(bundle: str) -> None:
+    """Remove the container's empty cgroups: a runtime that was killed in `create` forgets them.
+
+    A cgroupsPath that is no absolute path means a unit of systemd, which removes it.
+    """
+    try:
+        path = read_config(os.path.join(bundle, "config.json")).cgroups_path
+    except ShimError:
+        return
+    if not path.startswith("/") or not os.path.normpath(path).strip("/"):
+        return
+    for name in [""] if delegation.is_unified() else os.listdir(delegation.ROOT):
+        with suppress(OSError):  # ENOENT: none; EBUSY: not empty
+            os.rmdir(f"{delegation.ROOT}/{name}{os.path.normpath(path)}")
 
 
 def _read_reply(bundle: str, name: str) -> bytes:

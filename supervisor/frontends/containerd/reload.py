@@ -92,4 +92,5 @@ def _restored(
     socks = [sock_of(each) for each in document["socks"]]
     taken = [contents.take(each).take() for each in document["journals"]] if is_real else []
     daemon.server.restore(socks, document["connections"], [*map(CallJournal, taken)])
+    daemon.keep_connections()
     return daemon, daemon.restore(document["tasks"], places, stack), places

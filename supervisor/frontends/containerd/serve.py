@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from supervisor.wire.ttrpc import ServerConnection
 
 _STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
+_IDLE_S = 10.0
+"""A daemon without a task and a connection leaves then: containerd has died, or given it up."""
 
 
 def in_group(place: Place, link: HolderLink | None) -> Place:
@@ -120,11 +122,12 @@ class Daemon:
             found.listener,
             on_request=self.tasks.on_request,
             on_closed=self._on_closed,
-            on_added=self._on_added,
+            on_accepted=self._keep_connection,
             log=self.log.warning,
             has_journals=link is not None,
         )
         self._is_leaving = self._is_over = False
+        self._idle_look = loop.timer(self._leave_if_idle)
         if link is not None:
             title = f"forkshim: {invocation.container_id}"
             null_fd = self._host.null.fileno()
@@ -147,6 +150,7 @@ class Daemon:
         """
         gc.freeze()
         set_title(self._title)
+        self._look_later()
         if is_leaving:
             self._leave()
         self._host.run(
@@ -162,15 +166,32 @@ class Daemon:
 
     # What a successor gets.
 
-    def _on_added(self, connection: ServerConnection) -> None:
-        if self._link is not None and connection.journal is not None:
-            kept = (connection.sock.fileno(), connection.journal.fileno())
-            self._link.keep(f"{CONNECTION}{connection.number}", kept)
+    def _keep_connection(self, number: int, kept: tuple[int, ...]) -> None:
+        if self._link is not None and kept:
+            self._link.keep(f"{CONNECTION}{number}", kept)
+        elif self._link is not None:
+            self._link.drop(f"{CONNECTION}{number}")
+
+    def keep_connections(self) -> None:
+        """Have the fd holder hold the restored connections under the numbers of this process."""
+        for each in self.server.connections:
+            if each.journal is not None:
+                self._keep_connection(each.number, (each.sock.fileno(), each.journal.fileno()))
 
     def _on_closed(self, connection: ServerConnection, why: str) -> None:
-        if self._link is not None:
-            self._link.drop(f"{CONNECTION}{connection.number}")
+        self._keep_connection(connection.number, ())
         self.tasks.on_closed(connection, why)
+        self._look_later()
+
+    # Without a client.
+
+    def _look_later(self) -> None:
+        if self.tasks.is_empty and not self.server.connections:
+            self._idle_look.start(_IDLE_S)
+
+    def _leave_if_idle(self) -> None:
+        if self.tasks.is_empty and not self.server.connections:
+            self._leave()
 
     # The reload.
 

@@ -86,9 +86,10 @@ def _succeed(
     ]
     daemon.server.take_over(
         numbers,
-        [socket.socket(fileno=sock.take()) for sock, _journal in pairs],
-        [CallJournal(each.take()) for _sock, each in pairs],
+        [socket.socket(fileno=sock.take()) for sock, *_journal in pairs],
+        [CallJournal(each[0].take()) if each else CallJournal.create() for _sock, *each in pairs],
     )
+    daemon.keep_connections()
     containers = daemon.restore(state, places, stack)
     link.tell_serves()
     daemon.begin(containers, places)

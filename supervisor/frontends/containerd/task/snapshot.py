@@ -66,17 +66,15 @@ def part_name(task: Task, process: TaskProcess) -> str:
 
 def pack(task: Task, process: TaskProcess) -> dict[str, Any]:
     """Return the part of a process; that of the init has what is the task's, too."""
-    container = process.container
     message = messages.ExecProcessRequest if process.exec_id else messages.CreateTaskRequest
     packed = {
         "request": encode(message, process.streams).hex(),
         "state": process.state.name,
-        "container": container.launch.state_dir.path if container else "",
-        "retired_pid": process.retired_pid,
+        "pid": process.pid,
         "exit_status": process.exit_status,
         "exited_at": process.exited_at,
         "is_stdin_closed": process.is_stdin_closed,
-        "logger": process.logger.snapshot() if process.logger and container else None,
+        "logger": process.logger.snapshot() if process.logger and process.container else None,
         "start_call": [process.start_call.snapshot()] if process.start_call else [],
         "waits": [call.snapshot() for call in process.waits if call.connection.is_open],
         "deletes": [call.snapshot() for call in process.deletes if call.connection.is_open],
@@ -107,6 +105,7 @@ def unpack_task(task: Task, packed: Mapping[str, Any]) -> None:
 
 
 def unpack(
+    task: Task,
     process: TaskProcess,
     packed: Mapping[str, Any],
     containers: Mapping[str, Container],
@@ -115,7 +114,8 @@ def unpack(
     """Give a process that was made from `request_of` its state.
 
     Args:
-        process: An init, or an exec'd process of a task.
+        task: Whose process it is.
+        process: The init, or an exec'd process.
         packed: Its part.
         containers: By the path of their state directories; not begun yet.
         connections: By their numbers.
@@ -123,15 +123,17 @@ def unpack(
     state = State[packed["state"]]
     process.is_exit_published = state in ENDED
     process.state = _BEFORE.get(state, state)
-    process.retired_pid = packed["retired_pid"]
+    process.retired_pid = packed["pid"]
     process.exit_status = packed["exit_status"]
     process.exited_at = packed["exited_at"]
     process.is_stdin_closed = packed["is_stdin_closed"]
     process.start_call = next(iter(calls.restore(packed["start_call"], connections)), None)
     process.waits = calls.restore(packed["waits"], connections)
     process.deletes = calls.restore(packed["deletes"], connections)
-    if packed["container"] in containers:
-        process.follow(containers[packed["container"]])
+    # Not by what is packed: a shim may be killed between a creation and its note.
+    container = containers.get(task.state_path(process))
+    if container is not None:
+        process.follow(container)
         if packed.get("logger"):
             process.restore_logger(packed["logger"])
     if process.state not in NOWHERE:

@@ -56,7 +56,7 @@ class TaskProcess:
         waits: The calls of Wait that are open.
         deletes: The calls of Delete that are open.
         is_exit_published: A killed shim has published the exit, which the core finds again.
-        retired_pid: That of a stopped process which the core has deleted for a reload; else 0.
+        retired_pid: That of a process which the core does not have any more; 0 if unknown.
         is_stdin_closed: A CloseIO has come.
         logger: The client's program that logs its output; None if there is none.
 

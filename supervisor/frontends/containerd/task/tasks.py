@@ -156,13 +156,13 @@ class Tasks:
             if name.startswith(snapshot.TASK):
                 task = self._make(snapshot.request_of(packed))
                 snapshot.unpack_task(task, packed)
-                snapshot.unpack(task.init, packed, containers, connections)
+                snapshot.unpack(task, task.init, packed, containers, connections)
                 self._tasks[task.container_id] = task
         for name, packed in parts.items():
             if name.startswith(snapshot.EXEC):
                 task, exec_id = self._tasks[packed["of"]], packed["exec_id"]
                 task.know_exec(exec_id, snapshot.request_of(packed))
-                snapshot.unpack(task.execs[exec_id], packed, containers, connections)
+                snapshot.unpack(task, task.execs[exec_id], packed, containers, connections)
         for container_id, reply in parts.get(REPLIES, {}).items():
             self._remember(container_id, reply)
 
