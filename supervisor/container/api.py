@@ -18,6 +18,7 @@ from supervisor.linux import fds
 from supervisor.linux.errors import ShimError, reason
 from supervisor.linux.exit_status import shell_status
 from supervisor.oci.command_line import joined_lines
+from supervisor.oci.invoke import CALL_LIMIT_S
 from supervisor.oci.process_json import encode_process
 from supervisor.state.container_id import check_id
 from supervisor.state.directory import StateDirectory, remove_tree
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from supervisor.io.stream import Stream
     from supervisor.io.stream_set import StreamSet
     from supervisor.linux.exit_status import Termination
+    from supervisor.oci.command_line import CheckpointPlan
     from supervisor.oci.process_json import ProcessConfig
 
 
@@ -51,6 +53,7 @@ class Verb(Enum):
     REOPEN_LOGS = "reopen logs"
     ATTACH = "attach"
     UPDATE = "update"
+    CHECKPOINT = "checkpoint"
     DELETE = "delete"
     PAUSE = "pause"
     RESUME = "resume"
@@ -91,6 +94,7 @@ _REFUSALS: Mapping[Verb, Mapping[State, str]] = {
     Verb.PAUSE: {**_NOT_CREATED, **_STARTING, **_STOPPING, **_STOPPED},
     Verb.RESUME: {**_NOT_CREATED, **_STARTING, **_STOPPED},
     Verb.UPDATE: {**_NOT_CREATED, **_STOPPED},
+    Verb.CHECKPOINT: {**_NOT_CREATED, **_STARTING, **_STOPPED},
     Verb.DELETE: {
         **_NOT_CREATED,
         **dict.fromkeys((*_STARTING, State.RUNNING, *_STOPPING), "not stopped yet"),
@@ -311,8 +315,19 @@ class ContainerApi:
         with fds.in_memory("resources", resources) as stdin:
             self._call(Verb.UPDATE, self._container.launch.command.update(), on_end, stdin=stdin)
 
+    def checkpoint(self, plan: CheckpointPlan, on_end: Callable[[str], None]) -> None:
+        """Have the runtime write a checkpoint; as `update`. It takes as long as it takes."""
+        self._check(Verb.CHECKPOINT)
+        argv = self._container.launch.command.checkpoint(plan)
+        self._call(Verb.CHECKPOINT, argv, on_end, limit_s=None)
+
     def _call(
-        self, verb: Verb, argv: list[str], on_end: Callable[[str], None], stdin: int | None = None
+        self,
+        verb: Verb,
+        argv: list[str],
+        on_end: Callable[[str], None],
+        stdin: int | None = None,
+        limit_s: float | None = CALL_LIMIT_S,
     ) -> None:
         launch = self._container.launch
         if launch.config.is_exec:
@@ -322,8 +337,9 @@ class ContainerApi:
             has_worked = shell_status(termination) == 0
             on_end("" if has_worked else f"{termination}: {joined_lines(output)}")
 
+        cwd = launch.command.directory
         launch.invoker.capture(
-            argv, on_exit, cwd=launch.command.directory, with_stderr=True, stdin=stdin
+            argv, on_exit, cwd=cwd, with_stderr=True, stdin=stdin, limit_s=limit_s
         )
 
     def delete(self) -> None:

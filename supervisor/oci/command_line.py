@@ -24,6 +24,33 @@ _MOST_CHARACTERS = 4096
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointPlan:
+    """Where a checkpoint is written, and with which of the runtime's flags.
+
+    Attributes:
+        image_path: Absolute path of the images.
+        work_path: Absolute path of CRIU's log and statistics.
+        leaves_running: The container goes on.
+        tcp: With open TCP connections.
+        unix_sockets: With external Unix sockets.
+        shell: As a shell job: with a terminal from outside.
+        file_locks: With file locks.
+        empty_ns: Namespaces whose content is left out.
+        cgroups_mode: `soft`, `full` or `strict`; "" for the runtime's default.
+    """
+
+    image_path: str
+    work_path: str
+    leaves_running: bool = False
+    tcp: bool = False
+    unix_sockets: bool = False
+    shell: bool = False
+    file_locks: bool = False
+    empty_ns: tuple[str, ...] = ()
+    cgroups_mode: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class RuntimeCommand:
     """Builds the argv of each operation on one container.
 
@@ -126,6 +153,21 @@ class RuntimeCommand:
             *(word for ns in options.empty_ns for word in ("--empty-ns", ns)),
             *_console(console_socket),
             *("--pid-file", self.pid_path, self.container_id),
+        ]
+
+    def checkpoint(self, plan: CheckpointPlan) -> list[str]:
+        """runc-checkpoint(8)."""
+        return [
+            *self._plain("checkpoint", "--image-path", plan.image_path),
+            *("--work-path", plan.work_path),
+            *_flag("--leave-running", plan.leaves_running),
+            *_flag("--tcp-established", plan.tcp),
+            *_flag("--ext-unix-sk", plan.unix_sockets),
+            *_flag("--shell-job", plan.shell),
+            *_flag("--file-locks", plan.file_locks),
+            *(word for ns in plan.empty_ns for word in ("--empty-ns", ns)),
+            *(("--manage-cgroups-mode", plan.cgroups_mode) if plan.cgroups_mode else ()),
+            self.container_id,
         ]
 
     def start(self) -> list[str]:

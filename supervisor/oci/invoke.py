@@ -140,6 +140,7 @@ class RuntimeInvoker:
         keep: Sequence[int] = (),
         environment: Mapping[str, str] | None = None,
         stdin: int | None = None,
+        limit_s: float | None = CALL_LIMIT_S,
     ) -> None:
         """As `run`; `on_end` also gets up to 1 MiB of the output on stdout.
 
@@ -173,6 +174,7 @@ class RuntimeInvoker:
                 program=program,
                 keep=keep,
                 environment=environment,
+                limit_s=limit_s,
             )
         except ShimError:
             rfd.close()

@@ -23,6 +23,7 @@ ALLOWED = {
     Verb.PAUSE: {State.RUNNING},
     Verb.RESUME: {State.RUNNING, State.STOPPING, State.KILLING},
     Verb.UPDATE: CREATED,
+    Verb.CHECKPOINT: {State.RUNNING, State.STOPPING, State.KILLING},
     Verb.DELETE: {State.DRAINING},
     Verb.WAIT: set(State) - {State.ENDED},
     Verb.STATE: set(State),

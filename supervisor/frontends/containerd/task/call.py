@@ -37,6 +37,13 @@ class Call:
         response = TASK_METHODS[self._method][1]
         self.connection.respond(self._stream_id, encode(response, values or {}))
 
+    def finish(self, error: str) -> None:
+        """Answer without values, or with an error that has no code of its own."""
+        if error:
+            self.refuse(Code.UNKNOWN, f"{error}: unknown")
+        else:
+            self.answer()
+
     def refuse(self, code: int, message: str) -> None:
         """Send an error; `message` ends as containerd's errdefs do."""
         self.connection.refuse(self._stream_id, Code(code), message)

@@ -47,6 +47,7 @@ class Task:
     Attributes:
         container_id: containerd's.
         bundle: Absolute path.
+        options: Those of its Create.
         init: Its first process.
         execs: Those that are exec'd in it, by their ids.
         is_paused: Whether the runtime has frozen it.
@@ -82,7 +83,7 @@ class Task:
         self._journal = journal
         self._namespace = namespace
         self._request = request
-        self._options = options
+        self.options = options
         self._config = ProcessConfig(
             **settings_of(request, self._logger_directory("")),
             runtime_args=options.runtime_args(namespace),
@@ -129,7 +130,7 @@ class Task:
         self.init.start_call = call
         self.note(self.init)
         with open(os.path.join(self.bundle, OPTIONS_NAME), "wb") as file:
-            file.write(self._options.encode())  # `delete` reads it
+            file.write(self.options.encode())  # `delete` reads it
         mounts = self._request["rootfs"]
         if not mounts:
             self._create("")
@@ -158,7 +159,7 @@ class Task:
         spec = ContainerSpec(
             self.container_id,
             self.bundle,
-            self._options.runtime,
+            self.options.runtime,
             starts_container=True,
             is_start_awaited=True,
             is_delete_awaited=True,
@@ -365,7 +366,7 @@ class Task:
                 delete.clean_up(
                     self.bundle,
                     self.container_id,
-                    runtime=self._options.runtime,
+                    runtime=self.options.runtime,
                     root=root,
                     global_args=args,
                     environment=self._host.environment,

@@ -147,6 +147,7 @@ class Method(Enum):
     PAUSE = "pause"
     RESUME = "resume"
     UPDATE = "update"
+    CHECKPOINT = "checkpoint"
     WAIT = "wait for"
     STATE = "get the state of"
     STATS = "get the statistics of"
@@ -182,6 +183,7 @@ _ALLOWED: Mapping[Method, frozenset[State]] = {
     Method.PAUSE: frozenset({_S.RUNNING}),
     Method.RESUME: frozenset({_S.RUNNING}),
     Method.UPDATE: frozenset({_S.CREATED, _S.STARTING, _S.RUNNING}),
+    Method.CHECKPOINT: frozenset({_S.RUNNING}),
     Method.WAIT: frozenset(_S),
     Method.STATE: frozenset(_S),
     Method.STATS: frozenset(_S),

@@ -7,9 +7,9 @@ from functools import partial
 
 from supervisor.container.api import VerbError
 from supervisor.frontends.containerd import metrics, options
-from supervisor.frontends.containerd.task import snapshot
+from supervisor.frontends.containerd.task import checkpoint, snapshot
 from supervisor.frontends.containerd.task.call import Call
-from supervisor.frontends.containerd.task.pids import pids_in
+from supervisor.frontends.containerd.task.pids import process_infos
 from supervisor.frontends.containerd.task.task import Task
 from supervisor.frontends.containerd.task.task_journal import REPLIES
 from supervisor.frontends.containerd.task.task_lifecycle import (
@@ -26,7 +26,7 @@ from supervisor.frontends.containerd.task.task_lifecycle import (
 from supervisor.linux.errors import ShimError, UsageError, reason
 from supervisor.wire import messages
 from supervisor.wire.frames import Code
-from supervisor.wire.protobuf import WireError, decode, pack_any
+from supervisor.wire.protobuf import WireError, decode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class Tasks:
             "Pids": self._pids,
             "Pause": partial(self._freeze, Method.PAUSE),
             "Resume": partial(self._freeze, Method.RESUME),
+            "Checkpoint": self._checkpoint,
             "Kill": self._kill,
             "Exec": self._exec,
             "ResizePty": self._resize,
@@ -330,13 +331,7 @@ class Tasks:
         if is_gone:
             call.refuse(NOT_FOUND, f"{error}: not found")
         else:
-            self._answer_call(call, error)
-
-    def _answer_call(self, call: Call, error: str) -> None:
-        if error:
-            call.refuse(UNKNOWN, f"{error}: unknown")
-        else:
-            call.answer()
+            call.finish(error)
 
     def _freeze(self, method: Method, call: Call, request: Request) -> None:
         task, init = self._process(request, method)
@@ -347,7 +342,7 @@ class Tasks:
             if not error:
                 task.is_paused = is_pause
                 task.emit("/tasks/paused" if is_pause else "/tasks/resumed", init)
-            self._answer_call(call, error)
+            call.finish(error)
 
         task.is_pausing = is_pause
         task.calls.run(init.api.pause if is_pause else init.api.resume, ended)
@@ -355,7 +350,17 @@ class Tasks:
     def _update(self, call: Call, request: Request) -> None:
         task, init = self._process(request, Method.UPDATE)
         resources = request["resources"]["value"] if request["resources"] else b"{}"
-        task.calls.run(partial(init.api.update, resources), partial(self._answer_call, call))
+        task.calls.run(partial(init.api.update, resources), call.finish)
+
+    def _checkpoint(self, call: Call, request: Request) -> None:
+        task, init = self._process(request, Method.CHECKPOINT)
+
+        def ended(error: str) -> None:
+            if not error:
+                task.emit("/tasks/checkpointed", init, checkpoint=request["path"])
+            call.finish(error)
+
+        task.calls.run(partial(checkpoint.run, task, request), ended)
 
     def _resize(self, call: Call, request: Request) -> None:
         _task, process = self._process(request, Method.RESIZE)
@@ -372,12 +377,7 @@ class Tasks:
     def _pids(self, call: Call, request: Request) -> None:
         task, _init = self._process(request, Method.PIDS)
         exec_ids = {each.pid: each.exec_id for each in task.execs.values() if each.is_alive}
-        processes: list[dict[str, Any]] = []
-        for pid in pids_in(task.membership):
-            details = {"exec_id": exec_ids[pid]} if pid in exec_ids else None
-            info = pack_any(messages.ProcessDetails, details) if details else None
-            processes.append({"pid": pid, "info": info})
-        call.answer({"processes": processes})
+        call.answer({"processes": process_infos(task.membership, exec_ids)})
 
     def _stats(self, call: Call, request: Request) -> None:
         task, _init = self._process(request, Method.STATS)
