@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import random
 import signal
 import subprocess
 import tempfile
+import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.engine, pytest.mark.process]
 
 COUNTS = "trap 'exit 7' TERM; i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done"
-_MIB = 1 << 20
+_MIB, _FAULTS = 1 << 20, 8
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +118,10 @@ class Container:
         """Return what `podman logs` has of a container that counts."""
         return [int(word) for word in self.pm.out("logs", self.id).split()]
 
-    def wait_counted(self) -> None:
-        """Wait until it has counted further."""
+    def wait_counted(self, more_bytes: int = 500) -> None:
+        """Wait until so much more is in the log."""
         before = self.log.stat().st_size
-        waiting.wait_true(lambda: self.log.stat().st_size > before + 500)
+        waiting.wait_true(lambda: self.log.stat().st_size > before + more_bytes)
 
 
 def check_counted(container: Container) -> None:
@@ -320,3 +323,59 @@ def test_a_reload_replaces_the_version_in_place(pm: Podman) -> None:
     pm.run("stop", "c")
     assert pm.out("wait", "c") == "7"
     check_counted(container)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("fault", ["kill", "reload"])
+def test_a_stream_under_faults_is_complete(pm: Podman, fault: str) -> None:
+    """Faults 2 and 10 of the table: the client's stream and the log, each whole."""
+    pm.set_successors(1000)
+    sent, got, is_over = list[bytes](), list[bytes](), threading.Event()
+    with client_of(pm, "run", "-i", "--name", "c", IMAGE, "cat") as client:
+        process = client.process
+        threads = _copy(process, sent, got, is_over)
+        waiting.wait_true(lambda: pm.run("inspect", "c", check=False).returncode == 0)
+        waiting.wait_true(lambda: pm.inspect("c", ".State.Running") == "true")
+        container = Container(pm, pm.inspect("c", ".Id"))
+        for each in threads:
+            each.start()
+        for _ in range(_FAULTS):
+            (container.kill if fault == "kill" else container.reload)()
+            container.wait_counted(_MIB)
+        is_over.set()
+        for each in threads:
+            each.join()
+        assert process.wait(60) == 0
+    wanted, heard = b"".join(sent), b"".join(got)
+    assert len(wanted) > _FAULTS * _MIB
+    if len(heard) == len(wanted):
+        assert heard == wanted
+    else:  # a packet between its send(2) and its commit: at most one for each fault
+        assert 0 < len(heard) - len(wanted) <= 8192 * _FAULTS
+    lines = [line.split(b" ", 3)[2:] for line in container.log.read_bytes().split(b"\n") if line]
+    logged = b"".join(text + (b"\n" if mark == b"F" else b"") for mark, text in lines)
+    assert hashlib.sha256(logged).digest() == hashlib.sha256(wanted).digest()
+
+
+def _copy(
+    process: subprocess.Popen[bytes], sent: list[bytes], got: list[bytes], is_over: threading.Event
+) -> list[threading.Thread]:
+    """Return threads that write to the process until it is over, and read from it to its end."""
+    block = random.Random(3).randbytes(_MIB)
+    stdin, stdout = process.stdin, process.stdout
+    assert stdin is not None
+    assert stdout is not None
+
+    def write() -> None:
+        while not is_over.is_set():
+            part = len(sent).to_bytes(4, "big") + block[4:]
+            sent.append(part)
+            stdin.write(part)
+        stdin.close()
+
+    def read() -> None:
+        while part := stdout.read(_MIB):
+            got.append(part)
+
+    return [threading.Thread(target=each) for each in (write, read)]

@@ -68,12 +68,12 @@ while :; do
     if read -r word rest <&3; then
         case $word in
         up)
-            up=1 failed=0
+            up=1
             for name in $pending; do kill -s "$name" "$supervisor"; done
             ;;
         took) taken "$rest" ;;
         pid) pid=$rest ;;
-        starts) starts=$rest ;;
+        starts) starts=$rest failed=0 ;;
         over) over "$rest" ;;
         esac
     elif [ ! "$caught" ]; then
