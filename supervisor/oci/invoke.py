@@ -203,9 +203,16 @@ class RuntimeInvoker:
 
 
 def ask_runtime(
-    name: str, argv: Sequence[str], cwd: str = "/", *, environment: Mapping[str, str]
+    name: str,
+    argv: Sequence[str],
+    cwd: str = "/",
+    *,
+    environment: Mapping[str, str],
+    stderr: int | None = None,
 ) -> bytes:
     """Run the runtime in `cwd`, wait for it, and return its stdout, whatever its status.
+
+    `stderr` is lent; the default is /dev/null.
 
     Only for a front end before it supervises: the reaper would steal the status afterwards.
 
@@ -225,7 +232,7 @@ def ask_runtime(
             program,
             argv,
             cwd=cwd,
-            stdio=(null.fileno(), wfd.fileno(), null.fileno()),
+            stdio=(null.fileno(), wfd.fileno(), null.fileno() if stderr is None else stderr),
             environment=spawn.without_manager_variables(environment),
         )
         wfd.close()

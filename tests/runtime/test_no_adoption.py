@@ -130,21 +130,36 @@ def test_a_run_clears_away_what_was_killed_during_create(
     assert not directory.exists()
 
 
-def test_a_run_kills_no_living_container_whose_state_cannot_be_told(
+def test_a_run_leaves_everything_where_the_state_cannot_be_told(
     tmp_path: Path, make_bundle: Callable[..., Path], start: Callable[..., Daemon]
 ) -> None:
-    bundle = make_bundle("echo ready; sleep 1000")
+    bundle = make_bundle("trap 'exit 8' TERM; echo ready; while :; do sleep 0.1; done")
     daemon = start(bundle)
+    waiting.wait_worker(daemon.pid, "stdout")
     daemon.kill()
-    pid = daemon.payload_pid
-    runtime = runtimes.script(tmp_path / "fails", "if [ $verb = state ]; then exit 1; fi")
+    pid, workers = daemon.payload_pid, daemon.workers()
+    fails = "if [ $verb = state ]; then echo no idea >&2; exit 1; fi"
+    runtime = runtimes.script(tmp_path / "fails", fails)
     path = daemon.state_dir.parent / "state.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "runtime": str(runtime)}))
+    files = sorted(os.listdir(daemon.state_dir))
     done = daemon.command("run", "--bundle", bundle, "--detach", "--log", "null")
-    assert done.returncode != 0
-    assert waiting.is_alive(pid)
-    os.kill(pid, signal.SIGKILL)
+    assert done.returncode == 75
+    assert done.stderr == (
+        f"forkshim: {daemon.id}: its supervisor has died and its container is in an unknown state: "
+        f"`{runtime} state {daemon.id}` fails: no idea (pid {pid}); `forkshim adopt {daemon.id}` "
+        f"adopts it, `{runtime} delete --force {daemon.id}` ends it\n"
+    )
+    assert daemon.workers() == workers
+    assert sorted(os.listdir(daemon.state_dir)) == files
+    daemon.adopt()
+    os.kill(daemon.pid, signal.SIGTERM)
     reap(pid)
+    assert daemon.wait_end() == "8"
+    failed = daemon.command("run", "--bundle", bundle, "--detach", "--log", "null")
+    assert failed.returncode == 0, "its process has ended, whatever the runtime can tell"
+    os.kill(daemon.pid, signal.SIGTERM)
+    daemon.wait_end()
 
 
 def kill_fd_holder(daemon: Daemon) -> None:
