@@ -152,10 +152,14 @@ class Container:
             self.host.prepare_forks(self.launch.title)
 
     def enter_host(self) -> None:
-        """Be served by the host. Log to the journal, too, if the container's lines go there."""
+        """Be served by the host. Log to the journal, too, if the container's lines go there.
+
+        With an engine the records of the container's id are the container's alone.
+        """
         self.host.containers.append(self)
-        config = self.launch.config
-        if is_journal_setting(config.stdout) or is_journal_setting(config.stderr):
+        config, is_engines = self.launch.config, self.request.spec.engine_call is not None
+        has_journal = is_journal_setting(config.stdout) or is_journal_setting(config.stderr)
+        if has_journal and not is_engines:
             self.launch.log.use_journal(self.request.spec.container_id)
 
     # Steps: from the outside world to the table, and from the table to the parts.

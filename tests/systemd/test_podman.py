@@ -129,6 +129,23 @@ def test_a_restart_policy_starts_the_next_one_under_ours(bed: Bed) -> None:
     assert "forkshim: " in monitor_of(bed, "a")
 
 
+@pytest.mark.parametrize("driver", ["k8s-file", "journald"])
+def test_a_killed_supervisor_is_replaced_by_the_installed_one(bed: Bed, driver: str) -> None:
+    script = "trap 'exit 3' TERM; echo ready; until test -e /go; do sleep 0.05; done; echo gone on"
+    stays = f"{script}; while :; do sleep 0.05; done"
+    out(bed, "run", "-d", "--log-driver", driver, "--name", "a", IMAGE, "sh", "-c", stays)
+    guardian = out(bed, "inspect", "--format", "{{.State.ConmonPid}}", "a")
+    killed = bed.ctl("pgrep", "--parent", guardian, check=True).stdout.strip()
+    bed.ctl("kill", "-KILL", killed, check=True)
+    children = ("pgrep", "--parent", guardian, "--full", "^forkshim: [^ ]*$")
+    waiting.wait_true(lambda: bed.ctl(*children).stdout.strip() not in ("", killed))
+    out(bed, "exec", "a", "touch", "/go")
+    waiting.wait_true(lambda: out(bed, "logs", "a") == "ready\ngone on")
+    assert podman(bed, "logs", "a").stderr == ""  # a record of the supervisor's would be one of `a`
+    out(bed, "stop", "--time", "10", "a")
+    assert out(bed, "wait", "a") == "3"
+
+
 def test_what_the_monitor_warns_of_is_in_the_system_log(bed: Bed) -> None:
     """CRI-O asks for it. The engine that calls here is a line of shell: no pipes, no container."""
     words = ("-c", "syslog-test", "-u", "x", "-r", "/usr/sbin/runc", "--syslog")
