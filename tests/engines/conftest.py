@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.engines.containerd import RUNTIMES, Containerd, containerd
+from tests.engines.containerd import LOSSLESS, RUNTIMES, Containerd, containerd
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -54,5 +54,12 @@ def cd(daemon: Containerd) -> Iterator[Containerd]:
 @pytest.fixture(params=list(RUNTIMES.values()), ids=list(RUNTIMES))
 def runtime(request: pytest.FixtureRequest) -> str:
     """The name of a runtime, as `ctr run --runtime` has it."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(params=list(LOSSLESS.values()), ids=list(LOSSLESS))
+def lossless(request: pytest.FixtureRequest) -> str:
+    """The name of a runtime whose containers and execs may end right behind their output."""
     name: str = request.param
     return name

@@ -44,9 +44,9 @@ def detached(
         cd.ctr("container", "rm", name)
 
 
-def test_output_and_status_are_the_containers(cd: Containerd, runtime: str) -> None:
+def test_output_and_status_are_the_containers(cd: Containerd, lossless: str) -> None:
     script = "echo out; echo err >&2; exit 7"
-    done = cd.run(runtime, "a", "sh", "-c", script, options=RM, check=False)
+    done = cd.run(lossless, "a", "sh", "-c", script, options=RM, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")
 
 
@@ -58,24 +58,24 @@ def test_a_killed_container_has_the_status_of_its_signal(cd: Containerd, runtime
     cd.ctr("container", "rm", "a")
 
 
-def test_much_output_comes_whole(cd: Containerd, runtime: str) -> None:
+def test_much_output_comes_whole(cd: Containerd, lossless: str) -> None:
     script = "dd if=/dev/zero bs=1M count=48 2>/dev/null | tr '\\0' x; echo end >&2"
-    command = cd.words("run", "--rm", "--runtime", runtime, IMAGE, "a", "sh", "-c", script)
+    command = cd.words("run", "--rm", "--runtime", lossless, IMAGE, "a", "sh", "-c", script)
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True)
     assert done.stderr == b"end\n"
     wanted = hashlib.sha256(b"x" * (48 << 20)).digest()
     assert hashlib.sha256(done.stdout).digest() == wanted
 
 
-def test_short_containers_lose_no_line(cd: Containerd, runtime: str) -> None:
+def test_short_containers_lose_no_line(cd: Containerd, lossless: str) -> None:
     """Clients of containerd 1.6 close their fifos as soon as Wait is answered."""
     for number in range(8):
-        done = cd.run(runtime, f"a{number}", "echo", "last word", options=RM)
+        done = cd.run(lossless, f"a{number}", "echo", "last word", options=RM)
         assert done.stdout == "last word\n", number
 
 
-def test_input_reaches_the_container_and_its_end_too(cd: Containerd, runtime: str) -> None:
-    done = cd.run(runtime, "a", "sha256sum", options=RM, input=MUCH)
+def test_input_reaches_the_container_and_its_end_too(cd: Containerd, lossless: str) -> None:
+    done = cd.run(lossless, "a", "sha256sum", options=RM, input=MUCH)
     assert done.stdout.split()[0] == hashlib.sha256(MUCH.encode()).hexdigest()
 
 
@@ -132,8 +132,8 @@ def test_a_container_is_started_killed_and_removed_step_by_step(
     assert [fields.get("exit_status") for fields in tasks] == [None, None, 3, 3]
 
 
-def test_a_second_process_has_its_own_streams_and_status(cd: Containerd, runtime: str) -> None:
-    with detached(cd, runtime, "a", *STAYS), cd.events() as events:
+def test_a_second_process_has_its_own_streams_and_status(cd: Containerd, lossless: str) -> None:
+    with detached(cd, lossless, "a", *STAYS), cd.events() as events:
         script = "cat; echo err >&2; exit 5"
         done = cd.ctr(
             *("task", "exec", "--exec-id", "e", "a", "sh", "-c", script),
@@ -183,14 +183,14 @@ def test_the_processes_of_a_container_are_told_apart(cd: Containerd, runtime: st
         cd.ctr("task", "kill", "-s", "KILL", "--exec-id", "e", "a")
 
 
-def test_containers_of_a_group_share_one_shim(cd: Containerd, runtime: str) -> None:
+def test_containers_of_a_group_share_one_shim(cd: Containerd, lossless: str) -> None:
     group = ["--annotation", "io.containerd.runc.v2.group=g"]
-    with detached(cd, runtime, "a", *STAYS, options=group):
-        with detached(cd, runtime, "b", *STAYS, options=group):
+    with detached(cd, lossless, "a", *STAYS, options=group):
+        with detached(cd, lossless, "b", *STAYS, options=group):
             (shim,) = cd.shims()
         assert [other.pid for other in cd.shims()] == [shim.pid]
         assert cd.status("a") == "RUNNING"
-        done = cd.run(runtime, "c", "echo", "third", options=["--rm", *group])
+        done = cd.run(lossless, "c", "echo", "third", options=["--rm", *group])
         assert done.stdout == "third\n"
     waiting.wait_process(shim.pid)
 
@@ -239,10 +239,10 @@ def test_memory_that_runs_out_is_an_event(cd: Containerd, runtime: str) -> None:
         assert told[-1].fields["container_id"] == "a"
 
 
-def test_containerd_finds_its_containers_again(cd: Containerd, runtime: str) -> None:
+def test_containerd_finds_its_containers_again(cd: Containerd, lossless: str) -> None:
     with (
-        detached(cd, runtime, "a", *STAYS),
-        detached(cd, runtime, "b", *STAYS),
+        detached(cd, lossless, "a", *STAYS),
+        detached(cd, lossless, "b", *STAYS),
     ):
         ends = cd.sandbox.pid_outside(cd.tasks()["b"].pid)
         cd.end(signal.SIGKILL)
@@ -256,8 +256,8 @@ def test_containerd_finds_its_containers_again(cd: Containerd, runtime: str) -> 
 
 
 def test_a_rootfs_of_the_clients_own_is_a_container_too(
-    cd: Containerd, runtime: str, rootfs: Path, tmp_path: Path
+    cd: Containerd, lossless: str, rootfs: Path, tmp_path: Path
 ) -> None:
     own = shutil.copytree(rootfs, tmp_path / "own", symlinks=True)  # runc makes directories in it
-    words = ("run", "--rm", "--runtime", runtime, "--read-only", "--rootfs", own, "a")
+    words = ("run", "--rm", "--runtime", lossless, "--read-only", "--rootfs", own, "a")
     assert cd.ctr(*words, "/bin/echo", "here").stdout == "here\n"

@@ -56,13 +56,23 @@ def test_events_of_execs_that_end_at_once_are_in_order(cd: Containerd, runtime: 
 
 @pytest.mark.parametrize("options", [OWN, GROUPED], ids=["own shims", "one shim"])
 def test_containers_that_run_at_once_keep_their_output_and_status(
-    cd: Containerd, runtime: str, options: Sequence[str]
+    cd: Containerd, lossless: str, options: Sequence[str]
 ) -> None:
     with ExitStack() as stack:
         clients = []
         for number in range(CROWD):
             script = f"echo I am {number}; exit {number}"
-            words = ("run", "--runtime", runtime, *options, IMAGE, f"c{number}", "sh", "-c", script)
+            words = (
+                "run",
+                "--runtime",
+                lossless,
+                *options,
+                IMAGE,
+                f"c{number}",
+                "sh",
+                "-c",
+                script,
+            )
             client = subprocess.Popen(
                 cd.words(*words),
                 stdin=subprocess.DEVNULL,
@@ -88,9 +98,9 @@ def test_what_a_container_leaves_in_the_hosts_pid_namespace_dies_with_it(
 
 
 def test_a_process_that_keeps_an_output_open_does_not_keep_the_client(
-    cd: Containerd, runtime: str
+    cd: Containerd, lossless: str
 ) -> None:
-    with detached(cd, runtime, "a", *STAYS):
+    with detached(cd, lossless, "a", *STAYS):
         script = "sleep 1000 & echo said"
         done = cd.ctr("task", "exec", "--exec-id", "e", "a", "sh", "-c", script)
         assert done.stdout == "said\n"
