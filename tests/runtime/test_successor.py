@@ -212,6 +212,29 @@ def test_supervisor_and_fd_holder_killed_at_once_are_said(
     ]
 
 
+def test_a_stream_without_a_worker_ends_with_supervisor_and_fd_holder(
+    tmp_path: Path, rootfs: Path, start: Callable[..., Daemon]
+) -> None:
+    """README: the container's first write to it gets SIGPIPE, which this container ignores."""
+    os.mkfifo(tmp_path / "go")
+    (tmp_path / "told").touch()
+    mounts = [bundles.bind(tmp_path / name, f"/tmp/{name}") for name in ("go", "told")]
+    script = "trap '' PIPE; read go < /tmp/go; echo late; echo $? > /tmp/told; sleep 1000"
+    document = bundles.config(rootfs, bundles.shell(script), mounts=mounts)
+    daemon = start(bundles.make_bundle(tmp_path / "bundle", document))
+    pid, fd_holder = daemon.pid, fd_holder_of(daemon.pid)
+    os.kill(pid, signal.SIGSTOP)
+    kill(fd_holder)
+    kill(pid)
+    assert daemon.workers() == []
+    refused = daemon.command("run", "--bundle", tmp_path / "bundle", "--detach", "--log", "null")
+    assert refused.returncode == 75
+    assert f"`runc delete --force {daemon.id}` ends it" in refused.stderr
+    (tmp_path / "go").write_text("go\n")
+    waiting.wait_path(tmp_path / "told", lambda path: path.read_text() == "1\n")
+    assert (tmp_path / "log").read_text() == ""
+
+
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
     """A copy of the program that a test may take away."""
