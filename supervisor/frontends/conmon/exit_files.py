@@ -63,7 +63,12 @@ class ExitFiles:
             try:
                 write_whole(path, text)
             except OSError as error:
+                is_first = not self._until_s
                 if error.errno in _MAY_PASS and self._has_time():
+                    if is_first:
+                        self._log.warning(
+                            f"write {path}: {reason(error)}; trying again for {_PATIENCE_S:g} s"
+                        )
                     self._sleep(_AGAIN_S)
                     continue
                 self._log.warning(f"write {path}: {reason(error)}; the text was {text!r}")
