@@ -13,6 +13,8 @@ import pytest
 from tests.engines.containerd import OURS
 from tests.engines.shim_client import ShimClient, exec_values, socket_of
 from tests.engines.test_ctr import STAYS, detached
+from tests.engines.test_ctr_kill import kill
+from tests.engines.test_ctr_reload import reload, shim_of
 from tests.harness import waiting
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.engine, pytest.mark.process]
 
 E = {"id": "a", "exec_id": "e"}
+SAYS = ["sh", "-c", "trap 'n=$((n+1)); echo $n' USR1; n=0; echo 0; while :; do sleep 0.05; done"]
 LOGGER = """#!/bin/sh
 exec 5>&-
 echo $$ >>{log}.pids
@@ -85,8 +88,7 @@ def test_a_log_program_that_is_killed_is_started_again_and_loses_nothing(
     cd: Containerd, tmp_path: Path
 ) -> None:
     program, log, pids = make_logger(tmp_path, LOGGER), tmp_path / "log", tmp_path / "log.pids"
-    script = "trap 'n=$((n+1)); echo $n' USR1; n=0; echo 0; while :; do sleep 0.05; done"
-    with detached(cd, OURS, "a", "sh", "-c", script, options=["--log-uri", f"binary://{program}"]):
+    with detached(cd, OURS, "a", *SAYS, options=["--log-uri", f"binary://{program}"]):
         for number in range(3):
             waiting.wait_path(log, partial(has_lines, count=number + 1))
             logger = int(pids.read_text().split()[-1])
@@ -95,6 +97,24 @@ def test_a_log_program_that_is_killed_is_started_again_and_loses_nothing(
         waiting.wait_path(log, partial(has_lines, count=4))
         assert log.read_text() == "0\n1\n2\n3\n"
         assert len(pids.read_text().split()) == 4
+    assert not [each for each in cd.sandbox.processes() if "logger" in each.title]
+
+
+def test_a_log_program_goes_on_over_a_reload_and_another_follows_a_killed_shim(
+    cd: Containerd, tmp_path: Path
+) -> None:
+    program, log, pids = make_logger(tmp_path, LOGGER), tmp_path / "log", tmp_path / "log.pids"
+    with detached(cd, OURS, "a", *SAYS, options=["--log-uri", f"binary://{program}"]):
+        waiting.wait_path(log, partial(has_lines, count=1))
+        reload(cd, shim_of(cd))
+        cd.ctr("task", "kill", "-s", "USR1", "a")
+        waiting.wait_path(log, partial(has_lines, count=2))
+        assert len(pids.read_text().split()) == 1
+        kill(cd)
+        cd.ctr("task", "kill", "-s", "USR1", "a")
+        waiting.wait_path(log, partial(has_lines, count=3))
+        assert log.read_text() == "0\n1\n2\n"
+        assert len(pids.read_text().split()) == 2
     assert not [each for each in cd.sandbox.processes() if "logger" in each.title]
 
 
