@@ -283,3 +283,18 @@ def is_at(cd: Containerd, number: int) -> bool:
     """Return whether a run is so far: the shim makes these files one after the other."""
     found = cd.bundle("a") / "forkshim/init"
     return found.exists() and len(os.listdir(found)) >= number
+
+
+def test_a_paused_container_stays_paused_and_a_half_done_freeze_is_undone(
+    pod: Containerd,
+) -> None:
+    pod.ctr("task", "pause", "a")
+    # What a runtime that was killed in `update` or `kill --all` leaves (cgroup v1).
+    root = ("--root", f"/run/containerd/runc/{pod.namespace}")
+    pod.sandbox.run("runc", *root, "pause", "b")
+    kill(pod)
+    assert pod.status("a") == "PAUSED"
+    pod.ctr("task", "resume", "a")
+    assert pod.ctr("task", "exec", "--exec-id", "e", "a", "echo", "on").stdout == "on\n"
+    waiting.wait_true(lambda: '"running"' in pod.sandbox.run("runc", *root, "state", "b").stdout)
+    assert pod.status("b") == "RUNNING"

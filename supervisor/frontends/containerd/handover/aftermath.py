@@ -18,6 +18,8 @@ from supervisor.wire.frames import Code
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from supervisor.frontends.containerd.task.task import Task
     from supervisor.frontends.containerd.task.task_process import TaskProcess
     from supervisor.frontends.containerd.task.tasks import Tasks
@@ -37,6 +39,11 @@ def settle(tasks: Tasks, server: Server, log: Log) -> None:
     was_read = [(each, stream_id) for each in server.connections for stream_id in each.calls]
     for task, process in found:
         _settle(task, process, log)
+    is_pausing = any(
+        method == "Pause" for each in server.connections for _service, method in each.calls.values()
+    )
+    for task in tasks.tasks:
+        _settle_freezer(task, log, is_pausing=is_pausing)
     served = tasks.serve_again(known, server.serve_again)
     for connection, stream_id in was_read:
         key = (connection.number, stream_id)
@@ -76,6 +83,31 @@ def _settle(task: Task, process: TaskProcess, log: Log) -> None:
             process.answer_waits()
         if process.deletes:
             process.post(Event.DELETE)
+
+
+def _settle_freezer(task: Task, log: Log, *, is_pausing: bool) -> None:
+    """Note what became of a pause or resume; thaw what a killed `kill` or `update` has frozen."""
+    container = task.init.container
+    is_frozen = _is_frozen(task.membership)
+    if task.init.state is not State.RUNNING or container is None or is_frozen is None:
+        return
+    if is_frozen and not (task.is_paused or is_pausing):
+        task.calls.run(task.init.api.resume, lambda error: log.info(f"resume: {error or 'done'}"))
+    elif is_frozen != task.is_paused:
+        task.is_paused = container.running.is_paused = is_frozen
+        task.emit("/tasks/paused" if is_frozen else "/tasks/resumed", task.init)
+
+
+def _is_frozen(membership: Mapping[str, str]) -> bool | None:
+    """Return whether a container's cgroup is to be frozen; None if the kernel does not say."""
+    path = f"freezer{membership.get('freezer', '')}/freezer.self_freezing"
+    if delegation.is_unified():
+        path = f"{membership.get('', '')}/cgroup.freeze"
+    try:
+        with open(f"{delegation.ROOT}/{path}", "rb") as file:
+            return file.read(1) == b"1"
+    except OSError:
+        return None
 
 
 def _fail(process: TaskProcess) -> None:

@@ -91,9 +91,9 @@ def _succeed(
     )
     daemon.keep_connections()
     containers = daemon.restore(state, places, stack)
-    link.tell_serves()
     daemon.begin(containers, places)
     aftermath.settle(daemon.tasks, daemon.server, daemon.log)
+    link.tell_serves()  # a request that kills each successor is served no more after five of them
     daemon.run(is_leaving=state["is_leaving"])
 
 

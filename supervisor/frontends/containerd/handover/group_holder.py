@@ -50,7 +50,11 @@ _MOST_FAILURES = 5
 """After so many successors in a row that did not come to serve, the group is given up. Then
 containerd reads the end of file, and cleans up as after the death of any other shim."""
 
+_FAILED_PAUSE_S = 0.1
 _LONG_LIFE_S = 10.0
+_LONGEST_PAUSE_S = 0.25
+"""After successors that have served. containerd gives a State 2 s."""
+
 _SEEN_AFTER_S = 1.0
 """How long a successor has for reading the status of a zombie."""
 
@@ -199,8 +203,10 @@ class GroupHolder:
             return
         if restart_policy.is_logged(self._deaths_in_a_row):
             self._log("the shim was killed; starting a successor")
-        pause_s = restart_policy.pause_s(self._deaths_in_a_row)
-        self._start_later.start(max(pause_s, float(self._failures)))
+        pause_s = min(restart_policy.pause_s(self._deaths_in_a_row), _LONGEST_PAUSE_S)
+        if self._failures:
+            pause_s = _FAILED_PAUSE_S * 2**self._failures
+        self._start_later.start(pause_s)
 
     def _start(self) -> None:
         """Start a successor. It becomes the shim by the word `serves`."""
