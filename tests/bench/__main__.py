@@ -35,6 +35,7 @@ from tests.bench import (
     small,
     start,
     table,
+    v2,
 )
 from tests.bench.case import TINY, Case, Result, Scale, Setting
 from tests.bench.installed import install
@@ -43,7 +44,7 @@ from tests.harness import bundles, fence, leaks
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MODULES = (start, run, end, many, idle, bulk, small, console, fanout, cri, journal)
+MODULES = (start, run, end, many, idle, bulk, small, console, fanout, cri, journal, v2)
 
 
 def main() -> int:

@@ -39,6 +39,7 @@ class Scale:
     watched_s: float = 3.0
     many: int = 200
     at_once: int = 20
+    pod: int = 20
 
 
 TINY = Scale(
@@ -53,6 +54,7 @@ TINY = Scale(
     watched_s=0.1,
     many=10,
     at_once=2,
+    pod=2,
 )
 
 

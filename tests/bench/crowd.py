@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.bench import peers, processes
-from tests.bench.sites import STOPPED_S, WAIT, has_content, let_go, make_site
+from tests.bench.sites import STOPPED_S, WAIT, has_content, let_go, make_site, wait_waiting
+from tests.engines.containerd import STOCK
 from tests.harness import bundles, waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from tests.bench.installed import Programs
@@ -29,6 +30,9 @@ _SCRIPT = f"echo ready; {WAIT}"
 
 class Crowd(ABC):
     """Owns its containers, their directories and their supervisors."""
+
+    _script = _SCRIPT
+    _annotations: Mapping[str, str] = {}
 
     def __init__(self, rootfs: Path) -> None:
         """Start empty."""
@@ -72,7 +76,9 @@ class Crowd(ABC):
 
     def _site(self) -> tuple[Path, Path]:
         directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
-        return directory, make_site(directory, self._rootfs, b"", _SCRIPT)
+        return directory, make_site(
+            directory, self._rootfs, b"", self._script, annotations=self._annotations
+        )
 
     def _own(self, process: subprocess.Popen[bytes]) -> None:
         """Wait for it in the end; who does not end by itself, in a bad end, is made to."""
@@ -177,13 +183,32 @@ class Conmons(Crowd):
 
 
 class Containerds(Crowd):
-    """containerd-shim-runc-v2 with a log file of its own, started by `ctr run --detach`."""
+    """A runtime-v2 shim with a log file for each container, started by `ctr run --detach`."""
 
-    def __init__(self, rootfs: Path) -> None:
-        """Start a containerd for them."""
+    def __init__(
+        self,
+        rootfs: Path,
+        runtime: str = STOCK,
+        first_on_path: Path | None = None,
+        *,
+        group: str = "",
+        says: str = "echo ready",
+    ) -> None:
+        """Start a containerd for them.
+
+        Args:
+            rootfs: Of every container.
+            runtime: As `peers.containerd` has it, and `first_on_path`.
+            first_on_path: See there.
+            group: One shim serves all; "" for one of each container.
+            says: What the script does at first; it says "ready", or nothing.
+        """
         super().__init__(rootfs)
-        self._daemon = self._stack.enter_context(peers.containerd())
+        self._daemon = self._stack.enter_context(peers.containerd(runtime, first_on_path))
         self._ids: list[str] = []
+        self._script = f"{says}; {WAIT}"
+        self._annotations = {"io.containerd.runc.v2.group": group} if group else {}
+        self._is_silent = says == ":"
         self._stack.callback(self._remove)
 
     def _start(self, directory: Path, bundle: Path) -> Callable[[], object]:
@@ -199,6 +224,8 @@ class Containerds(Crowd):
         subprocess.run(
             self._daemon.run_command(bundle, container_id, *options), check=True, stdin=_NULL
         )
+        if self._is_silent:
+            return lambda: wait_waiting(directory)
         return lambda: waiting.wait_path(log, lambda path: b"ready" in path.read_bytes())
 
     def _remove(self) -> None:
@@ -206,9 +233,9 @@ class Containerds(Crowd):
             subprocess.run(self._daemon.ctr(*what, *self._ids), check=True, capture_output=True)
 
     def pids(self) -> Sequence[int]:
-        """Return the shims, each the parent of its container's process."""
+        """Return the shims and their helpers."""
         inits = [int((directory / "pid").read_text()) for directory in self._sites]
-        return [processes.parent_of(pid) for pid in inits]
+        return [*{pid for init in inits for pid in processes.shim_pids(init)}]
 
 
 def _word(process: subprocess.Popen[bytes]) -> Callable[[], object]:

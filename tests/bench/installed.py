@@ -25,16 +25,22 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).parents[2]
 _PYTHON = "/usr/bin/python3"
 _LAUNCHER = _ROOT / "systemd" / "deb" / "launcher"
-_PACKAGED = "/usr/lib/forkshim"
-"""Where the launcher looks."""
-_MODULES = {"forkshim": "cli.main", "forkshim-shim": "frontends.statedir"}
+_SHIM_LAUNCHER = _ROOT / "systemd" / "deb" / "shim-launcher"
+_PACKAGED, _EXECUTED = "/usr/lib/forkshim", "/usr/libexec/forkshim"
+"""Where the launchers look."""
+_SHIM = "containerd-shim-forkshim-v2"
+_MODULES = {
+    "commands/forkshim": "cli.main",
+    "commands/forkshim-shim": "frontends.statedir",
+    f"libexec/{_SHIM}": "frontends.containerd.main",
+}
 _OURS = ("supervisor", "workers")
 _PACKAGES = ("lockfile", "orjson", "python-daemon", "setproctitle")
 
 
 @dataclass(frozen=True)
 class Programs:
-    """Both commands.
+    """The commands, containerd-shim-forkshim-v2 among them.
 
     Attributes:
         bin: The directory that they are in.
@@ -73,12 +79,15 @@ def install(directory: Path) -> Programs:
     for name in _PACKAGES:
         _copy_package(name, directory)
     _debians("-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", str(directory))
-    programs = directory / "bin"
-    programs.mkdir()
-    for name, module in _MODULES.items():
-        text = _LAUNCHER.read_text().replace(_PACKAGED, str(directory))
-        (programs / name).write_text(text.replace("@MODULE@", module))
-        (programs / name).chmod(0o755)
+    programs = directory / "commands"
+    python = _LAUNCHER.read_text()
+    texts = {name: python.replace("@MODULE@", module) for name, module in _MODULES.items()}
+    texts[f"commands/{_SHIM}"] = _SHIM_LAUNCHER.read_text()
+    for name, text in texts.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        text = text.replace(_EXECUTED, f"{directory}/libexec")
+        (directory / name).write_text(text.replace(_PACKAGED, str(directory)))
+        (directory / name).chmod(0o755)
     version = _debians("-c", "import platform; print(platform.python_version())")
     return Programs(programs, f"forkshim as in the Debian package, Python {version}")
 

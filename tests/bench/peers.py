@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.bench.sites import has_content
+from tests.engines.containerd import STOCK
 from tests.harness import bundles, waiting
 
 if TYPE_CHECKING:
@@ -141,9 +142,15 @@ def _attached(bundle: Path) -> socket.socket:
 
 @dataclass(frozen=True)
 class Containerd:
-    """A containerd of our own, driven by `ctr`."""
+    """A containerd of our own, driven by `ctr`.
+
+    Attributes:
+        address: Of its socket.
+        runtime: Of the containers that it runs.
+    """
 
     address: Path
+    runtime: str = STOCK
 
     def ctr(self, *words: str | Path) -> Sequence[str | Path]:
         """Return a command of `ctr`."""
@@ -153,12 +160,15 @@ class Containerd:
         self, bundle: Path, container_id: str, *options: str | Path
     ) -> Sequence[str | Path]:
         """Return the command that runs a bundle: no image, no snapshot, no network of its own."""
-        return self.ctr("run", *options, "--config", bundle / "config.json", container_id)
+        words = ("--runtime", self.runtime, *options, "--config", bundle / "config.json")
+        return self.ctr("run", *words, container_id)
 
 
 @contextlib.contextmanager
-def containerd() -> Iterator[Containerd]:
+def containerd(runtime: str = STOCK, first_on_path: Path | None = None) -> Iterator[Containerd]:
     """Start a daemon with its own root, state and socket and without CRI; ends it by its pid.
+
+    It looks for its shims in `first_on_path` first.
 
     It ends with us in any case (pdeathsig). What is in /run/containerd wherever the state is, the
     sockets of containerd-shim-runc-v2 and the fifos of `ctr`, has names of its own and is removed.
@@ -167,12 +177,18 @@ def containerd() -> Iterator[Containerd]:
         directory = Path(name)
         settings = directory / "config.toml"
         settings.write_text(_CONTAINERD_CONFIG.format(directory=directory))
-        daemon = Containerd(directory / "containerd.sock")
+        daemon = Containerd(directory / "containerd.sock", runtime)
+        path = os.pathsep.join(map(str, filter(None, (first_on_path, os.environ["PATH"]))))
         command = ["setpriv", "--pdeathsig", "TERM", CONTAINERD, "--config", str(settings)]
         with (
             (directory / "log").open("wb") as log,
             subprocess.Popen(
-                command, stdin=_NULL, stdout=log, stderr=log, process_group=0
+                command,
+                stdin=_NULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PATH": path},
+                process_group=0,
             ) as process,
         ):
             try:

@@ -17,6 +17,13 @@ def forkshim_pids(supervisor: int) -> list[int]:
     return [supervisor, *(pid for pid in children if waiting.title_of(pid).endswith("]"))]
 
 
+def shim_pids(init: int) -> list[int]:
+    """Return who supervises a runtime-v2 container: shim, workers, and the fd holder if any."""
+    shim = parent_of(init)
+    holder = parent_of(shim)
+    return [*forkshim_pids(shim), *([holder] if waiting.title_of(holder).endswith("[fds]") else [])]
+
+
 def parent_of(pid: int) -> int:
     """Return the pid of a process's parent."""
     return fields(Path(f"/proc/{pid}/status"))["PPid"]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from tests.bench import peers
 from tests.bench.case import Case, Sample, Setting, Variant, at_most
 from tests.bench.sites import running
+from tests.engines.containerd import STOCK
 from tests.harness import bundles, waiting
 
 if TYPE_CHECKING:
@@ -40,10 +41,10 @@ def cases(setting: Setting) -> Iterator[Case]:
         "exec to the first word and to the end",
         [
             Variant("forkshim", partial(_ours, setting.rootfs, setting.programs), is_ours=True),
-            Variant("runc run", partial(_measure, setting.rootfs, _runc)),
+            Variant("runc run", partial(measure, setting.rootfs, _runc)),
             Variant(
                 "ctr run",
-                partial(_measure, setting.rootfs, ctr),
+                partial(measure, setting.rootfs, ctr),
                 peers.need(peers.CTR),
                 around=ctr.daemon,
             ),
@@ -56,21 +57,22 @@ def cases(setting: Setting) -> Iterator[Case]:
 class Ctr:
     """`ctr run`, and the daemon that it asks."""
 
-    def __init__(self) -> None:
-        """There is no daemon yet."""
+    def __init__(self, runtime: str = STOCK, first_on_path: Path | None = None) -> None:
+        """There is no daemon yet; the arguments are those of `peers.containerd`."""
+        self._start = partial(peers.containerd, runtime, first_on_path)
         self._daemon: peers.Containerd | None = None
 
     @contextlib.contextmanager
-    def daemon(self) -> Iterator[None]:
+    def daemon(self) -> Iterator[peers.Containerd]:
         """Have it for a while."""
-        with peers.containerd() as self._daemon:
-            yield
+        with self._start() as self._daemon:
+            yield self._daemon
         self._daemon = None
 
-    def __call__(self, bundle: Path, container_id: str) -> Sequence[str | Path]:
+    def __call__(self, bundle: Path, container_id: str, *options: str) -> Sequence[str | Path]:
         """Return the command."""
         assert self._daemon is not None
-        return self._daemon.run_command(bundle, container_id, "--rm")
+        return self._daemon.run_command(bundle, container_id, "--rm", *options)
 
 
 def _ours(rootfs: Path, programs: Programs) -> Sample:
@@ -79,14 +81,15 @@ def _ours(rootfs: Path, programs: Programs) -> Sample:
         def command(bundle: Path, container_id: str) -> Sequence[str | Path]:
             return [*programs.run, "--root", root, "--bundle", bundle, container_id]
 
-        return _measure(rootfs, command)
+        return measure(rootfs, command)
 
 
 def _runc(bundle: Path, container_id: str) -> Sequence[str | Path]:
     return ["runc", "run", "--bundle", bundle, container_id]
 
 
-def _measure(rootfs: Path, command: _Command) -> Sample:
+def measure(rootfs: Path, command: _Command) -> Sample:
+    """Run a container that says a word and ends, by a command for its bundle and its id."""
     with tempfile.TemporaryDirectory() as name:
         document = bundles.config(rootfs, ["echo", _WORD.decode().strip()])
         bundle = bundles.make_bundle(Path(name) / "bundle", document)

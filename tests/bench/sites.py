@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tests.harness import bundles, waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 WAIT = "until read word < /tmp/c/go; do :; done"
@@ -30,7 +30,13 @@ STOPPED_S = 30.0
 
 
 def make_site(
-    directory: Path, rootfs: Path, block: bytes, script: str, *, terminal: bool = False
+    directory: Path,
+    rootfs: Path,
+    block: bytes,
+    script: str,
+    *,
+    terminal: bool = False,
+    annotations: Mapping[str, str] | None = None,
 ) -> Path:
     """Make a bundle whose container finds a fifo `go` and the file `block` in /tmp/c."""
     shared = directory / "shared"
@@ -44,18 +50,29 @@ def make_site(
         "options": ["bind", "ro"],
     }
     document = bundles.config(rootfs, bundles.shell(script), mounts=[mount], terminal=terminal)
+    document["annotations"] = {**(annotations or {})}
     return bundles.make_bundle(directory / "bundle", document)
 
 
 def let_go(directory: Path, word: str = "go", *, limit_s: float = waiting.LIMIT_S) -> None:
     """Wait until the container waits for its word, and give it."""
+    fd = _wait_opened(directory, limit_s)
+    os.write(fd, f"{word}\n".encode())
+    os.close(fd)
+
+
+def wait_waiting(directory: Path) -> None:
+    """Wait until the container waits for its word, and give none."""
+    os.close(_wait_opened(directory, waiting.LIMIT_S))
+
+
+def _wait_opened(directory: Path, limit_s: float) -> int:
     deadline_s = time.monotonic() + limit_s
     while (fd := _opened(directory / "shared/go")) is None:
         if time.monotonic() > deadline_s:
-            raise TimeoutError(f"{directory}: no container waits for {word!r}")
+            raise TimeoutError(f"{directory}: no container waits for its word")
         time.sleep(LOOK_S)
-    os.write(fd, f"{word}\n".encode())
-    os.close(fd)
+    return fd
 
 
 def _opened(fifo: Path) -> int | None:
