@@ -290,7 +290,7 @@ def test_a_fork_that_fails_is_tried_again(site: Site, monkeypatch: pytest.Monkey
     site.disown(writer)
     site.run_until(lambda: stream.is_closed)
     assert os.read(reader, 9) == b"x"
-    message = "stdout: fork: Resource temporarily unavailable; trying again in 0.5 s"
+    message = "stdout: fork: Resource temporarily unavailable; trying again in 1e-06 s"
     assert site.rig.messages("warn") == [f"{message}; failures: {n}" for n in (1, 2)]
 
 
@@ -433,5 +433,5 @@ def test_without_a_free_descriptor_a_killed_worker_is_replaced_later(
     waiting.wait_readable(reader)
     assert os.read(reader, 9) == b"some"
     said = [text for text in site.rig.messages("warn") if "fork" in text]
-    assert said[0] == "stdout: fork: Too many open files; trying again in 0.5 s; failures: 1"
+    assert said[0] == "stdout: fork: Too many open files; trying again in 0.01 s; failures: 1"
     assert len(said) <= 3, "1, 2, 4, ...: no log is filled with it"

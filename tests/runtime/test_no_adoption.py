@@ -319,7 +319,7 @@ def test_a_state_directory_that_is_a_link_is_refused_in_words(
     (daemon.state_dir).symlink_to(kept)
     done = daemon.command("run", "--bundle", bundle, "--detach", "--log", "null")
     assert (done.returncode, done.stderr) == (
-        1,
+        71,
         f"forkshim: {daemon.id}: {daemon.state_dir}: not a directory\n",
     )
     assert (kept / "exitStatus").exists()
