@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -163,6 +164,26 @@ def test_both_killed_the_container_and_its_log_go_on(make_conmon: Callable[..., 
     waiting.wait_true(lambda: engine.log()[-1] == "stdout F end")
     numbers = [line.split()[2] for line in engine.log()[:-1]]
     assert numbers == [str(number + 1) for number in range(len(numbers))]
+
+
+def test_a_guardian_gathers_no_zombies(make_conmon: Callable[..., Engine]) -> None:
+    """Those of a container without a pid namespace, whose supervisor was killed, come to it."""
+    orphans = "while :; do sh -c 'sleep 0.01 &'; sleep 0.01; done"
+    engine = make_conmon(f"trap 'exit 3' TERM; echo ready; {orphans}")
+    config = engine.bundle / "config.json"
+    document = json.loads(config.read_text())
+    namespaces = document["linux"]["namespaces"]
+    document["linux"]["namespaces"] = [each for each in namespaces if each["type"] != "pid"]
+    config.write_text(json.dumps(document))
+    engine.create()
+    engine.runc("start", engine.cid)
+    waiting.wait_true(lambda: "stdout F ready" in engine.log())
+    engine.kill_supervisor()
+    guardian = engine.monitor
+    waiting.wait_true(lambda: len(waiting.children_of(guardian)) > 40)
+    waiting.wait_true(lambda: len(waiting.children_of(guardian)) < 20)
+    os.kill(guardian, signal.SIGTERM)
+    assert engine.status() == "3"
 
 
 # The script alone, with other programs in the place of supervisors.

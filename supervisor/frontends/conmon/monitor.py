@@ -28,6 +28,7 @@ from supervisor.frontends.conmon.command_line import runtime_argv
 from supervisor.frontends.conmon.control import Control
 from supervisor.frontends.conmon.engine import take_null_stdio
 from supervisor.frontends.conmon.exit_files import ExitFiles
+from supervisor.frontends.conmon.guardian.orphans import OrphanWatch
 from supervisor.frontends.conmon.guardian.succession import Succession
 from supervisor.frontends.conmon.options import Driver
 from supervisor.frontends.conmon.settings import notifier, process_config
@@ -200,6 +201,7 @@ class Monitor:
             self._serve_created(container)
             if self._link is not None:
                 self._link.up()
+                OrphanWatch(self._link, container).begin()
             return self._serve(container)
         finally:
             self._close()

@@ -4,6 +4,7 @@
     took NAME       it has done what the signal TERM, say, wants
     pid PID         the runtime has created the container's process
     starts S S ...  when successors were started lately, for the next one; monotonic seconds
+    reap            the container lives, so the guardian may reap what has ended
     over STATUS     all is over: the exit files are written, and nothing is held any more
 
 The guardian's store has the container's own store in it, and what the front end holds.
@@ -140,6 +141,10 @@ class GuardianLink:
     def started(self, starts: Sequence[float]) -> None:
         """Tell when successors were started lately, this one among them."""
         self._tell(" ".join(["starts", *(f"{each:.1f}" for each in starts)]))
+
+    def reap(self) -> None:
+        """Have the guardian reap each child that has ended. The container must be alive."""
+        self._tell("reap")
 
     def over(self, status: int) -> None:
         """Tell that all is over."""

@@ -2,8 +2,9 @@
 
 It reads what the supervisor says from descriptor 3 and holds the fd store, which it never uses. At
 the end of file the supervisor is dead, and a successor is started. It waits for no child but a dead
-supervisor: the status of a container that becomes its child stays in /proc until a successor has
-read it. (A shell that reaps every child at once, as bash does, leaves that to the kernel's pidfds.)
+supervisor, unless a supervisor says so: the status of a container that becomes its child stays in
+/proc until a successor has read it. (A shell that reaps every child at once, as bash does, leaves
+that to the kernel's pidfds.)
 
 A Python process would do the same with 5.5 MB of memory of its own; dash has 0.1 MB.
 """
@@ -74,6 +75,10 @@ while :; do
         took) taken "$rest" ;;
         pid) pid=$rest ;;
         starts) starts=$rest failed=0 ;;
+        reap)
+            : &
+            wait "$!"
+            ;;
         over) over "$rest" ;;
         esac
     elif [ ! "$caught" ]; then
