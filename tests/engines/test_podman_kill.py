@@ -110,9 +110,18 @@ class Container:
 
     def kill_only(self) -> None:
         """Kill the supervisor."""
-        waiting.wait_true(lambda: len(self.supervisors()) == 1)
-        (pid,) = self.supervisors()
-        os.kill(pid, signal.SIGKILL)
+        os.kill(self.supervisor(), signal.SIGKILL)
+
+    def supervisor(self) -> int:
+        """Return the pid of the supervisor, once there is one."""
+        found: list[int] = []
+
+        def is_there() -> bool:
+            found[:] = self.supervisors()
+            return len(found) == 1
+
+        waiting.wait_true(is_there)
+        return found[0]
 
     def numbers(self) -> list[int]:
         """Return what `podman logs` has of a container that counts."""
@@ -236,7 +245,7 @@ def connections(bundle: Path) -> int:
 
 
 def test_a_kill_during_an_exec_and_during_a_stop_changes_neither(pm: Podman) -> None:
-    script = "trap 'echo term; sleep 1; exit 4' TERM; echo ready; while :; do sleep 0.05; done"
+    script = "trap 'echo term' TERM; trap 'exit 4' USR1; echo ready; while :; do sleep 0.05; done"
     container = Container.started(pm, IMAGE, "sh", "-c", script)
     words = ("exec", "-i", "c", "sh", "-c", "echo there; read x; echo got $x; exit 5")
     with client_of(pm, *words) as session:
@@ -248,6 +257,7 @@ def test_a_kill_during_an_exec_and_during_a_stop_changes_neither(pm: Podman) -> 
     stop = subprocess.Popen(pm.command("stop", "--time", "60", "c"), stdout=subprocess.DEVNULL)
     waiting.wait_true(lambda: b"term" in container.log.read_bytes())
     container.kill()
+    os.kill(container.pid, signal.SIGUSR1)
     assert stop.wait(60) == 0
     assert container.inspect(".State.ExitCode") == "4"
     assert pm.out("logs", "c") == "ready\nterm"
@@ -314,7 +324,7 @@ def test_without_successors_log_and_status_are_whole(pm: Podman) -> None:
 def test_a_reload_replaces_the_version_in_place(pm: Podman) -> None:
     """Fault 10 of the table: SIGHUP ends conmon without a word."""
     container = Container.started(pm, IMAGE, "sh", "-c", COUNTS)
-    (supervisor,) = container.supervisors()
+    supervisor = container.supervisor()
     for _ in range(3):
         container.reload()
         container.wait_counted()

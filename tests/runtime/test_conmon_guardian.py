@@ -117,7 +117,7 @@ def test_parked_descriptors_outlive_the_supervisor_and_not_the_container(
 
 def test_a_time_limit_goes_on(make_conmon: Callable[..., Engine]) -> None:
     engine = make_conmon("echo ready; sleep 1000")
-    engine.create("-T", "3")
+    engine.create("-T", "10")
     engine.runc("start", engine.cid)
     waiting.wait_true(lambda: "stdout F ready" in engine.log())
     engine.kill_supervisor()
