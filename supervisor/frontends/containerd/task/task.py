@@ -9,9 +9,9 @@ from functools import partial
 from supervisor.container.container import Container
 from supervisor.container.request import ContainerSpec, Origin, StartRequest
 from supervisor.frontends.containerd import delete
-from supervisor.frontends.containerd.mounts import MountError, MountJob, mount_all, unmount_all
 from supervisor.frontends.containerd.options import OPTIONS_NAME
 from supervisor.frontends.containerd.task.log_program import LogProgram
+from supervisor.frontends.containerd.task.rootfs import Rootfs
 from supervisor.frontends.containerd.task.runtime_queue import RuntimeQueue
 from supervisor.frontends.containerd.task.stdio import logger_of, make_directory, settings_of
 from supervisor.frontends.containerd.task.task_lifecycle import Event, State
@@ -92,6 +92,7 @@ class Task:
             root_uid=options.io_uid,
             root_gid=options.io_gid,
         )
+        self._rootfs = Rootfs(host, self.container_id, self.bundle, request["rootfs"])
         self._on_deleted = on_deleted
         self._origin = Origin(
             command=command,
@@ -111,10 +112,6 @@ class Task:
         self.calls = RuntimeQueue()
 
     @property
-    def _rootfs(self) -> str:
-        return os.path.join(self.bundle, "rootfs")
-
-    @property
     def _state_path(self) -> str:
         return os.path.join(self.bundle, _STATE_NAME)
 
@@ -131,18 +128,7 @@ class Task:
         self.note(self.init)
         with open(os.path.join(self.bundle, OPTIONS_NAME), "wb") as file:
             file.write(self.options.encode())  # `delete` reads it
-        mounts = self._request["rootfs"]
-        if not mounts:
-            self._create("")
-            return
-        self._run_mounts(partial(mount_all, mounts, self._rootfs), self._create)
-
-    def _run_mounts(self, work: Callable[[], None], on_done: Callable[[str], None]) -> None:
-        title = f"forkshim: {self.container_id}"
-        try:
-            MountJob(self._host.reaper, title, self._host.null.fileno(), work, on_done)
-        except OSError as error:
-            on_done(f"fork: {reason(error)}")
+        self._rootfs.mount(self._create)
 
     def _create(self, mount_error: str) -> None:
         if mount_error:
@@ -335,51 +321,19 @@ class Task:
             if process.exec_id:
                 then()
             else:
-                self._unmount(then)
+                self._rootfs.unmount(then)
 
         if process.logger is None:
             stopped()
         else:
             process.logger.stop(stopped)
 
-    def _unmount(self, then: Callable[[], None]) -> None:
-
-        def done(error: str) -> None:
-            if error:
-                self._host.log.warning(f"{self.container_id}: unmount: {error}")
-            then()
-
-        if self._request["rootfs"]:
-            self._run_mounts(partial(unmount_all, self._rootfs), done)
-        else:
-            then()
-
     def remove(self, process: TaskProcess, then: Callable[[], None]) -> None:
         """Remove what a killed shim has left of a process without a container of the core."""
         if process.exec_id:
             then()
-            return
-
-        def work() -> None:
-            root, *args = self._config.runtime_args[1:]
-            try:
-                delete.clean_up(
-                    self.bundle,
-                    self.container_id,
-                    runtime=self.options.runtime,
-                    root=root,
-                    global_args=args,
-                    environment=self._host.environment,
-                )
-            except ShimError as error:
-                raise MountError(str(error)) from error
-
-        def done(error: str) -> None:
-            if error:
-                self._host.log.warning(f"{self.container_id}: {error}")
-            then()
-
-        self._run_mounts(work, done)
+        else:
+            self._rootfs.clean_up(self.options.runtime, self._config.runtime_args, then)
 
     def clean_up(self, process: TaskProcess) -> None:
         """Remove the state directory; of an init also write the answer for `delete`."""
