@@ -246,6 +246,9 @@ def test_a_create_whose_runtime_died_with_the_shim_is_refused(
     with client_at(pod) as client:
         create = client.send("Create", create_values(pod, rootfs, "exit 4", hooks=hooks))
         reached.read_text()  # the runtime runs the hook
+        # Others are served meanwhile: the shim never waits for a runtime.
+        assert client.ask("State", {"id": "a"})["status"] == messages.RUNNING
+        assert client.ask("Connect", C)["task_pid"] == 0
         kill(pod)
         with pytest.raises(AssertionError, match=r"14.*unavailable"):
             client.answer(create)
@@ -298,3 +301,51 @@ def test_a_paused_container_stays_paused_and_a_half_done_freeze_is_undone(
     assert pod.ctr("task", "exec", "--exec-id", "e", "a", "echo", "on").stdout == "on\n"
     waiting.wait_true(lambda: '"running"' in pod.sandbox.run("runc", *root, "state", "b").stdout)
     assert pod.status("b") == "RUNNING"
+
+
+def test_a_terminal_stays_the_containers(pod: Containerd) -> None:
+    leader, follower = os.openpty()
+    try:
+        words = ["task", "exec", "-t", "--exec-id", "e", "a", "sh", "-c", f"echo begins; {COUNTS}"]
+        ends = {"stdin": follower, "stdout": follower, "stderr": follower}
+        with client_of(pod, *words, **ends) as client:
+            data = waiting.read_until(leader, b"begins")
+            for _ in range(2):
+                kill(pod)
+            data += waiting.read_until(leader, b"\n%d\r" % LINES)
+            assert client.wait(waiting.LIMIT_S) == 7
+    finally:
+        os.close(leader)
+        os.close(follower)
+    assert data.split() == [b"begins", *NUMBERS]
+
+
+def test_input_reaches_the_container_and_its_end_too(cd: Containerd) -> None:
+    words = ["run", "--rm", "--runtime", OURS, IMAGE, "a", "sh", "-c", "echo begins; cat; exit 5"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with client_of(cd, *words, **pipes) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        said = waiting.read_until(client.stdout.fileno(), b"begins\n")
+        kill(cd)
+        os.write(client.stdin.fileno(), b"first\n")
+        said += waiting.read_until(client.stdout.fileno(), b"first\n")
+        kill(cd)
+        rest, _errors = client.communicate(b"last\n", timeout=waiting.LIMIT_S)
+    assert (client.returncode, said + rest) == (5, b"begins\nfirst\nlast\n")
+
+
+def test_a_shim_is_killed_while_containerd_is_away(pod: Containerd) -> None:
+    outside = pod.sandbox.pid_outside(pod.tasks()["a"].pid)
+    pod.end(signal.SIGKILL)
+    kill(pod)
+    os.kill(outside, signal.SIGTERM)
+    waiting.wait_process(outside)
+    last = kill(pod)
+    pod.start()
+    pod.wait_status("a", "STOPPED")
+    assert pod.remove_task("a") == 3
+    assert pod.status("b") == "RUNNING"
+    assert shim_of(pod).pid == last.pid
+    done = pod.ctr("task", "exec", "--exec-id", "e", "b", "sh", "-c", "exit 6", check=False)
+    assert done.returncode == 6
