@@ -65,3 +65,24 @@ def test_a_checkpoint_that_fails_leaves_the_container_and_the_log(
         with pytest.raises(AssertionError, match=r"exit status 1: .*criu-dump\.log: unknown"):
             client.ask("Checkpoint", values(tmp_path / "file" / "below"))
         assert cd.status("a") == "RUNNING"
+
+
+def test_a_container_is_restored_where_it_was(cd: Containerd, tmp_path: Path) -> None:
+    script = "n=0; trap 'echo $n >/count; exit 5' TERM; while :; do n=$((n+1)); sleep 0.01; done"
+    with detached(cd, OURS, "a", "sh", "-c", script):
+        cd.ctr("container", "checkpoint", "--image", "--rw", "--task", "a", "checkpoint")
+    with cd.events() as events:
+        cd.ctr("container", "restore", "--rw", "--live", "b", "checkpoint")
+        task = cd.tasks()["b"]
+        assert task.status == "RUNNING"
+        cd.ctr("task", "kill", "-s", "TERM", "b")
+        told = events.wait_for("/tasks/exit")
+    topics = [event.topic for event in told]
+    assert topics == ["/tasks/create", "/tasks/start", "/tasks/exit"]
+    # Its shell has the trap that it had set.
+    assert [event.fields.get("exit_status") for event in told] == [None, None, 5]
+    assert [event.fields.get("pid") for event in told[1:]] == [task.pid, task.pid]
+    cd.wait_status("b", "STOPPED")
+    assert int((cd.bundle("b") / "rootfs" / "count").read_text()) > 1
+    assert cd.remove_task("b") == 5
+    cd.ctr("container", "rm", "b")

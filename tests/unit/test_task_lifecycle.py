@@ -49,6 +49,7 @@ def test_an_init_has_create_before_start_before_exit_before_delete() -> None:
 def test_each_request_is_answered_once_whatever_comes_of_it() -> None:
     for events, answer in (
         ((Event.CREATED,), Action.ANSWER_CREATE),
+        ((Event.MOUNTED,), Action.ANSWER_CREATE),
         ((Event.FAILED,), Action.REFUSE_CREATE),
     ):
         assert _run(State.CREATING, *events)[1].count(answer) == 1

@@ -19,7 +19,7 @@ from supervisor.frontends.containerd.task.task_process import TaskProcess
 from supervisor.linux import plain_json
 from supervisor.linux.errors import ShimError, describe, reason
 from supervisor.linux.fds import Fd
-from supervisor.oci.process_json import ProcessConfig
+from supervisor.oci.process_json import CheckpointRecord, ProcessConfig
 from supervisor.state.container_id import check_id
 from supervisor.state.directory import StateDirectory
 from supervisor.systemd import delegation
@@ -87,6 +87,7 @@ class Task:
         self._config = ProcessConfig(
             **settings_of(request, self._logger_directory("")),
             runtime_args=options.runtime_args(namespace),
+            checkpoint=request["checkpoint"],
             no_pivot_root=options.no_pivot_root,
             no_new_keyring=options.no_new_keyring,
             root_uid=options.io_uid,
@@ -134,10 +135,19 @@ class Task:
         if mount_error:
             self.init.fail(mount_error)
             return
+        if self._request["checkpoint"]:
+            self.init.post(Event.MOUNTED)
+        else:
+            self._begin_logged(self.init, self._begin)
+
+    def begin_restore(self) -> None:
+        """Run the runtime's restore; an error fails the init."""
         self._begin_logged(self.init, self._begin)
 
     def _begin(self) -> None:
         make_directory(self._request)
+        if self._request["checkpoint"]:
+            os.makedirs(os.path.join(self._request["checkpoint"], "criu.work"), exist_ok=True)
         path = self.state_path(self.init)
         os.makedirs(path, 0o700)
         state_dir = StateDirectory.open(path)
@@ -147,7 +157,7 @@ class Task:
             self.bundle,
             self.options.runtime,
             starts_container=True,
-            is_start_awaited=True,
+            is_start_awaited=not self._request["checkpoint"],
             is_delete_awaited=True,
             has_engines_fifos=True,
         )
@@ -155,7 +165,7 @@ class Task:
         container = Container(self._host, request, log, state_dir, self._config)
         container.launch.owned.extend((log, state_dir))
         self.init.follow(container)
-        container.begin()
+        container.begin(CheckpointRecord() if self._request["checkpoint"] else None)
 
     # The programs that log.
 
@@ -195,11 +205,9 @@ class Task:
     # What the init tells.
 
     def emit_create(self, pid: int) -> None:
-        """Note what only a living process tells, and emit /tasks/create."""
-        self.membership = delegation.membership(pid)
-        self.watch_oom()
-        with open(os.path.join(self.bundle, delete.PID_NAME), "w") as file:
-            file.write(str(pid))
+        """Emit /tasks/create. A container that is to be restored has no process yet."""
+        if pid:
+            self.note_process(pid)
         request = self._request
         self.emit(
             "/tasks/create",
@@ -210,6 +218,13 @@ class Task:
             checkpoint=request["checkpoint"],
             pid=pid,
         )
+
+    def note_process(self, pid: int) -> None:
+        """Note what only a living init tells."""
+        self.membership = delegation.membership(pid)
+        self.watch_oom()
+        with open(os.path.join(self.bundle, delete.PID_NAME), "w") as file:
+            file.write(str(pid))
 
     def watch_oom(self) -> None:
         """Emit /tasks/oom when the kernel kills one of its processes, up to the init's exit."""

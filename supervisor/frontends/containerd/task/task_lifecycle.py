@@ -50,6 +50,7 @@ class Event(Enum):
     START = "a client wants it started"
     DELETE = "a client wants it deleted"
     CREATED = "the runtime has created the container"
+    MOUNTED = "all is ready for a restore, which makes and starts the container at once"
     FAILED = "the runtime has failed, and its remains are deleted"
     STARTED = "the program runs"
     EXITED = "the process has been reaped"
@@ -93,6 +94,7 @@ _DELETED_UNSTARTED: Step = (_S.GONE, (_A.CLEAN_UP, _A.ANSWER_WAITS, _A.ANSWER_DE
 
 TABLE: dict[tuple[State, Event], Step] = {
     (_S.CREATING, _E.CREATED): (_S.CREATED, (_A.EMIT_CREATE, _A.ANSWER_CREATE)),
+    (_S.CREATING, _E.MOUNTED): (_S.ADDED, (_A.EMIT_CREATE, _A.ANSWER_CREATE)),
     (_S.CREATING, _E.FAILED): (_S.GONE, (_A.CLEAN_UP, _A.REFUSE_CREATE)),
     (_S.ADDED, _E.START): (_S.STARTING, (_A.RUN_START,)),
     (_S.ADDED, _E.DELETE): _DELETED_UNSTARTED,

@@ -167,7 +167,7 @@ class TaskProcess:
             self._close_stdin_if_asked()
         if notice is Notice.OOM and not (self.exec_id or self._task.is_oom_told):
             self._task.emit_oom()
-        if notice is Notice.CREATED and self.exec_id:
+        if notice is Notice.CREATED and self.state is State.STARTING:
             return  # the runtime starts what it makes: STARTED follows
         if notice in _CORE_EVENTS:
             self.post(_CORE_EVENTS[notice])
@@ -297,6 +297,9 @@ class TaskProcess:
         if self.exec_id:
             self._task.begin_exec(self)
             return
+        if self.container is None:
+            self._task.begin_restore()
+            return
         try:
             self.api.start()
         except ShimError as error:
@@ -322,6 +325,8 @@ class TaskProcess:
             values = {"exec_id": self.exec_id, "pid": self.pid}
             self._task.emit("/tasks/exec-started", self, **values)
         else:
+            if not self._task.membership:  # restored
+                self._task.note_process(self.pid)
             self._task.emit("/tasks/start", self, pid=self.pid)
 
     def _flush(self, stalled_s: float) -> None:

@@ -245,8 +245,6 @@ class Tasks:
         container_id = request["id"]
         if container_id in self._tasks:
             raise _RefusedError(ALREADY_EXISTS, f"container {container_id}: already exists")
-        if request["checkpoint"]:
-            raise _RefusedError(UNIMPLEMENTED, "create from a checkpoint: not implemented")
         task = self._make(request)
         self._replies.pop(container_id, None)
         self._tasks[container_id] = task
