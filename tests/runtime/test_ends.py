@@ -199,7 +199,7 @@ def test_a_directory_that_cannot_be_is_told_before_anything_is_started(
     (tmp_path / "exits").touch()
     process, _path = run(tmp_path, rootfs, "echo never")
     code, out, err = ended(process)
-    assert (code, out) == (1, "")
+    assert (code, out) == (71, "")
     assert err.endswith(f"--exit-dir {tmp_path}/exits: not a directory\n")
     assert not (tmp_path / "root").exists()
 
@@ -223,6 +223,6 @@ def test_a_record_that_cannot_be_removed_is_told_before_anything_is_started(
     bundle = bundles.make_bundle(tmp_path / "b", bundles.config(rootfs, bundles.shell("echo no")))
     (tmp_path / "exits" / "fst-odd.json").mkdir(parents=True)
     done = subprocess.run(command(tmp_path, bundle, "fst-odd"), capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (71, "")
     assert done.stderr == f"forkshim: fst-odd: {tmp_path}/exits/fst-odd.json: is a directory\n"
     assert os.listdir(tmp_path / "root") == []
