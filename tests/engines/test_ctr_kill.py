@@ -24,6 +24,7 @@ from tests.engines.test_ctr_reload import (
     LINES,
     E,
     client_of,
+    reload,
     told_of,
 )
 from tests.engines.test_ctr_reload import pod as pod
@@ -65,10 +66,23 @@ def client_at(cd: Containerd) -> ShimClient:
     return ShimClient(socket_of(cd), drops_second_answers=True)
 
 
+def holders(cd: Containerd) -> list[Process]:
+    """Return the fd holders of the daemon's groups."""
+    return [each for each in cd.sandbox.processes() if each.title.endswith(" [fds]")]
+
+
 def holder_of(cd: Containerd) -> Process:
     """Return the fd holder of the one group."""
-    (found,) = (each for each in cd.sandbox.processes() if each.title.endswith(" [fds]"))
+    (found,) = holders(cd)
     return found
+
+
+def kill_holder(cd: Containerd) -> None:
+    """Kill the one fd holder, and wait for the next one."""
+    dead = holder_of(cd)
+    os.kill(dead.pid, signal.SIGKILL)
+    waiting.wait_process(dead.pid)
+    waiting.wait_true(lambda: len(holders(cd)) == 1)
 
 
 def test_a_container_and_its_waiting_client_do_not_notice_five_kills(cd: Containerd) -> None:
@@ -130,9 +144,8 @@ def test_what_ends_while_no_shim_is_there_has_its_true_status(pod: Containerd) -
 
 
 def test_a_killed_fd_holder_is_replaced_and_the_next_kill_survived(pod: Containerd) -> None:
-    shim, first = shim_of(pod), holder_of(pod)
-    os.kill(first.pid, signal.SIGKILL)
-    waiting.wait_true(lambda: len(holders(pod)) == 1 and holders(pod) != [first.pid])
+    shim = shim_of(pod)
+    kill_holder(pod)
     assert shim_of(pod).pid == shim.pid
     with client_at(pod) as client:
         wait = client.send("Wait", {"id": "a"})
@@ -141,11 +154,6 @@ def test_a_killed_fd_holder_is_replaced_and_the_next_kill_survived(pod: Containe
         pod.ctr("task", "kill", "-s", "TERM", "a")
         assert client.answer(wait)["exit_status"] == 3
     assert pod.ctr("task", "exec", "--exec-id", "e", "b", "echo", "hi").stdout == "hi\n"
-
-
-def holders(cd: Containerd) -> list[int]:
-    """Return the fd holders of the daemon's groups."""
-    return [each.pid for each in cd.sandbox.processes() if each.title.endswith(" [fds]")]
 
 
 def test_containers_come_and_go_after_a_kill(cd: Containerd) -> None:
@@ -349,3 +357,32 @@ def test_a_shim_is_killed_while_containerd_is_away(pod: Containerd) -> None:
     assert shim_of(pod).pid == last.pid
     done = pod.ctr("task", "exec", "--exec-id", "e", "b", "sh", "-c", "exit 6", check=False)
     assert done.returncode == 6
+
+
+def test_an_fd_holder_keeps_nothing_of_what_is_gone(pod: Containerd) -> None:
+    directory = f"/proc/{holder_of(pod).pid}/fd"
+    before = len(os.listdir(directory))
+    for _ in range(5):
+        pod.ctr("task", "exec", "--exec-id", "e", "a", "true")
+        with client_at(pod) as client:
+            client.ask("State", {"id": "a"})
+            waiting.wait_true(lambda: len(os.listdir(directory)) > before)
+    waiting.wait_true(lambda: len(os.listdir(directory)) == before)
+    kill(pod)
+    waiting.wait_true(lambda: len(os.listdir(directory)) == before)
+
+
+def test_reloads_and_kills_take_turns(pod: Containerd) -> None:
+    with client_at(pod) as client:
+        wait = client.send("Wait", {"id": "a"})
+        client.ask("State", {"id": "a"})  # so the shim has read the Wait
+        for _ in range(2):
+            reload(pod, shim_of(pod))
+            kill(pod)
+        kill_holder(pod)
+        reload(pod, shim_of(pod))
+        kill(pod)
+        pod.ctr("task", "kill", "-s", "TERM", "a")
+        assert client.answer(wait)["exit_status"] == 3
+    done = pod.ctr("task", "exec", "--exec-id", "e", "b", "echo", "on")
+    assert done.stdout == "on\n"
