@@ -149,6 +149,7 @@ def test_a_killed_fd_holder_is_replaced_and_the_next_kill_survived(pod: Containe
     assert shim_of(pod).pid == shim.pid
     with client_at(pod) as client:
         wait = client.send("Wait", {"id": "a"})
+        client.ask("State", {"id": "a"})  # the fd holder has the connection, too
         for _ in range(2):
             kill(pod)
         pod.ctr("task", "kill", "-s", "TERM", "a")
