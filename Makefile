@@ -1,6 +1,6 @@
 # Everything a developer does with forkshim. CI does the same: see .ci/run.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test check fmt bench soak fuzz deb lock clean
+.PHONY: help setup demo lint test check fmt bench soak fuzz conformance deb lock clean
 
 python := .venv/bin/python
 coverage := $(python) -m coverage
@@ -12,7 +12,7 @@ is_root := $(filter 0,$(shell id -u))
 help: ## this list
 	@echo 'make TARGET:'
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do \
-		printf '  %-8s %s\n' "$$target" "$$text"; done
+		printf '  %-11s %s\n' "$$target" "$$text"; done
 
 setup: ## install what is missing: Debian packages (as root) and .venv
 	@tests/setup/packages base $(if $(is_root),,|| echo 'going on without: tests that need root are left out anyway')
@@ -71,6 +71,10 @@ soak: setup ## random faults for 9 minutes; make soak ARGS='--seconds 3600 --see
 
 fuzz: setup ## malformed engines' messages for 10 minutes; make fuzz ARGS='--seconds 60 --seed 7'
 	@$(python) -m tests.fuzz $(ARGS)
+
+conformance: setup ## the engines' tests with the stock shim, too; make conformance ARGS='-k metrics' for some
+	@tests/setup/packages base engines
+	WITH_STOCK=1 $(python) -m pytest tests/engines $(ARGS)
 
 deb: setup ## build dist/forkshim_VERSION_ARCH.deb, for the Debian release that this machine runs
 	@systemd/deb/build
