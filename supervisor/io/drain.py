@@ -149,9 +149,19 @@ class DrainWatch:
         self._given_up: dict[str, float] = {}
         self._done: set[str] = set()
         for stream in stream_set.outputs:
+            self._note_last_word(stream)
+
+    def _note_last_word(self, stream: Stream) -> int:
+        """Return where the container's last output ends; noted at the first call for a stream.
+
+        A branch for attach clients may come during the drain, with the first byte.
+        """
+        if stream.name not in self._last_word_at:
             # What the container had written when it died is in the pipe or in the worker.
-            most_bytes = stream.capacity_bytes + stream_set.in_flight_bytes(stream)
-            self._last_word_at[stream.name] = stream_set.copied_bytes(stream) + most_bytes
+            most_bytes = stream.capacity_bytes + self._stream_set.in_flight_bytes(stream)
+            copied_bytes = self._stream_set.copied_bytes(stream)
+            self._last_word_at[stream.name] = copied_bytes + most_bytes
+        return self._last_word_at[stream.name]
 
     def begin(self) -> None:
         """Start the clocks again: killing the rest of the container may have taken seconds."""
@@ -182,7 +192,7 @@ class DrainWatch:
         """Whether all that was pending at the end has been copied, or `STALLED_S` have passed."""
         return time.monotonic() - self._died_at_s >= STALLED_S or all(
             stream.is_closed
-            or self._stream_set.copied_bytes(stream) >= self._last_word_at[stream.name]
+            or self._stream_set.copied_bytes(stream) >= self._note_last_word(stream)
             for stream in self._stream_set.outputs
         )
 
@@ -250,7 +260,7 @@ class DrainWatch:
             is_hung_up=stream.phase is not StreamPhase.OPEN,
             has_pending=has_pending,
             unread_bytes=unread,
-            is_last_word_out=copied >= self._last_word_at[stream.name],
+            is_last_word_out=copied >= self._note_last_word(stream),
             is_patient=stream.is_passthrough and not is_stopping,
             died_at_s=self._died_at_s,
             moved_at_s=self._moved_at_s[stream.name],

@@ -121,3 +121,14 @@ def test_the_rule_is_asked_after_2_ms_and_then_ever_less_often(site: Site) -> No
     assert [watch.next_look_s() for _each in range(7)] == [
         0.002, 0.004, 0.008, 0.016, 0.032, 0.05, 0.05,
     ]  # fmt: skip
+
+
+def test_a_stream_that_comes_during_the_drain_is_waited_for(site: Site) -> None:
+    """As the branch of a client that is accepted when the container has ended already."""
+    site.output("stdout")
+    watch = DrainWatch(site.stream_set)
+    writer, _reader, _late = site.output("stderr")
+    os.write(writer, b"x")
+    assert not watch.is_last_word_out
+    assert watch.judge(is_stopping=False) == []
+    assert not watch.is_over
