@@ -229,6 +229,7 @@ class Container:
         self.running.service.ready()
         for signum in self.sequence.early_signals():
             self.signal_process(signum)
+        self.running.handover.changed()  # readiness, and the signals
         self._look_at_reload()
         self.announce(Notice.STARTED)
 

@@ -318,5 +318,7 @@ def _continue(container: Container, inherited: Inherited) -> None:
     running.handover.publish()
     if container.is_started:
         container.request.origin.on_started()
-    running.service.running(container.state, container.description())
+    running.service.running(
+        container.state, container.description(), is_started=container.is_started
+    )
     running.expect_end(process)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from supervisor.container.start import Launch
     from supervisor.handover.manager import Inherited
     from supervisor.io.stream import Stream
+    from workers.notify.words import Words
 
 
 class Running:
@@ -157,9 +158,14 @@ class Running:
             launch.request.spec.notify_proxy,
             title=launch.title,
             null_fd=launch.host.null.fileno(),
-            on_words=self.service.heard,
+            on_words=self._on_words,
             on_change=self.handover.changed,
         )
+
+    def _on_words(self, words: Words) -> None:
+        if self.service.note(words):
+            self.handover.publish()  # first: systemd may kill this process for what it is told
+        self.service.forward(words)
 
     def take_process(self, pid: int) -> Process:
         """Return the process that the runtime has created, and join its console.

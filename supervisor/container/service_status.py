@@ -142,9 +142,14 @@ class ServiceStatus:
         if self._is_ready:
             self._notifier.reloading()
 
-    def running(self, state: State, text: str) -> None:
-        """Report that the container runs: after a reload, or after an adoption."""
+    def running(self, state: State, text: str, *, is_started: bool) -> None:
+        """Report that the container runs: after a reload, or after an adoption.
+
+        `is_started`: its program runs. The earlier supervisor may have been killed before it told.
+        """
         self._state, self._text = state, text
+        is_ours = self._readiness_source is Source.SUPERVISOR
+        self._is_ready |= is_started and is_ours and not self._is_ending(state)
         if self._is_ready:
             self._notifier.ready(self._line())
         else:
@@ -161,8 +166,9 @@ class ServiceStatus:
             self._notifier.ready(self._line())
         self._refresh_later()
 
-    def heard(self, words: Words) -> None:
-        """Pass on the container's own messages. Its STATUS= becomes a part of the status line."""
+    def note(self, words: Words) -> bool:
+        """Note the container's own messages; return whether a successor has to know."""
+        before = self.snapshot()
         # From its first WATCHDOG=1 on only the container feeds the watchdog: the supervisor's
         # messages would hide that the container hangs.
         self._is_ready |= words.state == "READY"
@@ -170,6 +176,10 @@ class ServiceStatus:
             self._watchdog_source = Source.CONTAINER
         if words.status is not None:
             self._words = words.status
+        return self.snapshot() != before
+
+    def forward(self, words: Words) -> None:
+        """Pass on the container's own messages. Its STATUS= becomes a part of the status line."""
         self._notifier.forward(words.lines(), words.status, self._line)
 
     def entered(self, state: State, text: str) -> None:

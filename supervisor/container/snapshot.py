@@ -104,7 +104,11 @@ class Snapshot:
     def reload_is_over(self) -> None:
         """Report that the old version continues."""
         if self._container.state is State.RUNNING:
-            self._running.service.running(self._container.state, self._container.description())
+            self._running.service.running(
+                self._container.state,
+                self._container.description(),
+                is_started=self._container.is_started,
+            )
 
     @property
     def counters_fd(self) -> int:

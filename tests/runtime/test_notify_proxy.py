@@ -292,3 +292,17 @@ def _notify_workers(pid: int) -> int:
             title = Path(f"/proc/{child}/cmdline").read_bytes().rstrip(b"\0")
             count += title.endswith(b"[notify]")
     return count
+
+
+def test_what_it_has_said_is_known_to_an_adopter(
+    manager: Manager, make_python: Callable[..., Path]
+) -> None:
+    """It is silent afterwards: the words themselves are published, before systemd has them."""
+    script = "say('STATUS=open\\nREADY=1'); signal.sigwait({signal.SIGTERM})"
+    manager.start(make_python(script), PROXIED)
+    manager.hear("READY=1")
+    adopter = manager.replace()
+    words = manager.hear("READY=1")
+    assert "open" in statuses(words)[-1]
+    adopter.terminate()
+    assert manager.ended()[0] == 0

@@ -45,6 +45,20 @@ class Manager:
         )
         return self.process
 
+    def replace(self) -> subprocess.Popen[bytes]:
+        """Kill the service, and start it again for the container that it has left."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdout, self.process.stderr):  # what it has left holds them open
+            assert pipe is not None
+            pipe.close()
+        self.process = subprocess.Popen(
+            [FORKSHIM, "adopt", "--root", self.root, self.id],
+            env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        return self.process
+
     def hear(self, word: str) -> list[str]:
         """Return the words up to and including the first that begins with `word`."""
         words: list[str] = []
@@ -129,6 +143,20 @@ def test_it_says_what_a_stream_waits_for_and_what_was_dropped(
     process.send_signal(signal.SIGTERM)
     hear_match(r"STATUS=dead, .* stdout 0 B \+ 4\.8 MiB in 2500000 lines dropped, stderr 0 B.*")
     assert manager.ended()[0] == 0
+
+
+def test_a_silent_container_is_ready_again_after_an_adoption(
+    manager: Manager, make_bundle: Callable[..., Path]
+) -> None:
+    """Without a byte nothing is published after the start: the first document has to do."""
+    manager.start(make_bundle("trap 'exit 3' TERM; while :; do sleep 0.05; done"))
+    manager.hear("READY=1")
+    manager.replace()
+    manager.hear("READY=1")
+    adopter = manager.replace()
+    manager.hear("READY=1")
+    adopter.terminate()
+    assert manager.ended()[0] == 3
 
 
 def test_a_container_that_cannot_start_is_never_ready(

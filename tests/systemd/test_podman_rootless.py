@@ -89,7 +89,7 @@ def test_a_container_runs_in_the_foreground(user: User) -> None:
 def test_a_container_from_its_start_to_its_removal(user: User) -> None:
     user.out("run", "-d", "--log-driver", "k8s-file", "--name", "a", IMAGE, *STAYS)
     pid = user.out("inspect", "--format", "{{.State.ConmonPid}}", "a")
-    assert user.bed.read(f"/proc/{pid}/cmdline").startswith("forkshim: ")
+    assert "forkshim: " in user.bed.read(f"/proc/{pid}/cmdline")
     assert user.bed.path(f"/proc/{pid}").stat().st_uid == int(user.uid)
     waiting.wait_true(lambda: user.out("logs", "a") == "ready")
     done = user.podman("exec", "a", "sh", "-c", "echo in; exit 5")
