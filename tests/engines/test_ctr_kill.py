@@ -309,7 +309,7 @@ def test_a_paused_container_stays_paused_and_a_half_done_freeze_is_undone(
     pod.ctr("task", "resume", "a")
     assert pod.ctr("task", "exec", "--exec-id", "e", "a", "echo", "on").stdout == "on\n"
     waiting.wait_true(lambda: '"running"' in pod.sandbox.run("runc", *root, "state", "b").stdout)
-    assert pod.status("b") == "RUNNING"
+    pod.wait_status("b", "RUNNING")  # the runtime's `resume` has to end, too
 
 
 def test_a_terminal_stays_the_containers(pod: Containerd) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import bundles, networks, runtime_calls, runtimes, waiting
+from supervisor.handover import discover
+from tests.harness import bundles, fd_stores, networks, runtime_calls, runtimes, waiting
 from tests.harness.engine import FORKSHIM
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class Manager:
     def replace(self) -> subprocess.Popen[bytes]:
         """Kill the service, and start it again for the container that it has left."""
         assert self.process is not None
+        # READY=1 of the container itself may come before its start has ended.
+        fd_stores.wait_published(self.root / self.id / "init")
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdout, self.process.stderr):  # what it has left holds them open
@@ -90,6 +93,8 @@ class Manager:
         if self.process is not None:
             if self.process.poll() is None:
                 self.process.kill()
+                self.process.wait()
+                discover.end_leftovers(str(self.root / self.id / "init"))
                 runtime_calls.delete(self.id)
             self.process.communicate()
 
