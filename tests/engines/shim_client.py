@@ -93,7 +93,7 @@ def socket_of(cd: Containerd) -> Path:
     return path
 
 
-def exec_values(script: str, **more: str) -> dict[str, Any]:
+def exec_values(script: str, **more: Any) -> dict[str, Any]:
     """Return the values of a request that adds `script` to `a`, as the exec `e`."""
     spec = {"args": ["/bin/sh", "-c", script], "cwd": "/", "env": ["PATH=/bin"]}
     packed = {"type_url": "process", "value": json.dumps(spec).encode()}

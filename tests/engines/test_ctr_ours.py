@@ -133,3 +133,30 @@ def test_a_log_program_that_is_not_ready_refuses_the_container(
     assert done.returncode != 0
     assert f"log program {program}: " in done.stderr
     cd.ctr("container", "rm", "a", check=False)
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "answer"),
+    [
+        ("Kill", {"id": "a", "signal": 99}, "invalid argument"),
+        ("Kill", {"id": "a", "signal": 1 << 31}, "invalid argument"),
+        ("ResizePty", {**E, "width": 70_000, "height": 24}, "invalid argument"),
+        ("ResizePty", {**E, "width": 80, "height": (1 << 32) - 1}, "invalid argument"),
+        ("Update", {"id": "a", "resources": {"type_url": "x", "value": b"{"}}, ""),
+    ],
+)
+def test_a_request_that_cannot_be_served_costs_nothing_else(
+    cd: Containerd, method: str, values: dict[str, object], answer: str
+) -> None:
+    with detached(cd, OURS, "a", *STAYS), ShimClient(socket_of(cd)) as client:
+        shim = shim_of(cd)
+        client.ask("Exec", exec_values("sleep 1000", terminal=method == "ResizePty"))
+        client.ask("Start", E)
+        with pytest.raises(AssertionError, match=f"(?i){answer}"):
+            client.ask(method, values)
+        client.ask("Pause", {"id": "a"})  # the runtime's calls go on, too
+        client.ask("Resume", {"id": "a"})
+        assert shim_of(cd).pid == shim.pid
+        client.ask("Kill", {**E, "signal": 9})
+        assert client.ask("Wait", E)["exit_status"] == 137
+        client.ask("Delete", E)

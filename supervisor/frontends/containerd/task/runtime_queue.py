@@ -52,5 +52,5 @@ class RuntimeQueue:
 
         try:
             call(ended)
-        except ShimError as error:
+        except (ShimError, OSError, ValueError) as error:  # else no later call would have its turn
             ended(str(error))

@@ -223,8 +223,14 @@ class Task:
         """Note what only a living init tells."""
         self.membership = delegation.membership(pid)
         self.watch_oom()
-        with open(os.path.join(self.bundle, delete.PID_NAME), "w") as file:
-            file.write(str(pid))
+        try:
+            with open(os.path.join(self.bundle, delete.PID_NAME), "w") as file:
+                file.write(str(pid))
+        except OSError as error:  # ENOSPC: the container runs, and so do the others of the pod
+            self._host.log.warning(
+                f"write {self.bundle}/{delete.PID_NAME}: {reason(error)}; `delete` after a death "
+                "of this shim kills less"
+            )
 
     def watch_oom(self) -> None:
         """Emit /tasks/oom when the kernel kills one of its processes, up to the init's exit."""

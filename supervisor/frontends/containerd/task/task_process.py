@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from supervisor.container.api import ContainerApi, Verb, refusal
+from supervisor.container.api import ContainerApi, Verb, VerbError, refusal
 from supervisor.container.lifecycle import Notice
 from supervisor.frontends.containerd.task.flush import LIMIT_S, STALLED_S, Flush
 from supervisor.frontends.containerd.task.task_lifecycle import (
@@ -121,7 +121,7 @@ class TaskProcess:
     def api(self) -> ContainerApi:
         """The core's verbs."""
         if self._api is None:
-            raise AssertionError("not begun yet")
+            raise VerbError("not begun yet: its log program is being started")
         return self._api
 
     @property

@@ -23,7 +23,7 @@ from supervisor.frontends.containerd.task.task_lifecycle import (
     State,
     refusal,
 )
-from supervisor.linux.errors import ShimError, UsageError, reason
+from supervisor.linux.errors import ShimError, UsageError, describe_calls, reason
 from supervisor.wire import messages
 from supervisor.wire.frames import Code
 from supervisor.wire.protobuf import WireError, decode
@@ -206,12 +206,17 @@ class Tasks:
             serve(call, decode(messages.TASK_METHODS[method][0], payload))
         except _RefusedError as error:
             call.refuse(error.code, str(error))
-        except (WireError, UsageError, ValueError) as error:
+        except (WireError, UsageError, ValueError, OverflowError) as error:
             call.refuse(INVALID_ARGUMENT, f"{error}: invalid argument")
         except VerbError as error:
             call.refuse(FAILED_PRECONDITION, f"{error}: failed precondition")
         except ShimError as error:
             call.refuse(UNKNOWN, f"{error}: unknown")
+        except Exception as error:  # a bug may cost this request, not the pod
+            words = reason(error) if isinstance(error, OSError) else repr(error)
+            self._host.log.error(f"{method}: {words} ({describe_calls(error)})")
+            if stream_id in connection.calls:
+                call.refuse(UNKNOWN, f"{method}: {words}: unknown")
 
     def on_closed(self, connection: ServerConnection, _why: str) -> None:
         """Give up what waits for a client that has gone."""
@@ -307,8 +312,6 @@ class Tasks:
             raise _RefusedError(ALREADY_EXISTS, f"process {request['exec_id']}: already exists")
         task.add_exec(request["exec_id"], request)
         call.answer()
-
-    # What is asked of it.
 
     def _state(self, call: Call, request: Request) -> None:
         _task, process = self._process(request, Method.STATE)
