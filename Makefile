@@ -6,6 +6,7 @@ python := .venv/bin/python
 coverage := $(python) -m coverage
 durations := --durations=12 --durations-min=5
 runtime := tests/runtime
+engines := tests/engines
 others := --ignore=$(runtime)
 is_root := $(filter 0,$(shell id -u))
 
@@ -36,11 +37,12 @@ test: setup ## all tests, with coverage; make test ARGS='-k fifo -x' for some of
 	@# at the end. Beside them, what the beds need is made on a fresh machine: a test that needs it
 	@# earlier makes it, or waits.
 	@$(if $(is_root),$(python) -m tests.systemd.debs,:) >.cache/debs.log 2>&1 & debs=$$!; \
-	$(python) -m pytest -m slow $(durations) $(others) >.cache/slow.log 2>&1 & slow=$$!; \
+	$(python) -m pytest -m slow $(durations) $(others) --ignore=$(engines) >.cache/slow.log 2>&1 & slow=$$!; \
 	{ $(coverage) run -m pytest -m 'not slow' $(durations) $(runtime); quick=$$?; \
 	$(python) -m pytest -m slow $(durations) $(runtime) && exit $$quick; } >.cache/runtime.log 2>&1 & runtime=$$!; \
 	echo "$(coverage) run -m pytest -m 'not slow'"; \
 	$(coverage) run -m pytest -m 'not slow' $(durations) $(others); rest=$$?; \
+	$(python) -m pytest -m slow $(durations) $(engines) || rest=$$?; \
 	wait $$runtime; runtime=$$?; cat .cache/runtime.log; \
 	wait $$slow; slow=$$?; cat .cache/slow.log; \
 	wait $$debs || cat .cache/debs.log; exit $$((rest ? rest : runtime ? runtime : slow))
