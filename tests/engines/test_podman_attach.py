@@ -282,7 +282,7 @@ def test_a_stopped_attach_client_harms_nobody(pm: Podman) -> None:
 
 
 def test_a_stopped_foreground_client_is_waited_for_until_the_container_ends(pm: Podman) -> None:
-    """Fault 6 of the table: a consumer, as the reader of a pipe. The end waits 5 s for it."""
+    """Fault 6 of the table: a consumer, as the reader of a pipe. The end waits 3 s for it."""
     with _started(pm, "run", "--name", "c", IMAGE, "sh", "-c", _WRITER) as client:
         assert client.stdout is not None
         client.stdout.readline()

@@ -104,7 +104,7 @@ def test_a_successor_gets_what_was_kept_and_not_dropped(group: Group) -> None:
     end.close()
     assert group.successor()["names"] == {"first": 1, "both": 1, "one": 1}
     dropped.settimeout(waiting.LIMIT_S)
-    assert dropped.recv(1) == b"", "nobody has the other end any more"
+    assert dropped.recv(1) == b"", "the other end is closed everywhere"
     assert not waiting.is_readable(other.fileno())
     dropped.close()
     other.close()

@@ -63,7 +63,7 @@ def test_a_log_that_does_not_read_or_is_gone_is_not_waited_for(
         to.send("info", f"{number} {'x' * 999}")
     assert b"<ninfo>: 0 x" in reader.recv(9999)
     reader.close()
-    to.send("info", "nobody reads this")
+    to.send("info", "no process reads this")
     (tmp_path / "log").unlink()
     to.send("info", "nor this")
     to.close()

@@ -85,7 +85,7 @@ def _is_too_often(link: GuardianLink, log: Log) -> bool:
         )
         return True
     if starts and now_s - starts[-1] < _SHORT_LIFE_S:
-        time.sleep(_PAUSE_S)
+        time.sleep(_PAUSE_S)  # nothing is adopted yet, so there is no event that could end this
     return False
 
 

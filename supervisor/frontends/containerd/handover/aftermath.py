@@ -106,7 +106,7 @@ def _is_frozen(membership: Mapping[str, str]) -> bool | None:
     try:
         with open(f"{delegation.ROOT}/{path}", "rb") as file:
             return file.read(1) == b"1"
-    except OSError:
+    except OSError:  # ENOENT: the cgroup is gone, or has no freezer; EMFILE
         return None
 
 

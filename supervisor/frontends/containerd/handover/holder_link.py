@@ -216,7 +216,7 @@ def fork_shim(
     try:
         pid = spawn.fork_worker(lambda: serve(link.below(holder_pid)))
         shim = Fd(os.pidfd_open(pid))  # unreaped, so the pid is its own
-    except OSError:
+    except OSError:  # EAGAIN, ENOMEM, EMFILE: no second process now
         serve(link)
         return
     isolate.enter_worker(f"{title} [fds]", (*link.fds, shim.fileno()), null_fd)
